@@ -1,0 +1,142 @@
+"""Experiment configs: every key with its default, variants, and validation.
+
+A file in `configs/` starts from `default()`, changes what its experiment is
+about, and hands the `:variant` argument to `apply_variant`. No module reads a
+key that is not declared here, so the resolved config is the whole recipe.
+"""
+
+from typing import Any
+
+import ml_collections
+
+from skipalign_jax import errors
+
+ConfigDict = ml_collections.ConfigDict
+
+
+def optional(kind: type) -> Any:
+  """A key that may stay None but, when set, has the given type."""
+  return ml_collections.config_dict.placeholder(kind)
+
+
+def default() -> ConfigDict:
+  """All keys. Values are the SkipAlign paper's recipe where it states one."""
+  c = ConfigDict()
+  c.seed = 0
+  c.batch_size = 128  # rows per optimizer step, all devices (Tülu 2's value)
+  c.grad_accum = 1  # microbatches per step; divides batch_size
+  c.steps = optional(int)  # exactly one of steps and epochs
+  c.epochs = optional(int)
+  c.log_every = 1  # steps between records in metrics.jsonl
+
+  # Where the weights come from: hub id, HF folder, .gguf file, workdir[@step].
+  # Empty trains from scratch and needs every shape field below; otherwise the
+  # fields come from the reference, and a value set here must agree with it.
+  c.model = ConfigDict()
+  c.model.init_from = ""
+  c.model.vocab_size = optional(int)
+  c.model.num_layers = optional(int)
+  c.model.embed_dim = optional(int)
+  c.model.ffn_dim = optional(int)
+  c.model.num_heads = optional(int)
+  c.model.num_kv_heads = optional(int)
+  c.model.head_dim = optional(int)
+  c.model.norm_eps = optional(float)
+  c.model.tie_embeddings = optional(bool)
+  c.model.attention_bias = optional(bool)
+  c.model.mlp_bias = optional(bool)
+  c.model.window = optional(int)  # positions the model was built for
+  c.model.compute_dtype = "bfloat16"  # master weights are always float32
+  c.model.remat = "full"  # none | dots (keep products) | full (keep layer inputs)
+
+  # "model" keeps what the reference says. ntk, linear, yarn and llama3 scale it
+  # to target_length positions, by default to positions.max_position.
+  c.rope = ConfigDict()
+  c.rope.kind = "model"
+  c.rope.theta = optional(float)  # base when training from scratch
+  c.rope.target_length = optional(int)
+
+  # A source is "builtin:recall[:N]", "hub:NAME[:SPLIT]" or a .jsonl, .jsonl.gz
+  # or .parquet file; "*w" behind it repeats it w times an epoch. Several are
+  # separated by commas, or stand in a tuple.
+  c.data = ConfigDict()
+  c.data.train = "builtin:recall"
+  c.data.eval = "holdout:64"  # a source, "holdout:N" samples of train, or ""
+  c.data.seq_len = 4096
+  c.data.packing = False  # several samples a row, each attending to itself
+  c.data.template = "model"  # "model": the tokenizer's own; "tulu"
+  c.data.tokenizer = ""  # reference to take the tokenizer from; "bytes"; "": model's
+  c.data.system_prompt = ""  # put before samples that have none
+  c.data.max_bad_fraction = 0.01  # of unusable records; more stops the run
+  c.data.max_message_bytes = 1_000_000  # longer messages make a record unusable
+  c.data.workers = 0  # Grain worker processes a host; 0 reads in a thread
+  c.data.cache_dir = ""  # tokenized samples; "": ~/.cache/skipalign_jax
+
+  c.positions = ConfigDict()
+  c.positions.strategy = "skip_outer"  # contiguous | skip_all | _inner | _outer
+  c.positions.max_position = 100_000  # L: positions stay below it
+  c.positions.skip_prob = 0.5  # p
+  c.positions.prob_per = "block"  # eq. 4's ε for each block, or one a "sample"
+  c.positions.resample = "never"  # a new draw every "epoch", or "never"
+  c.positions.gaps = "sequential"  # the paper's eq. 3, or "uniform" layouts
+
+  c.optim = ConfigDict()
+  c.optim.learning_rate = 1e-5
+  c.optim.warmup_fraction = 0.03  # linear warm-up, then linear decay to 0
+  c.optim.beta1 = 0.9
+  c.optim.beta2 = 0.999
+  c.optim.eps = 1e-8
+  c.optim.weight_decay = 0.0
+  c.optim.clip_norm = 1.0  # global gradient norm; 0 leaves gradients alone
+  c.optim.max_nonfinite_steps = 3  # NaN steps in a row: skipped, then stop
+
+  c.loss = ConfigDict()
+  c.loss.chunk = 512  # tokens a row whose logits exist at one time
+
+  c.eval = ConfigDict()
+  c.eval.every = 100  # steps between held-out losses; 0 only at the end
+
+  c.checkpoint = ConfigDict()
+  c.checkpoint.every = 500  # steps; 0 saves at the end only
+  c.checkpoint.keep = 2  # latest ones
+  c.checkpoint.keep_best = True  # and the one of the lowest held-out loss
+
+  # Devices along each axis; -1 takes what is left. fsdp shards parameters,
+  # gradients and Adam's moments as ZeRO-3 does; tensor splits heads and ffn.
+  c.mesh = ConfigDict()
+  c.mesh.data = 1
+  c.mesh.fsdp = -1
+  c.mesh.tensor = 1
+  return c
+
+
+def tiny(c: ConfigDict) -> ConfigDict:
+  """The same recipe on a byte-level model that trains in seconds anywhere."""
+  c.model.init_from = ""
+  shape = dict(
+    num_layers=2, embed_dim=64, ffn_dim=128, num_heads=4, num_kv_heads=2,
+    head_dim=16, norm_eps=1e-5, tie_embeddings=True, attention_bias=False,
+    mlp_bias=False, window=256, compute_dtype="float32",
+  )  # fmt: skip
+  c.model.update(shape)
+  c.rope.theta = 10_000.0
+  c.data.update(
+    dict(
+      train="builtin:recall:64", eval="holdout:8", tokenizer="bytes",
+      template="model", seq_len=min(c.data.seq_len, 512),
+    )  # fmt: skip
+  )
+  c.batch_size, c.grad_accum, c.epochs, c.steps = 8, 1, None, 8
+  c.eval.every, c.checkpoint.every = 4, 4
+  return c
+
+
+VARIANTS = {"": lambda c: c, "tiny": tiny}
+
+
+def apply_variant(c: ConfigDict, variant: str) -> ConfigDict:
+  """Applies the part behind the colon of `--config=FILE:variant`."""
+  if variant not in VARIANTS:
+    known = ", ".join(name for name in VARIANTS if name)
+    raise errors.UserError(f"unknown config variant {variant!r}; known: {known}")
+  return VARIANTS[variant](c)

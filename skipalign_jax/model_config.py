@@ -1,0 +1,186 @@
+"""The model's shape, and its two-way translation to a HF config.json."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from skipalign_jax import errors, rope
+
+SUPPORTED = ("llama",)  # Llama 1-3, Yi, SmolLM2 and TinyLlama share this type
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """A LLaMA-family decoder.
+
+  Attributes:
+    vocab_size: rows of the embedding, V.
+    num_layers: decoder layers.
+    embed_dim: residual width, D.
+    ffn_dim: gated MLP width, F.
+    num_heads: query heads, N.
+    num_kv_heads: key/value heads, K; divides N.
+    head_dim: width of one head, H; even.
+    norm_eps: RMSNorm epsilon.
+    tie_embeddings: the output matrix is the embedding.
+    attention_bias, mlp_bias: biases on the projections.
+    window: positions the model was built for (max_position_embeddings).
+    rope: how positions become angles.
+  """
+
+  vocab_size: int
+  num_layers: int
+  embed_dim: int
+  ffn_dim: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  norm_eps: float
+  tie_embeddings: bool
+  attention_bias: bool
+  mlp_bias: bool
+  window: int
+  rope: rope.RopeConfig
+
+  def __post_init__(self):
+    for name in ("vocab_size", "num_layers", "embed_dim", "ffn_dim", "num_heads"):
+      if getattr(self, name) < 1:
+        raise errors.UserError(f"model.{name} must be at least 1")
+    if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
+      raise errors.UserError(
+        f"model.num_kv_heads={self.num_kv_heads} must divide "
+        f"model.num_heads={self.num_heads}"
+      )
+    if self.head_dim < 2 or self.head_dim % 2:
+      raise errors.UserError(f"model.head_dim={self.head_dim} must be even")
+
+  def num_params(self) -> int:
+    """Number of trainable values."""
+    query, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+    attention = 2 * self.embed_dim * (query + kv)
+    attention += self.attention_bias * (query + 2 * kv + self.embed_dim)
+    mlp = 3 * self.embed_dim * self.ffn_dim
+    mlp += self.mlp_bias * (2 * self.ffn_dim + self.embed_dim)
+    layer = attention + mlp + 2 * self.embed_dim
+    matrices = 1 if self.tie_embeddings else 2
+    embed = matrices * self.vocab_size * self.embed_dim
+    return self.num_layers * layer + embed + self.embed_dim
+
+
+def from_hf(hf: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
+  """Reads a transformers v4 or v5 config (a parsed config.json).
+
+  Raises:
+    UserError: unsupported architecture, missing keys, or a `rope_scaling` that
+      disagrees with `rope_parameters`.
+  """
+  model_type = hf.get("model_type")
+  if model_type not in SUPPORTED:
+    raise errors.UserError(
+      f"{where}: model_type {model_type!r} is not supported; supported: "
+      f"{', '.join(SUPPORTED)}"
+    )
+  activation = hf.get("hidden_act", "silu")
+  if activation != "silu":
+    raise errors.UserError(f"{where}: hidden_act {activation!r}, expected 'silu'")
+  try:
+    heads = int(hf["num_attention_heads"])
+    return ModelConfig(
+      vocab_size=int(hf["vocab_size"]),
+      num_layers=int(hf["num_hidden_layers"]),
+      embed_dim=int(hf["hidden_size"]),
+      ffn_dim=int(hf["intermediate_size"]),
+      num_heads=heads,
+      num_kv_heads=int(hf.get("num_key_value_heads") or heads),
+      head_dim=int(hf.get("head_dim") or hf["hidden_size"] // heads),
+      norm_eps=float(hf.get("rms_norm_eps", 1e-6)),
+      tie_embeddings=bool(hf.get("tie_word_embeddings", False)),
+      attention_bias=bool(hf.get("attention_bias", False)),
+      mlp_bias=bool(hf.get("mlp_bias", False)),
+      window=int(hf.get("max_position_embeddings", 2048)),
+      rope=_rope_from_hf(hf, where),
+    )
+  except KeyError as error:
+    raise errors.UserError(f"{where}: key {error} is missing") from error
+
+
+def _rope_from_hf(hf: Mapping[str, Any], where: str) -> rope.RopeConfig:
+  v5 = dict(hf.get("rope_parameters") or {})
+  v4 = dict(hf.get("rope_scaling") or {})
+  if "rope_theta" in hf:
+    v4["rope_theta"] = hf["rope_theta"]
+  for spelling in (v4, v5):
+    if "type" in spelling:
+      spelling.setdefault("rope_type", spelling.pop("type"))
+    if spelling:
+      spelling.setdefault("rope_type", "default")
+  if v4 and v5 and v4 != v5:
+    raise errors.UserError(
+      f"{where}: rope_theta/rope_scaling say {v4} but rope_parameters say {v5};"
+      " make the two spellings agree or remove one"
+    )
+  given = v5 or v4
+  kind = given.get("rope_type", "default")
+  window = int(hf.get("max_position_embeddings", 2048))
+  factor = float(given.get("factor", 1.0))
+  original = given.get("original_max_position_embeddings") or window
+  if kind == "llama3" and "original_max_position_embeddings" not in given:
+    raise errors.UserError(
+      f"{where}: rope_type llama3 needs original_max_position_embeddings"
+    )
+  return rope.RopeConfig(
+    kind="none" if kind == "default" else kind,
+    theta=float(given.get("rope_theta", 10_000.0)),
+    factor=factor,
+    original_window=int(original),
+    beta_fast=float(given.get("beta_fast") or 32.0),
+    beta_slow=float(given.get("beta_slow") or 1.0),
+    attention_factor=given.get("attention_factor"),
+    low_freq_factor=float(given.get("low_freq_factor") or 1.0),
+    high_freq_factor=float(given.get("high_freq_factor") or 4.0),
+  )
+
+
+def to_hf(config: ModelConfig) -> dict[str, Any]:
+  """The config.json of `config`, rope in both spellings (v4 and v5 readers).
+
+  NTK has no HF rope type: its base goes into `rope_theta` with type default.
+  """
+  r = config.rope
+  theta = r.theta
+  if r.kind == "ntk":
+    theta = rope.ntk_theta(theta, r.factor, config.head_dim)
+  scaling: dict[str, Any] = {}
+  if r.kind in ("linear", "yarn", "llama3"):
+    scaling = {"rope_type": r.kind, "factor": r.factor}
+  if r.kind in ("yarn", "llama3"):
+    scaling["original_max_position_embeddings"] = r.original_window
+  if r.kind == "yarn":
+    scaling |= {"beta_fast": r.beta_fast, "beta_slow": r.beta_slow}
+    if r.attention_factor is not None:
+      scaling["attention_factor"] = r.attention_factor
+  if r.kind == "llama3":
+    scaling |= {
+      "low_freq_factor": r.low_freq_factor,
+      "high_freq_factor": r.high_freq_factor,
+    }
+  return {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": config.vocab_size,
+    "num_hidden_layers": config.num_layers,
+    "hidden_size": config.embed_dim,
+    "intermediate_size": config.ffn_dim,
+    "num_attention_heads": config.num_heads,
+    "num_key_value_heads": config.num_kv_heads,
+    "head_dim": config.head_dim,
+    "hidden_act": "silu",
+    "rms_norm_eps": config.norm_eps,
+    "tie_word_embeddings": config.tie_embeddings,
+    "attention_bias": config.attention_bias,
+    "mlp_bias": config.mlp_bias,
+    "max_position_embeddings": config.window,
+    "rope_theta": theta,
+    "rope_scaling": scaling or None,
+    "rope_parameters": {"rope_theta": theta, **(scaling or {"rope_type": "default"})},
+  }
