@@ -113,20 +113,18 @@ def default() -> ConfigDict:
 def tiny(c: ConfigDict) -> ConfigDict:
   """The same recipe on a byte-level model that trains in seconds anywhere."""
   c.model.init_from = ""
-  shape = dict(
-    num_layers=2, embed_dim=64, ffn_dim=128, num_heads=4, num_kv_heads=2,
-    head_dim=16, norm_eps=1e-5, tie_embeddings=True, attention_bias=False,
-    mlp_bias=False, window=256, compute_dtype="float32",
-  )  # fmt: skip
-  c.model.update(shape)
+  m = c.model
+  m.num_layers, m.embed_dim, m.ffn_dim = 2, 64, 128
+  m.num_heads, m.num_kv_heads, m.head_dim = 4, 2, 16
+  m.norm_eps, m.tie_embeddings = 1e-5, True
+  m.attention_bias = m.mlp_bias = False
+  m.window, m.compute_dtype = 256, "float32"
   c.rope.theta = 10_000.0
-  c.data.update(
-    dict(
-      train="builtin:recall:64", eval="holdout:8", tokenizer="bytes",
-      template="model", seq_len=min(c.data.seq_len, 512),
-    )  # fmt: skip
-  )
+  c.data.tokenizer, c.data.template = "bytes", "model"
+  c.data.train, c.data.eval = "builtin:recall:64", "holdout:8"
+  c.data.seq_len = min(c.data.seq_len, 512)
   c.batch_size, c.grad_accum, c.epochs, c.steps = 8, 1, None, 8
+  c.optim.learning_rate = 3e-3
   c.eval.every, c.checkpoint.every = 4, 4
   return c
 

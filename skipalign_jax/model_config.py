@@ -102,25 +102,32 @@ def from_hf(hf: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     )
   except KeyError as error:
     raise errors.UserError(f"{where}: key {error} is missing") from error
+  except errors.UserError:
+    raise
+  except (TypeError, ValueError) as error:
+    raise errors.UserError(f"{where}: a value of the wrong type ({error})") from error
 
 
 def _rope_from_hf(hf: Mapping[str, Any], where: str) -> rope.RopeConfig:
-  v5 = dict(hf.get("rope_parameters") or {})
-  v4 = dict(hf.get("rope_scaling") or {})
-  if "rope_theta" in hf:
-    v4["rope_theta"] = hf["rope_theta"]
-  for spelling in (v4, v5):
-    if "type" in spelling:
-      spelling.setdefault("rope_type", spelling.pop("type"))
-    if spelling:
-      spelling.setdefault("rope_type", "default")
+  v4 = _rope_spelling(
+    {"rope_theta": hf.get("rope_theta")} | (hf.get("rope_scaling") or {})
+  )
+  v5 = _rope_spelling(hf.get("rope_parameters") or {})
   if v4 and v5 and v4 != v5:
     raise errors.UserError(
       f"{where}: rope_theta/rope_scaling say {v4} but rope_parameters say {v5};"
       " make the two spellings agree or remove one"
     )
   given = v5 or v4
+  unknown = given.keys() - _ROPE_KEYS
+  if unknown:
+    raise errors.UserError(
+      f"{where}: the rope has {', '.join(sorted(unknown))}, which are not supported"
+      " and would be ignored"
+    )
   kind = given.get("rope_type", "default")
+  if kind in ("linear", "yarn", "llama3") and "factor" not in given:
+    raise errors.UserError(f"{where}: rope_type {kind} needs a factor")
   window = int(hf.get("max_position_embeddings", 2048))
   factor = float(given.get("factor", 1.0))
   original = given.get("original_max_position_embeddings") or window
@@ -139,6 +146,36 @@ def _rope_from_hf(hf: Mapping[str, Any], where: str) -> rope.RopeConfig:
     low_freq_factor=float(given.get("low_freq_factor") or 1.0),
     high_freq_factor=float(given.get("high_freq_factor") or 4.0),
   )
+
+
+# Keys of a rope that `_rope_from_hf` understands.
+_ROPE_KEYS = {
+  "rope_type",
+  "rope_theta",
+  "factor",
+  "original_max_position_embeddings",
+  "beta_fast",
+  "beta_slow",
+  "attention_factor",
+  "low_freq_factor",
+  "high_freq_factor",
+}
+
+
+def _rope_spelling(raw: Mapping[str, Any]) -> dict[str, Any]:
+  """One of the two spellings with its defaults filled in; {} if it says nothing."""
+  given = {key: value for key, value in raw.items() if value is not None}
+  if not given:
+    return {}
+  if "type" in given:
+    old_name = given.pop("type")
+    given.setdefault("rope_type", old_name)
+  # Keys that only repeat a default.
+  if given.get("truncate") is True:
+    del given["truncate"]
+  if given.get("partial_rotary_factor") == 1:
+    del given["partial_rotary_factor"]
+  return {"rope_type": "default", "rope_theta": 10_000.0} | given
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:

@@ -69,9 +69,7 @@ def ntk_theta(theta: float, factor: float, head_dim: int) -> float:
   return theta * factor ** (head_dim / (head_dim - 2))
 
 
-def inverse_frequencies(
-  config: RopeConfig, head_dim: int
-) -> tuple[np.ndarray, float]:
+def inverse_frequencies(config: RopeConfig, head_dim: int) -> tuple[np.ndarray, float]:
   """Angular rate of each rotated pair, radians per position.
 
   Args:
@@ -87,8 +85,11 @@ def inverse_frequencies(
   theta = config.theta
   if config.kind == "ntk":
     theta = ntk_theta(theta, config.factor, head_dim)
-  exponent_P = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
-  inv_P = theta**-exponent_P
+  # In fp32 and in this order, for the same bits as PyTorch, with which the models
+  # were pretrained: one unit in the last place turns position 100 000 by 6e-3.
+  exponent_P = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+  wide_P = np.float64(np.float32(theta)) ** exponent_P.astype(np.float64)
+  inv_P = np.float32(1) / wide_P.astype(np.float32)
   scale = 1.0
   match config.kind:
     case "linear":
@@ -100,7 +101,8 @@ def inverse_frequencies(
         scale = 0.1 * math.log(config.factor) + 1.0
     case "llama3":
       inv_P = _llama3(config, inv_P)
-  return inv_P.astype(np.float32), float(scale)
+  assert inv_P.dtype == np.float32, inv_P.dtype
+  return inv_P, float(scale)
 
 
 def _yarn(config: RopeConfig, head_dim: int, inv_P: np.ndarray) -> np.ndarray:
@@ -112,12 +114,13 @@ def _yarn(config: RopeConfig, head_dim: int, inv_P: np.ndarray) -> np.ndarray:
   low = max(math.floor(pair_with_turns(config.beta_fast)), 0)
   high = min(math.ceil(pair_with_turns(config.beta_slow)), head_dim - 1)
   span = max(high - low, 0.001)
-  interpolate_P = np.clip((np.arange(head_dim // 2) - low) / span, 0, 1)
+  pair_P = np.arange(head_dim // 2, dtype=np.float32)
+  interpolate_P = np.clip((pair_P - low) / span, 0, 1)
   return inv_P * (1 - interpolate_P) + inv_P / config.factor * interpolate_P
 
 
 def _llama3(config: RopeConfig, inv_P: np.ndarray) -> np.ndarray:
-  turns_P = config.original_window * inv_P / (2 * math.pi)
+  turns_P = config.original_window / (2 * math.pi / inv_P)
   low, high = config.low_freq_factor, config.high_freq_factor
   keep_P = np.clip((turns_P - low) / (high - low), 0, 1)
   return inv_P * keep_P + inv_P / config.factor * (1 - keep_P)

@@ -1,0 +1,23 @@
+"""SkipAlign on Llama-2-7B: the paper's main recipe (arXiv 2405.03939, §4, app. A).
+
+Skip-Outer, L = 100 000, p = 0.5; NTK-scaled rope; Tülu V2 truncated to 4096 tokens;
+two epochs, learning rate 1e-5, AdamW without weight decay, 3 % warm-up, linear decay.
+The paper gives no batch size: 128 is Tülu 2's.
+
+Hardware: 8 x A100 80 GB (16 rows a device), or 40 GB with grad_accum=2.
+Command:
+  python -m skipalign_jax.train --config=configs/llama2_ntk.py --workdir=runs/llama2_ntk
+Expected (paper, LongBench average): 44.1. Not run by us yet.
+"""
+
+from skipalign_jax import config as config_lib
+
+
+def get_config(variant: str = "") -> config_lib.ConfigDict:
+  c = config_lib.default()
+  c.model.init_from = "meta-llama/Llama-2-7b-hf"
+  c.rope.kind = "ntk"  # to positions.max_position
+  c.data.train = "hub:allenai/tulu-v2-sft-mixture"
+  c.data.template = "tulu"
+  c.epochs = 2
+  return config_lib.apply_variant(c, variant)

@@ -1,0 +1,26 @@
+"""The quick start: `make quickstart` fine-tunes SmolLM2-135M-Instruct in minutes on a CPU.
+
+Skip-Outer on built-in dialogues in which facts told early are asked for turns later.
+
+Hardware: two CPU cores and 8 GB of memory. Weights: `make weights`.
+"""
+
+from skipalign_jax import config as config_lib
+
+
+def get_config(variant: str = "") -> config_lib.ConfigDict:
+  c = config_lib.default()
+  c.model.init_from = ".cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+  c.model.remat = "none"
+  c.rope.kind = "ntk"
+  c.positions.max_position = 32_768
+  c.data.train = "builtin:recall:1000"
+  c.data.eval = "holdout:16"
+  c.data.seq_len = 512
+  c.data.packing = True
+  c.batch_size = 2
+  c.optim.learning_rate = 1e-4
+  c.steps = 40
+  c.eval.every = 0
+  c.checkpoint.every = 0
+  return config_lib.apply_variant(c, variant)

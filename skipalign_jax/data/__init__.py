@@ -1,0 +1,4 @@
+"""Chat files to batches: sources → chat → prepare → packing → pipeline.
+
+Nothing here imports jax: Grain's worker processes stay plain numpy.
+"""

@@ -1,0 +1,380 @@
+"""One chat record to one tokenized sample: blocks, replies and loss targets.
+
+Shapes: L tokens of one sample, C blocks of one sample.
+
+A record becomes `messages`, the messages become text through the tokenizer's
+chat template, and the spans of that text come from rendering prefixes of the
+dialogue, never from searching it: whatever a user wrote, it cannot look like a
+reply. Each instruction and each response is one block. A role header belongs to
+the block of its message, whitespace after a message to the block it follows,
+and the system prompt, also one that the template inserts by itself, to the
+first block. Targets are a reply and the special token that stops it.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+import numpy as np
+import transformers
+
+from skipalign_jax import errors
+
+Message = tuple[str, str]  # role, content
+
+ROLES = {
+  "system": "system",
+  "user": "user",
+  "human": "user",
+  "assistant": "assistant",
+  "gpt": "assistant",
+  "chatgpt": "assistant",
+}
+
+# The bos line is added by `set_template` where the tokenizer puts one in front.
+TULU = (
+  "{% for message in messages %}"
+  "{{ '<|' + message['role'] + '|>\n' + message['content'] }}"
+  "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+  "{{ '\n' }}"
+  "{% endfor %}"
+  "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+
+NO_TARGET = "no target left after truncation"
+
+
+class BadSample(Exception):  # noqa: N818 (a verdict on data, not a fault of ours)
+  """A record that cannot be trained on; `reason` is short and stable."""
+
+  def __init__(self, reason: str):
+    super().__init__(reason)
+    self.reason = reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Rendered:
+  """A dialogue as text, with character offsets.
+
+  Attributes:
+    text: the whole dialogue.
+    block_starts: first character of each block, C; the first is 0.
+    replies: (first character of the reply, end of its stop token) of each
+      response block, i.e. of blocks 1, 3, 5, …
+  """
+
+  text: str
+  block_starts: tuple[int, ...]
+  replies: tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """A tokenized dialogue.
+
+  Attributes:
+    tokens: int32 [L] ids.
+    block_ids: int32 [L] block of each token, 0 … C−1.
+    is_response: bool [L], the token's block is a response (header included).
+    targets: bool [L], *predicting this token* is trained.
+    sample_id: uint32, the same wherever the same messages appear.
+    turns: replies that still hold a target.
+    truncated: tokens beyond seq_len were cut off.
+  """
+
+  tokens: np.ndarray
+  block_ids: np.ndarray
+  is_response: np.ndarray
+  targets: np.ndarray
+  sample_id: int
+  turns: int
+  truncated: bool
+
+
+def parse_line(line: bytes) -> Any:
+  """One JSONL line to a value; raises BadSample."""
+  try:
+    return json.loads(line.decode("utf-8"))
+  except UnicodeDecodeError as error:
+    raise BadSample("not UTF-8") from error
+  except (ValueError, RecursionError) as error:
+    raise BadSample("not valid JSON") from error
+
+
+def messages_of(record: Any, max_message_bytes: int) -> list[Message]:
+  """The dialogue in a record: [system], user, assistant, user, assistant, …
+
+  Reads `messages` (role, content), ShareGPT's `conversations` (from, value) and
+  Alpaca's columns (instruction, input, output, and optionally system and
+  history). An empty system prompt counts as none. A user turn behind the last
+  reply is dropped: nothing is learned from it. A dialogue that opens with the
+  assistant, as some ShareGPT ones do, does not alternate and is refused.
+
+  Raises:
+    BadSample: anything else.
+  """
+  messages = _alternating(_canonical(_turns(record)))
+  for _, content in messages:
+    try:
+      size = len(content.encode("utf-8"))
+    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair
+      raise BadSample("not UTF-8") from error
+    if size > max_message_bytes:
+      raise BadSample(f"message over {max_message_bytes} bytes")
+    if not content.strip():
+      raise BadSample("empty content")
+  return messages
+
+
+def _turns(record: Any) -> Sequence[Any]:
+  """The record's turns as (role, content), nothing checked yet."""
+  if not isinstance(record, Mapping):
+    raise BadSample("unrecognised columns")
+  for column, role, content in (
+    ("messages", "role", "content"),
+    ("conversations", "from", "value"),
+  ):
+    turns = record.get(column)
+    if turns is None:
+      continue
+    if not isinstance(turns, list) or not all(isinstance(t, Mapping) for t in turns):
+      raise BadSample("unrecognised columns")
+    return [(turn.get(role), turn.get(content)) for turn in turns]
+  if not isinstance(record.get("instruction"), str) or "output" not in record:
+    raise BadSample("unrecognised columns")
+  turns = [("system", record.get("system") or "")]
+  for pair in record.get("history") or ():
+    if not isinstance(pair, list) or len(pair) != 2:
+      raise BadSample("unrecognised columns")
+    turns += [("user", pair[0]), ("assistant", pair[1])]
+  instruction = record["instruction"]
+  if record.get("input"):
+    instruction = f"{instruction}\n{record['input']}"
+  return [*turns, ("user", instruction), ("assistant", record["output"])]
+
+
+def _canonical(turns: Sequence[tuple[Any, Any]]) -> list[Message]:
+  messages = []
+  for role, content in turns:
+    if role is None:
+      raise BadSample("missing role")
+    if not isinstance(role, str) or role not in ROLES:
+      raise BadSample("unknown role")
+    if content is not None and not isinstance(content, str):
+      raise BadSample("content is not text")
+    messages.append((ROLES[role], content or ""))
+  return messages
+
+
+def _alternating(messages: list[Message]) -> list[Message]:
+  if messages and messages[0][0] == "system" and not messages[0][1].strip():
+    messages = messages[1:]
+  if messages and messages[-1][0] == "user":
+    messages = messages[:-1]
+  has_system = bool(messages) and messages[0][0] == "system"
+  roles = [role for role, _ in messages[has_system:]]
+  if "assistant" not in roles:
+    raise BadSample("no assistant turn")
+  if roles != ["user", "assistant"] * (len(roles) // 2):
+    raise BadSample("roles do not alternate")
+  return messages
+
+
+def sample_id(messages: Sequence[Message]) -> int:
+  """uint32 name of a dialogue: a hash of what it says."""
+  text = json.dumps(list(messages), ensure_ascii=False, separators=(",", ":"))
+  digest = hashlib.blake2b(text.encode("utf-8"), digest_size=4).digest()
+  return int.from_bytes(digest, "little")
+
+
+def set_template(tokenizer: transformers.PreTrainedTokenizerFast, name: str) -> None:
+  """Puts the chat template of `data.template` on the tokenizer, in place.
+
+  So training, generation and the exported tokenizer all render through it.
+
+  Raises:
+    UserError: unknown name, or the tokenizer lacks what the template needs.
+  """
+  if name == "model":
+    if not tokenizer.chat_template:
+      raise errors.UserError(
+        "data.template=model: the tokenizer has no chat template (it belongs to a "
+        "base model); set data.template=tulu"
+      )
+    return
+  if name != "tulu":
+    raise errors.UserError(f"data.template={name!r} is unknown; use model or tulu")
+  if tokenizer.eos_token is None:
+    raise errors.UserError(
+      "data.template=tulu ends replies with the eos token and the tokenizer has none; "
+      "use data.template=model or another data.tokenizer"
+    )
+  adds_bos = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+  tokenizer.chat_template = ("{{ bos_token }}" if adds_bos else "") + TULU
+
+
+def render(
+  tokenizer: transformers.PreTrainedTokenizerFast, messages: Sequence[Message]
+) -> Rendered:
+  """The dialogue's text and where its blocks and replies lie in it.
+
+  Args:
+    tokenizer: carries the chat template.
+    messages: as `messages_of` returns them.
+
+  Raises:
+    BadSample: the template refuses this dialogue.
+    UserError: prefixes of the dialogue render to something else than the
+      dialogue's beginning, or the template has no generation prompt, so spans
+      cannot be told.
+  """
+  text = _render(tokenizer, messages)
+  system = int(messages[0][0] == "system")
+  starts, replies = [0], []
+  # A system prompt alone is never rendered: many templates cannot.
+  for i in range(system + 1, len(messages)):
+    starts.append(_prefix(text, _render(tokenizer, messages[:i])))
+    role, content = messages[i]
+    if role == "assistant":
+      prompt = _render(tokenizer, messages[:i], add_generation_prompt=True)
+      begin = _prefix(text, prompt)
+      replies.append((begin, 0))
+      if not text[begin:].lstrip().startswith(content.strip()):
+        raise _unusable("does not put a reply right behind its generation prompt")
+  ends = [*starts[2::2], len(text)]
+  spans = [
+    (begin, begin + len(text[begin:end].rstrip()))
+    for (begin, _), end in zip(replies, ends, strict=True)
+  ]
+  return Rendered(text, tuple(starts), tuple(spans))
+
+
+def _render(
+  tokenizer: transformers.PreTrainedTokenizerFast,
+  messages: Sequence[Message],
+  add_generation_prompt: bool = False,
+) -> str:
+  turns = [{"role": role, "content": content} for role, content in messages]
+  try:
+    return tokenizer.apply_chat_template(
+      turns, tokenize=False, add_generation_prompt=add_generation_prompt
+    )
+  except jinja2.TemplateError as error:
+    raise BadSample("refused by the chat template") from error
+
+
+def _prefix(text: str, prefix: str) -> int:
+  if not text.startswith(prefix):
+    raise _unusable("renders a message differently when more messages follow")
+  return len(prefix)
+
+
+def _unusable(problem: str) -> errors.UserError:
+  return errors.UserError(
+    f"the tokenizer's chat template {problem}, so replies cannot be told from the "
+    "rest; set data.template=tulu"
+  )
+
+
+class Encoder:
+  """Rendered dialogues to samples, many at a time.
+
+  Args:
+    tokenizer: a fast tokenizer with a chat template.
+    seq_len: tokens kept of a sample.
+    system_prompt: put before dialogues that have none; "" for no prompt.
+  """
+
+  def __init__(
+    self,
+    tokenizer: transformers.PreTrainedTokenizerFast,
+    seq_len: int,
+    system_prompt: str = "",
+  ):
+    self._tokenizer = tokenizer
+    self._seq_len = seq_len
+    self._system_prompt = system_prompt
+    added = tokenizer.added_tokens_decoder
+    special = {id_: token.content for id_, token in added.items() if token.special}
+    self._special = frozenset(special)
+    # Special tokens match as literal strings anywhere in a text.
+    contents = sorted(special.values(), key=len, reverse=True)
+    self._control = re.compile("|".join(map(re.escape, contents)) or r"(?!)")
+
+  def __call__(self, dialogues: Sequence[list[Message]]) -> list[Sample | BadSample]:
+    """Encodes each dialogue; a bad one yields its BadSample in its place.
+
+    Raises:
+      UserError: the chat template is unusable (see `render`) or never stops a
+        reply with a special token.
+    """
+    results: list[Any] = [self._try_render(messages) for messages in dialogues]
+    good = [i for i, result in enumerate(results) if isinstance(result, Rendered)]
+    if not good:
+      return results
+    # The template has written the special tokens already.
+    encoded = self._tokenizer(
+      [results[i].text for i in good],
+      add_special_tokens=False,
+      return_attention_mask=False,
+      return_offsets_mapping=True,
+      verbose=False,
+    )
+    for i, ids, offsets in zip(
+      good, encoded["input_ids"], encoded["offset_mapping"], strict=True
+    ):
+      tokens_L = np.array(ids, np.int32)
+      starts_L = np.array(offsets, np.int64)[:, 0]
+      results[i] = self._sample(results[i], tokens_L, starts_L, dialogues[i])
+    return results
+
+  def _try_render(self, messages: list[Message]) -> Rendered | BadSample:
+    if any(self._control.search(content) for _, content in messages):
+      return BadSample("control token in content")
+    if self._system_prompt and messages[0][0] != "system":
+      messages = [("system", self._system_prompt), *messages]
+    try:
+      return render(self._tokenizer, messages)
+    except BadSample as bad:
+      return bad
+
+  def _sample(
+    self,
+    rendered: Rendered,
+    tokens_L: np.ndarray,
+    starts_L: np.ndarray,
+    messages: list[Message],
+  ) -> Sample | BadSample:
+    # A token that straddles two spans belongs to the one it starts in.
+    block_starts_C = np.array(rendered.block_starts)
+    block_L = np.searchsorted(block_starts_C, starts_L, side="right") - 1
+    is_response_L = block_L % 2 == 1
+    begin_R, end_R = np.array(rendered.replies).T
+    reply_L = block_L // 2
+    target_L = is_response_L & (starts_L >= begin_R[reply_L])
+    target_L &= starts_L < end_R[reply_L]
+
+    for block in range(1, len(block_starts_C), 2):
+      at = np.flatnonzero(target_L & (block_L == block))
+      if len(at) and int(tokens_L[at[-1]]) in self._special:
+        continue
+      raise errors.UserError(
+        "the tokenizer's chat template does not end every reply with a special token, "
+        "so the model would never learn to stop; set data.template=tulu"
+      )
+    kept = slice(0, self._seq_len)
+    if not target_L[kept].any():
+      return BadSample(NO_TARGET)
+    return Sample(
+      tokens=tokens_L[kept],
+      block_ids=block_L[kept].astype(np.int32),
+      is_response=is_response_L[kept],
+      targets=target_L[kept],
+      sample_id=sample_id(messages),
+      turns=len(np.unique(block_L[kept][target_L[kept]])),
+      truncated=len(tokens_L) > self._seq_len,
+    )

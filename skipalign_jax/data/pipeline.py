@@ -1,0 +1,211 @@
+# NOTE TO THE DATA HELPER: read skipalign_jax/data/LEAD_NOTE.txt first, then delete this line
+"""From a config to batches: what `train` iterates over.
+
+Batches are dicts of numpy arrays [rows, L], named in packing.DTYPES.
+"""
+
+import dataclasses
+from typing import SupportsIndex
+
+import grain
+import ml_collections
+import numpy as np
+import transformers
+from rich import console as rich_console
+
+from skipalign_jax import errors
+from skipalign_jax.data import packing, prepare, sources
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """All data of a run, as one host sees it.
+
+  Attributes:
+    steps: batches of the whole run.
+    report: what was read and what was left out, a few lines.
+    train_rows: rows of all hosts, in training order.
+    eval_batches: this host's held-out batches; empty without held-out data.
+  """
+
+  steps: int
+  report: str
+  train_rows: "TrainRows"
+  eval_batches: list[Batch]
+  _rows_per_host: int
+  _process: tuple[int, int]  # index, count
+  _workers: int
+
+  def train_iterator(self) -> grain.DatasetIterator:
+    """Batches from the first step on; get_state and set_state move it exactly."""
+    index, count = self._process
+    dataset = grain.MapDataset.source(self.train_rows)[index::count]
+    dataset = dataset.batch(self._rows_per_host, drop_remainder=True)
+    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2))
+    if self._workers:
+      options = grain.MultiprocessingOptions(num_workers=self._workers)
+      dataset = dataset.mp_prefetch(options)
+    return iter(dataset)
+
+
+class TrainRows:
+  """Random access to the rows of the whole run, epoch after epoch."""
+
+  def __init__(
+    self,
+    prepared: list[prepare.Prepared],
+    usable: list[np.ndarray],
+    seq_len: int,
+    pack: bool,
+    seed: int,
+  ):
+    self._prepared, self._usable = prepared, usable
+    self._seq_len, self._pack, self._seed = seq_len, pack, seed
+    self._rows: list[tuple[int, np.ndarray]] = []  # epoch, its (source, row) pairs
+    self._epochs = 0
+    self._readers = None
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  def __getstate__(self):  # a worker process opens the files itself
+    return self.__dict__ | {"_readers": None}
+
+  def __getitem__(self, index: SupportsIndex) -> packing.Row:
+    epoch, members = self._rows[int(index)]
+    if self._readers is None:
+      self._readers = [p.rows.with_format("numpy") for p in self._prepared]
+    samples = [self._readers[source][int(row)] for source, row in members]
+    return packing.assemble_row(samples, self._seq_len, epoch)
+
+  def add_epoch(self) -> None:
+    """Plans one more pass over the data, shuffled anew."""
+    rng = np.random.default_rng((self._seed, self._epochs))
+    chosen = []
+    for number, (p, usable) in enumerate(
+      zip(self._prepared, self._usable, strict=True)
+    ):
+      whole, part = divmod(p.source.weight, 1)
+      some = rng.permutation(usable)[: round(part * len(usable))]
+      rows = np.concatenate([np.tile(usable, int(whole)), some])
+      chosen.append(np.stack([np.full(len(rows), number), rows], axis=1))
+    order = rng.permutation(np.concatenate(chosen))
+    lengths = np.array([self._prepared[s].lengths[row] for s, row in order])
+    plan = packing.plan_rows(lengths, self._seq_len, self._pack)
+    self._rows += [(self._epochs, order[members]) for members in plan]
+    self._epochs += 1
+
+
+def build(
+  config: ml_collections.ConfigDict,
+  tokenizer: transformers.PreTrainedTokenizerFast,
+  process_index: int,
+  process_count: int,
+  console: rich_console.Console,
+) -> Data:
+  """Reads, tokenizes and plans the data of a run.
+
+  Args:
+    config: the whole config.
+    tokenizer: carries the chat template.
+    process_index, process_count: of this host; each reads its share of rows.
+    console: told about slow work.
+
+  Raises:
+    UserError: see `sources` and `prepare`; or too little data for one batch.
+  """
+  c = config.data
+  if config.batch_size % process_count:
+    raise errors.UserError(
+      f"batch_size={config.batch_size} does not spread over {process_count} hosts"
+    )
+  prepare_all = lambda spec: [
+    prepare.prepare(source, c, tokenizer, console) for source in sources.parse(spec)
+  ]
+  train = prepare_all(c.train)
+  usable = [p.usable for p in train]
+  held_out: list[tuple[prepare.Prepared, np.ndarray]] = []
+  if c.eval.startswith("holdout:"):
+    usable, held_out = _hold_out(train, c.eval)
+  elif c.eval:
+    held_out = [(p, p.usable) for p in prepare_all(c.eval)]
+
+  rows = TrainRows(train, usable, c.seq_len, c.packing, config.seed)
+  if config.epochs is not None:
+    for _ in range(config.epochs):
+      rows.add_epoch()
+    steps = len(rows) // config.batch_size
+    if steps < 1:
+      raise errors.UserError(
+        f"{config.epochs} epoch(s) make {len(rows)} rows, fewer than one batch of "
+        f"{config.batch_size}; lower batch_size or add data"
+      )
+  else:
+    steps = config.steps
+    while len(rows) < steps * config.batch_size:
+      rows.add_epoch()
+
+  report = [p.report() for p in train]
+  if held_out:
+    report.append(f"held out: {sum(len(rows) for _, rows in held_out):,} samples")
+  return Data(
+    steps=steps,
+    report="\n".join(report),
+    train_rows=rows,
+    eval_batches=_eval_batches(held_out, config, process_index, process_count),
+    _rows_per_host=config.batch_size // process_count,
+    _process=(process_index, process_count),
+    _workers=c.workers,
+  )
+
+
+def _hold_out(
+  train: list[prepare.Prepared], spec: str
+) -> tuple[list[np.ndarray], list[tuple[prepare.Prepared, np.ndarray]]]:
+  """Splits off N samples; the same ones whatever the order of the files.
+
+  All copies of a held-out dialogue leave the training data.
+  """
+  count = spec.removeprefix("holdout:")
+  if not count.isdecimal() or int(count) < 1:
+    raise errors.UserError(f"data.eval={spec!r}: give holdout:N with N at least 1")
+  ids = np.unique(np.concatenate([p.sample_ids[p.usable] for p in train]))
+  if int(count) >= len(ids):
+    raise errors.UserError(
+      f"data.eval={spec!r} leaves nothing to train on: there are {len(ids)} samples"
+    )
+  # Ids are hashes: the smallest ones are a random choice.
+  chosen = ids[: int(count)]
+  usable, held_out = [], []
+  for p in train:
+    inside = np.isin(p.sample_ids[p.usable], chosen)
+    usable.append(p.usable[~inside])
+    held_out.append((p, p.usable[inside]))
+  return usable, held_out
+
+
+def _eval_batches(
+  held_out: list[tuple[prepare.Prepared, np.ndarray]],
+  config: ml_collections.ConfigDict,
+  process_index: int,
+  process_count: int,
+) -> list[Batch]:
+  """All held-out rows in batches of a microbatch; the last one is padded."""
+  c = config.data
+  all_rows = []
+  for p, usable in held_out:
+    reader = p.rows.with_format("numpy")
+    for members in packing.plan_rows(p.lengths[usable], c.seq_len, c.packing):
+      samples = [reader[int(usable[i])] for i in members]
+      all_rows.append(packing.assemble_row(samples, c.seq_len, epoch=0))
+  size = config.batch_size // config.grad_accum
+  if all_rows:
+    blank = packing.assemble_row([], c.seq_len, epoch=0)
+    all_rows += [blank] * (-len(all_rows) % size)
+  batches = []
+  for start in range(0, len(all_rows), size):
+    mine = all_rows[start : start + size][process_index::process_count]
+    batches.append({name: np.stack([row[name] for row in mine]) for name in blank})
+  return batches

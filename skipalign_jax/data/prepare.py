@@ -1,0 +1,202 @@
+# NOTE TO THE DATA HELPER: read skipalign_jax/data/LEAD_NOTE.txt first, then delete this line
+"""Tokenizes a source once, into an Arrow file on disk that later runs reuse.
+
+Every raw record becomes a row, the unusable ones too: `status` says "ok",
+"truncated" or why not, so the counts that are reported come from the data that
+is trained on, whether it was prepared now or a week ago.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import os
+import pathlib
+from typing import Any
+
+import datasets
+import ml_collections
+import numpy as np
+import transformers
+from datasets import arrow_writer
+from rich import console as rich_console
+
+from skipalign_jax import errors
+from skipalign_jax.data import chat, sources
+
+FORMAT = 1  # of the rows; raise it when they or the encoding change
+_BATCH = 512
+
+_FEATURES = datasets.Features(
+  {
+    "tokens": datasets.List(datasets.Value("int32")),
+    "block_starts": datasets.List(datasets.Value("int32")),
+    "target_spans": datasets.List(datasets.Value("int32")),  # begin, end, begin, …
+    "length": datasets.Value("int32"),
+    "targets": datasets.Value("int32"),
+    "turns": datasets.Value("int32"),
+    "sample_id": datasets.Value("uint32"),
+    "status": datasets.Value("string"),
+    "example": datasets.Value("string"),  # of an unusable record
+  }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+  """A tokenized source.
+
+  Attributes:
+    source: what it was made from.
+    rows: the Arrow rows, memory-mapped.
+    usable: indices of the rows to train on.
+    lengths: tokens of every row; 0 where unusable.
+    sample_ids: uint32 of every row.
+  """
+
+  source: sources.Source
+  rows: datasets.Dataset
+  usable: np.ndarray
+  lengths: np.ndarray
+  sample_ids: np.ndarray
+
+  def report(self) -> str:
+    """Counts, in one or two lines."""
+    column = lambda name: np.asarray(self.rows.data.column(name))
+    counts = collections.Counter(column("status").tolist())
+    several = int(np.sum(column("turns") > 1))
+    lines = [
+      f"{self.source.name}: {len(self.usable):,} samples ({several:,} of several "
+      f"turns), {int(self.lengths.sum()):,} tokens, "
+      f"{int(column('targets').sum()):,} targets, {counts['truncated']:,} truncated"
+    ]
+    dropped = {k: n for k, n in counts.items() if k not in ("ok", "truncated")}
+    if dropped:
+      told = ", ".join(f"{n:,} {reason}" for reason, n in sorted(dropped.items()))
+      lines.append(f"  left out: {told}")
+    return "\n".join(lines)
+
+
+def prepare(
+  source: sources.Source,
+  config: ml_collections.ConfigDict,
+  tokenizer: transformers.PreTrainedTokenizerFast,
+  console: rich_console.Console,
+) -> Prepared:
+  """The tokenized source, from the cache or made now.
+
+  Args:
+    source: what to read.
+    config: the `data` part of a config.
+    tokenizer: carries the chat template.
+    console: told when a source has to be tokenized.
+
+  Raises:
+    UserError: unreadable source, no usable sample, or more unusable records
+      than `max_bad_fraction`; lists them.
+  """
+  folder = pathlib.Path(config.cache_dir or "~/.cache/skipalign_jax").expanduser()
+  path = folder / f"{_fingerprint(source, config, tokenizer)}.arrow"
+  if not path.exists():
+    console.print(f"tokenizing {source.name} (kept in {folder})")
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      half = path.with_suffix(f".{os.getpid()}.half")
+      try:
+        _write(half, source, config, tokenizer)
+        half.replace(path)
+      finally:
+        half.unlink(missing_ok=True)
+    except OSError as error:
+      raise errors.UserError(
+        f"data.cache_dir={folder} cannot be written: {error}"
+      ) from error
+  rows = datasets.Dataset.from_file(str(path))
+  lengths = np.asarray(rows.data.column("length"))
+  _check(source, rows, config.max_bad_fraction)
+  return Prepared(
+    source=source,
+    rows=rows,
+    usable=np.flatnonzero(lengths > 0),
+    lengths=lengths,
+    sample_ids=np.asarray(rows.data.column("sample_id")),
+  )
+
+
+def _fingerprint(source, config, tokenizer) -> str:
+  parts = (
+    FORMAT,
+    source.identity(),
+    tokenizer.backend_tokenizer.to_str(),
+    tokenizer.chat_template,
+    (tokenizer.bos_token, tokenizer.eos_token),
+    config.seq_len,
+    config.system_prompt,
+    config.max_message_bytes,
+  )
+  return hashlib.sha256(repr(parts).encode("utf-8")).hexdigest()[:32]
+
+
+def _write(path, source, config, tokenizer) -> None:
+  encoder = chat.Encoder(tokenizer, config.seq_len, config.system_prompt)
+  with arrow_writer.ArrowWriter(features=_FEATURES, path=str(path)) as writer:
+    for records in sources.batched(source.records(), _BATCH):
+      parsed = [_messages(record, config.max_message_bytes) for record in records]
+      good = [messages for messages in parsed if not isinstance(messages, Exception)]
+      encoded = iter(encoder(good))
+      for record, messages in zip(records, parsed, strict=True):
+        sample = messages if isinstance(messages, Exception) else next(encoded)
+        writer.write(_row(sample, record))
+    writer.finalize()
+
+
+def _messages(record: Any, max_bytes: int) -> list[chat.Message] | chat.BadSample:
+  try:
+    if isinstance(record, bytes):
+      record = chat.parse_line(record)
+    return chat.messages_of(record, max_bytes)
+  except chat.BadSample as bad:
+    return bad
+
+
+def _row(sample: chat.Sample | chat.BadSample, record: Any) -> dict[str, Any]:
+  if isinstance(sample, chat.BadSample):
+    empty = dict.fromkeys(("tokens", "block_starts", "target_spans"), ())
+    zero = dict.fromkeys(("length", "targets", "turns", "sample_id"), 0)
+    return empty | zero | dict(status=sample.reason, example=sources.example(record))
+  edges = np.flatnonzero(np.diff(sample.targets, prepend=False, append=False))
+  return dict(
+    tokens=sample.tokens,
+    block_starts=np.flatnonzero(np.diff(sample.block_ids, prepend=-1)),
+    target_spans=edges,
+    length=len(sample.tokens),
+    targets=int(sample.targets.sum()),
+    turns=sample.turns,
+    sample_id=sample.sample_id,
+    status="truncated" if sample.truncated else "ok",
+    example="",
+  )
+
+
+def _check(
+  source: sources.Source, rows: datasets.Dataset, max_bad_fraction: float
+) -> None:
+  statuses = np.asarray(rows.data.column("status"))
+  if not len(statuses):
+    raise errors.UserError(f"data source {source.name} has no records")
+  fine = ("ok", "truncated", chat.NO_TARGET)
+  counts = collections.Counter(s for s in statuses.tolist() if s not in fine)
+  bad = counts.total()
+  if bad > max_bad_fraction * len(statuses):
+    listed = []
+    for reason, count in counts.most_common():
+      first = int(np.flatnonzero(statuses == reason)[0])
+      listed.append(f"  {count:,} x {reason}, first record {first + 1}: "
+                    f"{rows[first]['example']}")  # fmt: skip
+    raise errors.UserError(
+      f"data source {source.name}: {bad:,} of {len(statuses):,} records are unusable, "
+      f"more than data.max_bad_fraction={max_bad_fraction}:\n" + "\n".join(listed)
+    )
+  if not np.isin(statuses, fine[:2]).any():
+    raise errors.UserError(
+      f"data source {source.name}: no sample has a target within data.seq_len tokens"
+    )

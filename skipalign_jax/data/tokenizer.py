@@ -1,0 +1,94 @@
+"""The tokenizer of a run, a byte-level one that needs no download, stop tokens."""
+
+import ml_collections
+import tokenizers
+import transformers
+from tokenizers import decoders, models, pre_tokenizers
+
+from skipalign_jax import errors
+from skipalign_jax.data import chat
+
+# Id 0 is padding: a padded place in a row is all zeros.
+SPECIAL = ("<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+CHATML = (
+  "{% for message in messages %}"
+  "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}"
+  "{{ '<|im_end|>\n' }}"
+  "{% endfor %}"
+  "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
+  """One token a byte: 4 special tokens, then the 256 bytes in order.
+
+  `decode(encode(text)) == text` for every text.
+  """
+  vocab = {token: i for i, token in enumerate(SPECIAL)}
+  # ByteLevel spells each byte as one printable character.
+  for character in sorted(pre_tokenizers.ByteLevel.alphabet(), key=_byte_of):
+    vocab[character] = len(vocab)
+  backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
+  backend.pre_tokenizer = pre_tokenizers.ByteLevel(
+    add_prefix_space=False, use_regex=False
+  )
+  backend.decoder = decoders.ByteLevel()
+  tokenizer = transformers.PreTrainedTokenizerFast(
+    tokenizer_object=backend,
+    pad_token="<|pad|>",
+    eos_token="<|endoftext|>",
+    additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+    clean_up_tokenization_spaces=False,
+  )
+  tokenizer.chat_template = CHATML
+  return tokenizer
+
+
+def _byte_of(character: str) -> int:
+  """The byte that ByteLevel writes as `character`: printable ones are themselves."""
+  code = ord(character)
+  if code < 256:
+    return code
+  hidden = [b for b in range(256) if chr(b) not in pre_tokenizers.ByteLevel.alphabet()]
+  return hidden[code - 256]
+
+
+def resolve(config: ml_collections.ConfigDict) -> transformers.PreTrainedTokenizerFast:
+  """The tokenizer that `config` asks for, with its chat template set.
+
+  Raises:
+    UserError: no tokenizer is named, the reference cannot be read, or the
+      template does not fit (see `chat.set_template`).
+  """
+  ref = config.data.tokenizer or config.model.init_from
+  if ref == "bytes":
+    tokenizer = byte_tokenizer()
+  else:
+    tokenizer = _load(ref)
+  chat.set_template(tokenizer, config.data.template)
+  return tokenizer
+
+
+def _load(ref: str) -> transformers.PreTrainedTokenizerFast:
+  if not ref:
+    raise errors.UserError(
+      "training from scratch names no tokenizer: set data.tokenizer to a reference, "
+      "or to bytes"
+    )
+  # Here, because it imports jax and Grain's workers import this package.
+  from skipalign_jax.hf import reference
+
+  return reference.load_tokenizer(ref)
+
+
+def stop_token_ids(tokenizer: transformers.PreTrainedTokenizerFast) -> tuple[int, ...]:
+  """Ids that end a reply: eos, and what the chat template ends a reply with."""
+  stops = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+  if tokenizer.chat_template:
+    (sample,) = chat.Encoder(tokenizer, seq_len=1 << 20)(
+      [[("user", "a"), ("assistant", "b")]]
+    )
+    if isinstance(sample, chat.Sample):
+      stops.append(int(sample.tokens[sample.targets][-1]))
+  return tuple(dict.fromkeys(stops))

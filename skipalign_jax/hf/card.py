@@ -1,0 +1,137 @@
+"""The README.md of an exported model: how it was made, from its own config.
+
+Only named keys of the resolved config are printed, never the config as a whole
+and nothing of the environment, so no path of a cache or secret leaks.
+"""
+
+import pathlib
+from importlib import metadata
+from typing import Any
+
+from skipalign_jax import model_config
+from skipalign_jax.hf import native
+
+LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers")
+
+
+def library_versions() -> dict[str, str]:
+  """Installed version of each of `LIBRARIES`."""
+  return {name: metadata.version(name) for name in LIBRARIES}
+
+
+def write(
+  config: model_config.ModelConfig,
+  described: native.Description | None,
+  step: int | None,
+  dtype: str,
+) -> str:
+  """Model card in Markdown.
+
+  Args:
+    config: the exported model.
+    described: config.json of the workdir it comes from, None otherwise.
+    step: its checkpoint.
+    dtype: of the weights.
+  """
+  trained = described is not None and described.config is not None
+  base = described.base if described else None
+  lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
+  if trained:
+    lines.append("tags: [skipalign, long-context]")
+  if base and _is_hub_id(base):
+    lines.append(f"base_model: {base.partition('@')[0]}")
+  lines += [
+    "---",
+    "",
+    "# " + ("Fine-tuned model" if trained else "Converted model"),
+    "",
+  ]
+  lines.append(
+    f"A llama-architecture model of {config.num_params():,} parameters in {dtype}, "
+    "exported by skipalign_jax."
+  )
+  rows = [*_model_rows(config, base)]
+  if trained:
+    rows += _training_rows(described.config, step)
+  versions = (described.versions if described else None) or {}
+  if versions:
+    rows.append(
+      ("library versions", ", ".join(f"{k} {v}" for k, v in versions.items()))
+    )
+  lines += ["", "| | |", "|---|---|"]
+  lines += [f"| {name} | {_cell(value)} |" for name, value in rows]
+  if trained:
+    lines += ["", *_USE]
+  return "\n".join(lines) + "\n"
+
+
+_USE = (
+  "Use it as any llama model. In training code of your own that skips positions, "
+  "pass an explicit all-ones `attention_mask` next to `position_ids`: without one, "
+  "transformers 5 takes every jump for the start of another packed sequence and "
+  "cuts attention there.",
+)
+
+
+def _model_rows(
+  config: model_config.ModelConfig, base: str | None
+) -> list[tuple[str, Any]]:
+  r = config.rope
+  scaled = f"{r.kind} × {r.factor:g} of base {r.theta:g}"
+  rows = [
+    ("rope", f"base {r.theta:g}, unscaled" if r.kind == "none" else scaled),
+    ("positions the rope is set for", config.window),
+  ]
+  return [("base model", base and _public_name(base)), *rows] if base else rows
+
+
+def _training_rows(config: dict[str, Any], step: int | None) -> list[tuple[str, Any]]:
+  def get(key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+      value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+  skipping = str(get("positions.strategy")).startswith("skip")
+  rows = [
+    ("positions", get("positions.strategy")),
+    ("extension length L", get("positions.max_position") if skipping else None),
+    ("skip probability p", get("positions.skip_prob") if skipping else None),
+    ("gap law", get("positions.gaps") if skipping else None),
+    ("data", _public_sources(get("data.train"))),
+    ("chat template", get("data.template")),
+    ("tokens a row", get("data.seq_len")),
+    ("packing", get("data.packing")),
+    ("optimizer steps", step),
+    ("batch size", get("batch_size")),
+    ("learning rate", get("optim.learning_rate")),
+    ("warm-up fraction", get("optim.warmup_fraction")),
+    ("weight decay", get("optim.weight_decay")),
+    ("seed", get("seed")),
+  ]
+  return [(name, value) for name, value in rows if value is not None]
+
+
+def _is_hub_id(base: str) -> bool:
+  return (
+    base.count("/") == 1
+    and not base.startswith((".", "/", "~"))
+    and (not pathlib.Path(base).exists() and not base.endswith(".gguf"))
+  )
+
+
+def _public_name(reference: str) -> str:
+  """A hub id, or the last part of a local path: folders tell about their owner."""
+  return reference if _is_hub_id(reference) else pathlib.PurePath(reference).name
+
+
+def _public_sources(sources: Any) -> str:
+  parts = sources if isinstance(sources, list | tuple) else str(sources).split(",")
+  return ", ".join(
+    part if part.startswith(("builtin:", "hub:")) else pathlib.PurePath(part).name
+    for part in map(str.strip, map(str, parts))
+  )
+
+
+def _cell(value: Any) -> str:
+  return str(value).replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,154 @@
+"""Writes an HF folder that transformers v4 and v5 load without this project."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import transformers
+
+from skipalign_jax import errors, model_config
+from skipalign_jax.hf import card, native, reference, safetensors_io, weights
+
+DTYPES = ("bfloat16", "float32", "float16", "keep")
+
+# Keys of the base model's config.json that no longer hold: where it came from,
+# code of its own, and what `model_config.to_hf` states anew.
+_DROPPED = (
+  "_name_or_path",
+  "auto_map",
+  "transformers_version",
+  "torch_dtype",
+  "dtype",
+  "rope_scaling",
+  "rope_theta",
+  "rope_parameters",
+)
+
+
+def export(
+  model: reference.Model,
+  tokenizer: transformers.PreTrainedTokenizerFast,
+  stop_ids: Sequence[int],
+  out: str | os.PathLike[str],
+  dtype: str = "bfloat16",
+  max_shard_bytes: int = safetensors_io.DEFAULT_SHARD_BYTES,
+) -> int:
+  """Writes `out`, all of it or nothing.
+
+  Args:
+    model: what to write.
+    tokenizer: its tokenizer, chat template included.
+    stop_ids: ids that end a reply, into generation_config.json.
+    out: a folder that does not exist or is empty.
+    dtype: one of `DTYPES`; "keep" leaves values as they are stored. bfloat16 is
+      what such models are served in, and halves the fp32 masters of training.
+    max_shard_bytes: upper size of a weight file, and the memory this takes.
+
+  Returns:
+    Bytes of the weights.
+
+  Raises:
+    UserError: `out` is not empty, unknown dtype, float16 overflow.
+  """
+  if dtype not in DTYPES:
+    raise errors.UserError(f"dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+  if max_shard_bytes < 1:
+    raise errors.UserError("the shard size must be positive")
+  reference.check_vocabulary(tokenizer, model.config)
+  stored = model.weights["embed/weight"].dtype.name
+  written = stored if dtype == "keep" else dtype
+  with safetensors_io.atomic_folder(out) as folder:
+    config = hf_config(model.config, model.hf_config, tokenizer, stop_ids, written)
+    safetensors_io.write_json(folder / "config.json", config)
+    safetensors_io.write_json(
+      folder / "generation_config.json",
+      generation_config(model.generation_config, tokenizer, stop_ids),
+    )
+    save_tokenizer(tokenizer, folder)
+    described = None
+    if model.kind == "workdir":
+      described = native.read_config(model.location.path)
+    text = card.write(model.config, described, model.location.step, written)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    tensors = weights.hf_tensors(model.weights, None if dtype == "keep" else dtype)
+    if dtype == "float16":
+      tensors = map(_check_finite, tensors)
+    return safetensors_io.write_tensors(folder, tensors, max_shard_bytes)
+
+
+def _check_finite(item: tuple[str, np.ndarray]) -> tuple[str, np.ndarray]:
+  name, tensor = item
+  if not np.isfinite(tensor).all():
+    raise errors.UserError(
+      f"{name} has values beyond float16's 65504; export as bfloat16 or float32"
+    )
+  return item
+
+
+def hf_config(
+  config: model_config.ModelConfig,
+  base: dict[str, Any] | None,
+  tokenizer: transformers.PreTrainedTokenizerFast,
+  stop_ids: Sequence[int],
+  dtype: str,
+) -> dict[str, Any]:
+  """config.json: the base model's, brought up to date, in v4 and v5 spelling."""
+  kept = {k: v for k, v in (base or {}).items() if k not in _DROPPED}
+  ids = {
+    "bos_token_id": tokenizer.bos_token_id,
+    "pad_token_id": tokenizer.pad_token_id,
+    "eos_token_id": _one_or_list(stop_ids),
+  }
+  ids = {k: v for k, v in ids.items() if v is not None}
+  return (
+    kept
+    | model_config.to_hf(config)
+    | ids
+    | {
+      "torch_dtype": dtype,
+      "dtype": dtype,
+      "use_cache": True,
+    }
+  )
+
+
+def generation_config(
+  base: dict[str, Any] | None,
+  tokenizer: transformers.PreTrainedTokenizerFast,
+  stop_ids: Sequence[int],
+) -> dict[str, Any]:
+  """generation_config.json: stops at every token that ends a reply."""
+  kept = {k: v for k, v in (base or {}).items() if k != "transformers_version"}
+  ids = {
+    "bos_token_id": tokenizer.bos_token_id,
+    "pad_token_id": tokenizer.pad_token_id,
+    "eos_token_id": _one_or_list(stop_ids),
+  }
+  return kept | {k: v for k, v in ids.items() if v is not None}
+
+
+def _one_or_list(ids: Sequence[int]) -> int | list[int] | None:
+  if len(ids) == 1:
+    return int(ids[0])
+  return [int(i) for i in ids] or None
+
+
+def save_tokenizer(
+  tokenizer: transformers.PreTrainedTokenizerFast, folder: pathlib.Path
+) -> None:
+  """Saves tokenizer files that transformers v4 reads too.
+
+  v5 writes a class name that v4 does not know and keeps the chat template in a
+  file of its own, which early v4 releases ignore; both spellings are written.
+  """
+  tokenizer.save_pretrained(folder)
+  path = folder / "tokenizer_config.json"
+  config = safetensors_io.read_json(path)
+  for key in ("is_local", "local_files_only"):  # how it was loaded here
+    config.pop(key, None)
+  config["tokenizer_class"] = "PreTrainedTokenizerFast"
+  if tokenizer.chat_template:
+    config["chat_template"] = tokenizer.chat_template
+  safetensors_io.write_json(path, config)

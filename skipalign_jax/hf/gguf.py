@@ -1,0 +1,232 @@
+"""Reads a llama model from one .gguf file.
+
+llama.cpp rotates neighbouring pairs (0,1), (2,3) … of a head, HF rotates
+(h, h + H/2); its converter therefore stores the q and k rows of every head
+interleaved. Reading undoes that. Quantised blocks become fp32.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import os
+import pathlib
+from typing import Any
+
+import gguf
+import numpy as np
+
+from skipalign_jax import errors, model_config, rope
+from skipalign_jax.hf import names
+
+
+class GGUFFile:
+  """An open file: metadata, HF config, and tensors under their HF names.
+
+  Attributes:
+    where: path, for messages.
+    metadata: key -> value of the header.
+    hf_config: the config.json that HF would have for this model.
+    config: the same as a ModelConfig.
+    shapes: HF name -> shape of every tensor in the file.
+  """
+
+  def __init__(self, path: str | os.PathLike[str]):
+    """Opens `path`, reading the header only.
+
+    Raises:
+      UserError: not a GGUF file, truncated, or not a llama model.
+    """
+    self.where = str(path)
+    reader = _open(pathlib.Path(path))
+    self.metadata = _metadata(reader, self.where)
+    self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+    self.hf_config = hf_config(self.metadata, set(self._tensors), self.where)
+    if "rope_freqs.weight" in self._tensors:
+      stored = self._dequantize("rope_freqs.weight")
+      _read_rope_factors(self.hf_config, stored, self.where)
+    self.config = model_config.from_hf(self.hf_config, self.where)
+    self._gguf_name = names.gguf_names(self.config)
+    known = {gguf_name: hf for hf, gguf_name in self._gguf_name.items()}
+    self.shapes = {
+      known.get(name, name): tuple(int(size) for size in reversed(tensor.shape))
+      for name, tensor in self._tensors.items()
+      if name != "rope_freqs.weight"
+    }
+
+  def dtype(self, name: str) -> np.dtype:
+    """fp32: every storage type is dequantised to it."""
+    return np.dtype(np.float32)
+
+  def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+    """Rows of an HF tensor, in HF row order, fp32."""
+    for part, heads in (
+      (".q_proj.", self.config.num_heads),
+      (".k_proj.", self.config.num_kv_heads),
+    ):
+      if part in name:
+        order = _hf_row_order(self.shapes[name][0], heads)
+        return self._dequantize(self._gguf_name[name], order[rows])
+    return self._dequantize(self._gguf_name[name], rows)
+
+  def _dequantize(
+    self, gguf_name: str, rows: slice | np.ndarray = slice(None)
+  ) -> np.ndarray:
+    tensor = self._tensors[gguf_name]
+    try:
+      if len(tensor.shape) == 1:
+        return gguf.quants.dequantize(tensor.data, tensor.tensor_type)[rows]
+      return gguf.quants.dequantize(tensor.data[rows], tensor.tensor_type)
+    except NotImplementedError as error:
+      raise errors.UserError(
+        f"{self.where}: {gguf_name} is stored as {tensor.tensor_type.name}, which "
+        "cannot be read; convert the model to F16, Q8_0 or a K-quant"
+      ) from error
+
+
+def _hf_row_order(rows: int, heads: int) -> np.ndarray:
+  """Rows of the file in HF order: evens of each head, then its odds."""
+  return np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).ravel()
+
+
+def _open(path: pathlib.Path) -> gguf.GGUFReader:
+  try:
+    with path.open("rb") as file:
+      if file.read(4) != b"GGUF":
+        raise errors.UserError(f"{path}: not a GGUF file (its first bytes differ)")
+  except OSError as error:
+    raise errors.UserError(f"{path}: {error.strerror}") from error
+  try:
+    return gguf.GGUFReader(path)
+  # The reader checks little: a cut or damaged file ends in whatever numpy or
+  # the enums raise, so every kind of failure means the same to the user.
+  except (ValueError, KeyError, IndexError, OverflowError, MemoryError) as error:
+    raise errors.UserError(
+      f"{path}: truncated or damaged GGUF file ({error}); download it again"
+    ) from error
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """Key -> value of the header of a .gguf file; UserError when it is damaged."""
+  return _metadata(_open(pathlib.Path(path)), str(path))
+
+
+def _metadata(reader: gguf.GGUFReader, where: str) -> dict[str, Any]:
+  try:
+    return {name: field.contents() for name, field in reader.fields.items()}
+  except (UnicodeDecodeError, IndexError) as error:
+    raise errors.UserError(
+      f"{where}: damaged metadata ({error}); download the file again"
+    ) from error
+
+
+def hf_config(
+  metadata: dict[str, Any], tensor_names: set[str], where: str
+) -> dict[str, Any]:
+  """The config.json of a GGUF header.
+
+  Raises:
+    UserError: another architecture, a missing key, or something a llama
+      config.json cannot say.
+  """
+  architecture = metadata.get("general.architecture")
+  if architecture != "llama":
+    raise errors.UserError(
+      f"{where}: general.architecture is {architecture!r}; only llama is supported"
+    )
+
+  def required(key: str) -> Any:
+    if f"llama.{key}" not in metadata:
+      raise errors.UserError(f"{where}: metadata llama.{key} is missing")
+    return metadata[f"llama.{key}"]
+
+  if metadata.get("llama.expert_count", 0):
+    raise errors.UserError(f"{where}: mixture-of-experts models are not supported")
+  heads = required("attention.head_count")
+  width = required("embedding_length")
+  head_dim = metadata.get("llama.attention.key_length", width // heads)
+  rotated = metadata.get("llama.rope.dimension_count", head_dim)
+  if rotated != head_dim:
+    raise errors.UserError(
+      f"{where}: rotates {rotated} of {head_dim} head dimensions; partial rotary "
+      "embeddings are not supported"
+    )
+  tokens = metadata.get("tokenizer.ggml.tokens")
+  vocab_size = metadata.get("llama.vocab_size", len(tokens) if tokens else None)
+  if not vocab_size:
+    raise errors.UserError(f"{where}: metadata llama.vocab_size is missing")
+  config = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": vocab_size,
+    "num_hidden_layers": required("block_count"),
+    "hidden_size": width,
+    "intermediate_size": required("feed_forward_length"),
+    "num_attention_heads": heads,
+    "num_key_value_heads": metadata.get("llama.attention.head_count_kv", heads),
+    "head_dim": head_dim,
+    "hidden_act": "silu",
+    # Stored as fp32; the shortest decimal of it is what config.json had.
+    "rms_norm_eps": _decimal(required("attention.layer_norm_rms_epsilon")),
+    "tie_word_embeddings": "output.weight" not in tensor_names,
+    "attention_bias": "blk.0.attn_q.bias" in tensor_names,
+    "mlp_bias": "blk.0.ffn_up.bias" in tensor_names,
+    "max_position_embeddings": required("context_length"),
+    "rope_theta": _decimal(metadata.get("llama.rope.freq_base", 10_000.0)),
+    "rope_scaling": _rope_scaling(metadata, where),
+  }
+  for key in ("bos", "eos"):
+    if f"tokenizer.ggml.{key}_token_id" in metadata:
+      config[f"{key}_token_id"] = metadata[f"tokenizer.ggml.{key}_token_id"]
+  return config
+
+
+def _decimal(value: float) -> float:
+  return float(str(np.float32(value)))
+
+
+def _rope_scaling(metadata: dict[str, Any], where: str) -> dict[str, Any] | None:
+  kind = metadata.get("llama.rope.scaling.type", "none")
+  factor = metadata.get("llama.rope.scaling.factor", 0.0)
+  if "llama.rope.scale_linear" in metadata:  # the spelling before 2023-10
+    kind, factor = "linear", metadata["llama.rope.scale_linear"]
+  if kind == "none" or factor in (0.0, 1.0):
+    return None
+  if kind not in ("linear", "yarn"):
+    raise errors.UserError(f"{where}: rope scaling {kind!r} is not supported")
+  scaling = {"rope_type": kind, "factor": _decimal(factor)}
+  if kind == "yarn":
+    window = metadata.get("llama.rope.scaling.original_context_length")
+    if not window:
+      raise errors.UserError(
+        f"{where}: yarn needs llama.rope.scaling.original_context_length"
+      )
+    scaling["original_max_position_embeddings"] = window
+  return scaling
+
+
+def _read_rope_factors(config: dict[str, Any], factors_P: np.ndarray, where: str):
+  """Names the llama3 scaling that a rope_freqs tensor spells out, in `config`.
+
+  The file holds only the divisor of every frequency. All released Llama 3.x
+  models share one band (1, 4, 8192) and differ in the factor, so that guess is
+  made and has to reproduce every divisor.
+  """
+  scaling = {
+    "rope_type": "llama3",
+    "factor": _decimal(factors_P.max()),
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+  }
+  if config["rope_scaling"] is None:
+    guess = {**config, "rope_scaling": scaling}
+    plain = model_config.from_hf(config, where).rope
+    scaled = model_config.from_hf(guess, where).rope
+    head_dim = config["head_dim"]
+    plain_P, _ = rope.inverse_frequencies(plain, head_dim)
+    scaled_P, _ = rope.inverse_frequencies(scaled, head_dim)
+    if np.allclose(plain_P / scaled_P, factors_P, rtol=1e-4):
+      config["rope_scaling"] = scaling
+      return
+  raise errors.UserError(
+    f"{where}: its rope_freqs tensor is not the scaling of a Llama 3.x release; "
+    "convert from the model's HF folder instead"
+  )

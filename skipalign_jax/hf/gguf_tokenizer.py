@@ -1,0 +1,204 @@
+"""Builds the HF tokenizer of a GGUF file from its metadata.
+
+llama.cpp stores vocabulary, merges or scores, and only the *name* of the
+splitting rule (`tokenizer.ggml.pre`); the rules themselves are written out here.
+"""
+
+from typing import Any
+
+import tokenizers
+import transformers
+from tokenizers import (
+  AddedToken,
+  Regex,
+  decoders,
+  models,
+  normalizers,
+  pre_tokenizers,
+  processors,
+)
+
+from skipalign_jax import errors
+
+# tokenizer.ggml.token_type
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+
+# Llama 3's split: contractions, words, up to three digits, punctuation, spaces.
+_LLAMA3_SPLIT = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+  r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_GPT2 = ("gpt-2", "gpt2", "default")
+_SMOLLM = ("smollm",)
+_LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
+
+
+def build(metadata: dict[str, Any], where: str) -> transformers.PreTrainedTokenizerFast:
+  """The tokenizer of a GGUF header, with its special tokens and chat template.
+
+  Raises:
+    UserError: no tokenizer in the file, or a kind whose rules are not known.
+  """
+  tokens = metadata.get("tokenizer.ggml.tokens")
+  if not tokens:
+    raise errors.UserError(
+      f"{where}: the file holds no tokenizer; name one with --tokenizer or "
+      "data.tokenizer (a HF folder)"
+    )
+  kind = metadata.get("tokenizer.ggml.model")
+  if kind == "gpt2":
+    core = _byte_level(metadata, where)
+  elif kind == "llama":
+    core = _sentencepiece(metadata, where)
+  else:
+    raise errors.UserError(
+      f"{where}: tokenizer.ggml.model {kind!r} is not supported (gpt2 and llama "
+      "are); take the tokenizer from the model's HF folder"
+    )
+  core.add_tokens(_added_tokens(metadata))
+  special = _special_tokens(metadata, where)
+  # llama.cpp's own defaults where the key is absent: SentencePiece and Llama 3
+  # vocabularies start with BOS, GPT-2 ones do not.
+  starts = kind == "llama" or metadata.get("tokenizer.ggml.pre") in _LLAMA3
+  first = metadata.get("tokenizer.ggml.add_bos_token", starts)
+  last = metadata.get("tokenizer.ggml.add_eos_token", False)
+  _set_template(core, special, first and "bos_token", last and "eos_token")
+  return transformers.PreTrainedTokenizerFast(
+    tokenizer_object=core,
+    clean_up_tokenization_spaces=False,
+    chat_template=metadata.get("tokenizer.chat_template"),
+    model_max_length=int(metadata.get("llama.context_length", 10**9)),
+    **special,
+  )
+
+
+def _byte_level(metadata: dict[str, Any], where: str) -> tokenizers.Tokenizer:
+  pre = metadata.get("tokenizer.ggml.pre", "default")
+  if pre in _GPT2:
+    split = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+  elif pre in _SMOLLM:
+    split = [
+      pre_tokenizers.Digits(individual_digits=True),
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+    ]
+  elif pre in _LLAMA3:
+    split = [
+      pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), behavior="isolated"),
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+  else:
+    raise errors.UserError(
+      f"{where}: tokenizer.ggml.pre {pre!r} is not supported; known: "
+      f"{', '.join((*_GPT2, *_SMOLLM, *_LLAMA3))}. Take the tokenizer from the "
+      "model's HF folder"
+    )
+  merges = metadata.get("tokenizer.ggml.merges")
+  if not merges:
+    raise errors.UserError(f"{where}: tokenizer.ggml.merges is missing")
+  core = tokenizers.Tokenizer(
+    models.BPE(
+      vocab=_vocabulary(metadata),
+      merges=[tuple(merge.split(" ", 1)) for merge in merges],
+      # Llama 3 takes a word that is in the vocabulary whole, merges or not.
+      ignore_merges=pre in _LLAMA3,
+    )
+  )
+  core.pre_tokenizer = pre_tokenizers.Sequence(split)
+  core.decoder = decoders.ByteLevel()
+  return core
+
+
+def _sentencepiece(metadata: dict[str, Any], where: str) -> tokenizers.Tokenizer:
+  scores = metadata.get("tokenizer.ggml.scores")
+  if not scores:
+    raise errors.UserError(f"{where}: tokenizer.ggml.scores is missing")
+  vocab = _vocabulary(metadata)
+  core = tokenizers.Tokenizer(
+    models.BPE(
+      vocab=vocab,
+      merges=_merges_from_scores(vocab, scores),
+      unk_token=metadata["tokenizer.ggml.tokens"][_unknown_id(metadata)],
+      fuse_unk=True,
+      byte_fallback=True,
+    )
+  )
+  prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
+  steps = [normalizers.Prepend("▁")] if prefix else []
+  core.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+  strip = [decoders.Strip(content=" ", left=1)] if prefix else []
+  core.decoder = decoders.Sequence(
+    [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+  )
+  return core
+
+
+def _merges_from_scores(
+  vocab: dict[str, int], scores: list[float]
+) -> list[tuple[str, str]]:
+  """The merge list that joins pairs in SentencePiece's order.
+
+  SentencePiece joins, again and again, the adjacent pair whose union scores
+  best; a BPE merge list says the same when every split of every piece into two
+  pieces is listed, best union first.
+  """
+  merges = []
+  for piece, index in vocab.items():
+    for cut in range(1, len(piece)):
+      left, right = piece[:cut], piece[cut:]
+      if left in vocab and right in vocab:
+        merges.append((-scores[index], vocab[left], vocab[right], left, right))
+  return [(left, right) for *_, left, right in sorted(merges)]
+
+
+def _vocabulary(metadata: dict[str, Any]) -> dict[str, int]:
+  return {token: i for i, token in enumerate(metadata["tokenizer.ggml.tokens"])}
+
+
+def _unknown_id(metadata: dict[str, Any]) -> int:
+  return int(metadata.get("tokenizer.ggml.unknown_token_id", 0))
+
+
+def _added_tokens(metadata: dict[str, Any]) -> list[AddedToken]:
+  """Tokens found in the text before any splitting, in id order."""
+  tokens = metadata["tokenizer.ggml.tokens"]
+  types = metadata.get("tokenizer.ggml.token_type", [])
+  return [
+    AddedToken(token, special=kind != _USER_DEFINED, normalized=False)
+    for token, kind in zip(tokens, types, strict=False)
+    if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
+  ]
+
+
+def _special_tokens(metadata: dict[str, Any], where: str) -> dict[str, str]:
+  tokens = metadata["tokenizer.ggml.tokens"]
+  special = {}
+  for name, key in (
+    ("bos_token", "bos"),
+    ("eos_token", "eos"),
+    ("unk_token", "unknown"),
+    ("pad_token", "padding"),
+  ):
+    index = metadata.get(f"tokenizer.ggml.{key}_token_id")
+    if index is None:
+      continue
+    if not 0 <= index < len(tokens):
+      raise errors.UserError(
+        f"{where}: tokenizer.ggml.{key}_token_id={index} is outside the "
+        f"vocabulary of {len(tokens)}"
+      )
+    special[name] = tokens[index]
+  return special
+
+
+def _set_template(
+  core: tokenizers.Tokenizer, special: dict[str, str], first: str, last: str
+) -> None:
+  """Adds BOS before and EOS behind every text where the file asks for it."""
+  before = [special[first]] if first and first in special else []
+  after = [special[last]] if last and last in special else []
+  if before or after:
+    core.post_processor = processors.TemplateProcessing(
+      single=[*before, "$A", *after],
+      pair=[*before, "$A", *after, *before, "$B", *after],
+      special_tokens=[(t, core.token_to_id(t)) for t in {*before, *after}],
+    )

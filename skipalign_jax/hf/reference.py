@@ -1,0 +1,243 @@
+"""One model reference everywhere: hub id, HF folder, .gguf file or workdir.
+
+`open_model` reads configs and headers only; weights are read when asked for, so
+a 7B model opens in a moment and loads one parameter at a time.
+"""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import numpy as np
+import transformers
+
+from skipalign_jax import errors, model_config
+from skipalign_jax.hf import gguf, gguf_tokenizer, native, safetensors_io, weights
+
+FORMS = """a model reference is one of
+  org/name or org/name@revision   a model on the Hugging Face hub
+  path/to/folder                  an HF folder (config.json, *.safetensors)
+  path/to/model.gguf              a GGUF file
+  path/to/workdir[@step]          a training or import folder; latest step if none"""
+
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?")
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+
+# Creates one parameter: (path, shape, dtype, read), where read(index) returns
+# the block of the parameter at a tuple of slices, already as dtype.
+Place = Callable[
+  [str, tuple[int, ...], np.dtype, Callable[[weights.Index], np.ndarray]], jax.Array
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+  """Where a reference leads.
+
+  Attributes:
+    kind: "hf", "gguf" or "workdir".
+    path: local folder or file.
+    step: checkpoint step of a workdir, None elsewhere.
+  """
+
+  kind: str
+  path: pathlib.Path
+  step: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """An opened model.
+
+  Attributes:
+    reference: what the user wrote.
+    location: where it is.
+    config: its shape.
+    hf_config: its config.json, or the one HF would have.
+    generation_config: its generation_config.json, None without one.
+    weights: path -> lazy parameter, layers stacked.
+  """
+
+  reference: str
+  location: Location
+  config: model_config.ModelConfig
+  hf_config: dict[str, Any]
+  generation_config: dict[str, Any] | None
+  weights: dict[str, weights.Parameter]
+
+  @property
+  def kind(self) -> str:
+    """ "hf", "gguf" or "workdir"."""
+    return self.location.kind
+
+
+def locate(reference: str) -> Location:
+  """Finds what a reference means, downloading a hub model if it is one.
+
+  Raises:
+    UserError: nothing there, or not a model; lists the accepted forms.
+  """
+  path = pathlib.Path(reference).expanduser()
+  if not reference:
+    raise errors.UserError(f"the model reference is empty; {FORMS}")
+  if path.is_file():
+    if path.suffix == ".gguf":
+      return Location("gguf", path)
+    raise errors.UserError(f"{reference}: is a file but not a .gguf; {FORMS}")
+  if path.is_dir():
+    return _locate_folder(path, None)
+  folder, at, step = reference.rpartition("@")
+  if at and pathlib.Path(folder).expanduser().is_dir():
+    if not step.isdecimal():
+      raise errors.UserError(
+        f"{reference}: the step behind @ must be an integer, not {step!r}"
+      )
+    return _locate_folder(pathlib.Path(folder).expanduser(), int(step))
+  if _HUB_ID.fullmatch(reference) and not reference.endswith(".gguf"):
+    return Location("hf", _download(reference))
+  raise errors.UserError(f"{reference}: no such file or folder; {FORMS}")
+
+
+def _locate_folder(path: pathlib.Path, step: int | None) -> Location:
+  if native.is_workdir(path):
+    return Location("workdir", path, native.find_step(path, step))
+  if step is not None:
+    raise errors.UserError(
+      f"{path}@{step}: only a training folder has steps, and this is none; {FORMS}"
+    )
+  if (path / "config.json").is_file():
+    return Location("hf", path)
+  inside = sorted(p.name for p in path.glob("*.gguf"))
+  hint = f" Did you mean {path / inside[0]}?" if inside else ""
+  raise errors.UserError(f"{path}: has no config.json.{hint} {FORMS}")
+
+
+def _download(reference: str) -> pathlib.Path:
+  name, _, revision = reference.partition("@")
+  try:
+    folder = huggingface_hub.snapshot_download(
+      name,
+      revision=revision or None,
+      allow_patterns=_HUB_FILES,
+      ignore_patterns=["*/*"],
+    )
+  # The hub client raises its own errors, those of its HTTP library and OSError.
+  except Exception as error:
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    raise errors.UserError(
+      f"{reference}: neither a local path nor a model that could be fetched from the "
+      f"hub ({first_line}). The hub needs network access, and for gated models "
+      f"'hf auth login'; otherwise name a local folder. {FORMS}"
+    ) from error
+  return pathlib.Path(folder)
+
+
+def open_model(reference: str) -> Model:
+  """Opens a model without reading its weights.
+
+  Raises:
+    UserError: not found, not a llama model, or weights that are incomplete.
+  """
+  location = locate(reference)
+  generation = None
+  match location.kind:
+    case "gguf":
+      source = gguf.GGUFFile(location.path)
+      config, hf_config = source.config, source.hf_config
+      parameters = weights.stacked(config, source)
+    case "hf":
+      hf_config = safetensors_io.read_json(location.path / "config.json")
+      config = model_config.from_hf(hf_config, str(location.path / "config.json"))
+      if "quantization_config" in hf_config:
+        raise errors.UserError(
+          f"{location.path}: config.json has a quantization_config; quantised HF "
+          "checkpoints are not supported, take the unquantised model"
+        )
+      folder = safetensors_io.SafetensorsFolder(location.path)
+      parameters = weights.stacked(config, folder)
+      if (location.path / "generation_config.json").is_file():
+        generation = safetensors_io.read_json(location.path / "generation_config.json")
+    case "workdir":
+      described = native.read_config(location.path)
+      config, hf_config = described.model_config, described.hf_config
+      generation = described.generation_config
+      parameters = native.open_parameters(location.path, location.step, config)
+  return Model(reference, location, config, hf_config, generation, parameters)
+
+
+def load_params(
+  model: Model, dtype: str | np.dtype = "float32", place: Place | None = None
+) -> dict[str, Any]:
+  """Builds the parameter tree, one stacked parameter at a time.
+
+  Args:
+    model: an opened model.
+    dtype: of the parameters.
+    place: creates each device array; by default whole on the default device.
+
+  Returns:
+    Nested dict of arrays, as `model.py` takes it.
+  """
+  place = place or _place_whole
+  tree: dict[str, Any] = {}
+  for path, parameter in model.weights.items():
+
+    def read(index: weights.Index, parameter=parameter) -> np.ndarray:
+      return parameter.read(index, jnp.dtype(dtype))
+
+    *folders, leaf = path.split("/")
+    node = tree
+    for folder in folders:
+      node = node.setdefault(folder, {})
+    node[leaf] = place(path, parameter.shape, jnp.dtype(dtype), read)
+  return tree
+
+
+def _place_whole(path, shape, dtype, read) -> jax.Array:
+  del path, shape, dtype
+  return jnp.asarray(read(()))
+
+
+def load_tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
+  """The tokenizer that belongs to a reference.
+
+  Raises:
+    UserError: the reference has none, or one that needs foreign code.
+  """
+  location = locate(reference)
+  if location.kind == "gguf":
+    return gguf_tokenizer.build(
+      gguf.read_metadata(location.path), where=str(location.path)
+    )
+  folder = location.path / "tokenizer" if location.kind == "workdir" else location.path
+  if not (folder / "tokenizer.json").is_file():
+    raise errors.UserError(
+      f"{folder}: has no tokenizer.json; name a HF folder or .gguf file that has a "
+      "tokenizer"
+    )
+  try:
+    # Not AutoTokenizer: for some class names, LlamaTokenizer among them,
+    # transformers 5 rebuilds the pipeline from the vocabulary and then splits
+    # leading spaces otherwise than tokenizer.json says.
+    return transformers.PreTrainedTokenizerFast.from_pretrained(
+      str(folder), local_files_only=True
+    )
+  except Exception as error:  # whatever the library thinks of a damaged file
+    raise errors.UserError(f"{folder}: unreadable tokenizer ({error})") from error
+
+
+def check_vocabulary(
+  tokenizer: transformers.PreTrainedTokenizerFast, config: model_config.ModelConfig
+) -> None:
+  """UserError when the tokenizer can emit an id without an embedding row."""
+  highest = max(tokenizer.get_vocab().values(), default=-1)
+  if highest >= config.vocab_size:
+    raise errors.UserError(
+      f"the tokenizer's highest id is {highest} but the model has {config.vocab_size} "
+      "embedding rows (model.vocab_size); use the tokenizer of this model"
+    )

@@ -1,0 +1,298 @@
+"""HF weight folders: lazy reading with checks, streaming sharded writing.
+
+A .safetensors file is an 8-byte little-endian header length, a JSON header
+(name -> dtype, shape, byte range) and the bytes. Headers alone decide whether a
+folder is complete, and rows are read with plain file reads: no mapping, so
+memory is what was asked for.
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors.numpy
+
+from skipalign_jax import errors
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+DEFAULT_SHARD_BYTES = 5 * 10**9  # what transformers uses
+
+DTYPES = {
+  "F64": np.dtype(np.float64),
+  "F32": np.dtype(np.float32),
+  "F16": np.dtype(np.float16),
+  "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+  file: pathlib.Path
+  dtype: str
+  shape: tuple[int, ...]
+  offset: int  # of the first byte in the file
+
+
+class SafetensorsFolder:
+  """The tensors of an HF folder, one file or shards with an index.
+
+  Attributes:
+    where: the folder, for messages.
+    shapes: tensor name -> shape.
+  """
+
+  def __init__(self, folder: str | os.PathLike[str]):
+    """Reads and checks the headers of all files.
+
+    Raises:
+      UserError: no safetensors, a missing or damaged shard, or a tensor that is
+        stored twice or not where the index says.
+    """
+    folder = pathlib.Path(folder)
+    self.where = str(folder)
+    self._entries: dict[str, _Entry] = {}
+    index = _weight_map(folder)
+    for file in _files(folder, index):
+      for name, entry in _read_header(file).items():
+        if name in self._entries:
+          raise errors.UserError(
+            f"{folder}: {name} is stored twice, in {self._entries[name].file.name} "
+            f"and {file.name}; remove the stale file and its entries in {INDEX}"
+          )
+        self._entries[name] = entry
+    for name, file_name in index.items():
+      if name not in self._entries or self._entries[name].file.name != file_name:
+        raise errors.UserError(
+          f"{folder}: {INDEX} puts {name} into {file_name}, which does not hold it; "
+          "the shards belong to another download"
+        )
+    self.shapes = {name: entry.shape for name, entry in self._entries.items()}
+
+  def dtype(self, name: str) -> np.dtype:
+    """Stored type of a tensor; UserError when it is not a float."""
+    entry = self._entries[name]
+    if entry.dtype not in DTYPES:
+      raise errors.UserError(
+        f"{entry.file}: {name} is stored as {entry.dtype}; only "
+        f"{', '.join(DTYPES)} can be read (quantised checkpoints cannot)"
+      )
+    return DTYPES[entry.dtype]
+
+  def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+    """Rows (axis 0) of a tensor; only the bytes from first to last are read."""
+    entry, dtype = self._entries[name], self.dtype(name)
+    start, stop, step = rows.indices(entry.shape[0])
+    assert step > 0, rows
+    row_shape = entry.shape[1:]
+    row_values = int(np.prod(row_shape, dtype=np.int64))
+    count = max(stop - start, 0)
+    values = np.fromfile(
+      entry.file,
+      dtype,
+      count * row_values,
+      offset=entry.offset + start * row_values * dtype.itemsize,
+    )
+    if values.size != count * row_values:
+      raise errors.UserError(f"{entry.file}: became shorter while being read")
+    return values.reshape(count, *row_shape)[::step]
+
+
+def _weight_map(folder: pathlib.Path) -> dict[str, str]:
+  """Tensor name -> file name of the index; {} without one."""
+  path = folder / INDEX
+  if (folder / SINGLE).is_file() or not path.is_file():
+    return {}
+  index = read_json(path)
+  weight_map = index.get("weight_map")
+  if not isinstance(weight_map, dict) or not weight_map:
+    raise errors.UserError(f"{path}: has no weight_map")
+  for file_name in weight_map.values():
+    if not isinstance(file_name, str) or pathlib.PurePath(file_name).name != file_name:
+      raise errors.UserError(f"{path}: {file_name!r} is not a file of this folder")
+  return weight_map
+
+
+def _files(folder: pathlib.Path, index: dict[str, str]) -> list[pathlib.Path]:
+  if index:
+    files = [folder / name for name in sorted(set(index.values()))]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+      raise errors.UserError(
+        f"{folder}: {len(missing)} of {len(files)} shards are missing: "
+        f"{', '.join(missing[:5])}. Finish the download"
+      )
+    return files
+  if (folder / SINGLE).is_file():
+    return [folder / SINGLE]
+  found = sorted(p.name for p in folder.iterdir() if p.suffix == ".safetensors")
+  if found:
+    raise errors.UserError(
+      f"{folder}: has {', '.join(found[:5])} but neither {SINGLE} nor {INDEX}"
+    )
+  pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
+  if pickles:
+    raise errors.UserError(
+      f"{folder}: holds only pickled weights ({', '.join(pickles[:3])}). Unpickling "
+      "can run foreign code, so they are never opened; save the model with "
+      "save_pretrained(..., safe_serialization=True) first"
+    )
+  raise errors.UserError(f"{folder}: no {SINGLE} and no {INDEX}")
+
+
+def _read_header(file: pathlib.Path) -> dict[str, _Entry]:
+  size = file.stat().st_size
+  with file.open("rb") as stream:
+    start = stream.read(8)
+    if start.startswith(b"version "):
+      raise errors.UserError(
+        f"{file}: is a Git LFS pointer, not the weights; run 'git lfs pull'"
+      )
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > size - 8:
+      raise errors.UserError(f"{file}: truncated or not a safetensors file")
+    text = stream.read(length)
+  try:
+    header = json.loads(text)
+    header.pop("__metadata__", None)
+    entries = {
+      name: _Entry(file, e["dtype"], tuple(e["shape"]), 8 + length + begin)
+      for name, e in header.items()
+      for begin, _ in [e["data_offsets"]]
+    }
+    ends = [e["data_offsets"][1] for e in header.values()]
+    for name, e in header.items():
+      begin, end = e["data_offsets"]
+      values = int(np.prod(e["shape"], dtype=np.int64))
+      # Types that are never read need no size check here.
+      itemsize = DTYPES[e["dtype"]].itemsize if e["dtype"] in DTYPES else None
+      if begin < 0 or (itemsize is not None and end - begin != values * itemsize):
+        raise errors.UserError(f"{file}: the byte range of {name} does not fit it")
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    if isinstance(error, errors.UserError):
+      raise
+    raise errors.UserError(f"{file}: damaged safetensors header ({error})") from error
+  expected = 8 + length + max(ends, default=0)
+  if size != expected:
+    raise errors.UserError(
+      f"{file}: has {size} bytes but its header describes {expected}; the file is "
+      "truncated or damaged, download it again"
+    )
+  return entries
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """A JSON object from a file; UserError when it is not one."""
+  try:
+    value = json.loads(path.read_text(encoding="utf-8"))
+  except OSError as error:
+    raise errors.UserError(f"{path}: {error.strerror}") from error
+  except ValueError as error:
+    raise errors.UserError(f"{path}: not valid JSON ({error})") from error
+  if not isinstance(value, dict):
+    raise errors.UserError(f"{path}: expected a JSON object")
+  return value
+
+
+def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+  """Writes `value` as indented JSON."""
+  path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def write_tensors(
+  folder: pathlib.Path,
+  tensors: Iterable[tuple[str, np.ndarray]],
+  max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> int:
+  """Streams tensors into `folder`, at most one shard in memory.
+
+  Args:
+    folder: exists already.
+    tensors: (HF name, array) in the order of the files.
+    max_shard_bytes: a shard holds no more, unless one tensor is larger.
+
+  Returns:
+    Bytes of all tensors together.
+  """
+  held: dict[str, np.ndarray] = {}
+  held_bytes = total = 0
+  names_of_shard: list[list[str]] = []
+
+  def flush() -> None:
+    part = folder / f"part-{len(names_of_shard)}"
+    # "format": transformers insists on the key and "pt" is what every reader,
+    # torch or not, accepts.
+    safetensors.numpy.save_file(held, part, metadata={"format": "pt"})
+    part.chmod(0o666 & ~_umask())  # the library makes it private
+    names_of_shard.append(list(held))
+    held.clear()
+
+  for name, array in tensors:
+    if held and held_bytes + array.nbytes > max_shard_bytes:
+      flush()
+      held_bytes = 0
+    # The library writes from the pointer and trusts the memory to be dense.
+    held[name] = np.ascontiguousarray(array)
+    held_bytes += array.nbytes
+    total += array.nbytes
+    del array
+  flush()
+  if len(names_of_shard) == 1:
+    (folder / "part-0").rename(folder / SINGLE)
+    return total
+  weight_map = {}
+  for i, shard_names in enumerate(names_of_shard):
+    file_name = f"model-{i + 1:05d}-of-{len(names_of_shard):05d}.safetensors"
+    (folder / f"part-{i}").rename(folder / file_name)
+    weight_map |= dict.fromkeys(shard_names, file_name)
+  write_json(
+    folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map}
+  )
+  return total
+
+
+@contextmanager
+def atomic_folder(out: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+  """A temporary sibling that becomes `out` when the block ends well.
+
+  On any exception the sibling is deleted and `out` stays as it was.
+
+  Raises:
+    UserError: `out` exists and is not an empty folder, or cannot be written.
+  """
+  out = pathlib.Path(out).absolute()
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    raise errors.UserError(
+      f"{out}: exists and is not an empty folder; choose another --out or remove it"
+    )
+  try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(
+      tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent)
+    )
+  except OSError as error:
+    raise errors.UserError(f"{out}: cannot be created ({error.strerror})") from error
+  try:
+    yield temporary
+    temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+    temporary.replace(out)
+  except BaseException as error:
+    shutil.rmtree(temporary, ignore_errors=True)
+    if isinstance(error, OSError):  # a full disk, a lost mount
+      raise errors.UserError(f"{out}: not written ({error})") from error
+    raise
+
+
+def _umask() -> int:
+  mask = os.umask(0)
+  os.umask(mask)
+  return mask

@@ -1,0 +1,177 @@
+"""Lazy parameters: a model is opened without reading its weights.
+
+A `Parameter` knows its stacked shape and reads any block of it. The blocks come
+from a `TensorSource` (one tensor a layer, as in HF folders and GGUF files) or
+straight from a checkpoint; callers see no difference. Memory stays at the block
+asked for plus one layer's tensor.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+
+from skipalign_jax import errors, model_config
+from skipalign_jax.hf import names
+
+Index = tuple[slice, ...]
+
+# Tensors that older exporters wrote and that the config already determines.
+_HARMLESS = ("rotary_emb.inv_freq", "masked_bias", "attn.bias")
+
+
+class TensorSource(Protocol):
+  """Tensors under their HF names.
+
+  Attributes:
+    where: the file or folder, for messages.
+    shapes: HF name -> shape of every tensor found.
+  """
+
+  where: str
+  shapes: dict[str, tuple[int, ...]]
+
+  def dtype(self, name: str) -> np.dtype:
+    """What `read` returns."""
+    ...
+
+  def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+    """The rows `rows` (axis 0) of one tensor, nothing else touched."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+  """One parameter, layers stacked on axis 0.
+
+  Attributes:
+    path: e.g. layers/attn/q/weight.
+    shape: of the whole parameter.
+    dtype: as stored.
+    read_block: (index, dtype) -> that block of it, converted.
+    chunk_layers: layers that one read decodes anyway; taking that many at a
+      time avoids decoding them again.
+  """
+
+  path: str
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  read_block: Callable[[Index, np.dtype], np.ndarray]
+  chunk_layers: int = 1
+
+  def read(self, index: Index = (), dtype: np.dtype | str | None = None) -> np.ndarray:
+    """The block at `index`, as `dtype` (the stored one by default).
+
+    Args:
+      index: one slice an axis; missing ones, and open ends, take everything.
+      dtype: what to convert to while reading.
+    """
+    assert len(index) <= len(self.shape), (self.path, index)
+    index = index + (slice(None),) * (len(self.shape) - len(index))
+    full = tuple(
+      slice(*part.indices(size)) for part, size in zip(index, self.shape, strict=True)
+    )
+    return self.read_block(full, np.dtype(dtype or self.dtype))
+
+  def layer(self, i: int, dtype: np.dtype | str | None = None) -> np.ndarray:
+    """Layer `i` of a stacked parameter, without the layer axis."""
+    assert names.is_stacked(self.path), self.path
+    return self.read((slice(i, i + 1),), dtype)[0]
+
+
+def stacked(
+  config: model_config.ModelConfig, source: TensorSource
+) -> dict[str, Parameter]:
+  """Path -> parameter of a model stored as one tensor a layer.
+
+  Raises:
+    UserError: a tensor is missing, has another shape, or is not of this model.
+  """
+  check_tensors(config, source)
+  parameters = {}
+  for path, shape in names.expected_shapes(config).items():
+    layers = range(config.num_layers if names.is_stacked(path) else 1)
+    stored = {source.dtype(names.hf_name(path, i)) for i in layers}
+    # Layers of several types (norms kept in fp32 here and there) meet in fp32.
+    dtype = stored.pop() if len(stored) == 1 else np.dtype(np.float32)
+    parameters[path] = Parameter(path, shape, dtype, _reader(path, source))
+  return parameters
+
+
+def _reader(path: str, source: TensorSource) -> Callable[[Index, np.dtype], np.ndarray]:
+  def one(layer: int, index: Index) -> np.ndarray:
+    return source.read(names.hf_name(path, layer), index[0])[(slice(None), *index[1:])]
+
+  def read_block(index: Index, dtype: np.dtype) -> np.ndarray:
+    if not names.is_stacked(path):
+      return one(0, index).astype(dtype, copy=False)
+    layers = range(index[0].start, index[0].stop, index[0].step)
+    inner = [len(range(s.start, s.stop, s.step)) for s in index[1:]]
+    block = np.empty((len(layers), *inner), dtype)
+    for row, layer in enumerate(layers):
+      block[row] = one(layer, index[1:])
+    return block
+
+  return read_block
+
+
+def check_tensors(config: model_config.ModelConfig, source: TensorSource) -> None:
+  """Every expected tensor is there with its shape, and no stranger is."""
+  expected = names.hf_shapes(config)
+  missing = [name for name in expected if name not in source.shapes]
+  if missing:
+    raise errors.UserError(
+      f"{source.where}: {len(missing)} of {len(expected)} tensors are missing: "
+      f"{_some(missing)}. The download is incomplete or config.json belongs to "
+      "another model."
+    )
+  wrong = [
+    f"{name} is {list(source.shapes[name])}, expected {list(shape)}"
+    for name, shape in expected.items()
+    if source.shapes[name] != shape
+  ]
+  if wrong:
+    raise errors.UserError(
+      f"{source.where}: {len(wrong)} tensors do not fit config.json: {_some(wrong)}"
+    )
+  extra = [
+    name
+    for name in source.shapes
+    if name not in expected
+    and not name.endswith(_HARMLESS)
+    # A tied model may carry a copy of its embedding; tying wins, as in HF.
+    and not (config.tie_embeddings and name == "lm_head.weight")
+  ]
+  if extra:
+    raise errors.UserError(
+      f"{source.where}: {len(extra)} tensors are not part of a llama model of this "
+      f"config.json and would be dropped: {_some(extra)}"
+    )
+
+
+def _some(items: list[str], count: int = 5) -> str:
+  more = f" and {len(items) - count} more" if len(items) > count else ""
+  return ", ".join(items[:count]) + more
+
+
+def hf_tensors(
+  parameters: dict[str, Parameter], dtype: np.dtype | str | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
+  """(HF name, tensor) of every parameter, parameter after parameter.
+
+  Not layer after layer: a training checkpoint may hold all layers of a
+  parameter in one compressed chunk, which is so decoded once.
+
+  Args:
+    parameters: path -> parameter.
+    dtype: of the tensors; the stored one by default.
+  """
+  for path, parameter in parameters.items():
+    if not names.is_stacked(path):
+      yield names.hf_name(path), parameter.read((), dtype)
+      continue
+    for start in range(0, parameter.shape[0], parameter.chunk_layers):
+      block = parameter.read((slice(start, start + parameter.chunk_layers),), dtype)
+      for i, tensor in enumerate(block):
+        yield names.hf_name(path, start + i), tensor

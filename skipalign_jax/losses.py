@@ -1,0 +1,128 @@
+"""Losses as (sum, weight): one global denominator divides, later.
+
+Shapes: B batch, L length, C chunk, D model, V vocab.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+def next_token_targets(
+  tokens_BL: jax.Array, segment_ids_BL: jax.Array, loss_weight_BL: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """What each place predicts, and how much that counts.
+
+  `loss_weight_BL` belongs to the token that is predicted. A place never
+  predicts into another segment.
+
+  Returns:
+    targets_BL int32, weight_BL fp32 (the last place of a row weighs 0).
+  """
+  targets_BL = jnp.roll(tokens_BL, -1, axis=1)
+  inside_BL = jnp.roll(segment_ids_BL, -1, axis=1) == segment_ids_BL
+  inside_BL = inside_BL.at[:, -1].set(False)
+  weight_BL = jnp.roll(loss_weight_BL, -1, axis=1) * inside_BL
+  return targets_BL, weight_BL.astype(jnp.float32)
+
+
+def cross_entropy(
+  hidden_BLD: jax.Array,
+  head_VD: jax.Array,
+  targets_BL: jax.Array,
+  weight_BL: jax.Array,
+  chunk: int,
+) -> jax.Array:
+  """Σ weight · −log p(target), logits of `chunk` places a row at a time.
+
+  Full [B, L, V] logits never exist. When differentiated, the forward pass of a
+  chunk also makes its gradients (they are ready there: softmax − one-hot), so
+  no logits are computed twice; the backward pass only scales them.
+
+  Args:
+    hidden_BLD: final hidden states, compute dtype.
+    head_VD: output matrix, fp32 master.
+    targets_BL: int32 in [0, V).
+    weight_BL: fp32 ≥ 0.
+    chunk: places a row whose logits exist at one time.
+
+  Returns:
+    fp32 scalar sum; divide by the global Σ weight.
+  """
+  L = hidden_BLD.shape[1]
+  padding = -L % min(chunk, L)
+  pad = lambda x: jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
+  return _cross_entropy(
+    pad(hidden_BLD), head_VD, pad(targets_BL), pad(weight_BL), min(chunk, L)
+  )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _cross_entropy(hidden_BLD, head_VD, targets_BL, weight_BL, chunk):
+  head_VD = head_VD.astype(hidden_BLD.dtype)
+
+  def add_chunk(total, chunk_arrays):
+    hidden_BCD, targets_BC, weight_BC = chunk_arrays
+    loss_BC, _ = _chunk_loss(hidden_BCD, head_VD, targets_BC)
+    return total + jnp.sum(weight_BC * loss_BC), None
+
+  chunks = _chunks((hidden_BLD, targets_BL, weight_BL), chunk)
+  return jax.lax.scan(add_chunk, jnp.float32(0), chunks)[0]
+
+
+def _forward(hidden_BLD, head_VD, targets_BL, weight_BL, chunk):
+  dtype = hidden_BLD.dtype
+  head_cast_VD = head_VD.astype(dtype)
+  V = head_VD.shape[0]
+
+  def add_chunk(carry, chunk_arrays):
+    total, d_head_VD = carry
+    hidden_BCD, targets_BC, weight_BC = chunk_arrays
+    loss_BC, probability_BCV = _chunk_loss(hidden_BCD, head_cast_VD, targets_BC)
+    one_hot_BCV = jax.nn.one_hot(targets_BC, V, dtype=jnp.float32)
+    d_logits_BCV = weight_BC[..., None] * (probability_BCV - one_hot_BCV)
+    d_logits_BCV = d_logits_BCV.astype(dtype)
+    d_hidden_BCD = _product("bcv,vd->bcd", d_logits_BCV, head_cast_VD)
+    d_head_VD += _product("bcv,bcd->vd", d_logits_BCV, hidden_BCD)
+    total += jnp.sum(weight_BC * loss_BC)
+    return (total, d_head_VD), (d_hidden_BCD.astype(dtype), loss_BC)
+
+  chunks = _chunks((hidden_BLD, targets_BL, weight_BL), chunk)
+  start = (jnp.float32(0), jnp.zeros(head_VD.shape, jnp.float32))
+  (total, d_head_VD), per_chunk = jax.lax.scan(add_chunk, start, chunks)
+  d_hidden_BLD, d_weight_BL = (
+    x.swapaxes(0, 1).reshape(*weight_BL.shape, *x.shape[3:]) for x in per_chunk
+  )
+  return total, (d_hidden_BLD, d_head_VD.astype(head_VD.dtype), d_weight_BL)
+
+
+def _backward(chunk, gradients, d_total):
+  d_hidden_BLD, d_head_VD, d_weight_BL = (
+    (d_total * x).astype(x.dtype) for x in gradients
+  )
+  return d_hidden_BLD, d_head_VD, None, d_weight_BL
+
+
+_cross_entropy.defvjp(_forward, _backward)
+
+
+def _chunk_loss(hidden_BCD, head_VD, targets_BC):
+  """−log p(target) and p over the vocabulary, fp32."""
+  logits_BCV = _product("bcd,vd->bcv", hidden_BCD, head_VD)
+  log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
+  target_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
+  return log_z_BC - target_BC, jnp.exp(logits_BCV - log_z_BC[..., None])
+
+
+def _chunks(arrays, chunk):
+  """[B, L, …] → [L / chunk, B, chunk, …], to scan over."""
+  split = lambda x: x.reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1)
+  return jax.tree.map(split, arrays)
+
+
+def _product(equation, left, right):
+  precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
+  return jnp.einsum(
+    equation, left, right, preferred_element_type=jnp.float32, precision=precision
+  )

@@ -1,0 +1,102 @@
+"""Where numbers go: metrics.jsonl, TensorBoard and the terminal."""
+
+import json
+import os
+import pathlib
+import time
+
+import tensorboardX
+from rich import console as rich_console
+from rich import progress
+
+Record = dict[str, float | int | bool]
+
+
+class Writer:
+  """Appends records to workdir/metrics.jsonl and to TensorBoard event files."""
+
+  def __init__(self, workdir: pathlib.Path, resume_step: int):
+    """Drops records of steps after `resume_step`: they will be made again."""
+    path = workdir / "metrics.jsonl"
+    self._drop_after(path, resume_step)
+    self._file = path.open("a", encoding="utf-8")
+    self._board = tensorboardX.SummaryWriter(
+      str(workdir / "tensorboard"), purge_step=resume_step + 1
+    )
+
+  @staticmethod
+  def _drop_after(path: pathlib.Path, step: int) -> None:
+    if not path.exists():
+      return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+      # A killed run may leave half a line; it is of a step that runs again.
+      if line.endswith("\n") and json.loads(line)["step"] <= step:
+        kept.append(line)
+    new = path.with_suffix(".new")
+    new.write_text("".join(kept), encoding="utf-8")
+    new.replace(path)
+
+  def write(self, record: Record) -> None:
+    """Writes one record; `step` is its key."""
+    self._file.write(json.dumps(record) + "\n")
+    for name, value in record.items():
+      if name != "step":
+        self._board.add_scalar(name, float(value), record["step"])
+
+  def flush(self) -> None:
+    """Puts what was written on disk."""
+    self._file.flush()
+    os.fsync(self._file.fileno())
+    self._board.flush()
+
+  def close(self) -> None:
+    """Flushes and closes."""
+    self.flush()
+    self._file.close()
+    self._board.close()
+
+
+class Progress:
+  """A progress bar on a terminal; elsewhere a line every few seconds."""
+
+  SECONDS_BETWEEN_LINES = 10
+
+  def __init__(self, console: rich_console.Console, start: int, steps: int):
+    self._console = console
+    self._steps = steps
+    self._last_line = 0.0
+    self._bar = progress.Progress(
+      progress.TextColumn("training"),
+      progress.BarColumn(),
+      progress.MofNCompleteColumn(),
+      progress.TextColumn("loss {task.fields[loss]}"),
+      progress.TextColumn("{task.fields[rate]} tok/s"),
+      progress.TimeRemainingColumn(),
+      console=console,
+      disable=not console.is_terminal,
+    )
+    self._task = self._bar.add_task(
+      "train", total=steps, completed=start, loss="-", rate="-"
+    )
+
+  def __enter__(self) -> "Progress":
+    self._bar.start()
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._bar.stop()
+
+  def update(self, record: Record) -> None:
+    """Shows the record of a finished step."""
+    loss = f"{record['loss']:.4f}"
+    rate = f"{record['tokens_per_second']:,.0f}"
+    step = int(record["step"])
+    self._bar.update(self._task, completed=step, loss=loss, rate=rate)
+    due = time.monotonic() - self._last_line > self.SECONDS_BETWEEN_LINES
+    if not self._console.is_terminal and (due or step == self._steps):
+      self._last_line = time.monotonic()
+      self._console.print(
+        f"step {step}/{self._steps}  loss {loss}  "
+        f"lr {record['learning_rate']:.2e}  {rate} tok/s"
+      )

@@ -1,0 +1,285 @@
+"""A LLaMA-family decoder (Llama, Yi, SmolLM2) in Flax NNX.
+
+Shapes: B batch, L length, S cache length, D model, F ffn, N heads, K kv heads,
+H head dim, V vocab, I/O in/out features. Matrices are [O, I] as in HF's files,
+so converting a checkpoint never transposes. Layers are stacked on a leading
+axis and scanned.
+
+Master weights are fp32; products run in `compute_dtype` and accumulate in fp32;
+norms, softmax and rotations are fp32.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from skipalign_jax import attention, model_config, rope, sharding
+
+ModelConfig = model_config.ModelConfig
+Params = dict[str, Any]  # the nested dict of `hf.names`: embed, layers, norm, …
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Cache:
+  """Rotated keys and values of all layers, and which places are in use.
+
+  Attributes:
+    k, v: [layers, B, S, K, H].
+    segment_ids: [B, S]; 0 where nothing was written.
+    length: places written so far, the same for all rows.
+  """
+
+  k: jax.Array
+  v: jax.Array
+  segment_ids: jax.Array
+  length: jax.Array
+
+
+def empty_cache(
+  config: ModelConfig, batch: int, length: int, dtype: jnp.dtype
+) -> Cache:
+  """A cache for `length` tokens a row."""
+  kv = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
+  return Cache(
+    k=jnp.zeros(kv, dtype),
+    v=jnp.zeros(kv, dtype),
+    segment_ids=jnp.zeros((batch, length), jnp.int32),
+    length=jnp.int32(0),
+  )
+
+
+@jax.custom_vjp
+def linear(x_BLI: jax.Array, weight_OI: jax.Array) -> jax.Array:
+  """x Wᵀ in x's dtype with fp32 accumulation.
+
+  The gradient rule casts the cotangent to the compute dtype too: the default
+  one would multiply in fp32 whatever the forward pass did.
+  """
+  return _product("bli,oi->blo", x_BLI, weight_OI.astype(x_BLI.dtype), x_BLI.dtype)
+
+
+def _linear_forward(x_BLI, weight_OI):
+  return linear(x_BLI, weight_OI), (x_BLI, weight_OI)
+
+
+def _linear_backward(residuals, d_out_BLO):
+  x_BLI, weight_OI = residuals
+  d_out_BLO = d_out_BLO.astype(x_BLI.dtype)
+  weight_cast_OI = weight_OI.astype(x_BLI.dtype)
+  return (
+    _product("blo,oi->bli", d_out_BLO, weight_cast_OI, x_BLI.dtype),
+    _product("blo,bli->oi", d_out_BLO, x_BLI, weight_OI.dtype),
+  )
+
+
+def _product(equation, left, right, dtype):
+  return jnp.einsum(
+    equation,
+    left,
+    right,
+    preferred_element_type=jnp.float32,
+    precision=attention.precision(left.dtype),
+  ).astype(dtype)
+
+
+linear.defvjp(_linear_forward, _linear_backward)
+
+
+class Linear(nnx.Module):
+  def __init__(self, in_dim: int, out_dim: int, bias: bool, rngs: nnx.Rngs):
+    self.weight = nnx.Param(_normal(rngs, (out_dim, in_dim)))
+    self.bias = nnx.Param(jnp.zeros(out_dim)) if bias else None
+
+  def __call__(self, x_BLI: jax.Array) -> jax.Array:
+    y_BLO = linear(x_BLI, self.weight[...])
+    return y_BLO if self.bias is None else y_BLO + self.bias[...].astype(y_BLO.dtype)
+
+
+class RMSNorm(nnx.Module):
+  def __init__(self, dim: int, eps: float):
+    self.weight = nnx.Param(jnp.ones(dim))
+    self.eps = eps
+
+  def __call__(self, x_BLD: jax.Array) -> jax.Array:
+    x32_BLD = x_BLD.astype(jnp.float32)
+    variance = jnp.mean(jnp.square(x32_BLD), axis=-1, keepdims=True)
+    y_BLD = x32_BLD * jax.lax.rsqrt(variance + self.eps)
+    return (y_BLD * self.weight[...]).astype(x_BLD.dtype)
+
+
+class Attention(nnx.Module):
+  def __init__(self, c: ModelConfig, rngs: nnx.Rngs):
+    query, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    self.q = Linear(c.embed_dim, query, c.attention_bias, rngs)
+    self.k = Linear(c.embed_dim, kv, c.attention_bias, rngs)
+    self.v = Linear(c.embed_dim, kv, c.attention_bias, rngs)
+    self.o = Linear(query, c.embed_dim, c.attention_bias, rngs)
+    self.config = c
+
+  def __call__(self, x_BLD, positions_BL, segment_ids_BL, cache, layer):
+    c = self.config
+    B, L, _ = x_BLD.shape
+    inv_freq_P, scale = rope.inverse_frequencies(c.rope, c.head_dim)
+    rotate = lambda x: rope.apply(x, positions_BL, inv_freq_P, scale)
+    q_BLNH = rotate(self.q(x_BLD).reshape(B, L, c.num_heads, c.head_dim))
+    k_BLKH = rotate(self.k(x_BLD).reshape(B, L, c.num_kv_heads, c.head_dim))
+    v_BLKH = self.v(x_BLD).reshape(B, L, c.num_kv_heads, c.head_dim)
+    if cache is not None:
+      start = (layer, 0, cache.length, 0, 0)
+      cache = dataclasses.replace(
+        cache,
+        k=jax.lax.dynamic_update_slice(cache.k, k_BLKH[None], start),
+        v=jax.lax.dynamic_update_slice(cache.v, v_BLKH[None], start),
+      )
+    if cache is None or L > 1:  # training, or a prompt into an empty cache
+      out_BLNH = attention.blockwise(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL)
+    else:
+      may_attend_BLS = attention.mask(
+        cache.length + jnp.arange(L), segment_ids_BL, cache.segment_ids
+      )
+      out_BLNH = attention.plain(q_BLNH, cache.k[layer], cache.v[layer], may_attend_BLS)
+    return self.o(out_BLNH.reshape(B, L, -1)), cache
+
+
+class MLP(nnx.Module):
+  def __init__(self, c: ModelConfig, rngs: nnx.Rngs):
+    self.gate = Linear(c.embed_dim, c.ffn_dim, c.mlp_bias, rngs)
+    self.up = Linear(c.embed_dim, c.ffn_dim, c.mlp_bias, rngs)
+    self.down = Linear(c.ffn_dim, c.embed_dim, c.mlp_bias, rngs)
+
+  def __call__(self, x_BLD: jax.Array) -> jax.Array:
+    return self.down(jax.nn.silu(self.gate(x_BLD)) * self.up(x_BLD))
+
+
+class Layer(nnx.Module):
+  def __init__(self, c: ModelConfig, rngs: nnx.Rngs):
+    self.attn_norm = RMSNorm(c.embed_dim, c.norm_eps)
+    self.attn = Attention(c, rngs)
+    self.mlp_norm = RMSNorm(c.embed_dim, c.norm_eps)
+    self.mlp = MLP(c, rngs)
+
+  def __call__(self, x_BLD, positions_BL, segment_ids_BL, cache, layer):
+    x_BLD = sharding.constrain_batch(x_BLD)
+    attended_BLD, cache = self.attn(
+      self.attn_norm(x_BLD), positions_BL, segment_ids_BL, cache, layer
+    )
+    x_BLD = x_BLD + attended_BLD
+    return x_BLD + self.mlp(self.mlp_norm(x_BLD)), cache
+
+
+class Embedding(nnx.Module):
+  def __init__(self, c: ModelConfig, rngs: nnx.Rngs):
+    self.weight = nnx.Param(_normal(rngs, (c.vocab_size, c.embed_dim)))
+
+
+class Decoder(nnx.Module):
+  def __init__(self, c: ModelConfig, rngs: nnx.Rngs):
+    self.config = c
+    self.embed = Embedding(c, rngs)
+    new_layer = nnx.vmap(lambda rngs: Layer(c, rngs))
+    self.layers = new_layer(rngs.fork(split=c.num_layers))
+    self.norm = RMSNorm(c.embed_dim, c.norm_eps)
+    self.lm_head = None if c.tie_embeddings else Embedding(c, rngs)
+
+  def head(self) -> jax.Array:
+    """head_VD, the output matrix."""
+    return (self.lm_head or self.embed).weight[...]
+
+  def __call__(
+    self,
+    tokens_BL: jax.Array,
+    positions_BL: jax.Array,
+    segment_ids_BL: jax.Array,
+    compute_dtype: str,
+    remat: str = "none",
+    cache: Cache | None = None,
+  ) -> tuple[jax.Array, Cache | None]:
+    """Final hidden states (normed), and the cache with these tokens in it.
+
+    Args:
+      tokens_BL: int32 ids.
+      positions_BL: int32, for RoPE only.
+      segment_ids_BL: int32; attention stays inside a segment; 0 is padding.
+      compute_dtype: of the products, "bfloat16" or "float32".
+      remat: what the backward pass recomputes: "none", "dots" (all but
+        products) or "full" (all but the inputs of each layer).
+      cache: None in training; empty before a prompt; then one token a call.
+
+    Returns:
+      hidden_BLD in compute_dtype, and the new cache or None.
+    """
+    x_BLD = self.embed.weight[...][tokens_BL].astype(compute_dtype)
+    L = tokens_BL.shape[1]
+    if cache is not None:
+      cache = dataclasses.replace(
+        cache,
+        segment_ids=jax.lax.dynamic_update_slice(
+          cache.segment_ids, segment_ids_BL, (0, cache.length)
+        ),
+      )
+    layer_def, layer_params = nnx.split(self.layers)
+
+    def run_layer(carry, params_and_index):
+      x_BLD, cache = carry
+      params, index = params_and_index
+      layer = nnx.merge(layer_def, params)
+      return layer(x_BLD, positions_BL, segment_ids_BL, cache, index), None
+
+    indices = jnp.arange(self.config.num_layers)
+    (x_BLD, cache), _ = jax.lax.scan(
+      REMAT[remat](run_layer), (x_BLD, cache), (layer_params, indices)
+    )
+    if cache is not None:
+      cache = dataclasses.replace(cache, length=cache.length + L)
+    return self.norm(x_BLD), cache
+
+
+REMAT = {
+  "none": lambda f: f,
+  "dots": functools.partial(
+    jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  ),
+  "full": jax.checkpoint,
+}
+
+
+@functools.cache
+def definition(config: ModelConfig) -> tuple[nnx.GraphDef, Params]:
+  """The model without weights, and their shapes as a nested dict."""
+  abstract = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0)))
+  graph, state = nnx.split(abstract)
+  return graph, nnx.to_pure_dict(state)
+
+
+def init(config: ModelConfig, seed: int) -> Params:
+  """Random fp32 weights."""
+  return nnx.to_pure_dict(nnx.state(Decoder(config, nnx.Rngs(seed))))
+
+
+def bind(config: ModelConfig, params: Params) -> Decoder:
+  """The model with these weights: the way back from a plain dict to NNX."""
+  return nnx.merge(definition(config)[0], nnx.State(params))
+
+
+def logits(
+  params: Params,
+  config: ModelConfig,
+  tokens_BL: jax.Array,
+  positions_BL: jax.Array,
+  segment_ids_BL: jax.Array,
+  compute_dtype: str,
+) -> jax.Array:
+  """logits_BLV fp32, all at once: for parity checks, not for training."""
+  decoder = bind(config, params)
+  hidden_BLD, _ = decoder(tokens_BL, positions_BL, segment_ids_BL, compute_dtype)
+  head_VD = decoder.head().astype(compute_dtype)
+  return _product("bld,vd->blv", hidden_BLD, head_VD, jnp.float32)
+
+
+def _normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> jax.Array:
+  return 0.02 * jax.random.normal(rngs.params(), shape)

@@ -1,0 +1,90 @@
+"""What the first batch looks like: blocks and their positions, drawn and told."""
+
+import dataclasses
+import pathlib
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+ROWS = 12  # samples in the picture
+INSTRUCTION, RESPONSE = "#0072B2", "#E69F00"  # colour-blind safe
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+  """One block: who speaks, how many tokens, where they sit."""
+
+  is_response: bool
+  tokens: int
+  first: int
+  last: int
+
+
+def samples(batch: dict[str, np.ndarray], positions_BL: np.ndarray) -> list[list[Span]]:
+  """The blocks of every sample of a batch, in row order."""
+  found = []
+  for row in range(positions_BL.shape[0]):
+    segment_L = batch["segment_ids"][row]
+    for segment in range(1, segment_L.max() + 1):
+      at = np.flatnonzero(segment_L == segment)
+      block_ids = batch["block_ids"][row, at]
+      blocks = []
+      for block in np.unique(block_ids):
+        inside = at[block_ids == block]
+        blocks.append(
+          Span(
+            is_response=bool(batch["is_response"][row, inside[0]]),
+            tokens=len(inside),
+            first=int(positions_BL[row, inside[0]]),
+            last=int(positions_BL[row, inside[-1]]),
+          )
+        )
+      found.append(blocks)
+  return found
+
+
+def describe(blocks: list[Span]) -> str:
+  """'user 0-22, assistant 23-80, user 50312-50340': one sample in a line."""
+  return ", ".join(
+    f"{'assistant' if span.is_response else 'user'} {span.first}-{span.last}"
+    for span in blocks
+  )
+
+
+def draw(
+  chosen: list[list[Span]], max_position: int, title: str, path: pathlib.Path
+) -> None:
+  """A PNG: a line per sample, a bar per block at its positions."""
+  chosen = chosen[:ROWS]
+  figure, axes = plt.subplots(figsize=(9, 1.2 + 0.32 * len(chosen)))
+  least = max_position / 250  # a block of 30 tokens must stay visible among 100 000
+  for row, blocks in enumerate(chosen):
+    axes.hlines(row, 0, blocks[-1].last, color="#BBBBBB", linewidth=1, zorder=1)
+    for span in blocks:
+      axes.barh(
+        row,
+        max(span.last - span.first + 1, least),
+        left=span.first,
+        height=0.6,
+        color=RESPONSE if span.is_response else INSTRUCTION,
+        zorder=2,
+      )
+  for color, name in ((INSTRUCTION, "instruction"), (RESPONSE, "response")):
+    axes.barh(0, 0, color=color, label=name)
+  axes.set(
+    xlim=(0, max_position),
+    xlabel="position id (tokens)",
+    yticks=range(len(chosen)),
+    yticklabels=[f"{sum(span.tokens for span in blocks)} tokens" for blocks in chosen],
+    title=title,
+  )
+  axes.invert_yaxis()
+  axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.55 / len(chosen) - 0.1),
+              ncols=2, frameon=False)  # fmt: skip
+  axes.spines[["top", "right", "left"]].set_visible(False)
+  axes.tick_params(axis="y", length=0)
+  figure.savefig(path, dpi=130, bbox_inches="tight")
+  plt.close(figure)

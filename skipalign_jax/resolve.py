@@ -1,0 +1,142 @@
+"""From a config to what it means: the model's shape, its rope, its positions.
+
+Every contradiction between keys, or between the config and the model that it
+starts from, is refused here, before anything is loaded or written.
+"""
+
+import dataclasses
+from typing import Any
+
+import ml_collections
+
+from skipalign_jax import errors, model_config, positions, rope
+
+SHAPE_FIELDS = tuple(
+  field.name
+  for field in dataclasses.fields(model_config.ModelConfig)
+  if field.name != "rope"
+)
+
+
+def check(config: ml_collections.ConfigDict) -> positions.PositionConfig:
+  """Validates keys that need no model; returns the position recipe."""
+  recipe = positions.PositionConfig(**config.positions)
+  if recipe.strategy != "contiguous" and recipe.max_position < config.data.seq_len:
+    raise errors.UserError(
+      f"positions.max_position={recipe.max_position} is smaller than "
+      f"data.seq_len={config.data.seq_len}: nothing could skip. Raise the first "
+      "or use positions.strategy=contiguous."
+    )
+  if (config.steps is None) == (config.epochs is None):
+    raise errors.UserError(
+      f"set one of steps and epochs, not both or none (steps={config.steps}, "
+      f"epochs={config.epochs})"
+    )
+  _choice("model.compute_dtype", config.model.compute_dtype, ("bfloat16", "float32"))
+  _choice("model.remat", config.model.remat, ("none", "dots", "full"))
+  for key in ("batch_size", "grad_accum", "log_every"):
+    _positive(key, config[key])
+  _positive("data.seq_len", config.data.seq_len)
+  _positive("loss.chunk", config.loss.chunk)
+  if config.batch_size % config.grad_accum:
+    raise errors.UserError(
+      f"grad_accum={config.grad_accum} must divide batch_size={config.batch_size}"
+    )
+  return recipe
+
+
+def check_rows(config: ml_collections.ConfigDict, devices: int) -> None:
+  """Checks that a microbatch spreads evenly over the devices that split rows."""
+  rows = config.batch_size // config.grad_accum
+  if rows % devices:
+    raise errors.UserError(
+      f"a microbatch of {rows} rows (batch_size / grad_accum) does not spread over "
+      f"{devices} devices (mesh.data x mesh.fsdp); change batch_size or grad_accum"
+    )
+
+
+def model_from(
+  config: ml_collections.ConfigDict,
+  base: model_config.ModelConfig | None,
+  vocab_size: int,
+) -> model_config.ModelConfig:
+  """The model's shape and rope.
+
+  Args:
+    config: the whole config.
+    base: shape of the model that the run starts from; None from scratch.
+    vocab_size: of the tokenizer; the default for a model from scratch.
+  """
+  given = {name: config.model[name] for name in SHAPE_FIELDS}
+  if base is None:
+    if given["vocab_size"] is None:
+      given["vocab_size"] = vocab_size
+    missing = [f"model.{name}" for name, value in given.items() if value is None]
+    if config.rope.theta is None:
+      missing.append("rope.theta")
+    if missing:
+      raise errors.UserError(
+        f"training from scratch (model.init_from is empty) needs {', '.join(missing)}"
+      )
+    plain = rope.RopeConfig("none", config.rope.theta)
+    base = model_config.ModelConfig(**given, rope=plain)
+  else:
+    _agree(given, base, config)
+  return _with_rope(base, config)
+
+
+def _agree(
+  given: dict[str, Any],
+  base: model_config.ModelConfig,
+  config: ml_collections.ConfigDict,
+) -> None:
+  given = given | {"theta": config.rope.theta}
+  theirs = dataclasses.asdict(base) | {"theta": base.rope.theta}
+  for name, value in given.items():
+    if value is not None and value != theirs[name]:
+      where = "rope" if name == "theta" else "model"
+      raise errors.UserError(
+        f"{where}.{name}={value} but {config.model.init_from} has {theirs[name]}; "
+        "leave the key out when starting from weights"
+      )
+
+
+def _with_rope(
+  base: model_config.ModelConfig, config: ml_collections.ConfigDict
+) -> model_config.ModelConfig:
+  kind, target = config.rope.kind, config.rope.target_length
+  if kind == "model":
+    if target is not None:
+      raise errors.UserError(
+        "rope.target_length needs rope.kind=ntk (or linear, yarn, llama3): "
+        "rope.kind=model keeps the model's own rope"
+      )
+    return base
+  if base.rope.kind not in ("none", kind):
+    raise errors.UserError(
+      f"rope.kind={kind} fights the model's own config, which says "
+      f"{base.rope.kind} with factor {base.rope.factor}; use rope.kind=model"
+    )
+  original = base.rope.original_window if base.rope.kind == kind else base.window
+  if kind == "none":
+    return base
+  if target is None:
+    target = max(config.positions.max_position, base.window)
+  if target < base.window:
+    raise errors.UserError(
+      f"rope.target_length={target} is below the model's window {base.window}"
+    )
+  scaled = dataclasses.replace(
+    base.rope, kind=kind, factor=target / original, original_window=original
+  )
+  return dataclasses.replace(base, window=target, rope=scaled)
+
+
+def _choice(key: str, value: str, known: tuple[str, ...]) -> None:
+  if value not in known:
+    raise errors.UserError(f"{key}={value!r}; choose one of {', '.join(known)}")
+
+
+def _positive(key: str, value: int) -> None:
+  if value < 1:
+    raise errors.UserError(f"{key}={value} must be at least 1")

@@ -1,0 +1,96 @@
+"""The mesh, and one table that says how each parameter is laid out on it.
+
+Axes: `data` replicates parameters, `fsdp` shards them (and gradients and Adam's
+moments: ZeRO-3), `tensor` splits heads and ffn. Rows of a batch are spread over
+data × fsdp.
+"""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from skipalign_jax import errors
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+
+# Path of a parameter (layers are stacked on axis 0) → its spec. Each parameter
+# matches exactly one row.
+TABLE = (
+  (r"(embed|lm_head)/weight", PartitionSpec("tensor", "fsdp")),  # VD
+  (r"layers/attn/[qkv]/weight", PartitionSpec(None, "tensor", "fsdp")),  # OI
+  (r"layers/attn/[qkv]/bias", PartitionSpec(None, "tensor")),
+  (r"layers/attn/o/weight", PartitionSpec(None, "fsdp", "tensor")),
+  (r"layers/attn/o/bias", PartitionSpec(None, "fsdp")),
+  (r"layers/mlp/(gate|up)/weight", PartitionSpec(None, "tensor", "fsdp")),
+  (r"layers/mlp/(gate|up)/bias", PartitionSpec(None, "tensor")),
+  (r"layers/mlp/down/weight", PartitionSpec(None, "fsdp", "tensor")),
+  (r"layers/mlp/down/bias", PartitionSpec(None, "fsdp")),
+  (r"layers/(attn|mlp)_norm/weight", PartitionSpec(None, "fsdp")),
+  (r"norm/weight", PartitionSpec("fsdp")),
+)
+
+
+def make_mesh(sizes: dict[str, int], devices: list[Any] | None = None) -> Mesh:
+  """A mesh over all devices; one size may be -1 and takes what is left."""
+  devices = jax.devices() if devices is None else devices
+  shape = [sizes[axis] for axis in AXES]
+  if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
+    raise errors.UserError(f"mesh {sizes}: sizes are positive; one of them may be -1")
+  fixed = int(np.prod([size for size in shape if size != -1]))
+  if -1 in shape and len(devices) % fixed == 0:
+    shape[shape.index(-1)] = len(devices) // fixed
+  if int(np.prod(shape)) != len(devices):
+    raise errors.UserError(
+      f"mesh {sizes} does not fit {len(devices)} devices; change config.mesh"
+    )
+  return Mesh(np.array(devices).reshape(shape), AXES)
+
+
+def spec(path: str) -> PartitionSpec:
+  """The one row of the table that matches `path`."""
+  rows = [spec for pattern, spec in TABLE if re.fullmatch(pattern, path)]
+  assert len(rows) == 1, f"{path} matches {len(rows)} rows of the sharding table"
+  return rows[0]
+
+
+def path_of(key_path: tuple[Any, ...]) -> str:
+  """'layers/attn/q/weight' from a pytree key path of nested dicts."""
+  return "/".join(str(key.key) for key in key_path)
+
+
+def params_shardings(mesh: Mesh, params: Any) -> Any:
+  """A NamedSharding for each parameter of a nested dict.
+
+  A dimension that its mesh axis does not divide stays whole.
+  """
+
+  def of(key_path, param):
+    given = spec(path_of(key_path))
+    fits = [
+      axis if axis and size % mesh.shape[axis] == 0 else None
+      for axis, size in zip(given, param.shape, strict=True)
+    ]
+    return NamedSharding(mesh, PartitionSpec(*fits))
+
+  return jax.tree_util.tree_map_with_path(of, params)
+
+
+def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
+  """Rows over data × fsdp, after `leading` unsharded axes."""
+  return NamedSharding(mesh, PartitionSpec(*[None] * leading, BATCH))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The same value on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def constrain_batch(x_BLD: jax.Array) -> jax.Array:
+  """Keeps activations spread over their rows where a mesh is set."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return x_BLD
+  return jax.lax.with_sharding_constraint(x_BLD, PartitionSpec(BATCH))

@@ -1,0 +1,35 @@
+"""Stopping cleanly: the first signal asks, the second one insists."""
+
+import signal
+
+
+class Stop:
+  """Notes SIGINT and SIGTERM, so that a loop can save and leave.
+
+  Attributes:
+    status: exit status, 0 or 128 + the signal's number.
+  """
+
+  def __init__(self):
+    self.status = 0
+    self._previous = {}
+
+  @property
+  def requested(self) -> bool:
+    """Whether a signal came."""
+    return bool(self.status)
+
+  def __enter__(self) -> "Stop":
+    for number in (signal.SIGINT, signal.SIGTERM):
+      self._previous[number] = signal.signal(number, self._note)
+    return self
+
+  def __exit__(self, *_) -> None:
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+  def _note(self, number: int, _) -> None:
+    if self.requested:
+      raise KeyboardInterrupt
+    self.status = 128 + number
+    print("\nstopping after this step; once more to stop at once", flush=True)

@@ -1,0 +1,213 @@
+"""The training state and the one training step.
+
+A batch is a dict of arrays [B, L]: tokens, segment_ids, block_ids, is_response,
+loss_weight, sample_ids, epochs (see data/packing.py). Positions are drawn
+inside the step, on the device, from the sample ids.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from skipalign_jax import losses, model, positions, sharding
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class TrainState:
+  """All that a step changes."""
+
+  step: jax.Array  # optimizer steps done
+  params: model.Params  # fp32 master weights
+  opt: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """All that a step needs and never changes."""
+
+  model: model.ModelConfig
+  positions: positions.PositionConfig
+  seed: int
+  compute_dtype: str
+  remat: str
+  loss_chunk: int
+  grad_accum: int
+
+
+def loss_sum(
+  recipe: Recipe, params: model.Params, batch: Batch, positions_BL: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Σ weight·loss over the targets of `batch`, and Σ weight; fp32 scalars."""
+  decoder = model.bind(recipe.model, params)
+  targets_BL, weight_BL = losses.next_token_targets(
+    batch["tokens"], batch["segment_ids"], batch["loss_weight"]
+  )
+  hidden_BLD, _ = decoder(
+    batch["tokens"],
+    positions_BL,
+    batch["segment_ids"],
+    recipe.compute_dtype,
+    recipe.remat,
+  )
+  total = losses.cross_entropy(
+    hidden_BLD, decoder.head(), targets_BL, weight_BL, recipe.loss_chunk
+  )
+  return total, jnp.sum(weight_BL)
+
+
+def make_train_step(
+  recipe: Recipe,
+  optimizer: optax.GradientTransformation,
+  schedule: optax.Schedule,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+  """The step as a plain function of (state, batch)."""
+
+  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    positions_BL = positions.synthesize(recipe.positions, recipe.seed, batch)
+    _, weight_BL = losses.next_token_targets(
+      batch["tokens"], batch["segment_ids"], batch["loss_weight"]
+    )
+    denominator = jnp.maximum(jnp.sum(weight_BL), 1.0)  # of the whole step
+
+    def micro_loss(params, micro):
+      total, _ = loss_sum(recipe, params, micro, micro["positions"])
+      return total / denominator
+
+    loss, grads = accumulate(
+      jax.value_and_grad(micro_loss),
+      state.params,
+      batch | {"positions": positions_BL},
+      recipe.grad_accum,
+    )
+    grad_norm = optax.global_norm(grads)
+    updates, opt = optimizer.update(grads, state.opt, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    params, opt = jax.tree.map(  # a NaN step leaves the model as it was
+      lambda new, old: jnp.where(finite, new, old),
+      (params, opt),
+      (state.params, state.opt),
+    )
+    metrics = {
+      "loss": loss,
+      "learning_rate": schedule(state.step),
+      "grad_norm": grad_norm,
+      "finite": finite,
+    } | describe(batch, weight_BL, positions_BL)
+    return TrainState(state.step + 1, params, opt), metrics
+
+  return train_step
+
+
+def accumulate(value_and_grad, params, batch: Batch, parts: int):
+  """Sums values and gradients over `parts` microbatches.
+
+  Microbatch a takes rows a, a + parts, …: each device keeps its own rows.
+  """
+  if parts == 1:
+    return value_and_grad(params, batch)
+  micro = jax.tree.map(
+    lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
+  )
+
+  def add(total, part):
+    return jax.tree.map(jnp.add, total, value_and_grad(params, part)), None
+
+  zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
+  return jax.lax.scan(add, zeros, micro)[0]
+
+
+def describe(batch: Batch, weight_BL: jax.Array, positions_BL: jax.Array) -> Metrics:
+  """What the step was fed: tokens, targets, positions, skips."""
+  segment_BL = batch["segment_ids"]
+  L = segment_BL.shape[1]
+  tokens = jnp.sum(segment_BL > 0)
+  inside_BL = (segment_BL[:, 1:] == segment_BL[:, :-1]) & (segment_BL[:, 1:] > 0)
+  jump_BL = (positions_BL[:, 1:] - positions_BL[:, :-1] != 1) & inside_BL
+  jumps_in = jax.vmap(lambda jump, segment: jnp.bincount(segment, jump, length=L + 1))
+  skipped = jnp.sum(jumps_in(jump_BL.astype(int), segment_BL[:, 1:]) > 0)
+  samples = jnp.sum(jnp.max(segment_BL, axis=1))
+  return {
+    "tokens": tokens,
+    "target_fraction": jnp.sum(weight_BL > 0) / jnp.maximum(tokens, 1),
+    "largest_position": jnp.max(positions_BL),
+    "skipped_fraction": skipped / jnp.maximum(samples, 1),
+  }
+
+
+def make_eval_step(recipe: Recipe) -> Callable[[model.Params, Batch], Any]:
+  """Held-out (Σ loss, Σ weight) at contiguous positions, as at inference."""
+
+  def eval_step(params: model.Params, batch: Batch):
+    positions_BL = positions.contiguous(batch["segment_ids"])
+    return loss_sum(recipe, params, batch, positions_BL)
+
+  return eval_step
+
+
+def state_shardings(
+  mesh: jax.sharding.Mesh,
+  optimizer: optax.GradientTransformation,
+  config: model.ModelConfig,
+) -> tuple[TrainState, TrainState]:
+  """The abstract state, and where each of its arrays lives.
+
+  Adam's moments are laid out as the parameters they belong to (ZeRO).
+  """
+  _, shapes = model.definition(config)
+  params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), shapes)
+  opt = jax.eval_shape(optimizer.init, params)
+  params_at = sharding.params_shardings(mesh, params)
+  opt_at = optax.tree_map_params(
+    optimizer,
+    lambda _, sharding: sharding,
+    opt,
+    params_at,
+    transform_non_params=lambda _: sharding.replicated(mesh),
+  )
+  step = jax.ShapeDtypeStruct((), jnp.int32)
+  return (
+    TrainState(step, params, opt),
+    TrainState(sharding.replicated(mesh), params_at, opt_at),
+  )
+
+
+def init_state(
+  params: model.Params, optimizer: optax.GradientTransformation, shardings: TrainState
+) -> TrainState:
+  """The state before the first step; takes over the memory of `params`."""
+  start = lambda params: TrainState(jnp.int32(0), params, optimizer.init(params))
+  return jax.jit(start, out_shardings=shardings, donate_argnums=0)(params)
+
+
+def compile_steps(
+  recipe: Recipe,
+  optimizer: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  mesh: jax.sharding.Mesh,
+) -> tuple[Any, Any]:
+  """(train_step, eval_step) jitted: donation and shardings live here only."""
+  _, state_at = state_shardings(mesh, optimizer, recipe.model)
+  rows = sharding.batch_sharding(mesh)
+  everywhere = sharding.replicated(mesh)
+  train_step = jax.jit(
+    make_train_step(recipe, optimizer, schedule),
+    in_shardings=(state_at, rows),
+    out_shardings=(state_at, everywhere),
+    donate_argnums=0,
+  )
+  eval_step = jax.jit(
+    make_eval_step(recipe),
+    in_shardings=(state_at.params, rows),
+    out_shardings=everywhere,
+  )
+  return train_step, eval_step

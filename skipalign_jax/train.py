@@ -1,0 +1,319 @@
+"""Fine-tunes a model: python -m skipalign_jax.train --config=FILE --workdir=DIR.
+
+The same command continues a run that was stopped: the workdir holds the state,
+the data iterator and the resolved config.
+"""
+
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from rich import console as rich_console
+
+from skipalign_jax import (
+  checkpoint,
+  cli,
+  errors,
+  metrics,
+  model,
+  model_config,
+  optimizer,
+  positions,
+  preview,
+  resolve,
+  sharding,
+  signals,
+  workdir,
+)
+from skipalign_jax import config as config_lib
+from skipalign_jax import step as step_lib
+from skipalign_jax.data import pipeline
+from skipalign_jax.data import tokenizer as tokenizer_lib
+from skipalign_jax.hf import reference
+
+USAGE = (
+  "python -m skipalign_jax.train --config=FILE[:variant] --workdir=DIR "
+  "[--config.some.key=value …]"
+)
+
+
+def main() -> int:
+  config, flags = cli.parse(sys.argv, USAGE, workdir="")
+  if not flags["workdir"]:
+    raise errors.UserError(f"--workdir=DIR is missing\nusage: {USAGE}")
+  console = rich_console.Console(highlight=False, soft_wrap=True)
+  return run(config, pathlib.Path(flags["workdir"]), console)
+
+
+def run(
+  config: config_lib.ConfigDict, folder: pathlib.Path, console: rich_console.Console
+) -> int:
+  """Trains to the end, or until a signal; returns the exit status."""
+  # What is to be trained, on what.
+  position_recipe = resolve.check(config)
+  opened = None
+  if config.model.init_from:
+    opened = reference.open_model(config.model.init_from)
+  tokenizer = tokenizer_lib.resolve(config)
+  shape = resolve.model_from(config, opened and opened.config, len(tokenizer))
+  reference.check_vocabulary(tokenizer, shape)
+  mesh = sharding.make_mesh(dict(config.mesh))
+  resolve.check_rows(config, mesh.shape["data"] * mesh.shape["fsdp"])
+  data = pipeline.build(
+    config, tokenizer, jax.process_index(), jax.process_count(), console
+  )
+
+  # The program.
+  recipe = step_lib.Recipe(
+    model=shape,
+    positions=position_recipe,
+    seed=config.seed,
+    compute_dtype=config.model.compute_dtype,
+    remat=config.model.remat,
+    loss_chunk=config.loss.chunk,
+    grad_accum=config.grad_accum,
+  )
+  schedule = optimizer.schedule(config.optim, data.steps)
+  update = optimizer.make(config.optim, data.steps)
+  train_step, eval_step = step_lib.compile_steps(recipe, update, schedule, mesh)
+
+  # The state: this folder's own latest checkpoint, or the given weights.
+  workdir.claim(folder, config, shape, tokenizer)
+  saved = checkpoint.Checkpoints(
+    folder, config.checkpoint.keep, config.checkpoint.keep_best
+  )
+  start = saved.latest() or 0
+  console.print(describe(config, shape, data, mesh, start, folder))
+  iterator = data.train_iterator()
+  abstract, shardings = step_lib.state_shardings(mesh, update, shape)
+  if start:
+    state, iterator_state = saved.restore(abstract, shardings, start)
+    iterator.set_state(iterator_state)
+  else:
+    params = initial_params(opened, shape, config.seed, shardings.params)
+    state = step_lib.init_state(params, update, shardings)
+
+  def place(batch: dict[str, np.ndarray]) -> step_lib.Batch:
+    rows = sharding.batch_sharding(mesh)
+    return {
+      name: jax.make_array_from_process_local_data(rows, x) for name, x in batch.items()
+    }
+
+  def held_out_loss() -> float:
+    sums = [eval_step(state.params, place(batch)) for batch in data.eval_batches]
+    total, weight = np.sum(np.array(jax.device_get(sums)), axis=0)
+    return float(total / weight)
+
+  # The loop: dispatch step t, then read the numbers of step t−1.
+  due = lambda step, every: every and step % every == 0
+  log = Log(config, folder, console, start, data.steps)
+  with jax.set_mesh(mesh), signals.Stop() as stop, log:
+    if not start and data.eval_batches:
+      log.held_out(0, held_out_loss())
+    for step in range(start + 1, data.steps + 1):
+      batch = next(iterator)
+      if step == 1:
+        show_first_batch(batch, position_recipe, config.seed, folder, console)
+      state, numbers = train_step(state, place(batch))
+      log.read_pending()
+      log.pending = (step, numbers)
+      last = step == data.steps
+      if data.eval_batches and (due(step, config.eval.every) or last):
+        log.held_out(step, held_out_loss())
+      if due(step, config.checkpoint.every) or last or stop.requested:
+        log.flush()  # the records of a saved step are on disk before the state
+        saved.save(state, step, iterator.get_state(), log.eval_losses.get(step))
+      if stop.requested:
+        break
+    saved.close()
+  console.print(log.summary())
+  return stop.status
+
+
+def initial_params(
+  opened: reference.Model | None,
+  shape: model_config.ModelConfig,
+  seed: int,
+  shardings: Any,
+) -> model.Params:
+  """fp32 weights on their devices: from the reference, or random."""
+  if opened is None:
+    return jax.jit(lambda: model.init(shape, seed), out_shardings=shardings)()
+  by_path = {
+    sharding.path_of(path): where
+    for path, where in jax.tree_util.tree_leaves_with_path(shardings)
+  }
+
+  def place(path, array_shape, dtype, read):
+    return jax.make_array_from_callback(
+      array_shape, by_path[path], lambda index: read(index).astype(dtype)
+    )
+
+  return reference.load_params(opened, np.float32, place)
+
+
+def show_first_batch(
+  batch: dict[str, np.ndarray],
+  recipe: positions.PositionConfig,
+  seed: int,
+  folder: pathlib.Path,
+  console: rich_console.Console,
+) -> None:
+  """Prints and draws where the tokens of the first batch sit."""
+  positions_BL = np.asarray(positions.synthesize(recipe, seed, batch))
+  found = preview.samples(batch, positions_BL)
+  found.sort(key=len, reverse=True)  # long dialogues show most
+  title = f"Positions of the first batch: {recipe.strategy}"
+  limit = max(recipe.max_position, int(positions_BL.max()) + 1)
+  if recipe.strategy == "contiguous":
+    limit = int(positions_BL.max()) + 1
+  picture = folder / "positions.png"
+  preview.draw(found, limit, title, picture)
+  console.print(f"positions  drawn in {picture}; the longest dialogue of this batch:")
+  console.print(f"           {preview.describe(found[0])}")
+
+
+def describe(
+  config: config_lib.ConfigDict,
+  shape: model_config.ModelConfig,
+  data: pipeline.Data,
+  mesh: jax.sharding.Mesh,
+  start: int,
+  folder: pathlib.Path,
+) -> str:
+  """What is about to be trained, in lines of `name  value`."""
+  gib = shape.num_params() / 2**30
+  p = config.positions
+  told = p.strategy
+  if p.strategy != "contiguous":
+    told += f" up to {p.max_position:,}, p={p.skip_prob} a {p.prob_per}, {p.gaps} gaps"
+  scaled = f"{shape.rope.kind}, theta {shape.rope.theta:g}"
+  if shape.rope.factor != 1:
+    scaled += f", {shape.rope.factor:.3g}x to {shape.window:,} positions"
+  kind = jax.devices()[0].device_kind
+  axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+  return "\n".join(
+    [
+      f"model      {shape.num_params() / 1e6:,.1f}M parameters, {shape.num_layers} "
+      f"layers, from {config.model.init_from or 'scratch'}",
+      f"rope       {scaled}",
+      f"positions  {told}",
+      *(f"data       {line}" for line in data.report.splitlines()),
+      f"batch      {config.batch_size} rows x {config.data.seq_len} tokens"
+      f"{', packed' if config.data.packing else ''}, "
+      f"{config.grad_accum} microbatch(es), {data.steps} steps",
+      f"memory     {12 * gib:.2f} GiB weights and Adam state, {4 * gib:.2f} GiB "
+      f"gradients, over {mesh.devices.size} {kind} device(s) ({axes})",
+      f"workdir    {folder}"
+      + (f": continuing after step {start}" if start else ": a new run"),
+    ]
+  )
+
+
+class Log:
+  """Reads the numbers of finished steps; writes, shows and checks them."""
+
+  def __init__(
+    self,
+    config: config_lib.ConfigDict,
+    folder: pathlib.Path,
+    console: rich_console.Console,
+    start: int,
+    steps: int,
+  ):
+    self.pending: tuple[int, step_lib.Metrics] | None = None
+    self.eval_losses: dict[int, float] = {}
+    self._config, self._folder, self._console = config, folder, console
+    self._start, self._steps, self._done = start, steps, start
+    self._writer = metrics.Writer(folder, start)
+    self._bar = metrics.Progress(console, start, steps)
+    self._read_at = time.monotonic()
+    self._losses: list[float] = []
+    self._rates: list[float] = []
+    self._nonfinite = 0
+
+  def __enter__(self) -> "Log":
+    self._bar.__enter__()
+    return self
+
+  def __exit__(self, *raised) -> None:
+    self._bar.__exit__(*raised)
+    self._writer.close()
+
+  def read_pending(self) -> None:
+    """Waits for the pending step's numbers and records them."""
+    if self.pending is None:
+      return
+    step, numbers = self.pending
+    self.pending = None
+    record = {"step": step} | {
+      name: value.item() for name, value in jax.device_get(numbers).items()
+    }
+    now = time.monotonic()
+    record["tokens_per_second"] = record["tokens"] / (now - self._read_at)
+    self._read_at = now
+    self._done = step
+    self._losses.append(record["loss"])
+    self._rates.append(record["tokens_per_second"])
+    if step % self._config.log_every == 0 or step == self._steps:
+      self._writer.write(record)
+    self._bar.update(record)
+    self._check_finite(record)
+
+  def _check_finite(self, record: metrics.Record) -> None:
+    self._nonfinite = 0 if record["finite"] else self._nonfinite + 1
+    if self._nonfinite:
+      self._console.print(
+        f"step {record['step']}: loss {record['loss']}, gradient norm "
+        f"{record['grad_norm']}: not finite, so the update was skipped"
+      )
+    if self._nonfinite >= self._config.optim.max_nonfinite_steps:
+      raise errors.UserError(
+        f"{self._nonfinite} steps in a row without a finite loss, the last one "
+        f"{record['step']}. Lower optim.learning_rate, or look at the data; "
+        f"checkpoints in {self._folder} are untouched."
+      )
+
+  def held_out(self, step: int, loss: float) -> None:
+    """Records a held-out loss."""
+    self.read_pending()
+    self.eval_losses[step] = loss
+    self._writer.write({"step": step, "eval_loss": loss})
+    self._console.print(f"step {step}: held-out loss {loss:.4f}")
+    self._read_at = time.monotonic()
+
+  def flush(self) -> None:
+    """Puts all records so far on disk."""
+    self.read_pending()
+    self._writer.flush()
+
+  def summary(self) -> str:
+    """The last words of a run."""
+    lines = []
+    if self._losses:
+      rate = float(np.median(self._rates))
+      lines.append(
+        f"trained    steps {self._start + 1}-{self._done} of {self._steps}, loss "
+        f"{self._losses[0]:.4f} -> {self._losses[-1]:.4f}, median {rate:,.0f} tok/s"
+      )
+    if len(self.eval_losses) > 1:
+      first, *_, last = self.eval_losses.values()
+      lines.append(f"held out   loss {first:.4f} -> {last:.4f}")
+    if self._done < self._steps:
+      lines.append("stopped    saved; the same command goes on from here")
+    else:
+      lines.append(
+        f"done       {self._folder}: metrics.jsonl, checkpoints/, tensorboard/"
+      )
+      lines.append(
+        f"next       python -m skipalign_jax.generate --model={self._folder} "
+        "--prompt='Hello'"
+      )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+  errors.run_command(main)

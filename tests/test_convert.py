@@ -1,0 +1,247 @@
+"""import, export, verify: what goes in comes out, and mistakes write nothing."""
+
+import dataclasses
+import importlib.util
+import json
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import safetensors.numpy
+import test_hf_tiny as tiny
+import transformers
+
+from skipalign_jax import convert, errors, rope
+from skipalign_jax.hf import card, export, native, reference, safetensors_io
+
+
+def run(command, ref, out=None, *more):
+  arguments = [command, f"--model={ref}", *more]
+  return convert.main(arguments if out is None else [*arguments, f"--out={out}"])
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float32])
+@pytest.mark.parametrize("name", ["llama2_gqa", "smollm2_tied", "biases"])
+def test_export_of_import_is_the_same_bits(tmp_path, name, dtype, capsys):
+  source = tiny.hf_folder(tmp_path / "hf", name, dtype, shards=2)
+  assert run("import", source, tmp_path / "native") == 0
+  assert run("export", tmp_path / "native", tmp_path / "out", "--dtype=keep") == 0
+  ours = safetensors.numpy.load_file(tmp_path / "out/model.safetensors")
+  expected = tiny.tensors(name, dtype)
+  assert set(ours) == set(expected)
+  for key, tensor in expected.items():
+    assert ours[key].dtype == dtype
+    assert ours[key].tobytes() == tensor.tobytes(), key
+  again = reference.open_model(str(tmp_path / "out"))
+  assert again.config == tiny.config(name)
+  assert again.generation_config["temperature"] == 0.5
+  printed = capsys.readouterr().out
+  assert f"--config.model.init_from={tmp_path / 'native'}" in printed
+  assert "from_pretrained" in printed
+
+
+def test_import_is_a_checkpoint_that_orbax_reads(tmp_path):
+  source = tiny.hf_folder(tmp_path / "hf")
+  run("import", source, tmp_path / "native")
+  manager = ocp.CheckpointManager((tmp_path / "native/checkpoints").absolute())
+  assert manager.latest_step() == 0
+  items = ocp.args.Composite(params=ocp.args.PyTreeRestore())
+  restored = manager.restore(0, args=items)["params"]
+  manager.close()
+  expected = reference.load_params(reference.open_model(str(source)), "bfloat16")
+  assert restored["embed"]["weight"].dtype == ml_dtypes.bfloat16
+  np.testing.assert_array_equal(
+    restored["layers"]["mlp"]["up"]["weight"], expected["layers"]["mlp"]["up"]["weight"]
+  )
+  opened = reference.open_model(str(tmp_path / "native"))
+  assert opened.weights["layers/mlp/up/weight"].chunk_layers == 1
+  described = native.read_config(tmp_path / "native")
+  assert described.base == str(source)
+  assert described.versions["jax"]
+
+
+def test_import_of_gguf(tmp_path):
+  path = tiny.gguf_file(tmp_path / "m.gguf")
+  run("import", path, tmp_path / "native")
+  ours = reference.load_params(reference.open_model(str(tmp_path / "native")))
+  theirs = reference.load_params(reference.open_model(str(path)))
+  np.testing.assert_array_equal(
+    ours["layers"]["attn"]["q"]["weight"], theirs["layers"]["attn"]["q"]["weight"]
+  )
+  tok = reference.load_tokenizer(str(tmp_path / "native"))
+  assert tok.chat_template == tiny.TEMPLATE
+
+
+def trained(folder, kind="ntk"):
+  """A workdir as training leaves it, of a model whose rope was scaled."""
+  config = tiny.config()
+  scaled = rope.RopeConfig(kind, config.rope.theta, 4.0, original_window=config.window)
+  config = dataclasses.replace(config, rope=scaled, window=4 * config.window)
+  folder.mkdir()
+  experiment = {
+    "seed": 7,
+    "batch_size": 128,
+    "data": {"train": "/home/someone/private/chats.jsonl, hub:org/set:train"},
+    "optim": {"learning_rate": 1e-5},
+    "positions": {"strategy": "skip_outer", "max_position": 100_000, "skip_prob": 0.5},
+    "secret": "hf_abcdef",
+  }
+  base = "org/base-model@main"
+  description = native.Description(config, base=base, config=experiment)
+  native.write_config(folder, description)
+  tok = tiny.tokenizer()
+  tok.save_pretrained(folder / "tokenizer")
+  source = tiny.hf_folder(folder.parent / "start")
+  weights = reference.open_model(str(source)).weights
+  stacked = (
+    (path, parameter.read((), "float32")) for path, parameter in weights.items()
+  )
+  native.write_params(folder, 30, stacked)
+  return config
+
+
+def test_export_of_training_writes_both_rope_spellings_and_stops(tmp_path):
+  config = trained(tmp_path / "run")
+  run("export", tmp_path / "run", tmp_path / "out", "--max_shard_gb=0.00001")
+  out = tmp_path / "out"
+  assert len(list(out.glob("model-*.safetensors"))) > 2
+  written = safetensors_io.read_json(out / "config.json")
+  theta = rope.ntk_theta(config.rope.theta, 4.0, config.head_dim)
+  assert written["rope_theta"] == written["rope_parameters"]["rope_theta"] == theta
+  assert written["max_position_embeddings"] == config.window
+  assert written["torch_dtype"] == written["dtype"] == "bfloat16"
+  tok = tiny.tokenizer()
+  stops = [tok.eos_token_id, tok.convert_tokens_to_ids("<|im_end|>")]
+  generation = safetensors_io.read_json(out / "generation_config.json")
+  assert generation["eos_token_id"] == written["eos_token_id"] == stops
+  ours = reference.open_model(str(out))
+  norm = ours.weights["norm/weight"]
+  assert norm.dtype == ml_dtypes.bfloat16
+  mode = {path.stat().st_mode & 0o777 for path in out.iterdir()}
+  assert len(mode) == 1, "some files are private"
+
+
+def test_model_card_tells_the_recipe_and_no_more(tmp_path):
+  trained(tmp_path / "run")
+  run("export", tmp_path / "run", tmp_path / "out")
+  text = (tmp_path / "out/README.md").read_text()
+  for part in (
+    "base_model: org/base-model", "skip_outer", "100000", "| skip probability p | 0.5",
+    "| optimizer steps | 30 |", "chats.jsonl, hub:org/set:train", "1e-05",
+    "ntk × 4 of base 10000", "attention_mask",
+  ):  # fmt: skip
+    assert part in text, part
+  for part in ("someone", "private", "hf_abcdef", str(tmp_path)):
+    assert part not in text
+
+
+def test_exported_tokenizer_is_the_same_for_anyone(tmp_path):
+  source = tiny.hf_folder(tmp_path / "hf")
+  run("export", source, tmp_path / "out")
+  config = safetensors_io.read_json(tmp_path / "out/tokenizer_config.json")
+  assert config["tokenizer_class"] == "PreTrainedTokenizerFast"  # v4 knows it
+  assert config["chat_template"] == tiny.TEMPLATE
+  assert "local_files_only" not in config
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+  assert theirs(tiny.TEXT)["input_ids"] == tiny.tokenizer()(tiny.TEXT)["input_ids"]
+  assert theirs.chat_template == tiny.TEMPLATE
+
+
+def test_dtypes(tmp_path):
+  source = tiny.hf_folder(tmp_path / "hf", dtype=np.float32)
+  run("export", source, tmp_path / "bf16")
+  ours = safetensors.numpy.load_file(tmp_path / "bf16/model.safetensors")
+  for key, tensor in tiny.tensors(dtype=ml_dtypes.bfloat16).items():
+    np.testing.assert_array_equal(ours[key], tensor)
+  big = tiny.tensors(dtype=np.float32)
+  big["model.norm.weight"] = big["model.norm.weight"] * 1e6
+  safetensors.numpy.save_file(big, source / "model.safetensors")
+  with pytest.raises(errors.UserError, match="65504"):
+    run("export", source, tmp_path / "f16", "--dtype=float16")
+  assert not (tmp_path / "f16").exists()
+
+
+def test_nothing_is_overwritten_and_failures_leave_nothing(tmp_path, monkeypatch):
+  source = tiny.hf_folder(tmp_path / "hf")
+  taken = tmp_path / "taken"
+  taken.mkdir()
+  (taken / "mine.txt").write_text("keep")
+  for command in ("import", "export"):
+    with pytest.raises(errors.UserError, match="not an empty folder"):
+      run(command, source, taken)
+  assert [path.name for path in taken.iterdir()] == ["mine.txt"]
+
+  before = set(tmp_path.iterdir())
+  (source / "model.safetensors").rename(tmp_path / "away")
+  for command in ("import", "export"):
+    with pytest.raises(errors.UserError, match=r"no model\.safetensors"):
+      run(command, source, tmp_path / "out")
+  (tmp_path / "away").rename(source / "model.safetensors")
+
+  def no_space(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(safetensors.numpy, "save_file", no_space)
+  monkeypatch.setattr(native.orbax.partial, "finalize", no_space)
+  for command in ("import", "export"):
+    with pytest.raises(errors.UserError, match="not written .*No space"):
+      run(command, source, tmp_path / "out")
+  assert set(tmp_path.iterdir()) == before
+
+
+def test_vocabulary_must_fit(tmp_path):
+  source = tiny.hf_folder(tmp_path / "hf")
+  tok = tiny.tokenizer()
+  tok.add_tokens([f"<extra_{i}>" for i in range(100)])
+  tok.save_pretrained(tmp_path / "other")
+  (tmp_path / "other/config.json").write_text(json.dumps({}))
+  with pytest.raises(errors.UserError, match="embedding rows"):
+    run("import", source, tmp_path / "out", f"--tokenizer={tmp_path / 'other'}")
+  with pytest.raises(errors.UserError, match="embedding rows"):
+    run("export", source, tmp_path / "out", f"--tokenizer={tmp_path / 'other'}")
+
+
+def test_bad_flags(tmp_path, capsys):
+  source = tiny.hf_folder(tmp_path / "hf")
+  with pytest.raises(errors.UserError, match="shard size"):
+    run("export", source, tmp_path / "out", "--max_shard_gb=0")
+  for arguments in (["export", "--model=x"], ["import", "--dtype=bfloat16"], []):
+    with pytest.raises(SystemExit) as caught:
+      convert.main(arguments)
+    assert caught.value.code == 2
+  capsys.readouterr()
+
+
+def test_verify_without_torch_says_what_to_install(tmp_path):
+  if importlib.util.find_spec("torch"):
+    pytest.skip("torch is installed")
+  source = tiny.hf_folder(tmp_path / "hf")
+  with pytest.raises(errors.UserError, match=r"pip install '\.\[parity\]'"):
+    run("verify", source)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("kind", ["ntk", "linear", "yarn"])
+def test_verify_and_transformers_load_the_export(tmp_path, kind, capsys):
+  torch = pytest.importorskip("torch")
+  trained(tmp_path / "run", kind)
+  assert run("verify", tmp_path / "run", None, "--tolerance=1e-4") == 0
+  assert "skipped positions 0..16383" in capsys.readouterr().out
+  run("export", tmp_path / "run", tmp_path / "out", "--dtype=float32")
+  assert run("verify", tmp_path / "out", None, "--tolerance=1e-4") == 0
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+  ours = reference.load_params(reference.open_model(str(tmp_path / "run")))
+  np.testing.assert_array_equal(
+    theirs.state_dict()["model.norm.weight"].float().numpy(),
+    np.asarray(ours["norm"]["weight"], np.float32),
+  )
+  assert theirs.generation_config.eos_token_id == [0, 2]
+  assert theirs.dtype == torch.float32
+
+
+def test_library_versions_are_the_installed_ones():
+  assert card.library_versions()["jax"] == __import__("jax").__version__
+  assert export.DTYPES[0] == "bfloat16"
+  assert jnp.dtype("bfloat16") == ml_dtypes.bfloat16

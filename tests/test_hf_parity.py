@@ -1,0 +1,100 @@
+"""Our logits equal those of transformers: goldens, and live where torch is."""
+
+import json
+
+import jax.numpy as jnp
+import make_goldens
+import numpy as np
+import pytest
+
+from skipalign_jax import model, model_config
+from skipalign_jax.hf import names, reference, weights
+
+GOLDENS = np.load(make_goldens.FOLDER / "logits.npz")
+
+
+class DictSource:
+  """Tensors held in memory, as `weights.TensorSource` wants them."""
+
+  where = "memory"
+
+  def __init__(self, tensors):
+    self.tensors = tensors
+    self.shapes = {name: tensor.shape for name, tensor in tensors.items()}
+
+  def dtype(self, name):
+    return self.tensors[name].dtype
+
+  def read(self, name, rows=slice(None)):
+    return self.tensors[name][rows]
+
+
+def tiny(name):
+  """(config, parameter tree) of one golden model."""
+  config = model_config.from_hf(make_goldens.MODELS[name])
+  seed = list(make_goldens.MODELS).index(name)
+  source = DictSource(make_goldens.weights(names.hf_shapes(config), seed))
+  opened = reference.Model(
+    name, reference.Location("hf", None), config, {}, None,
+    weights.stacked(config, source),
+  )  # fmt: skip
+  return config, reference.load_params(opened)
+
+
+def run(config, params, positions_L):
+  tokens_BL = jnp.asarray(make_goldens.tokens(config.vocab_size), jnp.int32)
+  positions_BL = jnp.asarray(positions_L, jnp.int32)[None]
+  segment_ids_BL = jnp.ones_like(tokens_BL)
+  out = model.logits(params, config, tokens_BL, positions_BL, segment_ids_BL, "float32")
+  return np.asarray(out)
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "skipped"])
+@pytest.mark.parametrize("name", make_goldens.MODELS)
+def test_logits_equal_transformers(name, kind):
+  config, params = tiny(name)
+  positions_L = make_goldens.positions(kind, config.window)
+  ours = run(config, params, positions_L)
+  np.testing.assert_allclose(ours, GOLDENS[f"{name}/{kind}"], atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", make_goldens.MODELS)
+def test_positions_and_biases_reach_the_logits(name):
+  """What makes the golden test able to fail: each ingredient moves the logits."""
+  config, params = tiny(name)
+  contiguous = GOLDENS[f"{name}/contiguous"]
+  skipped = GOLDENS[f"{name}/skipped"]
+  assert np.abs(contiguous - skipped).max() > 0.02
+  if config.attention_bias:
+    params["layers"]["attn"]["q"]["bias"] *= 0
+    changed = run(config, params, make_goldens.positions("contiguous", 0))
+    assert np.abs(changed - contiguous).max() > 0.02
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", make_goldens.MODELS)
+def test_exported_folder_loads_in_transformers(name, tmp_path):
+  """Config and weights survive the trip: their logits from our folder."""
+  torch = pytest.importorskip("torch")
+  import transformers
+
+  from skipalign_jax.hf import safetensors_io
+
+  hf = make_goldens.MODELS[name]
+  config = model_config.from_hf(hf)
+  seed = list(make_goldens.MODELS).index(name)
+  drawn = make_goldens.weights(names.hf_shapes(config), seed)
+  safetensors_io.write_tensors(tmp_path, drawn.items(), 4096)
+  (tmp_path / "config.json").write_text(json.dumps(model_config.to_hf(config)))
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path, dtype=torch.float32
+  )
+  for kind in ("contiguous", "skipped"):
+    positions_L = make_goldens.positions(kind, config.window)
+    with torch.no_grad():
+      logits = theirs(
+        input_ids=torch.tensor(make_goldens.tokens(config.vocab_size)),
+        position_ids=torch.tensor(positions_L)[None],
+        attention_mask=torch.ones(1, len(positions_L), dtype=torch.long),
+      ).logits.numpy()
+    np.testing.assert_allclose(logits, GOLDENS[f"{name}/{kind}"], atol=1e-5)

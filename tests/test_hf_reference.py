@@ -1,0 +1,343 @@
+"""Model references: HF folders, workdirs, what is refused and how it says so."""
+
+import json
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import safetensors.numpy
+import test_hf_tiny as tiny
+
+from skipalign_jax import errors
+from skipalign_jax.hf import names, native, reference, safetensors_io
+
+
+def refused(ref, *parts):
+  """Opening `ref` fails with one message that holds all `parts`."""
+  with pytest.raises(errors.UserError) as caught:
+    reference.open_model(str(ref))
+  for part in parts:
+    assert part in str(caught.value), str(caught.value)
+
+
+def test_names_translate_both_ways():
+  for name in ("llama2_gqa", "smollm2_tied", "biases"):
+    config = tiny.config(name)
+    found = {}
+    for hf, shape in names.hf_shapes(config).items():
+      path, layer = names.path_of_hf(hf)
+      assert names.hf_name(path, layer or 0) == hf
+      found[path] = shape if layer is None else (config.num_layers, *shape)
+    assert found == names.expected_shapes(config)
+    assert set(names.gguf_names(config)) == set(names.hf_shapes(config))
+    sizes = [np.prod(shape) for shape in found.values()]
+    assert sum(sizes) == config.num_params()
+  with pytest.raises(errors.UserError, match="not a tensor of a llama model"):
+    names.path_of_hf("model.layers.0.mlp.experts.w1")
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float32])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_hf_folder(tmp_path, shards, dtype):
+  folder = tiny.hf_folder(tmp_path / "m", "biases", dtype, shards)
+  opened = reference.open_model(str(folder))
+  assert opened.kind == "hf"
+  assert opened.config == tiny.config("biases")
+  assert opened.generation_config == {"temperature": 0.5}
+  expected = tiny.tensors("biases", dtype)
+  for path, parameter in opened.weights.items():
+    assert parameter.dtype == dtype
+    whole = parameter.read()
+    assert whole.shape == parameter.shape and whole.dtype == dtype
+    for i in range(len(whole) if names.is_stacked(path) else 1):
+      ours = parameter.layer(i) if names.is_stacked(path) else whole
+      np.testing.assert_array_equal(ours, expected[names.hf_name(path, i)])
+
+
+def test_any_block_equals_the_slice_of_the_whole(tmp_path):
+  opened = reference.open_model(str(tiny.hf_folder(tmp_path / "m", shards=2)))
+  for path in ("embed/weight", "layers/mlp/down/weight", "layers/attn_norm/weight"):
+    parameter = opened.weights[path]
+    whole = parameter.read(dtype="float32")
+    last = parameter.shape[-1]
+    for index in [
+      (slice(1, 2),),
+      (slice(None), slice(3, 7)),
+      (slice(0, 2), slice(None), slice(last // 2, last)),
+    ]:
+      index = index[: len(parameter.shape)]
+      np.testing.assert_array_equal(parameter.read(index, "float32"), whole[index])
+
+
+def test_load_params_places_each_parameter_once(tmp_path):
+  opened = reference.open_model(str(tiny.hf_folder(tmp_path / "m")))
+  seen = []
+
+  def place(path, shape, dtype, read):
+    seen.append(path)
+    block = read((slice(0, 1),))
+    assert block.dtype == dtype == jnp.dtype("float32")
+    return jnp.zeros(shape, dtype).at[:1].set(block)
+
+  tree = reference.load_params(opened, "float32", place)
+  assert seen == list(names.expected_shapes(opened.config))
+  shapes = {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+  assert shapes == names.expected_shapes(opened.config)
+  whole = reference.load_params(opened, "bfloat16")
+  assert whole["norm"]["weight"].dtype == jnp.bfloat16
+
+
+def workdir(folder, steps=(4, 20)):
+  """A training workdir as Orbax's CheckpointManager writes it."""
+  config = tiny.config()
+  rng = np.random.default_rng(0)
+  tree = {}
+  for path, shape in names.expected_shapes(config).items():
+    node = tree
+    *parents, leaf = path.split("/")
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[leaf] = jnp.asarray(rng.standard_normal(shape), jnp.float32)
+  folder.mkdir()
+  native.write_config(folder, native.Description(config, config={"seed": 7}))
+  tiny.tokenizer().save_pretrained(folder / "tokenizer")
+  manager = ocp.CheckpointManager((folder / "checkpoints").absolute())
+  for step in steps:
+    scaled = jax.tree.map(lambda x, step=step: x * step, tree)
+    items = ocp.args.Composite(
+      params=ocp.args.StandardSave(scaled), opt=ocp.args.StandardSave({"m": tree})
+    )
+    manager.save(step, args=items)
+  manager.close()
+  return tree
+
+
+def test_workdir_latest_and_given_step(tmp_path):
+  tree = workdir(tmp_path / "run")
+  ref = str(tmp_path / "run")
+  for given, step in ((ref, 20), (f"{ref}@4", 4)):
+    opened = reference.open_model(given)
+    assert (opened.kind, opened.location.step) == ("workdir", step)
+    loaded = reference.load_params(opened)
+    jax.tree.map(
+      lambda ours, theirs, step=step: np.testing.assert_array_equal(
+        ours, theirs * step
+      ),
+      loaded,
+      tree,
+    )
+  q = opened.weights["layers/attn/q/weight"]
+  expected = np.asarray(tree["layers"]["attn"]["q"]["weight"] * 4)
+  np.testing.assert_array_equal(q.read((slice(1, 2), slice(2, 5))), expected[1:2, 2:5])
+  np.testing.assert_array_equal(
+    q.read((), "bfloat16"), expected.astype(ml_dtypes.bfloat16)
+  )
+  assert len(reference.load_tokenizer(ref)) == len(tiny.tokenizer())
+  # Not complete, so never chosen.
+  (tmp_path / "run/checkpoints/99/params").mkdir(parents=True)
+  assert reference.open_model(ref).location.step == 20
+
+
+def test_workdir_mistakes(tmp_path):
+  workdir(tmp_path / "run", steps=(4,))
+  refused(f"{tmp_path}/run@7", "no checkpoint of step 7", "4")
+  refused(f"{tmp_path}/run@last", "must be an integer", "'last'")
+  (tmp_path / "new").mkdir()
+  native.write_config(tmp_path / "new", native.Description(tiny.config()))
+  refused(tmp_path / "new", "no complete checkpoint")
+  (tmp_path / "new/config.json").write_text('{"format": "skipalign_jax"}')
+  refused(tmp_path / "new", "no complete checkpoint")
+  with pytest.raises(errors.UserError, match="damaged"):
+    native.read_config(tmp_path / "new")
+  native.write_config(tmp_path / "run", native.Description(tiny.config("yi")))
+  refused(tmp_path / "run", "config.json says")
+  native.write_config(tmp_path / "run", native.Description(tiny.config("biases")))
+  refused(tmp_path / "run", "parameters are not those of")
+
+
+def test_references_that_lead_nowhere(tmp_path):
+  for ref in ("", tmp_path / "absent", "./a/b", "a/b/c/d"):
+    refused(ref, "a model reference is one of", "path/to/model.gguf")
+  (tmp_path / "file.txt").write_text("x")
+  refused(tmp_path / "file.txt", "not a .gguf")
+  (tmp_path / "empty").mkdir()
+  refused(tmp_path / "empty", "no config.json")
+  tiny.gguf_file(tmp_path / "empty/m.gguf")
+  refused(tmp_path / "empty", "Did you mean", "m.gguf")
+  (tmp_path / "fake.gguf").write_text("not a model")
+  refused(tmp_path / "fake.gguf", "not a GGUF file")
+  tiny.hf_folder(tmp_path / "hf")
+  refused(f"{tmp_path}/hf@3", "only a training folder has steps")
+
+
+def test_hub_failure_explains_itself(monkeypatch):
+  asked = {}
+
+  def offline(name, **kwargs):
+    asked.update(kwargs, name=name)
+    raise OSError("no route to host")
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+  refused("org/model@abc", "no route to host", "network", "hf auth login", "local")
+  assert (asked["name"], asked["revision"]) == ("org/model", "abc")
+  assert not any("bin" in p or p == "*.py" for p in asked["allow_patterns"])
+
+
+def test_hub_download_opens_as_a_folder(monkeypatch, tmp_path):
+  folder = tiny.hf_folder(tmp_path / "snapshot")
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(folder))
+  assert reference.open_model("org/model").config == tiny.config()
+
+
+def test_truncated_weights(tmp_path):
+  folder = tiny.hf_folder(tmp_path / "m")
+  file = folder / "model.safetensors"
+  whole = file.read_bytes()
+  for size in (0, 5, 8, 100, len(whole) // 2, len(whole) - 1):
+    file.write_bytes(whole[:size])
+    refused(folder, "model.safetensors", "truncated")
+  file.write_bytes(whole + b"x")
+  refused(folder, "truncated or damaged")
+  file.write_bytes(whole[:8] + b"?" * 50 + whole[58:])
+  refused(folder, "damaged safetensors header")
+  file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+  refused(folder, "git lfs pull")
+
+
+def test_incomplete_and_inconsistent_shards(tmp_path):
+  folder = tiny.hf_folder(tmp_path / "m", shards=3)
+  index_file = folder / "model.safetensors.index.json"
+  index = json.loads(index_file.read_text())
+  second = folder / "model-00002-of-00003.safetensors"
+  tensors = safetensors.numpy.load_file(folder / "model-00001-of-00003.safetensors")
+  away = tmp_path / "away"
+  second.rename(away)
+  refused(folder, "1 of 3 shards are missing", second.name)
+  away.rename(second)
+
+  moved = json.loads(index_file.read_text())
+  name = next(iter(tensors))
+  moved["weight_map"][name] = second.name
+  index_file.write_text(json.dumps(moved))
+  refused(folder, name, "which does not hold it")
+  index_file.write_text(json.dumps(index | {"weight_map": {name: "../x.safetensors"}}))
+  refused(folder, "not a file of this folder")
+  index_file.write_text("{")
+  refused(folder, "not valid JSON")
+
+  index_file.write_text(json.dumps(index))
+  with_copy = safetensors.numpy.load_file(second) | {name: tensors[name]}
+  safetensors.numpy.save_file(with_copy, second)
+  refused(folder, name, "stored twice")
+
+  index_file.unlink()
+  refused(folder, "neither model.safetensors nor")
+
+
+def rewrite(folder, change):
+  """Applies `change` to the tensors of a one-file folder."""
+  tensors = tiny.tensors()
+  change(tensors)
+  safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+
+
+def test_tensors_that_do_not_fit(tmp_path):
+  folder = tiny.hf_folder(tmp_path / "m")
+  name = "model.layers.1.mlp.up_proj.weight"
+  rewrite(folder, lambda t: t.pop(name))
+  refused(folder, "1 of", "missing", name)
+  rewrite(folder, lambda t: t.update({name: t[name].T.copy()}))
+  refused(folder, name, "expected [56, 32]")
+  rewrite(folder, lambda t: t.update({"model.extra.weight": t[name]}))
+  refused(folder, "model.extra.weight", "would be dropped")
+  rewrite(folder, lambda t: t.update({name: t[name].astype(np.int8)}))
+  refused(folder, name, "I8")
+  # Old exporters wrote what the config determines.
+  inv_freq = np.ones(4, np.float32)
+  extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": inv_freq}
+  rewrite(folder, lambda t: t.update(extra))
+  assert reference.open_model(str(folder)).config == tiny.config()
+
+
+def test_pickles_are_never_opened(tmp_path):
+  folder = tiny.hf_folder(tmp_path / "m")
+  (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+  refused(folder, "pytorch_model.bin", "never opened", "safe_serialization")
+  (folder / "pytorch_model.bin").unlink()
+  refused(folder, "no model.safetensors")
+
+
+def test_other_models(tmp_path):
+  folder = tiny.hf_folder(tmp_path / "m")
+  config = json.loads((folder / "config.json").read_text())
+  (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+  refused(folder, "config.json", "model_type 'gpt2'")
+  quantised = {"quantization_config": {"bits": 4}}
+  (folder / "config.json").write_text(json.dumps(config | quantised))
+  refused(folder, "quantization_config")
+  (folder / "config.json").write_text(json.dumps(config | {"rope_theta": 5e5}))
+  refused(folder, "make the two spellings agree")
+
+
+def test_tokenizer(tmp_path):
+  folder = tiny.hf_folder(tmp_path / "m")
+  ours, theirs = reference.load_tokenizer(str(folder)), tiny.tokenizer()
+  assert ours(tiny.TEXT)["input_ids"] == theirs(tiny.TEXT)["input_ids"]
+  assert ours.chat_template == theirs.chat_template
+  reference.check_vocabulary(ours, tiny.config())
+  ours.add_tokens([f"<extra_{i}>" for i in range(100)])
+  with pytest.raises(errors.UserError, match=r"highest id is 398 .* 320"):
+    reference.check_vocabulary(ours, tiny.config())
+  (folder / "tokenizer.json").write_text('{"model": {}}')
+  with pytest.raises(errors.UserError, match="unreadable tokenizer"):
+    reference.load_tokenizer(str(folder))
+  (folder / "tokenizer.json").unlink()
+  with pytest.raises(errors.UserError, match=r"no tokenizer\.json"):
+    reference.load_tokenizer(str(folder))
+
+
+def test_tokenizer_json_is_taken_literally(tmp_path):
+  """transformers 5 rebuilds tokenizers of class LlamaTokenizer; that loses rules."""
+  folder = tiny.hf_folder(tmp_path / "m")
+  file = folder / "tokenizer_config.json"
+  config = safetensors_io.read_json(file) | {"tokenizer_class": "LlamaTokenizer"}
+  safetensors_io.write_json(file, config)
+  ours = reference.load_tokenizer(str(folder))
+  assert ours(tiny.TEXT)["input_ids"] == tiny.tokenizer()(tiny.TEXT)["input_ids"]
+
+
+def test_writer_streams_shards_and_leaves_nothing_half_written(tmp_path):
+  tensors = tiny.tensors()
+  total = sum(tensor.nbytes for tensor in tensors.values())
+  (tmp_path / "m").mkdir()
+  written = safetensors_io.write_tensors(tmp_path / "m", tensors.items(), 10_000)
+  assert written == total
+  index = json.loads((tmp_path / "m/model.safetensors.index.json").read_text())
+  assert index["metadata"]["total_size"] == total
+  shards = sorted((tmp_path / "m").glob("*.safetensors"))
+  assert len(shards) > 2
+  for shard in shards:
+    held = safetensors.numpy.load_file(shard)
+    assert len(held) == 1 or sum(t.nbytes for t in held.values()) <= 10_000
+  folder = safetensors_io.SafetensorsFolder(tmp_path / "m")
+  for name, tensor in tensors.items():
+    np.testing.assert_array_equal(folder.read(name), tensor)
+  # A view of another memory order is written by value.
+  (tmp_path / "t").mkdir()
+  transposed = np.arange(6, dtype=np.float32).reshape(2, 3).T
+  safetensors_io.write_tensors(tmp_path / "t", [("a", transposed)])
+  read = safetensors_io.SafetensorsFolder(tmp_path / "t").read("a")
+  np.testing.assert_array_equal(read, transposed)
+
+  before = set(tmp_path.iterdir())
+  with pytest.raises(RuntimeError), safetensors_io.atomic_folder(tmp_path / "x") as new:
+    (new / "file").write_text("half")
+    raise RuntimeError
+  assert set(tmp_path.iterdir()) == before
