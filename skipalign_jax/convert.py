@@ -12,6 +12,7 @@ HF folder, a .gguf file or a workdir[@step].
 
 import argparse
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from skipalign_jax.hf import (
   parity,
   reference,
   safetensors_io,
+  weights,
 )
 
 
@@ -76,16 +78,17 @@ def _import(args: argparse.Namespace) -> int:
       ),
     )
     export.save_tokenizer(tokenizer, folder / native.TOKENIZER)
-    native.write_params(folder, 0, _read_all(model))
+    native.write_params(folder, 0, _announced(model))
   print(f"{args.out}: written in {time.perf_counter() - start:.0f} s")
   print(f"train from it with --config.model.init_from={args.out}")
   return 0
 
 
-def _read_all(model: reference.Model):
-  for i, (path, parameter) in enumerate(model.weights.items()):
-    print(f"[{i + 1}/{len(model.weights)}] {path} {list(parameter.shape)}", flush=True)
-    yield path, parameter.read()
+def _announced(model: reference.Model) -> Iterator[weights.Parameter]:
+  for i, parameter in enumerate(model.weights.values()):
+    shape = list(parameter.shape)
+    print(f"[{i + 1}/{len(model.weights)}] {parameter.path} {shape}", flush=True)
+    yield parameter
 
 
 def _export(args: argparse.Namespace) -> int:

@@ -60,18 +60,16 @@ def draw(
   """A PNG: a line per sample, a bar per block at its positions."""
   chosen = chosen[:ROWS]
   figure, axes = plt.subplots(figsize=(9, 1.2 + 0.32 * len(chosen)))
-  least = max_position / 250  # a block of 30 tokens must stay visible among 100 000
+  least = 0.012 * max_position  # drawn wider than it is, so that a block shows
   for row, blocks in enumerate(chosen):
     axes.hlines(row, 0, blocks[-1].last, color="#BBBBBB", linewidth=1, zorder=1)
+    free = 0.0
     for span in blocks:
-      axes.barh(
-        row,
-        max(span.last - span.first + 1, least),
-        left=span.first,
-        height=0.6,
-        color=RESPONSE if span.is_response else INSTRUCTION,
-        zorder=2,
-      )
+      left = max(span.first, free)
+      width = max(span.tokens, least)
+      color = RESPONSE if span.is_response else INSTRUCTION
+      axes.barh(row, width, 0.6, left, color=color, edgecolor="white", lw=0.5, zorder=2)
+      free = left + width
   for color, name in ((INSTRUCTION, "instruction"), (RESPONSE, "response")):
     axes.barh(0, 0, color=color, label=name)
   axes.set(

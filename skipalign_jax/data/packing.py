@@ -1,4 +1,3 @@
-# NOTE TO THE DATA HELPER: read skipalign_jax/data/LEAD_NOTE.txt first, then delete this line
 """Which samples share a row, and the arrays of a row.
 
 Rows are planned ahead for a whole epoch, from the lengths alone. Packing on the
@@ -29,9 +28,7 @@ DTYPES = {
 }
 
 
-def plan_rows(
-  lengths_N: np.ndarray, seq_len: int, packing: bool
-) -> list[list[int]]:
+def plan_rows(lengths_N: np.ndarray, seq_len: int, packing: bool) -> list[list[int]]:
   """Samples 0 … N−1, in this order, put into rows.
 
   Without packing a sample is a row. With it, first fit: a sample goes into the

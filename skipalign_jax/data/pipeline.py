@@ -1,4 +1,3 @@
-# NOTE TO THE DATA HELPER: read skipalign_jax/data/LEAD_NOTE.txt first, then delete this line
 """From a config to batches: what `train` iterates over.
 
 Batches are dicts of numpy arrays [rows, L], named in packing.DTYPES.
@@ -11,6 +10,7 @@ import grain
 import ml_collections
 import numpy as np
 import transformers
+from absl import flags
 from rich import console as rich_console
 
 from skipalign_jax import errors
@@ -43,9 +43,16 @@ class Data:
     index, count = self._process
     dataset = grain.MapDataset.source(self.train_rows)[index::count]
     dataset = dataset.batch(self._rows_per_host, drop_remainder=True)
-    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2))
+    # Grain keeps 500 elements ready by default; ours are whole batches.
+    read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+    dataset = dataset.to_iter_dataset(read)
     if self._workers:
-      options = grain.MultiprocessingOptions(num_workers=self._workers)
+      # Grain asks absl for flags of its own, which nobody here has parsed.
+      if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+      options = grain.MultiprocessingOptions(
+        num_workers=self._workers, per_worker_buffer_size=2
+      )
       dataset = dataset.mp_prefetch(options)
     return iter(dataset)
 
@@ -94,7 +101,13 @@ class TrainRows:
     order = rng.permutation(np.concatenate(chosen))
     lengths = np.array([self._prepared[s].lengths[row] for s, row in order])
     plan = packing.plan_rows(lengths, self._seq_len, self._pack)
-    self._rows += [(self._epochs, order[members]) for members in plan]
+    if not plan:
+      raise errors.UserError(
+        "the weights behind * leave no sample in an epoch; raise them"
+      )
+    # The half-empty rows that packing ends with must not meet in one batch.
+    for i in rng.permutation(len(plan)):
+      self._rows.append((self._epochs, order[plan[i]]))
     self._epochs += 1
 
 
@@ -140,7 +153,7 @@ def build(
     if steps < 1:
       raise errors.UserError(
         f"{config.epochs} epoch(s) make {len(rows)} rows, fewer than one batch of "
-        f"{config.batch_size}; lower batch_size or add data"
+        f"batch_size={config.batch_size}; lower it, raise epochs or add data"
       )
   else:
     steps = config.steps

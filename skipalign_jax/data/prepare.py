@@ -1,4 +1,3 @@
-# NOTE TO THE DATA HELPER: read skipalign_jax/data/LEAD_NOTE.txt first, then delete this line
 """Tokenizes a source once, into an Arrow file on disk that later runs reuse.
 
 Every raw record becomes a row, the unusable ones too: `status` says "ok",
@@ -9,6 +8,8 @@ is trained on, whether it was prepared now or a week ago.
 import collections
 import dataclasses
 import hashlib
+import itertools
+import json
 import os
 import pathlib
 from typing import Any
@@ -16,9 +17,11 @@ from typing import Any
 import datasets
 import ml_collections
 import numpy as np
+import pyarrow
 import transformers
 from datasets import arrow_writer
 from rich import console as rich_console
+from rich import progress
 
 from skipalign_jax import errors
 from skipalign_jax.data import chat, sources
@@ -36,7 +39,8 @@ _FEATURES = datasets.Features(
     "turns": datasets.Value("int32"),
     "sample_id": datasets.Value("uint32"),
     "status": datasets.Value("string"),
-    "example": datasets.Value("string"),  # of an unusable record
+    "number": datasets.Value("int64"),  # line or row of the source, from 1
+    "example": datasets.Value("string"),  # start of an unusable record
   }
 )
 
@@ -88,7 +92,7 @@ def prepare(
     source: what to read.
     config: the `data` part of a config.
     tokenizer: carries the chat template.
-    console: told when a source has to be tokenized.
+    console: shows progress when it is a terminal.
 
   Raises:
     UserError: unreadable source, no usable sample, or more unusable records
@@ -97,12 +101,11 @@ def prepare(
   folder = pathlib.Path(config.cache_dir or "~/.cache/skipalign_jax").expanduser()
   path = folder / f"{_fingerprint(source, config, tokenizer)}.arrow"
   if not path.exists():
-    console.print(f"tokenizing {source.name} (kept in {folder})")
     try:
       folder.mkdir(parents=True, exist_ok=True)
       half = path.with_suffix(f".{os.getpid()}.half")
       try:
-        _write(half, source, config, tokenizer)
+        _write(half, source, config, tokenizer, console)
         half.replace(path)
       finally:
         half.unlink(missing_ok=True)
@@ -110,7 +113,10 @@ def prepare(
       raise errors.UserError(
         f"data.cache_dir={folder} cannot be written: {error}"
       ) from error
-  rows = datasets.Dataset.from_file(str(path))
+  try:
+    rows = datasets.Dataset.from_file(str(path))
+  except (pyarrow.ArrowException, OSError) as error:
+    raise errors.UserError(f"{path} is damaged; delete it and start again") from error
   lengths = np.asarray(rows.data.column("length"))
   _check(source, rows, config.max_bad_fraction)
   return Prepared(
@@ -122,11 +128,18 @@ def prepare(
   )
 
 
-def _fingerprint(source, config, tokenizer) -> str:
+def _fingerprint(
+  source: sources.Source,
+  config: ml_collections.ConfigDict,
+  tokenizer: transformers.PreTrainedTokenizerFast,
+) -> str:
+  backend = json.loads(tokenizer.backend_tokenizer.to_str())
+  for left_by_calls in ("truncation", "padding"):  # neither reaches the encoder
+    backend.pop(left_by_calls)
   parts = (
     FORMAT,
     source.identity(),
-    tokenizer.backend_tokenizer.to_str(),
+    json.dumps(backend),
     tokenizer.chat_template,
     (tokenizer.bos_token, tokenizer.eos_token),
     config.seq_len,
@@ -136,16 +149,33 @@ def _fingerprint(source, config, tokenizer) -> str:
   return hashlib.sha256(repr(parts).encode("utf-8")).hexdigest()[:32]
 
 
-def _write(path, source, config, tokenizer) -> None:
+def _write(
+  path: pathlib.Path,
+  source: sources.Source,
+  config: ml_collections.ConfigDict,
+  tokenizer: transformers.PreTrainedTokenizerFast,
+  console: rich_console.Console,
+) -> None:
   encoder = chat.Encoder(tokenizer, config.seq_len, config.system_prompt)
-  with arrow_writer.ArrowWriter(features=_FEATURES, path=str(path)) as writer:
-    for records in sources.batched(source.records(), _BATCH):
-      parsed = [_messages(record, config.max_message_bytes) for record in records]
+  bar = progress.Progress(
+    progress.SpinnerColumn(),
+    progress.TextColumn("{task.description}: {task.completed:,.0f} records"),
+    progress.TimeElapsedColumn(),
+    console=console,
+    transient=True,
+    disable=not console.is_terminal,
+  )
+  with bar, arrow_writer.ArrowWriter(features=_FEATURES, path=str(path)) as writer:
+    task = bar.add_task(f"tokenizing {source.name}", total=None)
+    records = source.records()
+    while batch := list(itertools.islice(records, _BATCH)):
+      parsed = [_messages(record, config.max_message_bytes) for _, record in batch]
       good = [messages for messages in parsed if not isinstance(messages, Exception)]
       encoded = iter(encoder(good))
-      for record, messages in zip(records, parsed, strict=True):
+      for (number, record), messages in zip(batch, parsed, strict=True):
         sample = messages if isinstance(messages, Exception) else next(encoded)
-        writer.write(_row(sample, record))
+        writer.write(_row(sample, number, record))
+      bar.advance(task, len(batch))
     writer.finalize()
 
 
@@ -158,21 +188,26 @@ def _messages(record: Any, max_bytes: int) -> list[chat.Message] | chat.BadSampl
     return bad
 
 
-def _row(sample: chat.Sample | chat.BadSample, record: Any) -> dict[str, Any]:
+def _row(
+  sample: chat.Sample | chat.BadSample, number: int, record: Any
+) -> dict[str, Any]:
   if isinstance(sample, chat.BadSample):
-    empty = dict.fromkeys(("tokens", "block_starts", "target_spans"), ())
+    none = np.zeros(0, np.int32)
+    empty = dict.fromkeys(("tokens", "block_starts", "target_spans"), none)
     zero = dict.fromkeys(("length", "targets", "turns", "sample_id"), 0)
-    return empty | zero | dict(status=sample.reason, example=sources.example(record))
+    told = dict(status=sample.reason, number=number, example=sources.example(record))
+    return empty | zero | told
   edges = np.flatnonzero(np.diff(sample.targets, prepend=False, append=False))
   return dict(
     tokens=sample.tokens,
-    block_starts=np.flatnonzero(np.diff(sample.block_ids, prepend=-1)),
-    target_spans=edges,
+    block_starts=np.flatnonzero(np.diff(sample.block_ids, prepend=-1)).astype(np.int32),
+    target_spans=edges.astype(np.int32),
     length=len(sample.tokens),
     targets=int(sample.targets.sum()),
     turns=sample.turns,
     sample_id=sample.sample_id,
     status="truncated" if sample.truncated else "ok",
+    number=number,
     example="",
   )
 
@@ -190,13 +225,19 @@ def _check(
     listed = []
     for reason, count in counts.most_common():
       first = int(np.flatnonzero(statuses == reason)[0])
-      listed.append(f"  {count:,} x {reason}, first record {first + 1}: "
-                    f"{rows[first]['example']}")  # fmt: skip
+      row = rows[first]
+      listed.append(
+        f"  {count:,} x {reason}, first at {source.name}:{row['number']}: "
+        f"{row['example']}"
+      )
     raise errors.UserError(
       f"data source {source.name}: {bad:,} of {len(statuses):,} records are unusable, "
-      f"more than data.max_bad_fraction={max_bad_fraction}:\n" + "\n".join(listed)
+      f"more than data.max_bad_fraction={max_bad_fraction}:\n"
+      + "\n".join(listed)
+      + "\nMend them, or raise data.max_bad_fraction to train without them."
     )
   if not np.isin(statuses, fine[:2]).any():
     raise errors.UserError(
-      f"data source {source.name}: no sample has a target within data.seq_len tokens"
+      f"data source {source.name}: no sample has a target within "
+      "data.seq_len tokens; raise it"
     )

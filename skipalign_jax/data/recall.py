@@ -1,4 +1,3 @@
-# NOTE TO THE DATA HELPER: read skipalign_jax/data/LEAD_NOTE.txt first, then delete this line
 """Built-in dialogues: facts told early, asked for turns later.
 
 A default that needs no download, and test data whose long-range dependencies are
@@ -75,8 +74,8 @@ _FILLER = (
    "Start at {place}, follow the water for about {m} kilometres, rest under the trees, "
    "and come back by the road past {other}."),
   ("I slept only {n} hours. Any advice?",
-   "Drink water, take a short walk in daylight, keep lunch light, and go to bed an hour "
-   "earlier tonight."),
+   "Drink water, take a short walk in daylight, keep lunch light, and go to bed an "
+   "hour earlier tonight."),
   ("How many minutes are {n} hours?", "{n} hours are {minutes} minutes."),
   ("Name something I could cook with {n} potatoes.",
    "Boil the {n} potatoes, slice them, and bake them with onions, cream and a little "

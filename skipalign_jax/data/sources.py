@@ -1,4 +1,3 @@
-# NOTE TO THE DATA HELPER: read skipalign_jax/data/LEAD_NOTE.txt first, then delete this line
 """Where records come from: files, the hub, or the built-in generator."""
 
 import dataclasses
@@ -7,7 +6,7 @@ import json
 import pathlib
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import datasets
@@ -43,8 +42,8 @@ class Source:
     stat = self._path().stat()
     return f"{self._path().resolve()} {stat.st_size} {stat.st_mtime_ns}"
 
-  def records(self) -> Iterator[Any]:
-    """Raw records in order: dicts, or the bytes of a JSONL line.
+  def records(self) -> Iterator[tuple[int, Any]]:
+    """(line or row number from 1, raw record): a dict, or a JSONL line's bytes.
 
     Raises:
       UserError: nothing there, or not readable as what its name says.
@@ -69,13 +68,13 @@ class Source:
       raise errors.UserError(f"data source {self.name!r} is unknown; give {FORMS}")
     return int(match[1] or 1000)
 
-  def _builtin(self) -> Iterator[Any]:
-    return (recall.record(0, index) for index in range(self._builtin_size()))
+  def _builtin(self) -> Iterator[tuple[int, Any]]:
+    return ((i + 1, recall.record(0, i)) for i in range(self._builtin_size()))
 
-  def _hub(self) -> Iterator[Any]:
+  def _hub(self) -> Iterator[tuple[int, Any]]:
     name, _, split = self.name.removeprefix("hub:").partition(":")
     try:
-      return iter(datasets.load_dataset(name, split=split or "train"))
+      return enumerate(datasets.load_dataset(name, split=split or "train"), 1)
     # The library raises its own errors, those of its HTTP client and OSError.
     except Exception as error:
       first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -89,7 +88,8 @@ class Source:
     if not path.name.endswith(_SUFFIXES):
       raise errors.UserError(f"data source {self.name!r} is unknown; give {FORMS}")
     if not path.is_file():
-      raise errors.UserError(f"data source {self.name}: no such file")
+      problem = "is a directory" if path.is_dir() else "no such file"
+      raise errors.UserError(f"data source {self.name}: {problem}")
     return path
 
 
@@ -112,23 +112,29 @@ def parse(spec: str | Sequence[str]) -> list[Source]:
   return found
 
 
-def _lines(path: pathlib.Path) -> Iterator[bytes]:
-  """Lines that are not blank."""
-  opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
+  """Lines that are not blank, with their numbers."""
   try:
-    with opened as file:
-      yield from (line for line in file if line.strip())
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+      for number, line in enumerate(file, 1):
+        if number == 1:
+          line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
+        if line.strip():
+          yield number, line
   except (OSError, EOFError, zlib.error) as error:
     raise errors.UserError(
       f"data source {path} cannot be read to its end: {error}"
     ) from error
 
 
-def _parquet(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+def _parquet(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+  number = 0
   try:
     for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1024):
-      yield from batch.to_pylist()
-  except (pyarrow.ArrowException, OSError) as error:
+      for record in batch.to_pylist():
+        number += 1
+        yield number, record
+  except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
     raise errors.UserError(f"data source {path} cannot be read: {error}") from error
 
 
@@ -137,15 +143,3 @@ def example(record: Any) -> str:
   if isinstance(record, bytes):
     return record[:80].decode("utf-8", "backslashreplace").strip()
   return json.dumps(record, default=str, ensure_ascii=True)[:80]
-
-
-def batched(records: Iterable[Any], size: int) -> Iterator[list[Any]]:
-  """Lists of up to `size` records."""
-  batch = []
-  for record in records:
-    batch.append(record)
-    if len(batch) == size:
-      yield batch
-      batch = []
-  if batch:
-    yield batch

@@ -5,20 +5,17 @@
     checkpoints/<step>/params Orbax pytree of the parameters, layers stacked
 
 Training adds optimizer state and data iterator beside `params`; whoever only
-wants the model reads `params`. Blocks are read with TensorStore, the store that
-Orbax writes, because Orbax itself restores whole arrays.
+wants the model reads `params`. Blocks are read and written with TensorStore,
+which Orbax itself stores arrays with, because Orbax handles whole arrays only.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
-import shutil
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import orbax.checkpoint.experimental.v1 as orbax
 import tensorstore
 
 from skipalign_jax import errors, model_config, rope
@@ -27,7 +24,7 @@ from skipalign_jax.hf import names, safetensors_io, weights
 FORMAT = "skipalign_jax"
 CHECKPOINTS, PARAMS, TOKENIZER = "checkpoints", "params", "tokenizer"
 
-_CHUNK_BYTES = 64 * 2**20  # of the embedding and the output matrix
+_CHUNK_BYTES = 64 * 2**20  # of the embedding and the output matrix, about
 _COMMITTED = "_CHECKPOINT_METADATA"
 
 
@@ -156,16 +153,10 @@ def open_parameters(
 def _open_store(
   folder: pathlib.Path, path: str, driver: str
 ) -> tensorstore.TensorStore:
-  spec = {
-    "driver": driver,
-    "kvstore": {
-      "driver": "ocdbt",
-      "base": f"file://{folder}/",
-      "path": path.replace("/", ".") + "/",
-    },
-  }
   try:
-    return tensorstore.open(spec, open=True, read=True).result()
+    return tensorstore.open(
+      _store_spec(folder, path, driver), open=True, read=True
+    ).result()
   except ValueError as error:
     raise errors.UserError(f"{folder}: {path} cannot be read ({error})") from error
 
@@ -181,57 +172,95 @@ def _reader(folder: pathlib.Path, store: tensorstore.TensorStore):
 
 
 def write_params(
-  workdir: pathlib.Path, step: int, parameters: Iterable[tuple[str, np.ndarray]]
+  workdir: pathlib.Path, step: int, parameters: Iterable[weights.Parameter]
 ) -> None:
-  """Writes checkpoints/<step>/params, one parameter in memory at a time.
+  """Writes checkpoints/<step>/params, a layer in memory at a time.
+
+  Orbax saves whole arrays, and its partial save took four times the largest
+  stacked parameter; so the arrays are written with TensorStore in Orbax's
+  layout, and Orbax restores them like its own (tested).
 
   Args:
-    workdir: an existing folder.
+    workdir: an existing folder; call it in one that is renamed when complete.
     step: of the new checkpoint.
-    parameters: (path, stacked array).
+    parameters: what to write, as their stored dtype.
   """
   target = (workdir / CHECKPOINTS / str(step)).absolute()
-  session = (workdir / "partial").absolute()
-  for path, array in parameters:
-    with _storage(path):
-      orbax.partial.save(session, _nested(path, array))
-    del array
-  orbax.partial.finalize(session)
-  # Orbax calls the one item of a partial save "state"; ours is an item among
-  # others of a CheckpointManager step.
-  target.mkdir(parents=True)
-  (session / "state").rename(target / PARAMS)
-  (target / _COMMITTED).write_text(
-    json.dumps(
-      {
-        "item_handlers": {
-          PARAMS: "orbax.checkpoint._src.handlers.pytree_checkpoint_handler."
-          "PyTreeCheckpointHandler"
-        },
-        "metrics": {},
-        "performance_metrics": {},
-        "init_timestamp_nsecs": None,
-        "commit_timestamp_nsecs": None,
-        "custom_metadata": {},
-      }
-    )
+  (target / PARAMS).mkdir(parents=True)
+  tree = {}
+  for parameter in parameters:
+    _write(target / PARAMS, parameter)
+    keys = parameter.path.split("/")
+    tree[str(tuple(keys))] = {
+      "key_metadata": [{"key": key, "key_type": 2} for key in keys],  # 2: of a dict
+      "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False},
+    }
+  safetensors_io.write_json(
+    target / PARAMS / "_METADATA",
+    {
+      "tree_metadata": tree,
+      "use_ocdbt": True,
+      "use_zarr3": True,
+      "store_array_data_equal_to_fill_value": True,
+      "custom_metadata": None,
+    },
   )
-  shutil.rmtree(session)
+  handler = (
+    "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
+  )
+  safetensors_io.write_json(
+    target / _COMMITTED,
+    {
+      "item_handlers": {PARAMS: handler},
+      "metrics": {},
+      "performance_metrics": {},
+      "init_timestamp_nsecs": None,
+      "commit_timestamp_nsecs": None,
+      "custom_metadata": {},
+    },
+  )
 
 
-def _storage(path: str) -> orbax.Context:
-  """How Orbax lays a parameter out: a layer a chunk, so readers can take few."""
-  context = orbax.Context()
-  saving = context.array.saving
-  saving.use_compression = False  # weights hardly compress, and it costs minutes
-  if names.is_stacked(path):
-    saving.storage_options.shard_axes = (0,)
-  else:
-    saving.storage_options.chunk_byte_size = _CHUNK_BYTES
-  return context
+def _write(folder: pathlib.Path, parameter: weights.Parameter) -> None:
+  """One array, in blocks along axis 0: a layer, or rows of about `_CHUNK_BYTES`."""
+  shape = parameter.shape
+  rows = 1
+  if not names.is_stacked(parameter.path):
+    row_bytes = parameter.dtype.itemsize * int(np.prod(shape[1:]))
+    rows = min(max(_CHUNK_BYTES // row_bytes, 1), shape[0])
+  spec = _store_spec(folder, parameter.path, "zarr3") | {
+    "metadata": {
+      "shape": shape,
+      "data_type": parameter.dtype.name,
+      "chunk_grid": {
+        "name": "regular",
+        "configuration": {"chunk_shape": (rows, *shape[1:])},
+      },
+      # Weights hardly compress, and trying costs minutes.
+      "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+    },
+    "store_data_equal_to_fill_value": True,
+  }
+  group = max(rows, parameter.chunk_layers)
+  blocks = [slice(i, min(i + group, shape[0])) for i in range(0, shape[0], group)]
+  try:
+    store = tensorstore.open(spec, create=True, write=True).result()
+    for block in blocks:
+      store[block].write(parameter.read((block,))).result()
+  except errors.UserError:  # what `read` found wrong with the source
+    raise
+  except ValueError as error:
+    raise errors.UserError(
+      f"{folder}: {parameter.path} cannot be written ({error})"
+    ) from error
 
 
-def _nested(path: str, leaf: Any) -> Any:
-  for key in reversed(path.split("/")):
-    leaf = {key: leaf}
-  return leaf
+def _store_spec(folder: pathlib.Path, path: str, driver: str) -> dict[str, Any]:
+  return {
+    "driver": driver,
+    "kvstore": {
+      "driver": "ocdbt",
+      "base": f"file://{folder}/",
+      "path": path.replace("/", ".") + "/",
+    },
+  }
