@@ -100,7 +100,7 @@ def _forward(params, tokens_BL, positions_BL, segment_ids_BL, cache, config,
     tokens_BL, positions_BL, segment_ids_BL, compute_dtype, cache=cache
   )
   head_VD = decoder.head()
-  return model.linear(hidden_BLD[:, -1:], head_VD)[:, 0].astype(jnp.float32), cache
+  return model.linear(hidden_BLD[:, -1], head_VD).astype(jnp.float32), cache
 
 
 @functools.partial(jax.jit, static_argnames=("temperature", "top_p"))

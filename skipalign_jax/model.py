@@ -54,26 +54,25 @@ def empty_cache(
 
 
 @jax.custom_vjp
-def linear(x_BLI: jax.Array, weight_OI: jax.Array) -> jax.Array:
-  """x Wᵀ in x's dtype with fp32 accumulation.
+def linear(x_TI: jax.Array, weight_OI: jax.Array) -> jax.Array:
+  """x Wᵀ for T tokens, in x's dtype with fp32 accumulation.
 
   The gradient rule casts the cotangent to the compute dtype too: the default
   one would multiply in fp32 whatever the forward pass did.
   """
-  return _product("bli,oi->blo", x_BLI, weight_OI.astype(x_BLI.dtype), x_BLI.dtype)
+  return _product("ti,oi->to", x_TI, weight_OI.astype(x_TI.dtype), x_TI.dtype)
 
 
-def _linear_forward(x_BLI, weight_OI):
-  return linear(x_BLI, weight_OI), (x_BLI, weight_OI)
+def _linear_forward(x_TI, weight_OI):
+  return linear(x_TI, weight_OI), (x_TI, weight_OI)
 
 
-def _linear_backward(residuals, d_out_BLO):
-  x_BLI, weight_OI = residuals
-  d_out_BLO = d_out_BLO.astype(x_BLI.dtype)
-  weight_cast_OI = weight_OI.astype(x_BLI.dtype)
+def _linear_backward(residuals, d_out_TO):
+  x_TI, weight_OI = residuals
+  weight_cast_OI = weight_OI.astype(x_TI.dtype)
   return (
-    _product("blo,oi->bli", d_out_BLO, weight_cast_OI, x_BLI.dtype),
-    _product("blo,bli->oi", d_out_BLO, x_BLI, weight_OI.dtype),
+    _product("to,oi->ti", d_out_TO, weight_cast_OI, x_TI.dtype),
+    _product("to,ti->oi", d_out_TO, x_TI, weight_OI.dtype),
   )
 
 
@@ -96,7 +95,8 @@ class Linear(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(out_dim)) if bias else None
 
   def __call__(self, x_BLI: jax.Array) -> jax.Array:
-    y_BLO = linear(x_BLI, self.weight[...])
+    B, L, I = x_BLI.shape
+    y_BLO = linear(x_BLI.reshape(B * L, I), self.weight[...]).reshape(B, L, -1)
     return y_BLO if self.bias is None else y_BLO + self.bias[...].astype(y_BLO.dtype)
 
 

@@ -5,6 +5,7 @@ positions that training gives them.
 """
 
 import dataclasses
+import itertools
 import sys
 
 import ml_collections
@@ -95,7 +96,7 @@ def runs(row: packing.Row) -> list[Run]:
   changes = np.flatnonzero((kind_4L[:, 1:used] != kind_4L[:, : used - 1]).any(0)) + 1
   edges = [0, *changes.tolist(), used]
   found = []
-  for begin, end in zip(edges[:-1], edges[1:], strict=True):
+  for begin, end in itertools.pairwise(edges):
     segment, block, response, target = kind_4L[:, begin].tolist()
     found.append(Run(segment, block, bool(response), bool(target), begin, end))
   return found

@@ -26,9 +26,7 @@ def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
   `decode(encode(text)) == text` for every text.
   """
   vocab = {token: i for i, token in enumerate(SPECIAL)}
-  # ByteLevel spells each byte as one printable character.
-  for character in sorted(pre_tokenizers.ByteLevel.alphabet(), key=_byte_of):
-    vocab[character] = len(vocab)
+  vocab |= {character: len(SPECIAL) + b for b, character in enumerate(_spelling())}
   backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
   backend.pre_tokenizer = pre_tokenizers.ByteLevel(
     add_prefix_space=False, use_regex=False
@@ -45,13 +43,11 @@ def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
   return tokenizer
 
 
-def _byte_of(character: str) -> int:
-  """The byte that ByteLevel writes as `character`: printable ones are themselves."""
-  code = ord(character)
-  if code < 256:
-    return code
-  hidden = [b for b in range(256) if chr(b) not in pre_tokenizers.ByteLevel.alphabet()]
-  return hidden[code - 256]
+def _spelling() -> list[str]:
+  """How ByteLevel writes byte 0 … 255: printable ones as they are."""
+  alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+  others = (chr(code) for code in range(256, 512))
+  return [chr(b) if chr(b) in alphabet else next(others) for b in range(256)]
 
 
 def resolve(config: ml_collections.ConfigDict) -> transformers.PreTrainedTokenizerFast:

@@ -1,0 +1,70 @@
+"""Rows: every sample once, none too long; the arrays of a row."""
+
+import hypothesis
+import numpy as np
+from hypothesis import strategies as st
+
+from skipalign_jax.data import packing
+
+SEQ_LEN = 50
+
+
+@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.given(
+  lengths=st.lists(st.integers(1, SEQ_LEN), max_size=300), pack=st.booleans()
+)
+def test_every_sample_is_in_one_row_and_fits(lengths, pack):
+  rows = packing.plan_rows(np.array(lengths, int), SEQ_LEN, pack)
+  assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+  assert all(0 < sum(lengths[i] for i in row) <= SEQ_LEN for row in rows)
+  if not pack:
+    assert all(len(row) == 1 for row in rows)
+
+
+def test_first_fit_by_hand():
+  rows = packing.plan_rows(np.array([30, 30, 20, 15, 5, 50]), 50, True)
+  assert rows == [[0, 2], [1, 3, 4], [5]]
+
+
+def test_packing_fills_rows():
+  lengths = np.random.default_rng(0).integers(20, 2000, 5000)
+  rows = packing.plan_rows(lengths, 4096, True)
+  assert lengths.sum() / (4096 * len(rows)) > 0.93
+
+
+def sample(length, sample_id, block_starts, target_spans):
+  return dict(
+    tokens=np.arange(1, length + 1, dtype=np.int32),
+    block_starts=np.array(block_starts, np.int32),
+    target_spans=np.array(target_spans, np.int32),
+    sample_id=np.uint32(sample_id),
+  )
+
+
+def test_assemble_row():
+  row = packing.assemble_row(
+    [
+      sample(6, 2**32 - 1, [0, 3], [4, 6]),
+      sample(5, 7, [0, 1, 3, 4], [2, 3, 4, 5]),
+    ],
+    seq_len=13,
+    epoch=2,
+  )
+  expected = {
+    "tokens": [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 0, 0],
+    "segment_ids": [1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 0, 0],
+    "block_ids": [0, 0, 0, 1, 1, 1, 0, 1, 1, 2, 3, 0, 0],
+    "is_response": [0, 0, 0, 1, 1, 1, 0, 1, 1, 0, 1, 0, 0],
+    "loss_weight": [0, 0, 0, 0, 1, 1, 0, 0, 1, 0, 1, 0, 0],
+    "sample_ids": [2**32 - 1] * 6 + [7] * 5 + [0, 0],
+    "epochs": [2] * 11 + [0, 0],
+  }
+  assert list(row) == list(expected)
+  for name, values in expected.items():
+    np.testing.assert_array_equal(row[name], values, err_msg=name)
+    assert row[name].dtype == packing.DTYPES[name]
+
+
+def test_empty_row_is_all_zeros():
+  row = packing.assemble_row([], seq_len=4, epoch=3)
+  assert all(array.shape == (4,) and not array.any() for array in row.values())

@@ -1,0 +1,364 @@
+"""Sources to batches: counts, cache, held-out data, order, resume."""
+
+import ast
+import io
+import json
+import pathlib
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from rich import console as rich_console
+
+from skipalign_jax import config as config_lib
+from skipalign_jax import errors
+from skipalign_jax.data import chat, packing, pipeline, prepare, sources
+from skipalign_jax.data import tokenizer as tokenizer_lib
+
+TOKENIZER = tokenizer_lib.byte_tokenizer()
+
+
+def turns(*contents):
+  roles = ["user", "assistant"] * len(contents)
+  return {"messages": [dict(role=r, content=c) for r, c in zip(roles, contents)]}  # noqa: B905
+
+
+def write(path, records):
+  lines = [r if isinstance(r, bytes) else json.dumps(r).encode() for r in records]
+  path.write_bytes(b"\n".join(lines) + b"\n")
+  return str(path)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+  return str(tmp_path_factory.mktemp("cache"))
+
+
+def make_config(cache, **data):
+  c = config_lib.tiny(config_lib.default())
+  c.data.cache_dir = cache
+  c.data.update(data)
+  return c
+
+
+def build(c, index=0, count=1):
+  quiet = rich_console.Console(file=io.StringIO())
+  return pipeline.build(c, TOKENIZER, index, count, quiet)
+
+
+def ids_of(batches):
+  """Sample ids in order, one for each segment."""
+  found = []
+  for batch in batches:
+    for row in range(len(batch["tokens"])):
+      for segment in range(1, batch["segment_ids"][row].max() + 1):
+        at = batch["segment_ids"][row] == segment
+        found.append(int(batch["sample_ids"][row][at][0]))
+  return found
+
+
+def rows_of(data):
+  return [data.train_rows[i] for i in range(len(data.train_rows))]
+
+
+def assert_same(left, right):
+  assert len(left) == len(right)
+  for a, b in zip(left, right, strict=True):
+    assert a.keys() == b.keys()
+    for name in a:
+      np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_batches(cache, pack):
+  data = build(make_config(cache, packing=pack))
+  batches = list(data.train_iterator())
+  assert len(batches) >= data.steps == 8
+  for batch in batches:
+    assert {name: array.dtype for name, array in batch.items()} == packing.DTYPES
+    assert all(array.shape == (8, 512) for array in batch.values())
+    padding = batch["segment_ids"] == 0
+    for array in batch.values():
+      assert not array[padding].any()
+    assert not batch["loss_weight"][~batch["is_response"]].any()
+  assert any(batch["segment_ids"].max() > 1 for batch in batches) == pack
+
+
+def test_arrow_rows_restore_what_was_encoded(cache, tmp_path):
+  """Blocks and targets survive the compact form that the cache stores."""
+  records = [turns("q", "a", "é" * 9, "b\n"), turns("x", "y")]
+  c = make_config(cache, train=write(tmp_path / "a.jsonl", records), eval="")
+  c.batch_size, c.steps, c.epochs = 1, None, 1
+  rows = {int(row["sample_ids"][0]): row for row in rows_of(build(c))}
+  dialogues = [chat.messages_of(record, 100) for record in records]
+  for sample in chat.Encoder(TOKENIZER, 512)(dialogues):
+    row, m = rows[sample.sample_id], len(sample.tokens)
+    np.testing.assert_array_equal(row["tokens"][:m], sample.tokens)
+    np.testing.assert_array_equal(row["block_ids"][:m], sample.block_ids)
+    np.testing.assert_array_equal(row["is_response"][:m], sample.is_response)
+    np.testing.assert_array_equal(row["loss_weight"][:m], sample.targets)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_an_epoch_has_every_sample_once_and_none_of_the_held_out(cache, pack):
+  c = make_config(cache, packing=pack)
+  c.batch_size, c.steps, c.epochs = 1, None, 2
+  data = build(c)
+  assert data.steps == len(data.train_rows)
+  rows = rows_of(data)
+  epochs = [int(row["epochs"][0]) for row in rows]
+  assert epochs == sorted(epochs) and set(epochs) == {0, 1}
+  batch = lambda epoch: [
+    {name: x[None] for name, x in row.items()}
+    for row, e in zip(rows, epochs, strict=True)
+    if e == epoch
+  ]
+  first, second = ids_of(batch(0)), ids_of(batch(1))
+  assert len(first) == len(set(first)) == 64 - 8
+  assert sorted(first) == sorted(second) and first != second
+  held_out = ids_of(data.eval_batches)
+  assert len(set(held_out)) == 8 and not set(held_out) & set(first)
+
+
+def test_held_out_samples_depend_on_neither_seed_nor_duplicates(cache, tmp_path):
+  records = [turns(f"question {i}", f"answer {i}") for i in range(40)]
+  c = make_config(cache, train=write(tmp_path / "a.jsonl", records), eval="holdout:5")
+  chosen = set(ids_of(build(c).eval_batches))
+  assert len(chosen) == 5
+  c.seed = 1
+  c.data.train = write(tmp_path / "b.jsonl", records[::-1] + records[::-1])
+  data = build(c)
+  assert set(ids_of(data.eval_batches)) == chosen
+  assert not set(ids_of(data.train_iterator())) & chosen
+
+
+@hypothesis.settings(max_examples=8, deadline=None)
+@hypothesis.given(count=st.sampled_from([2, 4, 8]), pack=st.booleans())
+def test_hosts_together_see_what_one_host_sees(cache, count, pack):
+  c = make_config(cache, packing=pack)
+  whole = build(c)
+  parts = [build(c, index, count) for index in range(count)]
+  streams = zip(*(part.train_iterator() for part in parts), strict=True)
+  for merged, pieces in zip(whole.train_iterator(), streams, strict=False):
+    for name, array in merged.items():
+      together = np.stack([piece[name] for piece in pieces], axis=1)
+      np.testing.assert_array_equal(together.reshape(array.shape), array)
+  for i, merged in enumerate(whole.eval_batches):
+    pieces = [part.eval_batches[i]["tokens"] for part in parts]
+    together = np.stack(pieces, axis=1).reshape(merged["tokens"].shape)
+    np.testing.assert_array_equal(together, merged["tokens"])
+
+
+def test_restored_iterator_goes_on_exactly(cache):
+  batches = list(build(make_config(cache)).train_iterator())
+  for workers in (0, 2):
+    data = build(make_config(cache, workers=workers))
+    iterator = data.train_iterator()
+    assert_same([next(iterator) for _ in range(3)], batches[:3])
+    state = json.loads(json.dumps(iterator.get_state()))
+    rest = list(iterator)
+    assert_same(rest, batches[3:])
+    restored = build(make_config(cache, workers=workers)).train_iterator()
+    restored.set_state(state)
+    assert_same(list(restored), rest)
+
+
+def test_weights(cache):
+  c = make_config(cache, train="builtin:recall:8*2.5", eval="")
+  c.batch_size, c.steps, c.epochs = 1, None, 2
+  data = build(c)
+  rows = [{name: x[None] for name, x in row.items()} for row in rows_of(data)]
+  assert len(rows) == 40
+  for epoch in (rows[:20], rows[20:]):
+    ids, counts = np.unique(ids_of(epoch), return_counts=True)
+    assert len(ids) == 8 and sorted(counts) == [2] * 4 + [3] * 4
+  assert sorted(ids_of(rows[:20])) != sorted(ids_of(rows[20:]))
+
+
+def test_steps_and_epochs_are_exact(cache):
+  c = make_config(cache)
+  c.steps, c.epochs = None, 3
+  assert build(c).steps == 3 * 56 // 8
+  c.steps, c.epochs = 30, None
+  data = build(c)
+  assert data.steps == 30 and len(data.train_rows) >= 240
+
+
+def test_eval_batches_are_padded_with_empty_rows(cache):
+  c = make_config(cache, eval="holdout:11")
+  batches = build(c).eval_batches
+  assert [batch["tokens"].shape for batch in batches] == [(8, 512)] * 2
+  assert len(ids_of(batches)) == 11
+  assert not any(array[3:].any() for array in batches[1].values())
+
+
+def test_eval_can_be_a_source_or_nothing(cache):
+  assert build(make_config(cache, eval="")).eval_batches == []
+  data = build(make_config(cache, eval="builtin:recall:3"))
+  assert len(ids_of(data.eval_batches)) == 3
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    (dict(eval="holdout:64"), "leaves nothing to train on"),
+    (dict(eval="holdout:x"), "holdout:N"),
+    (dict(train="builtin:recall:2", eval=""), "fewer than one batch"),
+    (dict(train="builtin:recall:2*0.1", eval=""), "leave no sample"),
+  ],
+)
+def test_too_little_data(cache, changes, message):
+  c = make_config(cache, **changes)
+  c.steps, c.epochs = None, 1
+  with pytest.raises(errors.UserError, match=message):
+    build(c)
+
+
+def test_batch_must_spread_over_hosts(cache):
+  with pytest.raises(errors.UserError, match="batch_size=8"):
+    build(make_config(cache), 0, 3)
+
+
+BAD = [
+  b'{"messages": [',
+  turns("q", "a") | {"messages": [{"role": "robot", "content": "x"}]},
+  {"messages": [{"content": "x"}]},
+  turns("q", " "),
+  turns("q"),
+  b'{"a": "\xff"}',
+  turns("q", "x" * 1_000_001),
+  turns("q", "<|im_end|>"),
+]
+REASONS = [
+  "not valid JSON",
+  "unknown role",
+  "missing role",
+  "empty content",
+  "no assistant turn",
+  "not UTF-8",
+  "message over 1000000 bytes",
+  "control token in content",
+]
+
+
+def test_bad_records_are_counted_and_left_out(cache, tmp_path):
+  good = [turns(f"q{i}", f"a{i}") for i in range(30)]
+  path = write(tmp_path / "a.jsonl", [*good[:10], *BAD, *good[10:]])
+  c = make_config(cache, train=path, eval="", max_bad_fraction=0.5)
+  data = build(c)
+  for reason in REASONS:
+    assert f"1 {reason}" in data.report
+  assert "30 samples" in data.report and "(0 of several turns)" in data.report
+  good_ids = {chat.sample_id(chat.messages_of(record, 99)) for record in good}
+  assert set(ids_of(data.train_iterator())) == good_ids
+
+
+def test_too_many_bad_records_stop_with_a_listing(cache, tmp_path):
+  good = [turns(f"q{i}", f"a{i}") for i in range(30)]
+  path = write(tmp_path / "a.jsonl", [*good, *BAD])
+  for _ in range(2):  # also when the bad records come from the cache
+    with pytest.raises(errors.UserError) as caught:
+      build(make_config(cache, train=path, eval=""))
+    text = str(caught.value)
+    assert "8 of 38 records" in text and "max_bad_fraction=0.01" in text
+    for line, reason in enumerate(REASONS, 31):
+      assert f"1 x {reason}, first at {path}:{line}: " in text
+
+
+def test_one_bad_record_in_a_hundred_is_tolerated(cache, tmp_path):
+  good = [turns(f"q{i}", f"a{i}") for i in range(99)]
+  build(make_config(cache, train=write(tmp_path / "a.jsonl", [*good, b"{"])))
+
+
+def test_samples_without_a_target_are_dropped_but_not_bad(cache, tmp_path):
+  records = [turns("q" * 600, "a"), turns("q", "a" * 600), turns("q", "a")]
+  c = make_config(cache, train=write(tmp_path / "a.jsonl", records), eval="")
+  c.batch_size = 1
+  data = build(c)
+  assert f"1 {chat.NO_TARGET}" in data.report
+  assert "2 samples" in data.report and "1 truncated" in data.report
+  c.data.train = write(tmp_path / "b.jsonl", records[:1])
+  with pytest.raises(errors.UserError, match="raise it"):
+    build(c)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n"])
+def test_empty_file(cache, tmp_path, content):
+  path = tmp_path / "a.jsonl"
+  path.write_bytes(content)
+  with pytest.raises(errors.UserError, match="has no records"):
+    build(make_config(cache, train=str(path)))
+
+
+def prepare_in(folder, tokenizer=TOKENIZER, **data):
+  c = make_config(str(folder), **data)
+  (source,) = sources.parse(c.data.train)
+  quiet = rich_console.Console(file=io.StringIO())
+  return prepare.prepare(source, c.data, tokenizer, quiet)
+
+
+def test_second_start_reads_the_cache(tmp_path, monkeypatch):
+  first = prepare_in(tmp_path)
+  monkeypatch.setattr(chat, "Encoder", None)  # nothing may be tokenized again
+  second = prepare_in(tmp_path)
+  assert second.report() == first.report()
+  np.testing.assert_array_equal(second.lengths, first.lengths)
+  assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_cache_key_covers_what_the_rows_depend_on(tmp_path):
+  tulu = tokenizer_lib.byte_tokenizer()
+  chat.set_template(tulu, "tulu")
+  prepare_in(tmp_path)
+  prepare_in(tmp_path, tulu)
+  prepare_in(tmp_path, seq_len=256)
+  prepare_in(tmp_path, system_prompt="Be kind.")
+  prepare_in(tmp_path, train="builtin:recall:65")
+  assert len(list(tmp_path.iterdir())) == 5
+  TOKENIZER(["a", "bb"], padding=True, truncation=True, max_length=9)
+  prepare_in(tmp_path)
+  assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_interrupted_tokenizing_leaves_nothing(tmp_path, monkeypatch):
+  def fail(record, max_bytes):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patched:
+    patched.setattr(chat, "messages_of", fail)
+    with pytest.raises(KeyboardInterrupt):
+      prepare_in(tmp_path)
+  assert list(tmp_path.iterdir()) == []
+  assert len(prepare_in(tmp_path).usable) == 64
+
+
+def test_unusable_cache_folder(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(errors.UserError, match=r"data\.cache_dir"):
+    prepare_in(tmp_path / "file")
+
+
+def test_damaged_cache_is_named(tmp_path):
+  prepare_in(tmp_path)
+  (path,) = tmp_path.iterdir()
+  path.write_bytes(b"not arrow")
+  with pytest.raises(errors.UserError, match=path.name):
+    prepare_in(tmp_path)
+
+
+def test_no_module_imports_jax_when_loaded():
+  """Grain's workers load this package and must stay plain numpy."""
+  files = list(pathlib.Path(pipeline.__file__).parent.glob("*.py"))
+  assert len(files) > 5
+  for file in files:
+    names = set()
+    for node in ast.parse(file.read_text()).body:
+      if isinstance(node, ast.Import):
+        names |= {alias.name for alias in node.names}
+      elif isinstance(node, ast.ImportFrom):
+        names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    ours = {name for name in names if name.startswith("skipalign_jax")}
+    assert not any(name.split(".")[0] in ("jax", "flax") for name in names), file
+    plain = ("skipalign_jax.errors", "skipalign_jax.data.")
+    assert all(name.startswith(plain) for name in ours), file

@@ -1,0 +1,82 @@
+"""What `show` prints is what the model will see."""
+
+import io
+
+import numpy as np
+import pytest
+from rich import console as rich_console
+
+from skipalign_jax import config as config_lib
+from skipalign_jax import errors, positions, show
+from skipalign_jax.data import packing, pipeline
+from skipalign_jax.data import tokenizer as tokenizer_lib
+
+
+@pytest.fixture
+def config(tmp_path):
+  c = config_lib.tiny(config_lib.default())
+  c.data.cache_dir = str(tmp_path)
+  c.positions.strategy, c.positions.skip_prob = "skip_all", 1.0
+  return c
+
+
+def printed(config, n=1, limit=0, width=120, **kwargs):
+  file = io.StringIO()
+  console = rich_console.Console(file=file, width=width, highlight=False, **kwargs)
+  show.show(config, n, limit, console)
+  return file.getvalue()
+
+
+def test_runs_cover_the_row():
+  sample = dict(
+    tokens=np.arange(1, 8), sample_id=9, block_starts=np.array([0, 3]),
+    target_spans=np.array([4, 6]),
+  )  # fmt: skip
+  row = packing.assemble_row([sample, sample], 20, 0)
+  found = [(r.segment, r.block, r.is_target, r.begin, r.end) for r in show.runs(row)]
+  one = [(0, False, 0, 3), (1, False, 3, 4), (1, True, 4, 6), (1, False, 6, 7)]
+  assert found == [
+    (segment, block, target, 7 * (segment - 1) + begin, 7 * (segment - 1) + end)
+    for segment in (1, 2)
+    for block, target, begin, end in one
+  ]
+
+
+def test_shows_the_positions_and_targets_of_training(config):
+  text = printed(config, width=200)
+  tokenizer = tokenizer_lib.resolve(config)
+  quiet = rich_console.Console(file=io.StringIO())
+  row = pipeline.build(config, tokenizer, 0, 1, quiet).train_rows[0]
+  batch = {name: array[None] for name, array in row.items()}
+  recipe = positions.PositionConfig(**config.positions)
+  positions_L = np.asarray(positions.synthesize(recipe, config.seed, batch))[0]
+  runs = show.runs(row)
+  lines = [line for line in text.splitlines() if "-" in line and "│" in line]
+  spans = [f"{positions_L[r.begin]}-{positions_L[r.end - 1]}" for r in runs]
+  shown = [line.split("│") for line in lines]
+  shown = [cells for cells in shown if cells[1].strip()]  # folded lines have no number
+  assert [cells[5].strip() for cells in shown] == spans
+  assert [cells[4].strip() == "yes" for cells in shown] == [r.is_target for r in runs]
+  assert max(positions_L) > 1000  # a skip was really seen
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_fits_the_terminal_and_has_no_colour_in_a_pipe(config, width):
+  text = printed(config, n=2, width=width)
+  assert max(map(len, text.splitlines())) <= width
+  assert "\x1b" not in text and text.count("row ") == 2
+
+
+def test_colour_in_a_terminal(config):
+  assert "\x1b[" in printed(config, force_terminal=True, color_system="truecolor")
+
+
+def test_long_blocks_lose_their_middle(config):
+  whole, short = printed(config), printed(config, limit=10)
+  assert "…" not in whole and "…" in short and len(short) < len(whole)
+
+
+def test_row_number_out_of_range(config):
+  for n in (0, 10_000):
+    with pytest.raises(errors.UserError, match="--n"):
+      printed(config, n=n)

@@ -1,0 +1,116 @@
+"""Specs, files in every state a user may leave them in."""
+
+import gzip
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from skipalign_jax import errors
+from skipalign_jax.data import chat, sources
+
+RECORDS = [
+  {"messages": [{"role": "user", "content": f"q{i}"},
+                {"role": "assistant", "content": f"a{i}"}]}
+  for i in range(5)
+]  # fmt: skip
+LINES = b"".join(json.dumps(record).encode() + b"\n" for record in RECORDS)
+
+
+def read(path):
+  (source,) = sources.parse(str(path))
+  return list(source.records())
+
+
+def test_parse_forms():
+  spec = "builtin:recall, builtin:recall:7*2,hub:some/name:train*0.5"
+  assert sources.parse(spec) == [
+    sources.Source("builtin:recall", 1.0),
+    sources.Source("builtin:recall:7", 2.0),
+    sources.Source("hub:some/name:train", 0.5),
+  ]
+  assert sources.parse(("builtin:recall", "builtin:recall:7*2")) == (
+    sources.parse("builtin:recall,builtin:recall:7*2")
+  )
+
+
+@pytest.mark.parametrize(
+  "spec",
+  ["", "builtin:other", "builtin:recall:0", "builtin:recall:x", "builtin:recall*0",
+   "builtin:recall*-1", "builtin:recall*nan", "builtin:recall*x", "data.txt",
+   "missing.jsonl", "builtin:recall,missing.jsonl.gz"],
+)  # fmt: skip
+def test_bad_specs(spec):
+  with pytest.raises(errors.UserError):
+    sources.parse(spec)
+
+
+def test_directory_is_named_as_such(tmp_path):
+  (tmp_path / "x.jsonl").mkdir()
+  with pytest.raises(errors.UserError, match="is a directory"):
+    sources.parse(str(tmp_path / "x.jsonl"))
+
+
+def test_builtin_counts():
+  (source,) = sources.parse("builtin:recall:3")
+  records = list(source.records())
+  assert [number for number, _ in records] == [1, 2, 3]
+  assert len({str(record) for _, record in records}) == 3
+
+
+def test_jsonl_plain_and_gzip(tmp_path):
+  plain, zipped = tmp_path / "a.jsonl", tmp_path / "a.jsonl.gz"
+  plain.write_bytes(b"\xef\xbb\xbf" + LINES.replace(b"\n", b"\n\n", 1))
+  zipped.write_bytes(gzip.compress(LINES))
+  numbers, lines = zip(*read(plain), strict=True)
+  assert numbers == (1, 3, 4, 5, 6)  # line 2 is blank
+  assert [chat.parse_line(line) for line in lines] == RECORDS
+  assert [chat.parse_line(line) for _, line in read(zipped)] == RECORDS
+
+
+def test_parquet(tmp_path):
+  path = tmp_path / "a.parquet"
+  pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RECORDS), path)
+  assert read(path) == list(enumerate(RECORDS, 1))
+
+
+def test_damaged_files(tmp_path):
+  whole = gzip.compress(LINES * 50)
+  flipped = bytearray(whole)
+  flipped[len(whole) // 2] ^= 0xFF
+  for name, content in (
+    ("cut.jsonl.gz", whole[:-20]),
+    ("flipped.jsonl.gz", bytes(flipped)),
+    ("plain.jsonl.gz", LINES),
+    ("bad.parquet", LINES),
+    ("empty.parquet", b""),
+  ):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(errors.UserError, match=name):
+      read(path)
+
+
+def test_hub_failure_names_the_way_out(monkeypatch):
+  def fail(name, split):
+    raise ConnectionError(f"no route to {name} {split}")
+
+  monkeypatch.setattr(sources.datasets, "load_dataset", fail)
+  with pytest.raises(errors.UserError, match=r"no route to a/b test.*local \.jsonl"):
+    read("hub:a/b:test")
+
+
+def test_hub_rows(monkeypatch):
+  monkeypatch.setattr(sources.datasets, "load_dataset", lambda name, split: RECORDS)
+  assert read("hub:a/b") == list(enumerate(RECORDS, 1))
+
+
+def test_identity_follows_the_file(tmp_path):
+  path = tmp_path / "a.jsonl"
+  path.write_bytes(LINES)
+  (source,) = sources.parse(str(path))
+  before = source.identity()
+  assert source.identity() == before
+  path.write_bytes(LINES + LINES)
+  assert source.identity() != before
