@@ -1,4 +1,4 @@
-"""The quick start: `make quickstart` fine-tunes SmolLM2-135M-Instruct in minutes on a CPU.
+"""The quick start: `make quickstart` fine-tunes SmolLM2-135M-Instruct on a CPU.
 
 Skip-Outer on built-in dialogues in which facts told early are asked for turns later.
 
@@ -20,7 +20,7 @@ def get_config(variant: str = "") -> config_lib.ConfigDict:
   c.data.packing = True
   c.batch_size = 2
   c.optim.learning_rate = 1e-4
-  c.steps = 40
+  c.steps = 24
   c.eval.every = 0
   c.checkpoint.every = 0
   return config_lib.apply_variant(c, variant)

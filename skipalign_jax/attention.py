@@ -118,9 +118,7 @@ def _backward(residuals, d_out_BKGLH):
       may_attend_BSC[:, None, :, None], jnp.exp(score_BKSGC - of_query(log_sum_BKGL)), 0
     )
     d_weight_BKSGC = split(_product("bksh,bkth->bkst", v_BKSH, d_out_BKTH))
-    d_score_BKST = merge(
-      weight_BKSGC * (d_weight_BKSGC - of_query(dot_BKGL)) * H**-0.5
-    )
+    d_score_BKST = merge(weight_BKSGC * (d_weight_BKSGC - of_query(dot_BKGL)) * H**-0.5)
     d_v_BKSH = _product("bkst,bkth->bksh", merge(weight_BKSGC), d_out_BKTH)
     d_k_BKSH = _product("bkst,bkth->bksh", d_score_BKST, q_BKTH)
     d_q_BKHT = _product("bkhs,bkst->bkht", k_BKSH.swapaxes(2, 3), d_score_BKST)
@@ -158,4 +156,3 @@ def _product(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
     preferred_element_type=jnp.float32,
     precision=precision(left.dtype),
   )
-

@@ -12,8 +12,10 @@ import jax
 import orbax.checkpoint as ocp
 
 from skipalign_jax import errors, step
+from skipalign_jax.hf import native
 
-FOLDER = "checkpoints"
+# So that an export reads a layer of a stacked parameter, not all of them.
+CHUNK_BYTES = 2**28
 
 
 class Checkpoints:
@@ -36,9 +38,9 @@ class Checkpoints:
       cleanup_tmp_directories=True,
     )
     self._manager = ocp.CheckpointManager(
-      (workdir / FOLDER).absolute(),
+      (workdir / native.CHECKPOINTS).absolute(),
       options=options,
-      item_names=("params", "opt", "data"),
+      item_names=(native.PARAMS, "opt", "data"),
     )
 
   def latest(self) -> int | None:
@@ -55,10 +57,13 @@ class Checkpoints:
     """Starts writing the state after `at` steps; the caller may go on training."""
     if self.latest() == at:
       return
+    chunked = jax.tree.map(
+      lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), state.params
+    )
     self._manager.save(
       at,
       args=ocp.args.Composite(
-        params=ocp.args.StandardSave(state.params),
+        params=ocp.args.StandardSave(state.params, save_args=chunked),
         opt=ocp.args.StandardSave({"step": state.step, "opt": state.opt}),
         data=ocp.args.JsonSave({"iterator": iterator_state}),
       ),

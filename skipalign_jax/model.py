@@ -95,8 +95,8 @@ class Linear(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(out_dim)) if bias else None
 
   def __call__(self, x_BLI: jax.Array) -> jax.Array:
-    B, L, I = x_BLI.shape
-    y_BLO = linear(x_BLI.reshape(B * L, I), self.weight[...]).reshape(B, L, -1)
+    B, L, _ = x_BLI.shape
+    y_BLO = linear(x_BLI.reshape(B * L, -1), self.weight[...]).reshape(B, L, -1)
     return y_BLO if self.bias is None else y_BLO + self.bias[...].astype(y_BLO.dtype)
 
 

@@ -24,9 +24,7 @@ def schedule(config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
   return learning_rate
 
 
-def make(
-  config: ml_collections.ConfigDict, steps: int
-) -> optax.GradientTransformation:
+def make(config: ml_collections.ConfigDict, steps: int) -> optax.GradientTransformation:
   """The optax chain of `config.optim` for a run of `steps`."""
   clip = optax.clip_by_global_norm(config.clip_norm)
   return optax.chain(

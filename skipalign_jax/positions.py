@@ -114,14 +114,14 @@ def synthesize(
     first_N = jnp.nonzero(new_block_L, size=L, fill_value=L - 1)[0]
     blocks = Blocks(
       count=new_block_L.sum(),
-      index_N=block_L[first_N],
-      room_N=jnp.maximum(config.max_position - segment_size_L[first_N], 0),
-      key_N=jax.vmap(sample_key, (None, None, 0, 0))(
+      index=block_L[first_N],
+      room=jnp.maximum(config.max_position - segment_size_L[first_N], 0),
+      key=jax.vmap(sample_key, (None, None, 0, 0))(
         base, config.resample, epoch_L[first_N], sample_id_L[first_N]
       ),
-      do_skip_N=DO_SKIP[config.strategy](is_response_L[first_N]),
+      do_skip=DO_SKIP[config.strategy](is_response_L[first_N]),
     )
-    chosen_N = blocks.do_skip_N & (blocks.index_N > 0) & _coin(config, blocks)
+    chosen_N = blocks.do_skip & (blocks.index > 0) & _coin(config, blocks)
     gap_law = {"sequential": sequential_biases, "uniform": uniform_biases}
     u_N = gap_law[config.gaps](blocks, chosen_N)
 
@@ -148,13 +148,13 @@ def contiguous(segment_ids_BL: jax.Array) -> jax.Array:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Blocks:
-  """The blocks of one row, in order."""
+  """The blocks of one row, in order; arrays [N]."""
 
   count: jax.Array  # how many of the N entries are used
-  index_N: jax.Array  # i: place of the block in its sample
-  room_N: jax.Array  # L − m of the sample
-  key_N: jax.Array  # random key of the sample
-  do_skip_N: jax.Array  # DO_SKIP(c_i)
+  index: jax.Array  # i: place of the block in its sample
+  room: jax.Array  # L − m of the sample
+  key: jax.Array  # random key of the sample
+  do_skip: jax.Array  # DO_SKIP(c_i)
 
 
 def sample_key(
@@ -170,13 +170,13 @@ def sequential_biases(blocks: Blocks, chosen_N: jax.Array) -> jax.Array:
   """u_N by eqs. 3-4: each skip takes a uniform part of the room that is left."""
 
   def next_bias(i, u_N):
-    u = jnp.where(blocks.index_N[i] == 0, 0, u_N[i - 1])
-    R = blocks.room_N[i] - u
-    key = jax.random.fold_in(blocks.key_N[i], 2 * blocks.index_N[i] + 1)
+    u = jnp.where(blocks.index[i] == 0, 0, u_N[i - 1])
+    R = blocks.room[i] - u
+    key = jax.random.fold_in(blocks.key[i], 2 * blocks.index[i] + 1)
     s = jax.random.randint(key, (), 1, jnp.maximum(R, 1) + 1)
     return u_N.at[i].set(u + jnp.where(chosen_N[i] & (R >= 1), s, 0))
 
-  zeros_N = jnp.zeros_like(blocks.room_N)
+  zeros_N = jnp.zeros_like(blocks.room)
   return jax.lax.fori_loop(0, blocks.count, next_bias, zeros_N)
 
 
@@ -190,22 +190,20 @@ def uniform_biases(blocks: Blocks, chosen_N: jax.Array) -> jax.Array:
   N = chosen_N.shape[0]
   used_N = jnp.arange(N) < blocks.count
   chosen_N = chosen_N & used_N
-  sample_N = jnp.cumsum((blocks.index_N == 0) & used_N)  # number in the row
+  sample_N = jnp.cumsum((blocks.index == 0) & used_N)  # number in the row
   total_N = jnp.cumsum(chosen_N)
-  before_sample_N = jax.lax.cummax(
-    jnp.where(blocks.index_N == 0, total_N - chosen_N, 0)
-  )
+  before_sample_N = jax.lax.cummax(jnp.where(blocks.index == 0, total_N - chosen_N, 0))
   rank_N = total_N - before_sample_N - 1  # among the chosen of its sample
 
   def draw_slot(i, slot_N):
-    last = blocks.room_N[i] + rank_N[i]  # rises to R + k − 1
-    key = jax.random.fold_in(blocks.key_N[i], 2 * blocks.index_N[i] + 1)
+    last = blocks.room[i] + rank_N[i]  # rises to R + k − 1
+    key = jax.random.fold_in(blocks.key[i], 2 * blocks.index[i] + 1)
     slot = jax.random.randint(key, (), 0, last + 1)
     taken = jnp.any((slot_N == slot) & (sample_N == sample_N[i]))
     slot = jnp.where(taken, last, slot)
     return slot_N.at[i].set(jnp.where(chosen_N[i], slot, -1))
 
-  slot_N = jnp.full_like(blocks.room_N, -1)
+  slot_N = jnp.full_like(blocks.room, -1)
   slot_N = jax.lax.fori_loop(0, blocks.count, draw_slot, slot_N)
   order_N = jnp.lexsort((slot_N, jnp.where(chosen_N, sample_N, N + 1)))
   sorted_N = slot_N[order_N]  # the chosen ones first, sample by sample
@@ -215,8 +213,8 @@ def uniform_biases(blocks: Blocks, chosen_N: jax.Array) -> jax.Array:
 
 def _coin(config: PositionConfig, blocks: Blocks) -> jax.Array:
   """ε_i < p: one draw a block, or one a sample."""
-  index_N = blocks.index_N if config.prob_per == "block" else 0 * blocks.index_N
-  key_N = jax.vmap(jax.random.fold_in)(blocks.key_N, 2 * index_N)
+  index_N = blocks.index if config.prob_per == "block" else 0 * blocks.index
+  key_N = jax.vmap(jax.random.fold_in)(blocks.key, 2 * index_N)
   return jax.vmap(jax.random.uniform)(key_N) < config.skip_prob
 
 

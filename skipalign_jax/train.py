@@ -81,7 +81,7 @@ def run(
   train_step, eval_step = step_lib.compile_steps(recipe, update, schedule, mesh)
 
   # The state: this folder's own latest checkpoint, or the given weights.
-  workdir.claim(folder, config, shape, tokenizer)
+  workdir.claim(folder, config, shape, opened, tokenizer)
   saved = checkpoint.Checkpoints(
     folder, config.checkpoint.keep, config.checkpoint.keep_best
   )

@@ -1,4 +1,4 @@
-"""The folder of a run: who it belongs to, and what it was started with.
+"""The folder of a run: claimed by one config, refused to any other.
 
 workdir/
   config.json    resolved config and model shape; makes the folder a model reference
@@ -7,7 +7,6 @@ workdir/
   metrics.jsonl, tensorboard/, positions.png
 """
 
-import dataclasses
 import json
 import pathlib
 import shutil
@@ -17,8 +16,7 @@ import ml_collections
 import transformers
 
 from skipalign_jax import errors, model_config
-
-FORMAT = "skipalign_jax"
+from skipalign_jax.hf import card, export, native, reference
 
 # Keys that may change when a run goes on; all others shape its numbers.
 FREE = ("log_every", "eval.every", "checkpoint.", "mesh.", "data.cache_dir")
@@ -28,51 +26,52 @@ def claim(
   folder: pathlib.Path,
   config: ml_collections.ConfigDict,
   shape: model_config.ModelConfig,
-  tokenizer: transformers.PreTrainedTokenizerBase,
+  base: reference.Model | None,
+  tokenizer: transformers.PreTrainedTokenizerFast,
 ) -> None:
   """Makes `folder` the workdir of this config, or checks that it is.
 
   Raises:
-    UserError: it belongs to another config, or is something else.
+    UserError: it belongs to another config, is something else, or cannot be
+      written.
   """
-  if folder.is_file():
-    raise errors.UserError(f"--workdir={folder} is a file; name a folder")
-  described = folder / "config.json"
-  if described.exists():
-    _same_run(described, config)
-  elif folder.exists() and any(folder.iterdir()):
-    raise errors.UserError(
-      f"--workdir={folder} has files but no run in it; name a new folder"
-    )
   try:
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {
-      "format": FORMAT,
-      "model_config": dataclasses.asdict(shape),
-      "base": config.model.init_from or None,
-      "config": config.to_dict(),
-    }
-    new = folder / "config.json.new"
-    new.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    new.replace(described)
-    if not (folder / "tokenizer").exists():
-      half = folder / "tokenizer.new"
+    if (folder / "config.json").exists():
+      _check_same(folder, config)
+    else:
+      if folder.exists() and any(folder.iterdir()):
+        raise errors.UserError(
+          f"--workdir={folder} has files but no run in it; name a new folder"
+        )
+      folder.mkdir(parents=True, exist_ok=True)
+      description = native.Description(
+        model_config=shape,
+        hf_config=base and base.hf_config,
+        generation_config=base and base.generation_config,
+        base=config.model.init_from or None,
+        config=config.to_dict(),
+        versions=card.library_versions(),
+      )
+      native.write_config(folder, description)
+    if not (folder / native.TOKENIZER).exists():
+      half = folder / f".{native.TOKENIZER}.new"
       shutil.rmtree(half, ignore_errors=True)
-      tokenizer.save_pretrained(half)
-      half.replace(folder / "tokenizer")
+      export.save_tokenizer(tokenizer, half)
+      half.replace(folder / native.TOKENIZER)
   except OSError as error:
-    raise errors.UserError(f"--workdir={folder} cannot be written: {error}") from error
+    raise errors.UserError(f"--workdir={folder} cannot be used: {error}") from error
 
 
-def _same_run(described: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-  try:
-    content = json.loads(described.read_text(encoding="utf-8"))
-    theirs = _flatten(content["config"])
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+def _check_same(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+  if (
+    not native.is_workdir(folder)
+    or (found := native.read_config(folder)).config is None
+  ):
     raise errors.UserError(
-      f"{described} is not the config of a training run; name a new --workdir"
-    ) from error
-  ours = _flatten(json.loads(json.dumps(config.to_dict())))
+      f"--workdir={folder} is a model, not a training run; name a new folder"
+    )
+  theirs = _flatten(found.config)
+  ours = _flatten(json.loads(json.dumps(config.to_dict())))  # tuples become lists
   different = [
     f"  {key}: the run has {theirs.get(key)!r}, now {ours.get(key)!r}"
     for key in sorted(theirs.keys() | ours.keys())
@@ -80,9 +79,9 @@ def _same_run(described: pathlib.Path, config: ml_collections.ConfigDict) -> Non
   ]
   if different:
     raise errors.UserError(
-      f"{described.parent} holds a run of another config:\n"
+      f"--workdir={folder} holds a run of another config:\n"
       + "\n".join(different)
-      + "\nUse a new --workdir, or give the same values to continue it."
+      + "\nName a new folder, or give the same values to continue that run."
     )
 
 

@@ -209,12 +209,16 @@ def load_tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
   Raises:
     UserError: the reference has none, or one that needs foreign code.
   """
-  location = locate(reference)
-  if location.kind == "gguf":
-    return gguf_tokenizer.build(
-      gguf.read_metadata(location.path), where=str(location.path)
-    )
-  folder = location.path / "tokenizer" if location.kind == "workdir" else location.path
+  folder = pathlib.Path(reference).expanduser()
+  if not (folder / "tokenizer.json").is_file():  # else a folder with just that
+    location = locate(reference)
+    if location.kind == "gguf":
+      return gguf_tokenizer.build(
+        gguf.read_metadata(location.path), where=str(location.path)
+      )
+    folder = location.path
+    if location.kind == "workdir":
+      folder = folder / native.TOKENIZER
   if not (folder / "tokenizer.json").is_file():
     raise errors.UserError(
       f"{folder}: has no tokenizer.json; name a HF folder or .gguf file that has a "

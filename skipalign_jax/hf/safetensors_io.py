@@ -204,8 +204,10 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
-  """Writes `value` as indented JSON."""
-  path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+  """Writes `value` as indented JSON, all of it or nothing."""
+  new = path.with_name(f".{path.name}.new")
+  new.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+  new.replace(path)
 
 
 def write_tensors(
