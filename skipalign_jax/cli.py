@@ -38,12 +38,13 @@ def parse(
   _check_file(argv, usage)
   try:
     rest = values(argv)[1:]
-  except errors.UserError:
-    raise
-  except AttributeError as error:  # an override of a key that is not declared
+  except (AttributeError, KeyError) as error:  # an override of an undeclared key
     raise errors.UserError(_unknown_key(argv, str(error))) from error
-  except (flags.Error, TypeError, ValueError, KeyError, SyntaxError) as error:
-    raise errors.UserError(f"{error}\nusage: {usage}") from error
+  except (flags.Error, TypeError, ValueError) as error:
+    # absl quotes the whole traceback of a config file; its last line says enough.
+    last_line = str(error).strip().splitlines()[-1]
+    message = last_line.removeprefix("skipalign_jax.errors.UserError: ")
+    raise errors.UserError(f"{message}\nusage: {usage}") from error
   if rest:
     raise errors.UserError(f"unexpected argument {rest[0]!r}\nusage: {usage}")
   return values.config, {name: values[name].value for name in extra}
@@ -60,6 +61,7 @@ def _check_file(argv: list[str], usage: str) -> None:
 
 
 def _unknown_key(argv: list[str], message: str) -> str:
+  """Names the override that no config declares, and the nearest one that is."""
   known = _flatten(config_lib.default())
   for arg in argv:
     key = arg.removeprefix("--config.").split("=")[0]

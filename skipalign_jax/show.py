@@ -1,7 +1,7 @@
 """Prints samples as the model sees them: python -m skipalign_jax.show --config=FILE.
 
 One line a run of tokens that share sample, block and target flag, with the
-positions that training gives them.
+positions that training gives them; --every_token=1 gives each token its line.
 """
 
 import dataclasses
@@ -21,15 +21,18 @@ from skipalign_jax.data import tokenizer as tokenizer_lib
 
 USAGE = (
   "python -m skipalign_jax.show --config=FILE[:variant] [--n=1] "
-  "[--max_tokens_per_block=40] [--config.some.key=value …]"
+  "[--max_tokens_per_block=40] [--every_token=0] [--config.some.key=value …]"
 )
 STYLES = {"instruction": "blue", "response": "dark_orange", "target": "bold green"}
 
 
 def main() -> int:
-  config, flags = cli.parse(sys.argv, USAGE, n=1, max_tokens_per_block=40)
+  config, flags = cli.parse(
+    sys.argv, USAGE, n=1, max_tokens_per_block=40, every_token=0
+  )
   console = rich_console.Console(highlight=False)
-  show(config, flags["n"], flags["max_tokens_per_block"], console)
+  every_token = bool(flags["every_token"])
+  show(config, flags["n"], flags["max_tokens_per_block"], every_token, console)
   return 0
 
 
@@ -37,6 +40,7 @@ def show(
   config: ml_collections.ConfigDict,
   n: int,
   max_tokens_per_block: int,
+  every_token: bool,
   console: rich_console.Console,
 ) -> None:
   """Prints the first `n` rows of the training data.
@@ -45,6 +49,7 @@ def show(
     config: the whole config.
     n: rows; under packing a row holds several samples.
     max_tokens_per_block: longer runs lose their middle to "…"; 0 for all.
+    every_token: a line a token.
     console: where to; in colour if it is a terminal.
 
   Raises:
@@ -62,7 +67,14 @@ def show(
     row = data.train_rows[i]
     batch = {name: array_L[None] for name, array_L in row.items()}
     positions_L = np.asarray(positions.synthesize(recipe, config.seed, batch))[0]
-    table = draw(row, positions_L, tokenizer, max_tokens_per_block)
+    parts = runs(row)
+    if every_token:
+      parts = [
+        dataclasses.replace(run, begin=at, end=at + 1)
+        for run in parts
+        for at in range(run.begin, run.end)
+      ]
+    table = draw(row, parts, positions_L, tokenizer, max_tokens_per_block)
     table.title = f"row {i}: {int((row['segment_ids'] > 0).sum())} tokens"
     console.print(table)
 
@@ -104,11 +116,12 @@ def runs(row: packing.Row) -> list[Run]:
 
 def draw(
   row: packing.Row,
+  parts: list[Run],
   positions_L: np.ndarray,
   tokenizer: transformers.PreTrainedTokenizerFast,
   max_tokens_per_block: int,
 ) -> rich_table.Table:
-  """The table of a row of arrays [L] at `positions_L`."""
+  """A line for each part of a row of arrays [L] at `positions_L`."""
   table = rich_table.Table(pad_edge=False, title_justify="left")
   for name in ("seg", "blk"):
     table.add_column(name, justify="right", no_wrap=True)
@@ -116,7 +129,7 @@ def draw(
   table.add_column("loss", no_wrap=True)
   table.add_column("positions", justify="right", no_wrap=True)
   table.add_column("text", ratio=1, overflow="fold")
-  for run in runs(row):
+  for run in parts:
     role = "response" if run.is_response else "instruction"
     style = STYLES["target" if run.is_target else role]
     first, last = positions_L[run.begin], positions_L[run.end - 1]
@@ -126,7 +139,7 @@ def draw(
       str(run.block),
       rich_text.Text(role, STYLES[role]),
       "yes" if run.is_target else "",
-      f"{first}-{last}",
+      f"{first}-{last}" if last > first else f"{first}",
       rich_text.Text(text, style),
     )
   return table

@@ -23,7 +23,7 @@ def config(tmp_path):
 def printed(config, n=1, limit=0, width=120, **kwargs):
   file = io.StringIO()
   console = rich_console.Console(file=file, width=width, highlight=False, **kwargs)
-  show.show(config, n, limit, console)
+  show.show(config, n, limit, False, console)
   return file.getvalue()
 
 

