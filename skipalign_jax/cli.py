@@ -28,7 +28,7 @@ def parse(
     UserError: unknown key or flag, wrong type, unreadable config file.
   """
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", flag_values=values)
+  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
   for name, default in extra.items():
     define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_string
     define(name, default, "", flag_values=values)

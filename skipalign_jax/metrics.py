@@ -40,6 +40,7 @@ class Writer:
   def write(self, record: Record) -> None:
     """Writes one record; `step` is its key."""
     self._file.write(json.dumps(record) + "\n")
+    self._file.flush()  # so that `tail -f` sees it
     for name, value in record.items():
       if name != "step":
         self._board.add_scalar(name, float(value), record["step"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
@@ -55,10 +56,23 @@ def describe(blocks: list[Span]) -> str:
 
 
 def draw(
-  chosen: list[list[Span]], max_position: int, title: str, path: pathlib.Path
+  chosen: list[list[Span]],
+  max_position: int,
+  title: str,
+  path: pathlib.Path,
+  labels: Sequence[str] = (),
 ) -> None:
-  """A PNG: a line per sample, a bar per block at its positions."""
+  """A PNG: a line per sample, a bar per block at its positions.
+
+  Args:
+    chosen: blocks of each sample; the first `ROWS` samples are drawn.
+    max_position: right end of the axis.
+    title: above the picture.
+    path: of the PNG.
+    labels: of the samples; their token counts by default.
+  """
   chosen = chosen[:ROWS]
+  counts = [f"{sum(span.tokens for span in blocks)} tokens" for blocks in chosen]
   figure, axes = plt.subplots(figsize=(9, 1.2 + 0.32 * len(chosen)))
   least = 0.012 * max_position  # drawn wider than it is, so that a block shows
   for row, blocks in enumerate(chosen):
@@ -76,7 +90,7 @@ def draw(
     xlim=(0, max_position),
     xlabel="position id (tokens)",
     yticks=range(len(chosen)),
-    yticklabels=[f"{sum(span.tokens for span in blocks)} tokens" for blocks in chosen],
+    yticklabels=labels or counts,
     title=title,
   )
   axes.invert_yaxis()

@@ -53,8 +53,7 @@ def test_plain_equals_loops():
     (3, 2, 2, 32),  # less than a block
     (8, 4, 2, 32),  # whole blocks, grouped heads
     (11, 4, 4, 32),  # a short last block
-    (22, 4, 1, 32),
-    (22, 4, 2, 2),  # blocks grow, there are no more than two
+    (22, 4, 1, 2),  # no more than two blocks, so they grow
   ],
 )
 def test_blockwise_equals_plain(monkeypatch, L, heads, kv_heads, max_blocks):

@@ -55,11 +55,16 @@ def test_targets_never_cross_segments():
   assert weight_BL.sum() == sum(30 - len(set(row)) for row in segments_BL.tolist())
 
 
+@pytest.fixture(scope="module")
+def full_logits():
+  return gradients(naive, *arrays())
+
+
 @pytest.mark.parametrize("chunk", [1, 4, 5, 12, 100])
-def test_chunks_equal_full_logits(chunk):
+def test_chunks_equal_full_logits(chunk, full_logits):
   ours = lambda *arrays: losses.cross_entropy(*arrays, chunk)
   value, grads = gradients(ours, *arrays())
-  expected, expected_grads = gradients(naive, *arrays())
+  expected, expected_grads = full_logits
   np.testing.assert_allclose(value, expected, rtol=1e-5)
   for one, other in zip(grads, expected_grads, strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
@@ -82,13 +87,13 @@ def test_places_of_weight_zero_count_for_nothing():
   assert np.all(np.any(np.asarray(d_hidden)[~off_BL], axis=-1))
 
 
-def test_bf16_hidden_states_keep_an_fp32_sum_and_head():
+def test_bf16_hidden_states_keep_an_fp32_sum_and_head(full_logits):
   hidden_BLD, head_VD, targets_BL, weight_BL = arrays()
   hidden_BLD = jnp.asarray(hidden_BLD, jnp.bfloat16)
   ours = lambda *arrays: losses.cross_entropy(*arrays, 5)
   value, grads = gradients(ours, hidden_BLD, head_VD, targets_BL, weight_BL)
   assert [x.dtype for x in grads] == [jnp.bfloat16, jnp.float32, jnp.float32]
-  exact, exact_grads = gradients(naive, *arrays())
+  exact, exact_grads = full_logits
   np.testing.assert_allclose(value, exact, rtol=0.02)
   for one, other in zip(grads, exact_grads, strict=True):
     np.testing.assert_allclose(one.astype(np.float32), other, rtol=0.05, atol=0.1)

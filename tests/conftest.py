@@ -1,0 +1,20 @@
+"""Shared by all tests: caches of compiled programs and of tokenized samples.
+
+Many tests, and the commands they start, compile the same tiny programs.
+"""
+
+import os
+import tempfile
+
+import pytest
+
+# Set before jax is imported; pytest-xdist's workers inherit it.
+os.environ.setdefault(
+  "JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="jax_cache_")
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory):
+  return str(tmp_path_factory.mktemp("tokens"))

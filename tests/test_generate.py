@@ -1,0 +1,162 @@
+"""Text from a model: padding, stops, sampling and streaming."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from skipalign_jax import errors, generate
+from skipalign_jax.data import tokenizer as tokenizer_lib
+
+CONFIG = tiny.config()
+PARAMS = tiny.params(CONFIG)
+PROMPTS = [[5, 9, 30, 2, 2, 17], [11], [8, 1, 39]]
+NEW = 6
+
+
+@pytest.fixture(autouse=True)
+def small_bucket(monkeypatch):
+  monkeypatch.setattr(generate, "BUCKET", 8)
+
+
+def replies(prompts, stop_ids=(), **options):
+  return list(
+    generate.generate(PARAMS, CONFIG, prompts, NEW, stop_ids=stop_ids, **options)
+  )
+
+
+@pytest.fixture(scope="module")
+def greedy():
+  """Greedy replies, each alone and by full forward passes without a cache."""
+  logits = jax.jit(functools.partial(tiny.naive_logits, config=CONFIG))
+  L = tiny.SEQ_LEN
+  tokens = [list(prompt) for prompt in PROMPTS]
+  for row in tokens:
+    for _ in range(NEW):
+      logits_LV = logits(
+        PARAMS,
+        tokens_L=np.pad(row, (0, L - len(row))),
+        positions_L=np.arange(L),
+        mask_LL=np.tri(L, dtype=bool),
+      )
+      row.append(int(jnp.argmax(logits_LV[len(row) - 1])))
+  return [row[-NEW:] for row in tokens]
+
+
+def test_unequal_prompts_continue_as_each_alone(greedy):
+  assert len({tuple(reply) for reply in greedy}) == 3  # not a constant
+  assert [list(reply) for reply in zip(*replies(PROMPTS), strict=True)] == greedy
+  for prompt, expected in zip(PROMPTS, greedy, strict=True):
+    assert [token for (token,) in replies([prompt])] == expected
+
+
+def test_rows_end_before_a_stop_id(greedy):
+  length = lambda reply, stop: reply.index(stop) if stop in reply else NEW
+  lengths = {
+    stop: [length(reply, stop) for reply in greedy] for stop in range(CONFIG.vocab_size)
+  }
+  early = [stop for stop, n in lengths.items() if 0 < min(n) < max(n)]
+  assert early  # one that ends a row while others go on
+  for stop in early:
+    expected = [
+      [
+        reply[t] if t < n else None
+        for reply, n in zip(greedy, lengths[stop], strict=True)
+      ]
+      for t in range(max(lengths[stop]))
+    ]
+    assert replies(PROMPTS, (stop,)) == expected
+  # When all have ended, nothing more comes.
+  assert replies(PROMPTS, [reply[0] for reply in greedy]) == []
+
+
+def test_sampling_is_reproducible_by_seed():
+  sample = functools.partial(replies, PROMPTS, temperature=1.0, top_p=0.9)
+  assert sample(seed=3) == sample(seed=3) != sample(seed=4)
+
+
+def drawn(probabilities_V, temperature, top_p, count=4000):
+  """How often each token is chosen."""
+  logits_BV = jnp.log(jnp.asarray(probabilities_V))[None] + 3.0
+  logits_BV = jnp.tile(logits_BV, (count, 1))
+  tokens_B = generate.choose(logits_BV, jax.random.key(0), temperature, top_p)
+  return np.bincount(tokens_B, minlength=len(probabilities_V)) / count
+
+
+@pytest.mark.parametrize(
+  ("top_p", "kept"),
+  [(0.49, [1]), (0.6, [1, 3]), (0.81, [0, 1, 3]), (1.0, [0, 1, 2, 3])],
+)
+def test_nucleus_by_hand(top_p, kept):
+  probabilities_V = np.array([0.15, 0.5, 0.05, 0.3])
+  expected_V = np.zeros(4)
+  expected_V[kept] = probabilities_V[kept] / probabilities_V[kept].sum()
+  got_V = drawn(probabilities_V, 1.0, top_p)
+  assert set(np.flatnonzero(got_V)) == set(kept)
+  np.testing.assert_allclose(got_V, expected_V, atol=0.04)
+
+
+def test_each_row_has_its_own_nucleus():
+  logits_BV = jnp.log(jnp.array([[0.9, 0.05, 0.05], [0.05, 0.475, 0.475]]))
+  keys = jax.random.split(jax.random.key(0), 200)
+  choose = lambda key: generate.choose(logits_BV, key, 1.0, 0.8)
+  tokens_B = np.asarray(jax.vmap(choose)(keys)).T
+  assert [set(row) for row in tokens_B.tolist()] == [{0}, {1, 2}]
+
+
+def test_temperature_divides_the_logits():
+  got_V = drawn([0.2, 0.8], 0.5, 1.0)
+  np.testing.assert_allclose(got_V, [0.04 / 0.68, 0.64 / 0.68], atol=0.03)
+  assert drawn([0.3, 0.45, 0.25], 0.0, 1.0).tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("text", ["plain", "naïve 😀👩‍🚀 é!", "😀"])
+def test_stream_never_splits_a_character(text):
+  tokenizer = tokenizer_lib.byte_tokenizer()
+  ids = tokenizer.encode(text)
+  assert len(ids) == len(text.encode())
+  stream = generate.TextStream(tokenizer)
+  pieces = [stream.add(token) for token in ids]
+  assert [piece for piece in pieces if piece] == list(text)  # as soon as complete
+  assert "".join(pieces) == tokenizer.decode(ids) == text
+
+
+def test_stream_goes_on_after_bytes_that_are_no_character():
+  tokenizer = tokenizer_lib.byte_tokenizer()
+  ids = tokenizer.encode("a😀b")
+  del ids[3:5]  # the character's second half
+  stream = generate.TextStream(tokenizer)
+  pieces = [stream.add(token) for token in ids]
+  assert pieces[:3] == ["a", "", ""]
+  assert "".join(pieces) == tokenizer.decode(ids)
+
+
+def test_prompt_becomes_a_user_turn_unless_raw():
+  tokenizer = tokenizer_lib.byte_tokenizer()
+  text = lambda raw, system: tokenizer.decode(
+    generate.encode(tokenizer, "hi", raw=raw, system=system)
+  )
+  turn = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+  assert text(True, "") == "hi"
+  assert text(False, "") == turn
+  assert text(False, "be kind") == "<|im_start|>system\nbe kind<|im_end|>\n" + turn
+  tokenizer.chat_template = None
+  with pytest.raises(errors.UserError, match="--raw"):
+    text(False, "")
+
+
+@pytest.mark.parametrize(
+  ("prompts", "options", "message"),
+  [
+    ([[1], []], {}, "no tokens"),
+    ([[1]], dict(temperature=-0.1), "temperature"),
+    ([[1]], dict(top_p=0.0), "top_p"),
+    ([[1]], dict(top_p=1.1), "top_p"),
+  ],
+)
+def test_bad_requests_are_refused(prompts, options, message):
+  with pytest.raises(errors.UserError, match=message):
+    replies(prompts, **options)

@@ -1,0 +1,187 @@
+"""The table of layouts, and eight devices against one."""
+
+import json
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import AbstractMesh
+
+from skipalign_jax import errors, model, model_config, rope, sharding
+
+FAMILY = {
+  (tied, bias): tiny.config(tie_embeddings=tied, attention_bias=bias, mlp_bias=bias)
+  for tied in (True, False)
+  for bias in (True, False)
+}
+LLAMA2_7B = model_config.ModelConfig(
+  vocab_size=32_000,
+  num_layers=32,
+  embed_dim=4096,
+  ffn_dim=11_008,
+  num_heads=32,
+  num_kv_heads=32,
+  head_dim=128,
+  norm_eps=1e-5,
+  tie_embeddings=False,
+  attention_bias=False,
+  mlp_bias=False,
+  window=4096,
+  rope=rope.RopeConfig("none", 10_000.0),
+)
+
+
+def by_path(tree):
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {sharding.path_of(path): leaf for path, leaf in leaves}
+
+
+def specs(config, **sizes):
+  """Path -> spec as a tuple, on a mesh that needs no devices."""
+  mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+  _, shapes = model.definition(config)
+  layouts = by_path(sharding.params_shardings(mesh, shapes))
+  return {path: tuple(layout.spec) for path, layout in layouts.items()}
+
+
+def test_each_parameter_matches_one_row_and_each_row_a_parameter():
+  used = set()
+  for config in FAMILY.values():
+    for path, shape in by_path(model.definition(config)[1]).items():
+      assert len(sharding.spec(path)) == len(shape.shape), path
+      used |= {row for row, _ in sharding.TABLE if re.fullmatch(row, path)}
+  assert used == {row for row, _ in sharding.TABLE}
+
+
+@pytest.mark.parametrize(
+  "path",
+  ["layers/attn/q_norm/weight", "decoder/embed/weight", "layers/mlp/up/weight/scale"],
+)
+def test_an_unknown_parameter_has_no_layout(path):
+  with pytest.raises(AssertionError, match="0 rows"):
+    sharding.spec(path)
+
+
+def test_layouts_of_llama2_7b():
+  assert specs(LLAMA2_7B, data=2, fsdp=4, tensor=8) == {
+    "embed/weight": ("tensor", "fsdp"),
+    "lm_head/weight": ("tensor", "fsdp"),
+    "layers/attn/q/weight": (None, "tensor", "fsdp"),
+    "layers/attn/k/weight": (None, "tensor", "fsdp"),
+    "layers/attn/v/weight": (None, "tensor", "fsdp"),
+    "layers/attn/o/weight": (None, "fsdp", "tensor"),
+    "layers/mlp/gate/weight": (None, "tensor", "fsdp"),
+    "layers/mlp/up/weight": (None, "tensor", "fsdp"),
+    "layers/mlp/down/weight": (None, "fsdp", "tensor"),
+    "layers/attn_norm/weight": (None, "fsdp"),
+    "layers/mlp_norm/weight": (None, "fsdp"),
+    "norm/weight": ("fsdp",),
+  }
+
+
+def test_a_dimension_that_does_not_divide_stays_whole():
+  got = specs(tiny.config(attention_bias=True), data=1, fsdp=16, tensor=8)  # D = 24
+  assert got["embed/weight"] == ("tensor", None)  # V = 40
+  assert got["layers/attn/o/weight"] == (None, None, "tensor")
+  assert got["layers/attn/k/bias"] == (None, "tensor")
+  assert got["norm/weight"] == (None,)
+
+
+def test_minus_one_takes_the_devices_that_are_left():
+  devices = np.array(jax.devices()[:1] * 8, object)
+  mesh = sharding.make_mesh(dict(data=2, fsdp=-1, tensor=2), list(devices))
+  assert dict(mesh.shape) == dict(data=2, fsdp=2, tensor=2)
+  mesh = sharding.make_mesh(dict(data=1, fsdp=8, tensor=1), list(devices))
+  assert dict(mesh.shape) == dict(data=1, fsdp=8, tensor=1)
+
+
+@pytest.mark.parametrize(
+  ("sizes", "message"),
+  [
+    ((1, 4, 1), "does not fit 8 devices"),
+    ((1, 16, 1), "does not fit 8 devices"),
+    ((1, -1, 3), "does not fit 8 devices"),
+    ((1, -1, 16), "does not fit 8 devices"),
+    ((-1, -1, 1), "one of them may be -1"),
+    ((1, 0, 8), "sizes are positive"),
+    ((1, -2, 8), "sizes are positive"),
+  ],
+)
+def test_sizes_that_do_not_fit_are_refused(sizes, message):
+  sizes = dict(zip(sharding.AXES, sizes, strict=True))
+  with pytest.raises(errors.UserError, match=message):
+    sharding.make_mesh(sizes, jax.devices()[:1] * 8)
+
+
+MESHES = {  # data, fsdp, tensor
+  "one": (1, 1, 1),
+  "data8": (8, 1, 1),
+  "fsdp8": (1, 8, 1),
+  "fsdp4_tensor2": (1, 4, 2),
+  "all": (2, 2, 2),
+}
+
+
+def train_on_each_mesh():
+  """Four steps on each mesh; prints what became of them (in a process of its own)."""
+  report = {}
+  for name, sizes in MESHES.items():
+    mesh = sharding.make_mesh(
+      dict(zip(sharding.AXES, sizes, strict=True)),
+      jax.devices()[: int(np.prod(sizes))],
+    )
+    run = tiny.Run(mesh, steps=4)
+    metrics = [run.step(tiny.batch(seed=t)) for t in range(4)]
+    moments = by_path(run.state.opt[1][0].mu)  # of Adam, behind the clipping
+    report[name] = dict(
+      losses=[float(m["loss"]) for m in metrics],
+      norms=[float(m["grad_norm"]) for m in metrics],
+      largest_position=int(metrics[0]["largest_position"]),
+      sums=[float(np.abs(x).sum()) for x in jax.tree.leaves(run.state.params)],
+      shares={  # of a moment that one device holds
+        path: x.addressable_shards[0].data.size / x.size for path, x in moments.items()
+      },
+    )
+  print(json.dumps(report))
+
+
+@pytest.fixture(scope="module")
+def trained():
+  done = subprocess.run(
+    [sys.executable, __file__],
+    env=tiny.environment(devices=8),
+    stdout=subprocess.PIPE,
+    timeout=300,
+    check=True,
+  )
+  return json.loads(done.stdout)
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize("name", [name for name in MESHES if name != "one"])
+def test_eight_devices_equal_one(trained, name):
+  got, one = trained[name], trained["one"]
+  assert one["largest_position"] > tiny.SEQ_LEN
+  np.testing.assert_allclose(got["losses"], one["losses"], rtol=1e-5)
+  np.testing.assert_allclose(got["norms"], one["norms"], rtol=1e-4)
+  np.testing.assert_allclose(got["sums"], one["sums"], rtol=1e-4)
+
+
+@pytest.mark.multidevice
+def test_moments_are_sharded_as_their_parameters(trained):
+  share = lambda name: {
+    path: round(1 / x) for path, x in trained[name]["shares"].items()
+  }
+  assert set(share("data8").values()) == {1}
+  assert set(share("fsdp8").values()) == {8}
+  matrix, norm = "layers/mlp/down/weight", "layers/mlp_norm/weight"
+  assert (share("fsdp4_tensor2")[matrix], share("fsdp4_tensor2")[norm]) == (8, 4)
+  assert (share("all")[matrix], share("all")[norm]) == (4, 2)
+
+
+if __name__ == "__main__":
+  train_on_each_mesh()

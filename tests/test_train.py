@@ -1,0 +1,247 @@
+"""The command as a user runs it: tiny models, real files, kills and mistakes."""
+
+import importlib.util
+import json
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from rich import console as rich_console
+
+from skipalign_jax import config as config_lib
+from skipalign_jax import errors, resolve, train
+from skipalign_jax.hf import reference
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+
+def load(name, variant="tiny"):
+  spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(variant)
+
+
+def quiet():
+  return rich_console.Console(file=open("/dev/null", "w"))
+
+
+def run(config, folder):
+  return train.run(config, folder, quiet())
+
+
+def records(folder):
+  """Records without their timings, in file order."""
+  lines = (folder / "metrics.jsonl").read_text().splitlines()
+  parsed = [json.loads(line) for line in lines]
+  for record in parsed:
+    record.pop("tokens_per_second", None)
+  return parsed
+
+
+def params(folder):
+  return reference.load_params(reference.open_model(str(folder)))
+
+
+OVERRIDES = {
+  "data.packing": True,
+  "positions.resample": "epoch",
+  "steps": 30,
+  "eval.every": 10,
+  "checkpoint.every": 7,
+}
+
+
+@pytest.fixture
+def config(cache_dir):
+  c = load("llama2_ntk")
+  c.update_from_flattened_dict(OVERRIDES | {"data.cache_dir": cache_dir})
+  return c
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cache_dir):
+  """One uninterrupted run, shared by the tests below."""
+  folder = tmp_path_factory.mktemp("runs") / "whole"
+  c = load("llama2_ntk")
+  c.update_from_flattened_dict(OVERRIDES | {"data.cache_dir": cache_dir})
+  assert run(c, folder) == 0
+  return folder
+
+
+def start(folder, cache_dir):
+  """The same run as a command of its own."""
+  command = [sys.executable, "-m", "skipalign_jax.train"]
+  command += ["--config=configs/llama2_ntk.py:tiny", f"--workdir={folder}"]
+  command += [f"--config.{key}={value}" for key, value in OVERRIDES.items()]
+  command += [f"--config.data.cache_dir={cache_dir}"]
+  return subprocess.Popen(
+    command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+  )
+
+
+def wait_for_step(folder, step, process):
+  path = folder / "metrics.jsonl"
+  deadline = time.monotonic() + 240
+  while time.monotonic() < deadline:
+    lines = path.read_text().splitlines() if path.exists() else []
+    if lines and f'"step": {step},' in "".join(lines):
+      return
+    assert process.poll() is None, process.stdout.read()
+    time.sleep(0.005)
+  raise AssertionError(f"no step {step} in time")
+
+
+def test_run_leaves_what_it_promises(finished):
+  found = records(finished)
+  steps = [r for r in found if "loss" in r]
+  assert [r["step"] for r in steps] == list(range(1, 31))
+  assert {"loss", "learning_rate", "grad_norm", "target_fraction"} <= steps[0].keys()
+  assert {"largest_position", "skipped_fraction", "tokens"} <= steps[0].keys()
+  assert steps[-1]["loss"] < steps[0]["loss"] - 0.5
+  assert max(r["largest_position"] for r in steps) > 10_000  # skips really happened
+  held_out = {r["step"]: r["eval_loss"] for r in found if "eval_loss" in r}
+  assert list(held_out) == [0, 10, 20, 30]
+  assert held_out[30] < held_out[0] - 0.5
+  assert (finished / "positions.png").read_bytes().startswith(b"\x89PNG")
+  assert list((finished / "tensorboard").iterdir())
+  assert (finished / "tokenizer" / "tokenizer.json").exists()
+  kept = sorted(int(p.name) for p in (finished / "checkpoints").iterdir())
+  assert kept == [28, 30]
+
+
+def test_kill_and_rerun_equals_an_uninterrupted_run(
+  finished, config, cache_dir, tmp_path
+):
+  """SIGKILL, then the same command again: the same records, the same weights."""
+  folder = tmp_path / "killed"
+  process = start(folder, cache_dir)
+  wait_for_step(folder, 12, process)
+  process.kill()
+  process.wait()
+  assert len(records(folder)) < len(records(finished))
+  assert run(config, folder) == 0
+  assert records(folder) == records(finished)
+  jax.tree.map(np.testing.assert_array_equal, params(folder), params(finished))
+
+
+def test_interrupt_saves_and_the_run_goes_on(finished, config, cache_dir, tmp_path):
+  folder = tmp_path / "interrupted"
+  process = start(folder, cache_dir)
+  wait_for_step(folder, 2, process)
+  process.send_signal(signal.SIGINT)
+  printed, _ = process.communicate(timeout=120)
+  assert process.returncode == 130, printed
+  assert "the same command goes on" in printed
+  assert run(config, folder) == 0
+  assert records(folder) == records(finished)
+
+
+def test_finished_run_does_nothing_more(finished, config):
+  before = (finished / "metrics.jsonl").read_text()
+  assert run(config, finished) == 0
+  assert (finished / "metrics.jsonl").read_text() == before
+
+
+def test_half_a_line_of_metrics_is_dropped(finished, config, tmp_path):
+  folder = tmp_path / "copy"
+  shutil.copytree(finished, folder)
+  shutil.rmtree(folder / "checkpoints" / "30")
+  with (folder / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 31, "lo')
+  assert run(config, folder) == 0
+  assert records(folder) == records(finished)
+
+
+def test_workdir_of_another_config_is_refused(finished, config):
+  before = (finished / "config.json").read_bytes()
+  config.positions.skip_prob = 0.7
+  config.log_every = 5  # free to change
+  with pytest.raises(
+    errors.UserError, match=r"positions.skip_prob: .* 0.5, now 0.7"
+  ) as e:
+    run(config, finished)
+  assert "log_every" not in str(e.value)
+  assert (finished / "config.json").read_bytes() == before
+
+
+def test_workdir_with_foreign_files_is_refused(config, tmp_path):
+  (tmp_path / "thesis.tex").write_text("dear")
+  with pytest.raises(errors.UserError, match="has files but no run"):
+    run(config, tmp_path)
+  assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_damaged_checkpoint_is_told(finished, config, tmp_path):
+  folder = tmp_path / "copy"
+  shutil.copytree(finished, folder)
+  for path in (folder / "checkpoints" / "30" / "params").rglob("*"):
+    if path.is_file() and path.stat().st_size > 1000:
+      path.write_bytes(path.read_bytes()[:100])
+  with pytest.raises(errors.UserError, match="30 cannot be read"):
+    run(config, folder)
+
+
+def test_nan_steps_are_skipped_then_stop_the_run(config, tmp_path, monkeypatch):
+  config.steps, config.optim.max_nonfinite_steps = 6, 2
+  real = train.optimizer.schedule
+  monkeypatch.setattr(  # the second step ruins the weights
+    train.optimizer,
+    "schedule",
+    lambda c, steps: (
+      lambda step: jax.numpy.where(step == 1, 1e38, real(c, steps)(step))
+    ),
+  )
+  with pytest.raises(errors.UserError, match="2 steps in a row without a finite loss"):
+    run(config, tmp_path / "nan")
+  last = records(tmp_path / "nan")[-1]
+  assert not last["finite"]
+
+
+def test_training_continues_from_weights_of_a_run(finished, config, tmp_path):
+  """model.init_from takes a workdir; its rope is kept, its loss is where it was."""
+  config.model = config_lib.default().model
+  config.model.init_from, config.model.compute_dtype = str(finished), "float32"
+  config.rope = config_lib.default().rope
+  config.steps = 1
+  assert run(config, tmp_path / "next") == 0
+  held_out = lambda folder: [r for r in records(folder) if "eval_loss" in r]
+  assert held_out(tmp_path / "next")[0]["eval_loss"] == pytest.approx(
+    held_out(finished)[-1]["eval_loss"], abs=1e-5
+  )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_is_the_recipe_and_its_tiny_variant_trains(
+  name, cache_dir, tmp_path
+):
+  full = load(name, "")
+  resolve.check(full)
+  c = load(name)
+  assert c.positions == full.positions
+  assert c.rope.kind == full.rope.kind
+  c.data.cache_dir, c.steps, c.eval.every = cache_dir, 2, 0
+  assert run(c, tmp_path / name) == 0
+  steps = [r for r in records(tmp_path / name) if "loss" in r]
+  assert len(steps) == 2 and all(np.isfinite(r["loss"]) for r in steps)
+  skips = steps[0]["largest_position"] > c.data.seq_len
+  assert skips == (c.positions.strategy != "contiguous")
+
+
+def test_paper_recipe():
+  """Appendix A and section 4, value by value."""
+  c = load("llama2_ntk", "")
+  p, o = c.positions, c.optim
+  assert (p.strategy, p.max_position, p.skip_prob) == ("skip_outer", 100_000, 0.5)
+  assert (p.gaps, p.prob_per, p.resample) == ("sequential", "block", "never")
+  assert (o.learning_rate, o.weight_decay, o.warmup_fraction) == (1e-5, 0.0, 0.03)
+  assert (c.epochs, c.steps, c.batch_size, c.data.seq_len) == (2, None, 128, 4096)
+  assert c.data.template == "tulu" and not c.data.packing
+  assert c.rope.kind == "ntk"
