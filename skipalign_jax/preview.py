@@ -88,7 +88,7 @@ def draw(
     axes.barh(0, 0, color=color, label=name)
   axes.set(
     xlim=(0, max_position),
-    xlabel="position id (tokens)",
+    xlabel="position id (blocks are drawn wider than they are)",
     yticks=range(len(chosen)),
     yticklabels=labels or counts,
     title=title,

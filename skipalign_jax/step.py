@@ -24,7 +24,7 @@ Metrics = dict[str, jax.Array]
 class TrainState:
   """All that a step changes."""
 
-  step: jax.Array  # optimizer steps done
+  step: jax.Array  # updates applied; a skipped NaN step is none
   params: model.Params  # fp32 master weights
   opt: optax.OptState
 
@@ -103,7 +103,7 @@ def make_train_step(
       "grad_norm": grad_norm,
       "finite": finite,
     } | describe(batch, weight_BL, positions_BL)
-    return TrainState(state.step + 1, params, opt), metrics
+    return TrainState(state.step + finite, params, opt), metrics
 
   return train_step
 
