@@ -1,6 +1,6 @@
 """Peak memory and time of convert import and export on a synthetic model.
 
-python benchmarks/convert_memory.py [--shape=1b|7b] [--folder=/tmp/convert_memory]
+python benchmarks/convert_memory.py [--shape=1b|7b] [--folder=runs/convert_memory]
 
 Writes a zero-filled bf16 HF folder of the shape (2.2 GB for 1b, 13.5 GB for 7b,
 sparse where the file system allows it), imports it, exports the result, each in
@@ -97,7 +97,7 @@ def main() -> None:
     return
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--shape", default="1b", choices=SHAPES)
-  parser.add_argument("--folder", default="/tmp/convert_memory")
+  parser.add_argument("--folder", default="runs/convert_memory")
   args = parser.parse_args()
   folder = pathlib.Path(args.folder)
   if folder.exists():

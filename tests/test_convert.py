@@ -83,7 +83,7 @@ def trained(folder, kind="ntk"):
   experiment = {
     "seed": 7,
     "batch_size": 128,
-    "data": {"train": "/home/someone/private/chats.jsonl, hub:org/set:train"},
+    "data": {"train": "someone/private/chats.jsonl, hub:org/set:train"},
     "optim": {"learning_rate": 1e-5},
     "positions": {"strategy": "skip_outer", "max_position": 100_000, "skip_prob": 0.5},
     "secret": "hf_abcdef",
