@@ -1,6 +1,7 @@
 """What `show` prints is what the model will see."""
 
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -20,10 +21,10 @@ def config(tmp_path):
   return c
 
 
-def printed(config, n=1, limit=0, width=120, **kwargs):
+def printed(config, n=1, limit=0, width=120, every_token=False, **kwargs):
   file = io.StringIO()
   console = rich_console.Console(file=file, width=width, highlight=False, **kwargs)
-  show.show(config, n, limit, False, console)
+  show.show(config, n, limit, every_token, console)
   return file.getvalue()
 
 
@@ -51,13 +52,22 @@ def test_shows_the_positions_and_targets_of_training(config):
   recipe = positions.PositionConfig(**config.positions)
   positions_L = np.asarray(positions.synthesize(recipe, config.seed, batch))[0]
   runs = show.runs(row)
-  lines = [line for line in text.splitlines() if "-" in line and "│" in line]
-  spans = [f"{positions_L[r.begin]}-{positions_L[r.end - 1]}" for r in runs]
+  lines = [line for line in text.splitlines() if "│" in line]
+  ends = [(positions_L[r.begin], positions_L[r.end - 1]) for r in runs]
+  spans = [f"{first}-{last}" if last > first else f"{first}" for first, last in ends]
   shown = [line.split("│") for line in lines]
   shown = [cells for cells in shown if cells[1].strip()]  # folded lines have no number
   assert [cells[5].strip() for cells in shown] == spans
   assert [cells[4].strip() == "yes" for cells in shown] == [r.is_target for r in runs]
   assert max(positions_L) > 1000  # a skip was really seen
+
+
+def test_every_token_gets_its_line_and_position(config):
+  lines = [line.split("│") for line in printed(config, every_token=True).splitlines()]
+  found = [int(cells[5]) for cells in lines if len(cells) > 5 and cells[1].strip()]
+  assert found[0] == 0 and len(found) > 200
+  assert all(one < other for one, other in itertools.pairwise(found))
+  assert found[-1] > 1000
 
 
 @pytest.mark.parametrize("width", [80, 120])
