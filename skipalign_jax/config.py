@@ -19,6 +19,11 @@ def optional(kind: type) -> Any:
   return ml_collections.config_dict.placeholder(kind)
 
 
+def text_or_tuple(value: str) -> Any:
+  """A key that holds a string, or a tuple of strings."""
+  return ml_collections.FieldReference(value, field_type=object)
+
+
 def default() -> ConfigDict:
   """All keys. Values are the SkipAlign paper's recipe where it states one."""
   c = ConfigDict()
@@ -58,10 +63,10 @@ def default() -> ConfigDict:
 
   # A source is "builtin:recall[:N]", "hub:NAME[:SPLIT]" or a .jsonl, .jsonl.gz
   # or .parquet file; "*w" behind it repeats it w times an epoch. Several are
-  # separated by commas, or stand in a tuple.
+  # separated by commas, or stand in a tuple: ("a.jsonl*2", "hub:org/chats").
   c.data = ConfigDict()
-  c.data.train = "builtin:recall"
-  c.data.eval = "holdout:64"  # a source, "holdout:N" samples of train, or ""
+  c.data.train = text_or_tuple("builtin:recall")
+  c.data.eval = text_or_tuple("holdout:64")  # source, "holdout:N" of train, or ""
   c.data.seq_len = 4096
   c.data.packing = False  # several samples a row, each attending to itself
   c.data.template = "model"  # "model": the tokenizer's own; "tulu"

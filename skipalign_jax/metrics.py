@@ -16,7 +16,12 @@ class Writer:
   """Appends records to workdir/metrics.jsonl and to TensorBoard event files."""
 
   def __init__(self, workdir: pathlib.Path, resume_step: int):
-    """Drops records of steps after `resume_step`: they will be made again."""
+    """Drops records of steps after `resume_step`: they will be made again.
+
+    Args:
+      workdir: of the run.
+      resume_step: steps that a checkpoint holds; -1 starts from nothing.
+    """
     path = workdir / "metrics.jsonl"
     self._drop_after(path, resume_step)
     self._file = path.open("a", encoding="utf-8")

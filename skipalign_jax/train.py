@@ -4,6 +4,7 @@ The same command continues a run that was stopped: the workdir holds the state,
 the data iterator and the resolved config.
 """
 
+import contextlib
 import pathlib
 import sys
 import time
@@ -110,7 +111,7 @@ def run(
   # The loop: dispatch step t, then read the numbers of step t−1.
   due = lambda step, every: every and step % every == 0
   log = Log(config, folder, console, start, data.steps)
-  with jax.set_mesh(mesh), signals.Stop() as stop, log:
+  with jax.set_mesh(mesh), contextlib.closing(saved), signals.Stop() as stop, log:
     if not start and data.eval_batches:
       log.held_out(0, held_out_loss())
     for step in range(start + 1, data.steps + 1):
@@ -128,7 +129,6 @@ def run(
         saved.save(state, step, iterator.get_state(), log.eval_losses.get(step))
       if stop.requested:
         break
-    saved.close()
   console.print(log.summary())
   return stop.status
 
@@ -163,6 +163,7 @@ def show_first_batch(
   console: rich_console.Console,
 ) -> None:
   """Prints and draws where the tokens of the first batch sit."""
+  batch = {name: x[: preview.ROWS] for name, x in batch.items()}
   positions_BL = np.asarray(positions.synthesize(recipe, seed, batch))
   found = preview.samples(batch, positions_BL)
   found.sort(key=len, reverse=True)  # long dialogues show most
@@ -190,6 +191,10 @@ def describe(
   told = p.strategy
   if p.strategy != "contiguous":
     told += f" up to {p.max_position:,}, p={p.skip_prob} a {p.prob_per}, {p.gaps} gaps"
+  if p.strategy == "skip_outer" and not data.several_turns:
+    told += (
+      "\n           NOTE: no sample has a second instruction, so nothing will skip"
+    )
   scaled = f"{shape.rope.kind}, theta {shape.rope.theta:g}"
   if shape.rope.factor != 1:
     scaled += f", {shape.rope.factor:.3g}x to {shape.window:,} positions"
@@ -228,7 +233,7 @@ class Log:
     self.eval_losses: dict[int, float] = {}
     self._config, self._folder, self._console = config, folder, console
     self._start, self._steps, self._done = start, steps, start
-    self._writer = metrics.Writer(folder, start)
+    self._writer = metrics.Writer(folder, start or -1)
     self._bar = metrics.Progress(console, start, steps)
     self._read_at = time.monotonic()
     self._losses: list[float] = []

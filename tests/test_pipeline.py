@@ -176,6 +176,15 @@ def test_weights(cache):
   assert sorted(ids_of(rows[:20])) != sorted(ids_of(rows[20:]))
 
 
+def test_sources_may_stand_in_tuples(cache, tmp_path):
+  path = write(tmp_path / "a, b.jsonl", [turns("x", "y")])
+  c = make_config(cache)
+  c.data.train, c.data.eval = ("builtin:recall:5", f"{path}*3"), (str(path),)
+  data = build(c)
+  assert f"{path}: 1 samples" in data.report
+  assert len(data.eval_batches) == 1
+
+
 def test_steps_and_epochs_are_exact(cache):
   c = make_config(cache)
   c.steps, c.epochs = None, 3

@@ -1,6 +1,7 @@
 """The command as a user runs it: tiny models, real files, kills and mistakes."""
 
 import importlib.util
+import io
 import json
 import pathlib
 import shutil
@@ -148,6 +149,26 @@ def test_finished_run_does_nothing_more(finished, config):
   before = (finished / "metrics.jsonl").read_text()
   assert run(config, finished) == 0
   assert (finished / "metrics.jsonl").read_text() == before
+
+
+def test_killed_before_the_first_checkpoint_starts_anew(finished, config, tmp_path):
+  folder = tmp_path / "copy"
+  shutil.copytree(finished, folder)
+  shutil.rmtree(folder / "checkpoints")
+  assert run(config, folder) == 0
+  assert records(folder) == records(finished)
+
+
+def test_skip_outer_on_single_turns_is_told(config, tmp_path):
+  turn = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+  lines = [json.dumps({"id": i, "messages": turn}) for i in range(8)]
+  (tmp_path / "chats.jsonl").write_text("\n".join(lines))
+  config.data.train, config.data.eval = str(tmp_path / "chats.jsonl"), ""
+  config.steps, config.batch_size, config.data.packing = 1, 1, False
+  file = io.StringIO()
+  train.run(config, tmp_path / "run", rich_console.Console(file=file))
+  assert "nothing will skip" in file.getvalue()
+  assert records(tmp_path / "run")[0]["skipped_fraction"] == 0
 
 
 def test_half_a_line_of_metrics_is_dropped(finished, config, tmp_path):

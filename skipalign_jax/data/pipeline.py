@@ -26,12 +26,14 @@ class Data:
   Attributes:
     steps: batches of the whole run.
     report: what was read and what was left out, a few lines.
+    several_turns: samples with more than one reply to learn.
     train_rows: rows of all hosts, in training order.
     eval_batches: this host's held-out batches; empty without held-out data.
   """
 
   steps: int
   report: str
+  several_turns: int
   train_rows: "TrainRows"
   eval_batches: list[Batch]
   _rows_per_host: int
@@ -140,7 +142,7 @@ def build(
   train = prepare_all(c.train)
   usable = [p.usable for p in train]
   held_out: list[tuple[prepare.Prepared, np.ndarray]] = []
-  if c.eval.startswith("holdout:"):
+  if isinstance(c.eval, str) and c.eval.startswith("holdout:"):
     usable, held_out = _hold_out(train, c.eval)
   elif c.eval:
     held_out = [(p, p.usable) for p in prepare_all(c.eval)]
@@ -166,6 +168,7 @@ def build(
   return Data(
     steps=steps,
     report="\n".join(report),
+    several_turns=sum(p.several_turns() for p in train),
     train_rows=rows,
     eval_batches=_eval_batches(held_out, config, process_index, process_count),
     _rows_per_host=config.batch_size // process_count,

@@ -63,15 +63,19 @@ class Prepared:
   lengths: np.ndarray
   sample_ids: np.ndarray
 
+  def several_turns(self) -> int:
+    """Samples with more than one reply to learn."""
+    return int(np.sum(np.asarray(self.rows.data.column("turns")) > 1))
+
   def report(self) -> str:
     """Counts, in one or two lines."""
     column = lambda name: np.asarray(self.rows.data.column(name))
     counts = collections.Counter(column("status").tolist())
-    several = int(np.sum(column("turns") > 1))
     lines = [
-      f"{self.source.name}: {len(self.usable):,} samples ({several:,} of several "
-      f"turns), {int(self.lengths.sum()):,} tokens, "
-      f"{int(column('targets').sum()):,} targets, {counts['truncated']:,} truncated"
+      f"{self.source.name}: {len(self.usable):,} samples "
+      f"({self.several_turns():,} of several turns), "
+      f"{int(self.lengths.sum()):,} tokens, {int(column('targets').sum()):,} targets, "
+      f"{counts['truncated']:,} truncated"
     ]
     dropped = {k: n for k, n in counts.items() if k not in ("ok", "truncated")}
     if dropped:
