@@ -52,6 +52,8 @@ def params(folder):
 
 
 OVERRIDES = {
+  "batch_size": 4,
+  "data.seq_len": 256,
   "data.packing": True,
   "positions.resample": "epoch",
   "steps": 30,
