@@ -152,6 +152,19 @@ def test_damaged_headers_never_crash(tmp_path):
   assert refused > 20
 
 
+def test_a_quantisation_that_the_library_cannot_read_is_told(tmp_path, monkeypatch):
+  path = tmp_path / "m.gguf"
+  tiny.gguf_file(path)
+  opened = reference.open_model(str(path))
+
+  def refuse(data, kind):
+    raise NotImplementedError(kind)
+
+  monkeypatch.setattr(gguf.gguf.quants, "dequantize", refuse)
+  with pytest.raises(errors.UserError, match=r"is stored as .*, which cannot be read"):
+    reference.load_params(opened)
+
+
 def test_other_architectures_are_refused(tmp_path):
   with pytest.raises(errors.UserError, match="only llama"):
     gguf.hf_config({"general.architecture": "qwen2"}, set(), "x.gguf")
