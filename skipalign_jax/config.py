@@ -107,11 +107,13 @@ def default() -> ConfigDict:
   c.checkpoint.keep_best = True  # and the one of the lowest held-out loss
 
   # Devices along each axis; -1 takes what is left. fsdp shards parameters,
-  # gradients and Adam's moments as ZeRO-3 does; tensor splits heads and ffn.
+  # gradients and Adam's moments as ZeRO-3 does; tensor splits heads and ffn;
+  # context splits the places of a row, for rows that do not fit one device.
   c.mesh = ConfigDict()
   c.mesh.data = 1
   c.mesh.fsdp = -1
   c.mesh.tensor = 1
+  c.mesh.context = 1
   return c
 
 

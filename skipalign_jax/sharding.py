@@ -1,8 +1,8 @@
 """The mesh, and one table that says how each parameter is laid out on it.
 
 Axes: `data` replicates parameters, `fsdp` shards them (and gradients and Adam's
-moments: ZeRO-3), `tensor` splits heads and ffn. Rows of a batch are spread over
-data × fsdp.
+moments: ZeRO-3), `tensor` splits heads and ffn, `context` splits the places of a
+row. Rows of a batch are spread over data × fsdp.
 """
 
 import re
@@ -10,11 +10,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from skipalign_jax import errors
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "context")
 BATCH = ("data", "fsdp")
 
 # Path of a parameter (layers are stacked on axis 0) → its spec. Each parameter
@@ -47,7 +47,31 @@ def make_mesh(sizes: dict[str, int], devices: list[Any] | None = None) -> Mesh:
     raise errors.UserError(
       f"mesh {sizes} does not fit {len(devices)} devices; change config.mesh"
     )
-  return Mesh(np.array(devices).reshape(shape), AXES)
+  kinds = (AxisType.Auto,) * len(AXES)
+  return jax.make_mesh(shape, AXES, kinds, devices=devices)
+
+
+def process_share(mesh: Mesh) -> tuple[int, int]:
+  """(index, count): this process feeds share `index` of `count` of each batch.
+
+  Processes that differ only in tensor or context coordinates feed the same rows.
+
+  Raises:
+    UserError: the shares of two processes overlap in part.
+  """
+  blocks = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+  blocks_of: dict[int, set[int]] = {}
+  for block, devices in enumerate(blocks):
+    for device in devices:
+      blocks_of.setdefault(device.process_index, set()).add(block)
+  shares = sorted({tuple(sorted(mine)) for mine in blocks_of.values()})
+  if sum(map(len, shares)) != len(blocks) or len(set(map(len, shares))) != 1:
+    raise errors.UserError(
+      f"mesh {dict(mesh.shape)} cuts rows across its {len(blocks_of)} processes; let "
+      "tensor x context divide the devices of a process, or be a multiple of them"
+    )
+  mine = tuple(sorted(blocks_of[jax.process_index()]))
+  return shares.index(mine), len(shares)
 
 
 def spec(path: str) -> PartitionSpec:

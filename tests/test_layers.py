@@ -18,7 +18,7 @@ LAYERS = (
     "signals",
   },
   {"cli", "model_config"},
-  {"model", "resolve"},
+  {"model", "resolve", "shapes"},
   {"hf", "step"},
   {"checkpoint", "data", "workdir"},
   {"convert", "generate", "show", "train"},

@@ -29,7 +29,7 @@ def train_as_one_of_two(process, port):
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
   assert len(jax.local_devices()) == 4 and len(jax.devices()) == 8
-  run = tiny.Run(sharding.make_mesh(dict(data=1, fsdp=-1, tensor=1)))
+  run = tiny.Run(sharding.make_mesh(dict(data=1, fsdp=-1, tensor=1, context=1)))
   assert not run.state.params["embed"]["weight"].is_fully_addressable
   print(json.dumps(losses(run, process, 2)), flush=True)
 

@@ -11,28 +11,13 @@ import pytest
 import tiny
 from jax.sharding import AbstractMesh
 
-from skipalign_jax import errors, model, model_config, rope, sharding
+from skipalign_jax import errors, model, shapes, sharding
 
 FAMILY = {
   (tied, bias): tiny.config(tie_embeddings=tied, attention_bias=bias, mlp_bias=bias)
   for tied in (True, False)
   for bias in (True, False)
 }
-LLAMA2_7B = model_config.ModelConfig(
-  vocab_size=32_000,
-  num_layers=32,
-  embed_dim=4096,
-  ffn_dim=11_008,
-  num_heads=32,
-  num_kv_heads=32,
-  head_dim=128,
-  norm_eps=1e-5,
-  tie_embeddings=False,
-  attention_bias=False,
-  mlp_bias=False,
-  window=4096,
-  rope=rope.RopeConfig("none", 10_000.0),
-)
 
 
 def by_path(tree):
@@ -67,7 +52,7 @@ def test_an_unknown_parameter_has_no_layout(path):
 
 
 def test_layouts_of_llama2_7b():
-  assert specs(LLAMA2_7B, data=2, fsdp=4, tensor=8) == {
+  assert specs(shapes.KNOWN["meta-llama/Llama-2-7b-hf"], data=2, fsdp=4, tensor=8) == {
     "embed/weight": ("tensor", "fsdp"),
     "lm_head/weight": ("tensor", "fsdp"),
     "layers/attn/q/weight": (None, "tensor", "fsdp"),
@@ -93,22 +78,22 @@ def test_a_dimension_that_does_not_divide_stays_whole():
 
 def test_minus_one_takes_the_devices_that_are_left():
   devices = np.array(jax.devices()[:1] * 8, object)
-  mesh = sharding.make_mesh(dict(data=2, fsdp=-1, tensor=2), list(devices))
-  assert dict(mesh.shape) == dict(data=2, fsdp=2, tensor=2)
-  mesh = sharding.make_mesh(dict(data=1, fsdp=8, tensor=1), list(devices))
-  assert dict(mesh.shape) == dict(data=1, fsdp=8, tensor=1)
+  mesh = sharding.make_mesh(dict(data=2, fsdp=-1, tensor=2, context=1), list(devices))
+  assert dict(mesh.shape) == dict(data=2, fsdp=2, tensor=2, context=1)
+  mesh = sharding.make_mesh(dict(data=1, fsdp=8, tensor=1, context=1), list(devices))
+  assert dict(mesh.shape) == dict(data=1, fsdp=8, tensor=1, context=1)
 
 
 @pytest.mark.parametrize(
   ("sizes", "message"),
   [
-    ((1, 4, 1), "does not fit 8 devices"),
-    ((1, 16, 1), "does not fit 8 devices"),
-    ((1, -1, 3), "does not fit 8 devices"),
-    ((1, -1, 16), "does not fit 8 devices"),
-    ((-1, -1, 1), "one of them may be -1"),
-    ((1, 0, 8), "sizes are positive"),
-    ((1, -2, 8), "sizes are positive"),
+    ((1, 4, 1, 1), "does not fit 8 devices"),
+    ((1, 16, 1, 1), "does not fit 8 devices"),
+    ((1, -1, 3, 1), "does not fit 8 devices"),
+    ((1, -1, 16, 1), "does not fit 8 devices"),
+    ((-1, -1, 1, 1), "one of them may be -1"),
+    ((1, 0, 8, 1), "sizes are positive"),
+    ((1, -2, 8, 1), "sizes are positive"),
   ],
 )
 def test_sizes_that_do_not_fit_are_refused(sizes, message):
@@ -117,12 +102,12 @@ def test_sizes_that_do_not_fit_are_refused(sizes, message):
     sharding.make_mesh(sizes, jax.devices()[:1] * 8)
 
 
-MESHES = {  # data, fsdp, tensor
-  "one": (1, 1, 1),
-  "data8": (8, 1, 1),
-  "fsdp8": (1, 8, 1),
-  "fsdp4_tensor2": (1, 4, 2),
-  "all": (2, 2, 2),
+MESHES = {  # data, fsdp, tensor, context
+  "one": (1, 1, 1, 1),
+  "data8": (8, 1, 1, 1),
+  "fsdp8": (1, 8, 1, 1),
+  "fsdp4_tensor2": (1, 4, 2, 1),
+  "data2_fsdp2_tensor2": (2, 2, 2, 1),
 }
 
 
@@ -180,7 +165,7 @@ def test_moments_are_sharded_as_their_parameters(trained):
   assert set(share("fsdp8").values()) == {8}
   matrix, norm = "layers/mlp/down/weight", "layers/mlp_norm/weight"
   assert (share("fsdp4_tensor2")[matrix], share("fsdp4_tensor2")[norm]) == (8, 4)
-  assert (share("all")[matrix], share("all")[norm]) == (4, 2)
+  assert (share("data2_fsdp2_tensor2")[matrix], share("data2_fsdp2_tensor2")[norm]) == (4, 2)
 
 
 if __name__ == "__main__":

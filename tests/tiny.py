@@ -114,7 +114,7 @@ class Run:
       grad_accum=1,
     )
     self.recipe = step_lib.Recipe(**fields | changes)
-    one = dict(data=1, fsdp=1, tensor=1)
+    one = dict(data=1, fsdp=1, tensor=1, context=1)
     self.mesh = mesh or sharding.make_mesh(one, jax.local_devices()[:1])
     update = optimizer.make(optim, steps)
     schedule = optimizer.schedule(optim, steps)
