@@ -11,8 +11,11 @@ bit-identical.
 import jax
 import jax.numpy as jnp
 
-MIN_BLOCK, MAX_BLOCKS = 256, 32  # queries of a block, blocks of a row
+from skipalign_jax import cpu
+
+BLOCK, SPANS = 128, 32  # queries of a block, spans of blocks in a row
 MASKED = -1e30
+KEPT = "attention"  # name of what the backward pass needs, for remat policies
 
 
 def mask(
@@ -72,23 +75,39 @@ def _blockwise(q_BKGLH, k_BKLH, v_BKLH, segment_ids_BL):
 
 def _forward(q_BKGLH, k_BKLH, v_BKLH, segment_ids_BL):
   B, K, G, L, H = q_BKGLH.shape
-  outs, log_sums = [], []
-  for start, end in _blocks(L):
-    C = end - start
-    q_BKTH = q_BKGLH[:, :, :, start:end].reshape(B, K, G * C, H)
+
+  def attend(start, q_BKGCH, segment_ids_BC, end):
+    """One block of queries, from place `start` on, to the keys before `end`."""
+    C = q_BKGCH.shape[3]
+    q_BKTH = q_BKGCH.reshape(B, K, G * C, H)
     score_BKTS = _product("bkth,bksh->bkts", q_BKTH, k_BKLH[:, :, :end]) * H**-0.5
-    may_attend_BCS = _block_mask(segment_ids_BL, start, end)
+    may_attend_BCS = mask(
+      start + jnp.arange(C), segment_ids_BC, segment_ids_BL[:, :end]
+    )
     score_BKGCS = jnp.where(
       may_attend_BCS[:, None, None], score_BKTS.reshape(B, K, G, C, end), MASKED
     )
     top_BKGC1 = jnp.max(score_BKGCS, axis=-1, keepdims=True)
-    weight_BKGCS = jnp.exp(score_BKGCS - top_BKGC1)
-    sum_BKGC1 = jnp.sum(weight_BKGCS, axis=-1, keepdims=True)
-    weight_BKTS = weight_BKGCS.astype(v_BKLH.dtype).reshape(B, K, G * C, end)
+    weight_BKGCS = _once(jnp.exp(score_BKGCS - top_BKGC1).astype(v_BKLH.dtype))
+    sum_BKGC1 = jnp.sum(weight_BKGCS, axis=-1, keepdims=True, dtype=jnp.float32)
+    weight_BKTS = weight_BKGCS.reshape(B, K, G * C, end)
     out_BKTH = _product("bkts,bksh->bkth", weight_BKTS, v_BKLH[:, :, :end])
-    outs.append((out_BKTH.reshape(B, K, G, C, H) / sum_BKGC1).astype(q_BKGLH.dtype))
-    log_sums.append((top_BKGC1 + jnp.log(sum_BKGC1))[..., 0])
-  out_BKGLH, log_sum_BKGL = (jnp.concatenate(x, axis=3) for x in (outs, log_sums))
+    out_BKGCH = (out_BKTH.reshape(B, K, G, C, H) / sum_BKGC1).astype(q_BKGLH.dtype)
+    return out_BKGCH, (top_BKGC1 + jnp.log(sum_BKGC1))[..., 0]
+
+  parts = []
+  for start, end, size in _spans(L):
+    blocks = (
+      start + jnp.arange(0, end - start, size),
+      _split(q_BKGLH[:, :, :, start:end], 3, size),
+      _split(segment_ids_BL[:, start:end], 1, size),
+    )
+    attend_span = lambda block: attend(*block, end)  # noqa: B023
+    outs, log_sums = _map(attend_span, blocks)
+    parts.append((_join(outs, 3), _join(log_sums, 3)))
+  out_BKGLH, log_sum_BKGL = (
+    cpu.named(jnp.concatenate(part, axis=3), KEPT) for part in zip(*parts, strict=True)
+  )
   return out_BKGLH, (q_BKGLH, k_BKLH, v_BKLH, segment_ids_BL, out_BKGLH, log_sum_BKGL)
 
 
@@ -101,30 +120,53 @@ def _backward(residuals, d_out_BKGLH):
   q_BKGLH, k_BKLH, v_BKLH, segment_ids_BL, out_BKGLH, log_sum_BKGL = residuals
   B, K, G, L, H = q_BKGLH.shape
   dtype = q_BKGLH.dtype
-  dot_BKGL = jnp.sum(out_BKGLH.astype(jnp.float32) * d_out_BKGLH, axis=-1)
-  d_q, d_k_BKLH, d_v_BKLH = [], *jnp.zeros((2, *k_BKLH.shape), jnp.float32)
-  for start, end in _blocks(L):
-    C = end - start
+  dot_BKGL = _product("bkglh,bkglh->bkgl", out_BKGLH, d_out_BKGLH)
+  key_index_L = jnp.arange(L)
+
+  def gradients(start, q_BKGCH, d_out_BKGCH, log_sum_BKGC, dot_BKGC, segment_BC, end):
+    C = q_BKGCH.shape[3]
     k_BKSH, v_BKSH = k_BKLH[:, :, :end], v_BKLH[:, :, :end]
-    q_BKTH = q_BKGLH[:, :, :, start:end].reshape(B, K, G * C, H)
-    d_out_BKTH = d_out_BKGLH[:, :, :, start:end].reshape(B, K, G * C, H)
-    of_query = lambda x_BKGL: x_BKGL[:, :, None, :, start:end]  # noqa: B023
-    split = lambda x_BKST: x_BKST.reshape(B, K, end, G, C)  # noqa: B023
-    merge = lambda x_BKSGC: x_BKSGC.astype(dtype).reshape(B, K, end, G * C)  # noqa: B023
+    q_BKTH = q_BKGCH.reshape(B, K, G * C, H)
+    d_out_BKTH = d_out_BKGCH.reshape(B, K, G * C, H)
+    of_query = lambda x_BKGC: x_BKGC[:, :, None]
+    split = lambda x_BKST: x_BKST.reshape(B, K, end, G, C)
+    merge = lambda x_BKSGC: x_BKSGC.reshape(B, K, end, G * C)
 
     score_BKSGC = split(_product("bksh,bkth->bkst", k_BKSH, q_BKTH)) * H**-0.5
-    may_attend_BSC = _block_mask(segment_ids_BL, start, end).swapaxes(1, 2)
-    weight_BKSGC = jnp.where(
-      may_attend_BSC[:, None, :, None], jnp.exp(score_BKSGC - of_query(log_sum_BKGL)), 0
-    )
+    causal_SC = key_index_L[:end, None] <= start + jnp.arange(C)
+    same_BSC = segment_ids_BL[:, :end, None] == segment_BC[:, None, :]
+    may_attend_BKSGC = (causal_SC & same_BSC)[:, None, :, None]
+    score_BKSGC = jnp.where(may_attend_BKSGC, score_BKSGC, MASKED)
+    weight_BKSGC = _once(jnp.exp(score_BKSGC - of_query(log_sum_BKGC)).astype(dtype))
     d_weight_BKSGC = split(_product("bksh,bkth->bkst", v_BKSH, d_out_BKTH))
-    d_score_BKST = merge(weight_BKSGC * (d_weight_BKSGC - of_query(dot_BKGL)) * H**-0.5)
+    d_score_BKSGC = weight_BKSGC * (d_weight_BKSGC - of_query(dot_BKGC)) * H**-0.5
+    d_score_BKST = merge(d_score_BKSGC.astype(dtype))
     d_v_BKSH = _product("bkst,bkth->bksh", merge(weight_BKSGC), d_out_BKTH)
     d_k_BKSH = _product("bkst,bkth->bksh", d_score_BKST, q_BKTH)
     d_q_BKHT = _product("bkhs,bkst->bkht", k_BKSH.swapaxes(2, 3), d_score_BKST)
-    d_v_BKLH = d_v_BKLH.at[:, :, :end].add(d_v_BKSH)
-    d_k_BKLH = d_k_BKLH.at[:, :, :end].add(d_k_BKSH)
-    d_q.append(d_q_BKHT.swapaxes(2, 3).reshape(B, K, G, C, H))
+    return d_k_BKSH, d_v_BKSH, d_q_BKHT.swapaxes(2, 3).reshape(B, K, G, C, H)
+
+  d_k_BKLH, d_v_BKLH = jnp.zeros((2, *k_BKLH.shape), jnp.float32)
+  d_q = []
+  for start, end, size in _spans(L):
+    blocks = (
+      start + jnp.arange(0, end - start, size),
+      *(
+        _split(x[:, :, :, start:end], 3, size)
+        for x in (q_BKGLH, d_out_BKGLH, log_sum_BKGL, dot_BKGL)
+      ),
+      _split(segment_ids_BL[:, start:end], 1, size),
+    )
+
+    def add(totals, block):
+      d_k_BKSH, d_v_BKSH, d_q_BKGCH = gradients(*block, end)  # noqa: B023
+      return (totals[0] + d_k_BKSH, totals[1] + d_v_BKSH), d_q_BKGCH
+
+    totals = d_k_BKLH[:, :, :end], d_v_BKLH[:, :, :end]
+    (d_k_BKSH, d_v_BKSH), d_q_blocks = _scan(add, totals, blocks)
+    d_k_BKLH = d_k_BKLH.at[:, :, :end].set(d_k_BKSH)
+    d_v_BKLH = d_v_BKLH.at[:, :, :end].set(d_v_BKSH)
+    d_q.append(_join(d_q_blocks, 3))
   d_q_BKGLH = jnp.concatenate(d_q, axis=3)
   return *(x.astype(dtype) for x in (d_q_BKGLH, d_k_BKLH, d_v_BKLH)), None
 
@@ -132,15 +174,52 @@ def _backward(residuals, d_out_BKGLH):
 _blockwise.defvjp(_forward, _backward)
 
 
-def _blocks(L: int) -> list[tuple[int, int]]:
-  size = max(MIN_BLOCK, -(-L // MAX_BLOCKS))
-  return [(start, min(start + size, L)) for start in range(0, L, size)]
+def _once(x: jax.Array) -> jax.Array:
+  """Computed once and kept in its own dtype: memory traffic is what costs here."""
+  return jax.lax.optimization_barrier(x)
 
 
-def _block_mask(segment_ids_BL: jax.Array, start: int, end: int) -> jax.Array:
-  return mask(
-    jnp.arange(start, end), segment_ids_BL[:, start:end], segment_ids_BL[:, :end]
-  )
+def _spans(L: int) -> list[tuple[int, int, int]]:
+  """(start, end, block) of each span of queries.
+
+  The queries of a span see the keys up to its end, a block of them at a time. So
+  the program has at most SPANS copies of the block however long the row is, and
+  a block of scores grows with L, not with L².
+  """
+  blocks_a_span = -(-L // (BLOCK * SPANS))
+  spans = []
+  for start in range(0, L, BLOCK * blocks_a_span):
+    end = min(start + BLOCK * blocks_a_span, L)
+    whole = end - (end - start) % BLOCK
+    if whole > start:
+      spans.append((start, whole, BLOCK))
+    if end > whole:
+      spans.append((whole, end, end - whole))
+  return spans
+
+
+def _split(x: jax.Array, axis: int, size: int) -> jax.Array:
+  """[…, n·size, …] → [n, …, size, …]."""
+  shape = (*x.shape[:axis], -1, size, *x.shape[axis + 1 :])
+  return jnp.moveaxis(x.reshape(shape), axis, 0)
+
+
+def _join(x: jax.Array, axis: int) -> jax.Array:
+  """Undoes `_split`."""
+  x = jnp.moveaxis(x, 0, axis)
+  return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+
+def _scan(function, carry, blocks):
+  """lax.scan, without a loop where there is one block."""
+  if blocks[0].shape[0] > 1:
+    return jax.lax.scan(function, carry, blocks)
+  carry, out = function(carry, jax.tree.map(lambda x: x[0], blocks))
+  return carry, jax.tree.map(lambda x: x[None], out)
+
+
+def _map(function, blocks):
+  return _scan(lambda carry, block: (carry, function(block)), None, blocks)[1]
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:

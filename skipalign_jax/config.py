@@ -95,6 +95,10 @@ def default() -> ConfigDict:
   c.optim.clip_norm = 1.0  # global gradient norm; 0 leaves gradients alone
   c.optim.max_nonfinite_steps = 3  # NaN steps in a row: skipped, then stop
 
+  # auto: cudnn on NVIDIA (triton for packed rows), splash on TPU, else blockwise.
+  c.attention = ConfigDict()
+  c.attention.backend = "auto"  # or xla (all L x L scores), or one of these names
+
   c.loss = ConfigDict()
   c.loss.chunk = 512  # tokens a row whose logits exist at one time
 
@@ -134,6 +138,11 @@ def tiny(c: ConfigDict) -> ConfigDict:
   c.optim.learning_rate = 3e-3
   c.eval.every, c.checkpoint.every = 4, 4
   return c
+
+
+def most_samples(data: ConfigDict) -> int:
+  """Samples that a row holds at most; attention kernels need a bound."""
+  return max(1, data.seq_len // 32) if data.packing else 1
 
 
 VARIANTS = {"": lambda c: c, "tiny": tiny}

@@ -92,7 +92,7 @@ def _forward(hidden_BLD, head_VD, targets_BL, weight_BL, chunk):
   start = (jnp.float32(0), jnp.zeros(head_VD.shape, jnp.float32))
   (total, d_head_VD), per_chunk = jax.lax.scan(add_chunk, start, chunks)
   d_hidden_BLD, d_weight_BL = (
-    x.swapaxes(0, 1).reshape(*weight_BL.shape, *x.shape[3:]) for x in per_chunk
+    jnp.moveaxis(x, 0, 2).reshape(*weight_BL.shape, *x.shape[3:]) for x in per_chunk
   )
   return total, (d_hidden_BLD, d_head_VD.astype(head_VD.dtype), d_weight_BL)
 
@@ -116,8 +116,12 @@ def _chunk_loss(hidden_BCD, head_VD, targets_BC):
 
 
 def _chunks(arrays, chunk):
-  """[B, L, …] → [L / chunk, B, chunk, …], to scan over."""
-  split = lambda x: x.reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1)
+  """[B, L, …] → [L / chunk, B, chunk, …], to scan over.
+
+  Chunk i takes every (L / chunk)-th place from i on: where devices share a row,
+  each has its part of every chunk.
+  """
+  split = lambda x: jnp.moveaxis(x.reshape(x.shape[0], chunk, -1, *x.shape[2:]), 2, 0)
   return jax.tree.map(split, arrays)
 
 

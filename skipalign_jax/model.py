@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from skipalign_jax import attention, model_config, rope, sharding
+from skipalign_jax import attention, cpu, kernels, model_config, rope, sharding
 
 ModelConfig = model_config.ModelConfig
 Params = dict[str, Any]  # the nested dict of `hf.names`: embed, layers, norm, …
@@ -53,6 +53,10 @@ def empty_cache(
   )
 
 
+# Names of what remat policies may keep; see also attention.KEPT.
+INPUT, PRODUCT = "layer_input", "linear_output"
+
+
 @jax.custom_vjp
 def linear(x_TI: jax.Array, weight_OI: jax.Array) -> jax.Array:
   """x Wᵀ for T tokens, in x's dtype with fp32 accumulation.
@@ -60,13 +64,12 @@ def linear(x_TI: jax.Array, weight_OI: jax.Array) -> jax.Array:
   The gradient rule casts the cotangent to the compute dtype too: the default
   one would multiply in fp32 whatever the forward pass did.
   """
-  return _product("ti,oi->to", x_TI, weight_OI.astype(x_TI.dtype), x_TI.dtype)
+  return _linear_forward(x_TI, weight_OI)[0]
 
 
 def _linear_forward(x_TI, weight_OI):
-  # Not by calling `linear`: remat's policy "dots" cannot see products in there.
   out_TO = _product("ti,oi->to", x_TI, weight_OI.astype(x_TI.dtype), x_TI.dtype)
-  return out_TO, (x_TI, weight_OI)
+  return cpu.named(out_TO, PRODUCT), (x_TI, weight_OI)
 
 
 def _linear_backward(residuals, d_out_TO):
@@ -74,7 +77,9 @@ def _linear_backward(residuals, d_out_TO):
   weight_cast_OI = weight_OI.astype(x_TI.dtype)
   return (
     _product("to,oi->ti", d_out_TO, weight_cast_OI, x_TI.dtype),
-    _product("to,ti->oi", d_out_TO, x_TI, weight_OI.dtype),
+    cpu.weight_gradient(
+      d_out_TO, x_TI, functools.partial(_product, dtype=weight_OI.dtype)
+    ),
   )
 
 
@@ -89,6 +94,9 @@ def _product(equation, left, right, dtype):
 
 
 linear.defvjp(_linear_forward, _linear_backward)
+
+
+BLOCKWISE = kernels.Backend("blockwise", 2)
 
 
 class Linear(nnx.Module):
@@ -123,11 +131,10 @@ class Attention(nnx.Module):
     self.o = Linear(query, c.embed_dim, c.attention_bias, rngs)
     self.config = c
 
-  def __call__(self, x_BLD, positions_BL, segment_ids_BL, cache, layer):
+  def __call__(self, x_BLD, rotation, segment_ids_BL, backend, cache, layer):
     c = self.config
     B, L, _ = x_BLD.shape
-    inv_freq_P, scale = rope.inverse_frequencies(c.rope, c.head_dim)
-    rotate = lambda x: rope.apply(x, positions_BL, inv_freq_P, scale)
+    rotate = lambda x_BLNH: rope.apply(x_BLNH, *rotation)
     q_BLNH = rotate(self.q(x_BLD).reshape(B, L, c.num_heads, c.head_dim))
     k_BLKH = rotate(self.k(x_BLD).reshape(B, L, c.num_kv_heads, c.head_dim))
     v_BLKH = self.v(x_BLD).reshape(B, L, c.num_kv_heads, c.head_dim)
@@ -139,7 +146,8 @@ class Attention(nnx.Module):
         v=jax.lax.dynamic_update_slice(cache.v, v_BLKH[None], start),
       )
     if cache is None or L > 1:  # training, or a prompt into an empty cache
-      out_BLNH = attention.blockwise(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL)
+      attend = functools.partial(kernels.attend, backend=backend)
+      out_BLNH = sharding.over_heads(attend)(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL)
     else:
       may_attend_BLS = attention.mask(
         cache.length + jnp.arange(L), segment_ids_BL, cache.segment_ids
@@ -165,10 +173,10 @@ class Layer(nnx.Module):
     self.mlp_norm = RMSNorm(c.embed_dim, c.norm_eps)
     self.mlp = MLP(c, rngs)
 
-  def __call__(self, x_BLD, positions_BL, segment_ids_BL, cache, layer):
-    x_BLD = sharding.constrain_batch(x_BLD)
+  def __call__(self, x_BLD, rotation, segment_ids_BL, backend, cache, layer):
+    x_BLD = cpu.named_with_gradient(sharding.constrain_places(x_BLD), INPUT)
     attended_BLD, cache = self.attn(
-      self.attn_norm(x_BLD), positions_BL, segment_ids_BL, cache, layer
+      self.attn_norm(x_BLD), rotation, segment_ids_BL, backend, cache, layer
     )
     x_BLD = x_BLD + attended_BLD
     return x_BLD + self.mlp(self.mlp_norm(x_BLD)), cache
@@ -200,6 +208,7 @@ class Decoder(nnx.Module):
     compute_dtype: str,
     remat: str = "none",
     cache: Cache | None = None,
+    backend: kernels.Backend = BLOCKWISE,
   ) -> tuple[jax.Array, Cache | None]:
     """Final hidden states (normed), and the cache with these tokens in it.
 
@@ -208,9 +217,10 @@ class Decoder(nnx.Module):
       positions_BL: int32, for RoPE only.
       segment_ids_BL: int32; attention stays inside a segment; 0 is padding.
       compute_dtype: of the products, "bfloat16" or "float32".
-      remat: what the backward pass recomputes: "none", "dots" (all but
-        products) or "full" (all but the inputs of each layer).
+      remat: what the backward pass recomputes: "none", "dots" (all but linear
+        layers and attention) or "full" (all but the inputs of each layer).
       cache: None in training; empty before a prompt; then one token a call.
+      backend: attention kernel for training and prompts.
 
     Returns:
       hidden_BLD in compute_dtype, and the new cache or None.
@@ -224,13 +234,15 @@ class Decoder(nnx.Module):
           cache.segment_ids, segment_ids_BL, (0, cache.length)
         ),
       )
+    inverse_P, scale = rope.inverse_frequencies(self.config.rope, self.config.head_dim)
+    rotation = rope.rotation(positions_BL, inverse_P, scale)
     layer_def, layer_params = nnx.split(self.layers)
 
     def run_layer(carry, params_and_index):
       x_BLD, cache = carry
       params, index = params_and_index
       layer = nnx.merge(layer_def, params)
-      return layer(x_BLD, positions_BL, segment_ids_BL, cache, index), None
+      return layer(x_BLD, rotation, segment_ids_BL, backend, cache, index), None
 
     indices = jnp.arange(self.config.num_layers)
     (x_BLD, cache), _ = jax.lax.scan(
@@ -241,12 +253,17 @@ class Decoder(nnx.Module):
     return self.norm(x_BLD), cache
 
 
+def _keep(*names: str):
+  """Keeps what has one of the names; nothing else."""
+  return functools.partial(
+    jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(*names)
+  )
+
+
 REMAT = {
   "none": lambda f: f,
-  "dots": functools.partial(
-    jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-  ),
-  "full": jax.checkpoint,
+  "dots": _keep(INPUT, PRODUCT, attention.KEPT),
+  "full": _keep(INPUT),
 }
 
 

@@ -126,19 +126,23 @@ def _llama3(config: RopeConfig, inv_P: np.ndarray) -> np.ndarray:
   return inv_P * keep_P + inv_P / config.factor * (1 - keep_P)
 
 
-def apply(
-  x_BLNH: jax.Array,
-  positions_BL: jax.Array,
-  inv_freq_P: jax.Array,
-  scale: float,
-) -> jax.Array:
-  """Rotates the pairs (h, h + H/2) of every head by position × rate (fp32)."""
+def rotation(
+  positions_BL: jax.Array, inv_freq_P: jax.Array, scale: float
+) -> tuple[jax.Array, jax.Array]:
+  """cos_BLP and sin_BLP of position × rate, fp32, times `scale`.
+
+  The same for all layers, so made once a step and not in each of them.
+  """
   angle_BLP = positions_BL[:, :, None].astype(jnp.float32) * inv_freq_P
-  cos_BLP = jnp.cos(angle_BLP)[:, :, None, :] * scale
-  sin_BLP = jnp.sin(angle_BLP)[:, :, None, :] * scale
+  return jnp.cos(angle_BLP) * scale, jnp.sin(angle_BLP) * scale
+
+
+def apply(x_BLNH: jax.Array, cos_BLP: jax.Array, sin_BLP: jax.Array) -> jax.Array:
+  """Rotates the pairs (h, h + H/2) of every head, in fp32."""
+  cos_BL1P, sin_BL1P = cos_BLP[:, :, None], sin_BLP[:, :, None]
   first, second = jnp.split(x_BLNH.astype(jnp.float32), 2, axis=-1)
   rotated = jnp.concatenate(
-    [first * cos_BLP - second * sin_BLP, second * cos_BLP + first * sin_BLP],
+    [first * cos_BL1P - second * sin_BL1P, second * cos_BL1P + first * sin_BL1P],
     axis=-1,
   )
   return rotated.astype(x_BLNH.dtype)

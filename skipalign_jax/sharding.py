@@ -5,17 +5,21 @@ moments: ZeRO-3), `tensor` splits heads and ffn, `context` splits the places of 
 row. Rows of a batch are spread over data × fsdp.
 """
 
+import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from skipalign_jax import errors
 
 AXES = ("data", "fsdp", "tensor", "context")
 BATCH = ("data", "fsdp")
+AnyMesh = Mesh | AbstractMesh
 
 # Path of a parameter (layers are stacked on axis 0) → its spec. Each parameter
 # matches exactly one row.
@@ -59,7 +63,7 @@ def process_share(mesh: Mesh) -> tuple[int, int]:
   Raises:
     UserError: the shares of two processes overlap in part.
   """
-  blocks = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+  blocks = mesh.devices.reshape(row_shards(mesh), -1)
   blocks_of: dict[int, set[int]] = {}
   for block, devices in enumerate(blocks):
     for device in devices:
@@ -93,12 +97,7 @@ def params_shardings(mesh: Mesh, params: Any) -> Any:
   """
 
   def of(key_path, param):
-    given = spec(path_of(key_path))
-    fits = [
-      axis if axis and size % mesh.shape[axis] == 0 else None
-      for axis, size in zip(given, param.shape, strict=True)
-    ]
-    return NamedSharding(mesh, PartitionSpec(*fits))
+    return NamedSharding(mesh, _fit(spec(path_of(key_path)), param.shape, mesh))
 
   return jax.tree_util.tree_map_with_path(of, params)
 
@@ -113,8 +112,70 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def constrain_batch(x_BLD: jax.Array) -> jax.Array:
-  """Keeps activations spread over their rows where a mesh is set."""
-  if jax.sharding.get_abstract_mesh().empty:
-    return x_BLD
-  return jax.lax.with_sharding_constraint(x_BLD, PartitionSpec(BATCH))
+def constrain_places(x_BLD: jax.Array) -> jax.Array:
+  """Keeps activations spread over rows and places where a mesh is set."""
+  return _constrain(x_BLD, PartitionSpec(BATCH, "context"))
+
+
+def over_heads(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """Runs an attention kernel on each device's rows and heads, with whole rows.
+
+  `attend(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL)` knows no mesh. Between layers
+  the places of a row are split over `context`; here they come together and the
+  heads are split instead, by one all-to-all each way (DeepSpeed-Ulysses,
+  2309.14509), so that every kernel works for every mesh and causality costs all
+  devices the same. Fewer kv heads than devices are repeated.
+  """
+
+  def attend_on_mesh(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL):
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+      return attend(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL)
+    B, _, N, _ = q_BLNH.shape
+    K = k_BLKH.shape[2]
+    repeats = math.lcm(K, head_shards(mesh)) // K
+    if repeats > 1:
+      k_BLKH, v_BLKH = (jnp.repeat(x, repeats, axis=2) for x in (k_BLKH, v_BLKH))
+    rows = BATCH if B % row_shards(mesh) == 0 else None
+    heads = PartitionSpec(rows, None, ("tensor", "context"))
+    assert N % (K * repeats) == 0, (N, K, repeats)
+    out_BLNH = jax.shard_map(
+      attend,
+      in_specs=(heads, heads, heads, PartitionSpec(rows)),
+      out_specs=heads,
+      check_vma=False,
+    )(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL)
+    return _constrain(out_BLNH, PartitionSpec(BATCH, "context", "tensor"))
+
+  return attend_on_mesh
+
+
+def row_shards(mesh: AnyMesh) -> int:
+  """Devices over which the rows of a batch are split."""
+  return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def head_shards(mesh: AnyMesh) -> int:
+  """Devices over which attention splits its heads."""
+  return mesh.shape["tensor"] * mesh.shape["context"]
+
+
+def _constrain(x: jax.Array, given: PartitionSpec) -> jax.Array:
+  """The spec on the mesh that is set, without axes that do not divide."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, _fit(given, x.shape, mesh))
+
+
+def _fit(given: PartitionSpec, shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
+  def size(axes):
+    names = (axes,) if isinstance(axes, str) else axes
+    return math.prod(mesh.shape[name] for name in names)
+
+  return PartitionSpec(
+    *(
+      axes if axes and length % size(axes) == 0 else None
+      for axes, length in zip(given, shape, strict=False)
+    )
+  )

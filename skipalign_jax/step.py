@@ -11,9 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 
-from skipalign_jax import losses, model, positions, sharding
+from skipalign_jax import config as config_lib
+from skipalign_jax import kernels, losses, model, positions, sharding
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -38,8 +40,40 @@ class Recipe:
   seed: int
   compute_dtype: str
   remat: str
+  attention: kernels.Backend
   loss_chunk: int
   grad_accum: int
+
+
+def recipe_from(
+  config: ml_collections.ConfigDict,
+  shape: model.ModelConfig,
+  position_recipe: positions.PositionConfig,
+  mesh: jax.sharding.Mesh,
+) -> Recipe:
+  """The recipe that a config means, for a model of this shape on these devices.
+
+  Raises:
+    UserError: the attention backend does not exist there.
+  """
+  backend = kernels.choose(
+    config.attention.backend,
+    mesh.devices.flat[0].platform,
+    config.model.compute_dtype,
+    config.data.seq_len,
+    shape.head_dim,
+    config_lib.most_samples(config.data) + 1,  # and the padding
+  )
+  return Recipe(
+    model=shape,
+    positions=position_recipe,
+    seed=config.seed,
+    compute_dtype=config.model.compute_dtype,
+    remat=config.model.remat,
+    attention=backend,
+    loss_chunk=config.loss.chunk,
+    grad_accum=config.grad_accum,
+  )
 
 
 def loss_sum(
@@ -56,6 +90,7 @@ def loss_sum(
     batch["segment_ids"],
     recipe.compute_dtype,
     recipe.remat,
+    backend=recipe.attention,
   )
   total = losses.cross_entropy(
     hidden_BLD, decoder.head(), targets_BL, weight_BL, recipe.loss_chunk

@@ -48,17 +48,17 @@ def test_plain_equals_loops():
 
 
 @pytest.mark.parametrize(
-  ("L", "heads", "kv_heads", "max_blocks"),
+  ("L", "heads", "kv_heads", "spans"),
   [
     (3, 2, 2, 32),  # less than a block
     (8, 4, 2, 32),  # whole blocks, grouped heads
     (11, 4, 4, 32),  # a short last block
-    (22, 4, 1, 2),  # no more than two blocks, so they grow
+    (22, 4, 1, 2),  # no more than two spans, so they have several blocks
   ],
 )
-def test_blockwise_equals_plain(monkeypatch, L, heads, kv_heads, max_blocks):
-  monkeypatch.setattr(attention, "MIN_BLOCK", 4)
-  monkeypatch.setattr(attention, "MAX_BLOCKS", max_blocks)
+def test_blockwise_equals_plain(monkeypatch, L, heads, kv_heads, spans):
+  monkeypatch.setattr(attention, "BLOCK", 4)
+  monkeypatch.setattr(attention, "SPANS", spans)
   expected = with_gradients(plain, *inputs(L, heads, kv_heads))
   got = with_gradients(attention.blockwise, *inputs(L, heads, kv_heads))
   for one, other in zip(got, expected, strict=True):
@@ -77,7 +77,7 @@ def test_mask_is_array_order_and_segments():
 @pytest.mark.parametrize("attend", [plain, attention.blockwise])
 def test_nothing_leaks(monkeypatch, attend):
   """Gradients of place t are exactly zero for later and for foreign places s."""
-  monkeypatch.setattr(attention, "MIN_BLOCK", 4)
+  monkeypatch.setattr(attention, "BLOCK", 4)
   L = 11
   qkv, segments_BL, d_out_BLNH = inputs(L, 4, 2)
 
@@ -93,7 +93,7 @@ def test_nothing_leaks(monkeypatch, attend):
 
 
 def test_bf16_is_close_to_fp32(monkeypatch):
-  monkeypatch.setattr(attention, "MIN_BLOCK", 8)
+  monkeypatch.setattr(attention, "BLOCK", 8)
   qkv, segments_BL, d_out_BLNH = inputs(22, 4, 2)
   qkv = [jnp.asarray(x, jnp.bfloat16) for x in qkv]
   got = with_gradients(attention.blockwise, qkv, segments_BL, d_out_BLNH)

@@ -6,8 +6,8 @@ import pathlib
 LAYERS = (
   {"errors"},
   {
-    "attention",
     "config",
+    "cpu",
     "losses",
     "metrics",
     "optimizer",
@@ -17,8 +17,9 @@ LAYERS = (
     "sharding",
     "signals",
   },
-  {"cli", "model_config"},
-  {"model", "resolve", "shapes"},
+  {"attention", "cli", "model_config"},
+  {"kernels", "resolve", "shapes"},
+  {"model"},
   {"hf", "step"},
   {"checkpoint", "data", "workdir"},
   {"convert", "generate", "show", "train"},

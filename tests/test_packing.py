@@ -11,24 +11,25 @@ SEQ_LEN = 50
 
 @hypothesis.settings(max_examples=100, deadline=None)
 @hypothesis.given(
-  lengths=st.lists(st.integers(1, SEQ_LEN), max_size=300), pack=st.booleans()
+  lengths=st.lists(st.integers(1, SEQ_LEN), max_size=300), most=st.integers(1, 20)
 )
-def test_every_sample_is_in_one_row_and_fits(lengths, pack):
-  rows = packing.plan_rows(np.array(lengths, int), SEQ_LEN, pack)
+def test_every_sample_is_in_one_row_and_fits(lengths, most):
+  rows = packing.plan_rows(np.array(lengths, int), SEQ_LEN, most)
   assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
   assert all(0 < sum(lengths[i] for i in row) <= SEQ_LEN for row in rows)
-  if not pack:
-    assert all(len(row) == 1 for row in rows)
+  assert all(len(row) <= most for row in rows)
 
 
 def test_first_fit_by_hand():
-  rows = packing.plan_rows(np.array([30, 30, 20, 15, 5, 50]), 50, True)
+  rows = packing.plan_rows(np.array([30, 30, 20, 15, 5, 50]), 50, 9)
   assert rows == [[0, 2], [1, 3, 4], [5]]
+  rows = packing.plan_rows(np.array([10, 10, 10, 10, 10]), 50, 2)
+  assert rows == [[0, 1], [2, 3], [4]]
 
 
 def test_packing_fills_rows():
   lengths = np.random.default_rng(0).integers(20, 2000, 5000)
-  rows = packing.plan_rows(lengths, 4096, True)
+  rows = packing.plan_rows(lengths, 4096, 128)
   assert lengths.sum() / (4096 * len(rows)) > 0.93
 
 

@@ -11,7 +11,15 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from skipalign_jax import model, model_config, optimizer, positions, rope, sharding
+from skipalign_jax import (
+  kernels,
+  model,
+  model_config,
+  optimizer,
+  positions,
+  rope,
+  sharding,
+)
 from skipalign_jax import step as step_lib
 from skipalign_jax.data import packing
 
@@ -100,20 +108,26 @@ def optim(**changes):
   )
 
 
+def recipe(**changes):
+  """What the tiny runs do."""
+  fields = dict(
+    model=config(),
+    positions=SKIPS,
+    seed=0,
+    compute_dtype="float32",
+    remat="none",
+    attention=kernels.Backend("blockwise", 4),
+    loss_chunk=7,
+    grad_accum=1,
+  )
+  return step_lib.Recipe(**fields | changes)
+
+
 class Run:
   """A compiled step and its state on a mesh."""
 
   def __init__(self, mesh=None, steps=10, start=None, optim=optim(), **changes):  # noqa: B008
-    fields = dict(
-      model=config(),
-      positions=SKIPS,
-      seed=0,
-      compute_dtype="float32",
-      remat="none",
-      loss_chunk=7,
-      grad_accum=1,
-    )
-    self.recipe = step_lib.Recipe(**fields | changes)
+    self.recipe = recipe(**changes)
     one = dict(data=1, fsdp=1, tensor=1, context=1)
     self.mesh = mesh or sharding.make_mesh(one, jax.local_devices()[:1])
     update = optimizer.make(optim, steps)

@@ -28,21 +28,23 @@ DTYPES = {
 }
 
 
-def plan_rows(lengths_N: np.ndarray, seq_len: int, packing: bool) -> list[list[int]]:
+def plan_rows(
+  lengths_N: np.ndarray, seq_len: int, most_samples: int
+) -> list[list[int]]:
   """Samples 0 … N−1, in this order, put into rows.
 
-  Without packing a sample is a row. With it, first fit: a sample goes into the
-  first of the open rows that has room; when none has, the fullest one is closed.
+  First fit: a sample goes into the first of the open rows that has room; when
+  none has, the fullest one is closed.
 
   Args:
     lengths_N: tokens of each sample, in 1 … seq_len.
     seq_len: tokens of a row.
-    packing: whether samples share rows.
+    most_samples: that a row takes; 1 is no packing.
 
   Returns:
     The samples of each row; each sample is in exactly one.
   """
-  if not packing:
+  if most_samples == 1:
     return [[i] for i in range(len(lengths_N))]
   rows: list[list[int]] = []
   open_rows: list[list[int]] = [[] for _ in range(OPEN_ROWS)]
@@ -54,7 +56,7 @@ def plan_rows(lengths_N: np.ndarray, seq_len: int, packing: bool) -> list[list[i
       rows.append(open_rows[at])
       open_rows[at], room[at] = [], seq_len
     open_rows[at].append(i)
-    room[at] -= length
+    room[at] = 0 if len(open_rows[at]) == most_samples else room[at] - length
   return rows + [row for row in open_rows if row]
 
 

@@ -13,6 +13,7 @@ import transformers
 from absl import flags
 from rich import console as rich_console
 
+from skipalign_jax import config as config_lib
 from skipalign_jax import errors
 from skipalign_jax.data import packing, prepare, sources
 
@@ -67,11 +68,11 @@ class TrainRows:
     prepared: list[prepare.Prepared],
     usable: list[np.ndarray],
     seq_len: int,
-    pack: bool,
+    most_samples: int,
     seed: int,
   ):
     self._prepared, self._usable = prepared, usable
-    self._seq_len, self._pack, self._seed = seq_len, pack, seed
+    self._seq_len, self._most_samples, self._seed = seq_len, most_samples, seed
     self._rows: list[tuple[int, np.ndarray]] = []  # epoch, its (source, row) pairs
     self._epochs = 0
     self._readers = None
@@ -102,7 +103,7 @@ class TrainRows:
       chosen.append(np.stack([np.full(len(rows), number), rows], axis=1))
     order = rng.permutation(np.concatenate(chosen))
     lengths = np.array([self._prepared[s].lengths[row] for s, row in order])
-    plan = packing.plan_rows(lengths, self._seq_len, self._pack)
+    plan = packing.plan_rows(lengths, self._seq_len, self._most_samples)
     if not plan:
       raise errors.UserError(
         "the weights behind * leave no sample in an epoch; raise them"
@@ -147,7 +148,8 @@ def build(
   elif c.eval:
     held_out = [(p, p.usable) for p in prepare_all(c.eval)]
 
-  rows = TrainRows(train, usable, c.seq_len, c.packing, config.seed)
+  most_samples = config_lib.most_samples(c)
+  rows = TrainRows(train, usable, c.seq_len, most_samples, config.seed)
   if config.epochs is not None:
     for _ in range(config.epochs):
       rows.add_epoch()
@@ -213,7 +215,8 @@ def _eval_batches(
   all_rows = []
   for p, usable in held_out:
     reader = p.rows.with_format("numpy")
-    for members in packing.plan_rows(p.lengths[usable], c.seq_len, c.packing):
+    most_samples = config_lib.most_samples(c)
+    for members in packing.plan_rows(p.lengths[usable], c.seq_len, most_samples):
       samples = [reader[int(usable[i])] for i in members]
       all_rows.append(packing.assemble_row(samples, c.seq_len, epoch=0))
   size = config.batch_size // config.grad_accum

@@ -1,0 +1,93 @@
+"""Attention backends against the definition; the choice between them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from skipalign_jax import errors, kernels
+
+L, HEADS, KV_HEADS, HEAD_DIM = 256, 4, 2, 64
+
+
+def inputs(dtype):
+  """Two rows of packed segments with padding; the second is padded on the left."""
+  rng = np.random.default_rng(0)
+  draw = lambda n: jnp.asarray(rng.standard_normal((2, L, n, HEAD_DIM)), dtype)
+  segments_BL = np.zeros((2, L), np.int32)
+  segments_BL[0, :70], segments_BL[0, 70:71], segments_BL[0, 71:200] = 1, 2, 3
+  segments_BL[1, 130:] = 1
+  return (draw(HEADS), draw(KV_HEADS), draw(KV_HEADS)), segments_BL, draw(HEADS)
+
+
+def with_gradients(attend, dtype):
+  """Output, gradients of q, k and v; what padding gives does not count."""
+  qkv, segments_BL, d_out_BLNH = inputs(dtype)
+  d_out_BLNH *= (segments_BL > 0)[..., None, None]
+  run = lambda *qkv: attend(*qkv, segments_BL)
+  out_BLNH, pull = jax.vjp(run, *qkv)
+  used_BLNH = out_BLNH * (segments_BL > 0)[..., None, None]
+  return [np.asarray(x, np.float32) for x in (used_BLNH, *pull(d_out_BLNH))]
+
+
+@pytest.fixture(scope="module")
+def exact():
+  return with_gradients(kernels.reference, jnp.float32)
+
+
+@pytest.mark.parametrize(
+  "attend",
+  [
+    kernels.BACKENDS["xla"],
+    kernels.BACKENDS["blockwise"],
+    functools.partial(kernels.triton, interpret=True),
+    functools.partial(kernels.splash, interpret=True),
+  ],
+  ids=["xla", "blockwise", "triton", "splash"],
+)
+def test_backends_agree(attend, exact):
+  """In bf16, which the kernels are made for; Pallas kernels run interpreted."""
+  for got, expected in zip(with_gradients(attend, jnp.bfloat16), exact, strict=True):
+    error = np.abs(got - expected).max() / np.abs(expected).max()
+    assert error < 0.02, error
+
+
+def test_runs_tell_cudnn_where_segments_are():
+  segments_BL = np.array([[1, 1, 1, 2, 0, 0], [0, 0, 5, 5, 5, 5], [3] * 6])
+  offsets, lengths = kernels.runs(jnp.asarray(segments_BL), 3)
+  assert offsets.tolist() == [[0, 3, 4, -1], [0, 2, -1, -1], [0, -1, -1, -1]]
+  assert lengths.tolist() == [[3, 1, 2], [2, 4, -1], [6, -1, -1]]
+
+
+@pytest.mark.parametrize(
+  ("platform", "dtype", "length", "segments", "chosen"),
+  [
+    ("cpu", "bfloat16", 4096, 2, "blockwise"),
+    ("gpu", "bfloat16", 4096, 2, "cudnn"),
+    ("cuda", "bfloat16", 4096, 129, "triton"),
+    ("gpu", "float32", 4096, 2, "blockwise"),
+    ("gpu", "bfloat16", 4100, 129, "blockwise"),
+    ("tpu", "bfloat16", 4096, 129, "splash"),
+    ("tpu", "bfloat16", 100, 2, "blockwise"),
+  ],
+)
+def test_auto(platform, dtype, length, segments, chosen):
+  backend = kernels.choose("auto", platform, dtype, length, 128, segments)
+  assert backend == kernels.Backend(chosen, segments)
+
+
+@pytest.mark.parametrize(
+  ("name", "platform", "message"),
+  [
+    ("flash", "gpu", "choose one of auto, xla, blockwise, cudnn, triton, splash"),
+    ("cudnn", "cpu", "needs an NVIDIA GPU"),
+    ("splash", "gpu", "needs a TPU"),
+    ("triton", "tpu", "needs an NVIDIA GPU"),
+  ],
+)
+def test_impossible_choices_are_refused(name, platform, message):
+  with pytest.raises(errors.UserError, match=message):
+    kernels.choose(name, platform, "bfloat16", 4096, 128, 2)
+  assert kernels.choose("xla", platform, "bfloat16", 4096, 128, 2).name == "xla"
