@@ -5,6 +5,8 @@ starts from, is refused here, before anything is loaded or written.
 """
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -45,13 +47,36 @@ def check(config: ml_collections.ConfigDict) -> positions.PositionConfig:
   return recipe
 
 
-def check_rows(config: ml_collections.ConfigDict, devices: int) -> None:
-  """Checks that a microbatch spreads evenly over the devices that split rows."""
+def check_mesh(
+  config: ml_collections.ConfigDict,
+  shape: model_config.ModelConfig,
+  mesh: Mapping[str, int],
+) -> None:
+  """Checks that rows, places and heads spread evenly over a mesh's axes.
+
+  Args:
+    config: the whole config.
+    shape: of the model.
+    mesh: axis → devices along it.
+  """
   rows = config.batch_size // config.grad_accum
+  devices = mesh["data"] * mesh["fsdp"]
   if rows % devices:
     raise errors.UserError(
       f"a microbatch of {rows} rows (batch_size / grad_accum) does not spread over "
       f"{devices} devices (mesh.data x mesh.fsdp); change batch_size or grad_accum"
+    )
+  if config.data.seq_len % mesh["context"]:
+    raise errors.UserError(
+      f"data.seq_len={config.data.seq_len} does not split into mesh.context="
+      f"{mesh['context']} equal parts"
+    )
+  devices = mesh["tensor"] * mesh["context"]
+  if shape.num_heads % math.lcm(shape.num_kv_heads, devices):
+    raise errors.UserError(
+      f"attention splits heads over mesh.tensor x mesh.context = {devices} devices, "
+      f"but the model has {shape.num_heads} query and {shape.num_kv_heads} kv heads; "
+      "choose axes whose product divides the query heads evenly"
     )
 
 

@@ -2,7 +2,8 @@
 
 Axes: `data` replicates parameters, `fsdp` shards them (and gradients and Adam's
 moments: ZeRO-3), `tensor` splits heads and ffn, `context` splits the places of a
-row. Rows of a batch are spread over data × fsdp.
+row and shards parameters as `fsdp` does. Rows of a batch are spread over
+data × fsdp.
 """
 
 import math
@@ -19,22 +20,23 @@ from skipalign_jax import errors
 
 AXES = ("data", "fsdp", "tensor", "context")
 BATCH = ("data", "fsdp")
+SHARDS = ("fsdp", "context")  # who shares a parameter: context needs no own copy
 AnyMesh = Mesh | AbstractMesh
 
 # Path of a parameter (layers are stacked on axis 0) → its spec. Each parameter
 # matches exactly one row.
 TABLE = (
-  (r"(embed|lm_head)/weight", PartitionSpec("tensor", "fsdp")),  # VD
-  (r"layers/attn/[qkv]/weight", PartitionSpec(None, "tensor", "fsdp")),  # OI
+  (r"(embed|lm_head)/weight", PartitionSpec("tensor", SHARDS)),  # VD
+  (r"layers/attn/[qkv]/weight", PartitionSpec(None, "tensor", SHARDS)),  # OI
   (r"layers/attn/[qkv]/bias", PartitionSpec(None, "tensor")),
-  (r"layers/attn/o/weight", PartitionSpec(None, "fsdp", "tensor")),
-  (r"layers/attn/o/bias", PartitionSpec(None, "fsdp")),
-  (r"layers/mlp/(gate|up)/weight", PartitionSpec(None, "tensor", "fsdp")),
+  (r"layers/attn/o/weight", PartitionSpec(None, SHARDS, "tensor")),
+  (r"layers/attn/o/bias", PartitionSpec(None, SHARDS)),
+  (r"layers/mlp/(gate|up)/weight", PartitionSpec(None, "tensor", SHARDS)),
   (r"layers/mlp/(gate|up)/bias", PartitionSpec(None, "tensor")),
-  (r"layers/mlp/down/weight", PartitionSpec(None, "fsdp", "tensor")),
-  (r"layers/mlp/down/bias", PartitionSpec(None, "fsdp")),
-  (r"layers/(attn|mlp)_norm/weight", PartitionSpec(None, "fsdp")),
-  (r"norm/weight", PartitionSpec("fsdp")),
+  (r"layers/mlp/down/weight", PartitionSpec(None, SHARDS, "tensor")),
+  (r"layers/mlp/down/bias", PartitionSpec(None, SHARDS)),
+  (r"layers/(attn|mlp)_norm/weight", PartitionSpec(None, SHARDS)),
+  (r"norm/weight", PartitionSpec(SHARDS)),
 )
 
 
@@ -114,7 +116,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def constrain_places(x_BLD: jax.Array) -> jax.Array:
   """Keeps activations spread over rows and places where a mesh is set."""
-  return _constrain(x_BLD, PartitionSpec(BATCH, "context"))
+  return _constrain(x_BLD, PartitionSpec(BATCH, ("context", "tensor")))
 
 
 def over_heads(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -131,6 +133,9 @@ def over_heads(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
       return attend(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL)
+    # Said here, so that projections run on each device's own places.
+    places = PartitionSpec(BATCH, "context", "tensor")
+    q_BLNH, k_BLKH, v_BLKH = (_constrain(x, places) for x in (q_BLNH, k_BLKH, v_BLKH))
     B, _, N, _ = q_BLNH.shape
     K = k_BLKH.shape[2]
     repeats = math.lcm(K, head_shards(mesh)) // K
@@ -145,7 +150,7 @@ def over_heads(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
       out_specs=heads,
       check_vma=False,
     )(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL)
-    return _constrain(out_BLNH, PartitionSpec(BATCH, "context", "tensor"))
+    return _constrain(out_BLNH, places)
 
   return attend_on_mesh
 

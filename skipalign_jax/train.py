@@ -62,7 +62,7 @@ def run(
   shape = resolve.model_from(config, opened and opened.config, len(tokenizer))
   reference.check_vocabulary(tokenizer, shape)
   mesh = sharding.make_mesh(dict(config.mesh))
-  resolve.check_rows(config, mesh.shape["data"] * mesh.shape["fsdp"])
+  resolve.check_mesh(config, shape, mesh.shape)
   data = pipeline.build(
     config, tokenizer, jax.process_index(), jax.process_count(), console
   )

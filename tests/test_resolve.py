@@ -3,23 +3,9 @@ import dataclasses
 import pytest
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import errors, model_config, resolve, rope
+from skipalign_jax import errors, resolve, rope, shapes
 
-LLAMA = model_config.ModelConfig(
-  vocab_size=32_000,
-  num_layers=32,
-  embed_dim=4096,
-  ffn_dim=11_008,
-  num_heads=32,
-  num_kv_heads=32,
-  head_dim=128,
-  norm_eps=1e-5,
-  tie_embeddings=False,
-  attention_bias=False,
-  mlp_bias=False,
-  window=4096,
-  rope=rope.RopeConfig("none", 10_000.0, original_window=4096),
-)
+LLAMA = shapes.KNOWN["meta-llama/Llama-2-7b-hf"]
 
 
 @pytest.fixture
@@ -105,8 +91,15 @@ def test_contiguous_positions_need_no_room(config):
   resolve.check(config)
 
 
-def test_microbatch_must_spread_over_devices(config):
+def test_rows_places_and_heads_must_spread_over_the_mesh(config):
   config.batch_size, config.grad_accum = 16, 4
-  resolve.check_rows(config, 4)
-  with pytest.raises(errors.UserError, match=r"microbatch of 4 rows .* 8 devices"):
-    resolve.check_rows(config, 8)
+  llama = shapes.KNOWN["meta-llama/Llama-2-70b-hf"]  # 64 query heads, 8 kv heads
+  mesh = dict(data=2, fsdp=2, tensor=2, context=8)
+  resolve.check_mesh(config, llama, mesh)
+  for changes, message in (
+    (dict(fsdp=4), r"microbatch of 4 rows .* 8 devices"),
+    (dict(context=3), "does not split into mesh.context=3"),
+    (dict(tensor=16), "128 devices, but the model has 64 query and 8 kv heads"),
+  ):
+    with pytest.raises(errors.UserError, match=message):
+      resolve.check_mesh(config, llama, mesh | changes)

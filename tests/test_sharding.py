@@ -51,25 +51,56 @@ def test_an_unknown_parameter_has_no_layout(path):
     sharding.spec(path)
 
 
-def test_layouts_of_llama2_7b():
-  assert specs(shapes.KNOWN["meta-llama/Llama-2-7b-hf"], data=2, fsdp=4, tensor=8) == {
-    "embed/weight": ("tensor", "fsdp"),
-    "lm_head/weight": ("tensor", "fsdp"),
-    "layers/attn/q/weight": (None, "tensor", "fsdp"),
-    "layers/attn/k/weight": (None, "tensor", "fsdp"),
-    "layers/attn/v/weight": (None, "tensor", "fsdp"),
-    "layers/attn/o/weight": (None, "fsdp", "tensor"),
-    "layers/mlp/gate/weight": (None, "tensor", "fsdp"),
-    "layers/mlp/up/weight": (None, "tensor", "fsdp"),
-    "layers/mlp/down/weight": (None, "fsdp", "tensor"),
-    "layers/attn_norm/weight": (None, "fsdp"),
-    "layers/mlp_norm/weight": (None, "fsdp"),
-    "norm/weight": ("fsdp",),
+SHARDS = ("fsdp", "context")
+LAYOUT = {
+  "embed/weight": ("tensor", SHARDS),
+  "lm_head/weight": ("tensor", SHARDS),
+  "layers/attn/q/weight": (None, "tensor", SHARDS),
+  "layers/attn/k/weight": (None, "tensor", SHARDS),
+  "layers/attn/v/weight": (None, "tensor", SHARDS),
+  "layers/attn/o/weight": (None, SHARDS, "tensor"),
+  "layers/mlp/gate/weight": (None, "tensor", SHARDS),
+  "layers/mlp/up/weight": (None, "tensor", SHARDS),
+  "layers/mlp/down/weight": (None, SHARDS, "tensor"),
+  "layers/attn_norm/weight": (None, SHARDS),
+  "layers/mlp_norm/weight": (None, SHARDS),
+  "norm/weight": (SHARDS,),
+}
+
+
+# Parameters and shard sizes that a device holds on a mesh of 2 x 4 x 8 x 2.
+@pytest.mark.parametrize(
+  ("name", "billions", "embed", "kv", "down"),
+  [
+    ("meta-llama/Llama-2-7b-hf", 6.738, (4000, 512), (512, 512), (512, 1376)),
+    ("meta-llama/Llama-2-13b-hf", 13.016, (4000, 640), (640, 640), (640, 1728)),
+    ("meta-llama/Llama-2-70b-hf", 68.977, (4000, 1024), (128, 1024), (1024, 3584)),
+    ("01-ai/Yi-6B-200K", 6.061, (8000, 512), (64, 512), (512, 1376)),
+    ("01-ai/Yi-34B-200K", 34.389, (8000, 896), (128, 896), (896, 2560)),
+  ],
+)
+def test_layouts_of_known_models(name, billions, embed, kv, down):
+  config = shapes.KNOWN[name]
+  sizes = dict(data=2, fsdp=4, tensor=8, context=2)
+  assert specs(config, **sizes) == LAYOUT
+  assert config.num_params() / 1e9 == pytest.approx(billions, abs=1e-3)
+  mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+  params = by_path(model.definition(config)[1])
+  held = {
+    path: at.shard_shape(params[path].shape)
+    for path, at in by_path(
+      sharding.params_shardings(mesh, model.definition(config)[1])
+    ).items()
   }
+  assert held["embed/weight"] == embed
+  assert held["layers/attn/k/weight"] == (config.num_layers, *kv)
+  assert held["layers/mlp/down/weight"] == (config.num_layers, *down)
 
 
 def test_a_dimension_that_does_not_divide_stays_whole():
-  got = specs(tiny.config(attention_bias=True), data=1, fsdp=16, tensor=8)  # D = 24
+  got = specs(
+    tiny.config(attention_bias=True), data=1, fsdp=16, tensor=8, context=1
+  )  # D = 24
   assert got["embed/weight"] == ("tensor", None)  # V = 40
   assert got["layers/attn/o/weight"] == (None, None, "tensor")
   assert got["layers/attn/k/bias"] == (None, "tensor")
@@ -108,19 +139,22 @@ MESHES = {  # data, fsdp, tensor, context
   "fsdp8": (1, 8, 1, 1),
   "fsdp4_tensor2": (1, 4, 2, 1),
   "data2_fsdp2_tensor2": (2, 2, 2, 1),
+  "fsdp2_context4": (1, 2, 1, 4),  # two kv heads, so they are repeated
+  "fsdp2_tensor2_context2": (1, 2, 2, 2),
 }
+STEPS = 10
 
 
 def train_on_each_mesh():
-  """Four steps on each mesh; prints what became of them (in a process of its own)."""
+  """Ten steps on each mesh; prints what became of them (in a process of its own)."""
   report = {}
   for name, sizes in MESHES.items():
     mesh = sharding.make_mesh(
       dict(zip(sharding.AXES, sizes, strict=True)),
       jax.devices()[: int(np.prod(sizes))],
     )
-    run = tiny.Run(mesh, steps=4)
-    metrics = [run.step(tiny.batch(seed=t)) for t in range(4)]
+    run = tiny.Run(mesh, steps=STEPS)
+    metrics = [run.step(tiny.batch(seed=t)) for t in range(STEPS)]
     moments = by_path(run.state.opt[1][0].mu)  # of Adam, behind the clipping
     report[name] = dict(
       losses=[float(m["loss"]) for m in metrics],
