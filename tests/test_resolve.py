@@ -5,7 +5,10 @@ import pytest
 from skipalign_jax import config as config_lib
 from skipalign_jax import errors, resolve, rope, shapes
 
-LLAMA = shapes.KNOWN["meta-llama/Llama-2-7b-hf"]
+LLAMA = dataclasses.replace(
+  shapes.KNOWN["meta-llama/Llama-2-7b-hf"],
+  rope=rope.RopeConfig("none", 10_000.0, original_window=4096),
+)
 
 
 @pytest.fixture
