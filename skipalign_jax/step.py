@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 
 from skipalign_jax import losses, model, positions, sharding
@@ -40,6 +41,23 @@ class Recipe:
   remat: str
   loss_chunk: int
   grad_accum: int
+
+
+def recipe_from(
+  config: ml_collections.ConfigDict,
+  shape: model.ModelConfig,
+  position_recipe: positions.PositionConfig,
+) -> Recipe:
+  """The recipe that a config means, for a model of this shape."""
+  return Recipe(
+    model=shape,
+    positions=position_recipe,
+    seed=config.seed,
+    compute_dtype=config.model.compute_dtype,
+    remat=config.model.remat,
+    loss_chunk=config.loss.chunk,
+    grad_accum=config.grad_accum,
+  )
 
 
 def loss_sum(

@@ -68,15 +68,7 @@ def run(
   )
 
   # The program.
-  recipe = step_lib.Recipe(
-    model=shape,
-    positions=position_recipe,
-    seed=config.seed,
-    compute_dtype=config.model.compute_dtype,
-    remat=config.model.remat,
-    loss_chunk=config.loss.chunk,
-    grad_accum=config.grad_accum,
-  )
+  recipe = step_lib.recipe_from(config, shape, position_recipe)
   schedule = optimizer.schedule(config.optim, data.steps)
   update = optimizer.make(config.optim, data.steps)
   train_step, eval_step = step_lib.compile_steps(recipe, update, schedule, mesh)
