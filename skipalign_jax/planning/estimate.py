@@ -8,7 +8,7 @@ import math
 
 import jax.numpy as jnp
 
-from skipalign_jax import model_config, step
+from skipalign_jax import step
 from skipalign_jax.planning import flops, hardware
 
 # Share of a chip's peak that large products reach, lower and upper end. An

@@ -58,9 +58,7 @@ def prefill(shape: model_config.ModelConfig, rows: int, length: int) -> int:
 def decode(shape: model_config.ModelConfig, rows: int, length: int) -> int:
   """One more token a row, with `length` keys in the cache."""
   pairs = rows * length * shape.num_layers
-  return (
-    2 * rows * matrix_params(shape) + pairs * 4 * shape.num_heads * shape.head_dim
-  )
+  return 2 * rows * matrix_params(shape) + pairs * 4 * shape.num_heads * shape.head_dim
 
 
 class UnknownPrimitiveError(NotImplementedError):
@@ -129,8 +127,10 @@ def _dot_general(equation: Any) -> int:
   """2 · (elements of the result) · (elements contracted)."""
   (contracted, _), _ = equation.params["dimension_numbers"]
   left = equation.invars[0].aval.shape
-  return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(
-    left[axis] for axis in contracted
+  return (
+    2
+    * math.prod(equation.outvars[0].aval.shape)
+    * math.prod(left[axis] for axis in contracted)
   )
 
 
