@@ -95,8 +95,7 @@ def _count_equation(equation: Any) -> int:
     times = params["length"]
   elif name == "shard_map":
     mesh = params["mesh"]
-    axes = params.get("manual_axes") or mesh.axis_names
-    times = math.prod(mesh.shape[axis] for axis in axes)
+    times = math.prod(mesh.shape[axis] for axis in params["newly_manual_axes"])
   inner = list(_inner(params))
   if not inner and _OPAQUE.search(name):
     raise UnknownPrimitiveError(

@@ -195,18 +195,17 @@ def _trips(instruction, computations, inside) -> int | None:
   if noted:
     return int(noted[1])
   condition = _search(r"\bcondition=%?([\w.-]+)", instruction.text)
-  by_name = {i.name: i for i in computations[condition]}
-  root = computations[condition][-1]
+  root, operands = _last(computations[condition], -1, computations)
   direction = _search(r"direction=(\w+)", root.text)
   if root.opcode != "compare" or direction not in ("LT", "LE", "NE"):
     return None
-  counter, bound = (by_name.get(name) for name in root.operands)
+  counter, bound = operands
   if not counter or counter.opcode != "get-tuple-element" or not bound:
     return None
   index = int(_search(r"index=(\d+)", counter.text))
   end, start = _constant(bound), _start(instruction, computations[inside], index)
   body = computations[_search(r"\bbody=%?([\w.-]+)", instruction.text)]
-  step = _step(body, index)
+  step = _step(body, index, computations)
   if end is None or step is None:
     return None
   return max(0, -(-(end - (start or 0) + (direction == "LE")) // step))
@@ -224,18 +223,37 @@ def _start(instruction, neighbours, index) -> int | None:
   return value and _constant(value)
 
 
-def _step(body, index) -> int | None:
+def _step(body, index, computations) -> int | None:
   """What an iteration adds to the loop's counter (2 in a loop unrolled twice)."""
-  by_name = {i.name: i for i in body}
   if body[-1].opcode != "tuple":
     return None
-  value = by_name.get(body[-1].operands[index])
-  while value is not None and value.opcode == "copy":
-    value = by_name.get(value.operands[0])
-  if value is None or value.opcode != "add":
+  names = [i.name for i in body]
+  at = names.index(body[-1].operands[index])
+  while body[at].opcode == "copy":
+    at = names.index(body[at].operands[0])
+  value, operands = _last(body, at, computations)
+  if value.opcode != "add":
     return None
-  steps = [_constant(by_name[x]) for x in value.operands if x in by_name]
+  steps = [_constant(operand) for operand in operands if operand is not None]
   return next((step for step in steps if step), None)
+
+
+def _last(instructions, at, computations):
+  """Instruction `at` and its operands, looked up inside a fusion of just that."""
+  outside = {i.name: i for i in instructions}
+  found = instructions[at]
+  if found.opcode not in ("fusion", "call"):
+    return found, [outside.get(name) for name in found.operands]
+  inside = computations[next(iter(_called(found)))]
+  known = {i.name: i for i in inside}
+  operands = []
+  for name in inside[-1].operands:
+    operand = known.get(name)
+    if operand is not None and operand.opcode == "parameter":
+      number = int(_search(r"parameter\((\d+)\)", operand.text))
+      operand = outside.get(found.operands[number])
+    operands.append(operand)
+  return inside[-1], operands
 
 
 def _constant(instruction: _Instruction) -> int | None:
