@@ -143,12 +143,12 @@ def _plan(job, topology, searching, steps, note, console) -> report.Record:
   kinds = ("train",) if job.kind == "train" else ("prefill", "decode")
   jobs = [_of_kind(job, kind) for kind in kinds]
   tell = lambda text: console.print(f"{text} …", style="dim")
-  searched, advice = None, []
+  compiles = compiler.available(topology.hardware)
+  searched, parts = None, []
   with compiler.Compiler(topology) as build:
-    parts = []
     for one in jobs:
       measured = None
-      if compiler.available(topology.hardware):
+      if compiles:
         tell(f"compiling {one.kind} for {topology.name}")
         measured = build.measure(one)
       executed = measured.executed if measured else 0
@@ -156,11 +156,10 @@ def _plan(job, topology, searching, steps, note, console) -> report.Record:
         traced = programs.trace(one, programs.abstract_mesh(one))
         executed = flops.executed(traced.jaxpr)
       parts.append(report.program(one, topology, measured, executed))
-    if any(p["refused"] for p in parts):
-      advice += [f"the compiler refused: {p['refused']}" for p in parts if p["refused"]]
-    if not all(p["fits"] for p in parts):
-      advice += _too_large(job, topology)
-    if compiler.available(topology.hardware) and searching and not advice[1:]:
+    advice = [f"the compiler says: {p['refused']}" for p in parts if p["refused"]]
+    hopeless = _too_large(job, topology)
+    advice += hopeless
+    if compiles and searching and not hopeless:
       searched, more = _search(build, jobs, parts, tell)
       advice += more
   advice += report.allocator_advice(parts, topology)
@@ -180,15 +179,15 @@ def _of_kind(job, kind) -> estimate.Job:
 
 
 def _too_large(job, topology) -> list[str]:
-  """Says so when no setting can help: the state alone is more than there is."""
+  """Says so when no setting can help: what must be kept is more than there is."""
   kind = topology.hardware
   free = kind.memory - sum(kind.reserve.values())
-  state = estimate.state_bytes(job) * estimate.parameter_shards(job)
-  if state / topology.devices <= free:
+  kept = 16 * job.recipe.model.num_params()  # with gradients
+  if job.kind != "train" or kept <= free * topology.devices:
     return []
   return [
-    f"weights and optimizer state alone need {-(-state // free)} such devices; no "
-    "setting makes them smaller"
+    f"weights, Adam's moments and gradients alone need {-(-kept // free)} such "
+    "devices; no setting makes them smaller"
   ]
 
 

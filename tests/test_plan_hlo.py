@@ -13,7 +13,7 @@ import tiny
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from skipalign_jax.planning import hlo
+from skipalign_jax.planning import hlo, replica_groups
 
 W = 16  # matrices are W x W fp32
 WHOLE = W * W * 4
@@ -161,14 +161,14 @@ def test_pieces_of_one_collective_count_once():
   ],
 )
 def test_spellings_of_groups(text, groups):
-  assert hlo._groups(text) == groups
+  assert replica_groups.parse(text) == groups
 
 
 def test_what_is_no_program_is_refused():
   with pytest.raises(ValueError, match="ENTRY"):
     hlo.traffic("nothing", 8)
   with pytest.raises(ValueError, match="no group"):
-    hlo._groups("all-gather(%x)")
+    replica_groups.parse("all-gather(%x)")
 
 
 if __name__ == "__main__":
