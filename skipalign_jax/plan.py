@@ -151,6 +151,7 @@ def _plan(job, topology, searching, steps, note, console) -> report.Record:
       if compiles:
         tell(f"compiling {one.kind} for {topology.name}")
         measured = build.measure(one)
+        tell(f"  {measured.refused or 'done'} ({measured.seconds:.0f} s)")
       executed = measured.executed if measured else 0
       if not executed:
         traced = programs.trace(one, programs.abstract_mesh(one))

@@ -100,14 +100,15 @@ def test_mistakes_are_told(changes, given, message):
 
 
 def test_seven_billion_by_arithmetic(no_compiler):
-  (record,), text = run(llama(), samples=plan.TULU_SAMPLES)
+  shorter = llama(**{"data.seq_len": 1024})  # four blocks of attention to trace
+  (record,), text = run(shorter, samples=plan.TULU_SAMPLES)
   assert "pip install -e '.[plan]'" in text and "ANALYTIC" in text
   (step,) = record["programs"]
   memory = step["bytes_per_device"]
   assert record["mode"] == "analytic" and memory["peak_is"] == "analytic"
   assert memory["state"] == round(12 * 6_738_415_616 / 8)
-  assert 30 < memory["peak"] / 2**30 < 60 and step["fits"]
-  # Blocks of 256 x 4096, one layer's forward pass again but for `down`.
+  assert 15 < memory["peak"] / 2**30 < 30 and step["fits"]
+  # The forward pass again but for `down` and the head; blocks on the diagonal.
   assert 1.2 < step["flops"]["recompute_factor"] < 1.34
   assert record["duration"]["steps"] == 2 * plan.TULU_SAMPLES // 128
   low, high = step["estimate"]["mfu"]

@@ -61,7 +61,8 @@ class Compiler:
   def __init__(self, topology: hardware.Topology):
     self.topology = topology
     self.compiled: dict[estimate.Job, Measured] = {}
-    self._log = pathlib.Path(tempfile.mkstemp(prefix="plan_", suffix=".log")[1])
+    self._folder = tempfile.TemporaryDirectory(prefix="plan_")
+    self._log = pathlib.Path(self._folder.name) / "stderr.log"
     self._pool: concurrent.futures.ProcessPoolExecutor | None = None
 
   def __enter__(self) -> "Compiler":
@@ -69,7 +70,7 @@ class Compiler:
 
   def __exit__(self, *raised) -> None:
     self._stop()
-    self._log.unlink(missing_ok=True)
+    self._folder.cleanup()
 
   def measure(self, job: estimate.Job) -> Measured:
     """Compiles a job, unless it was compiled before."""
@@ -85,7 +86,7 @@ class Compiler:
         found = self._pool.submit(measure, self.topology, job).result()
       except process.BrokenProcessPool:
         self._stop()
-        lines = self._log.read_text(errors="replace").strip().splitlines()
+        lines = _read(self._log)
         last = lines[-1][-300:] if lines else "it left no message"
         found = Measured(0, 0, 0, f"the compiler's process died: {last}", 0, None, 0)
       self.compiled[job] = found
@@ -97,9 +98,15 @@ class Compiler:
       self._pool = None
 
 
+def _read(log: pathlib.Path) -> list[str]:
+  if not log.is_file():  # died before it could say anything
+    return []
+  return log.read_text(errors="replace").strip().splitlines()
+
+
 def _start(platform: str, log: str) -> None:
   """Prepares a fresh process, before JAX starts a backend."""
-  stream = os.open(log, os.O_WRONLY | os.O_APPEND)
+  stream = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
   os.dup2(stream, 2)  # warnings of XLA, of which a plan makes many
   os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"
   if platform == "cuda":

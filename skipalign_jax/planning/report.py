@@ -220,7 +220,7 @@ def _range(values, form) -> str:
   return low if low == high else f"{low} - {high}"
 
 
-def _mib(seconds: float) -> str:
+def _time(seconds: float) -> str:
   return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
 
 
@@ -228,7 +228,10 @@ def _fits(p: Record) -> str:
   margin = p["bytes_per_device"]["margin"]
   if p["fits"]:
     return f"yes, {_gib(margin)} left"
-  return "NO" if margin is None or margin > 0 else f"NO, by {_gib(-margin)}"
+  if margin is None or margin >= 0:
+    return "NO"
+  # A refusal names one part of what was wanted.
+  return f"NO, by {'at least ' if p['refused'] else ''}{_gib(-margin)}"
 
 
 def _hours(record: Record) -> str:
@@ -261,10 +264,10 @@ ROWS = (
   ("FITS", lambda r, p: _fits(p)),
   ("model FLOPs", lambda r, p: f"{p['flops']['model']:.3e}"),
   ("executed / model", lambda r, p: f"{p['flops']['recompute_factor']:.3f}"),
-  ("at least: arithmetic", lambda r, p: _mib(p["bounds_seconds"]["arithmetic"])),
-  ("at least: memory", lambda r, p: _mib(p["bounds_seconds"]["memory"])),
-  ("at least: interconnect", lambda r, p: _mib(p["bounds_seconds"]["interconnect"])),
-  ("estimate: seconds", lambda r, p: _range(p["estimate"]["seconds"], _mib)),
+  ("at least: arithmetic", lambda r, p: _time(p["bounds_seconds"]["arithmetic"])),
+  ("at least: memory", lambda r, p: _time(p["bounds_seconds"]["memory"])),
+  ("at least: interconnect", lambda r, p: _time(p["bounds_seconds"]["interconnect"])),
+  ("estimate: seconds", lambda r, p: _range(p["estimate"]["seconds"], _time)),
   ("estimate: MFU", lambda r, p:
     _range(p["estimate"]["mfu"], lambda x: f"{x:.0%}")),
   ("estimate: tokens/s", lambda r, p:
