@@ -1,6 +1,7 @@
 # make test        set up .venv, run the default suite
 # make quickstart  fine-tune SmolLM2-135M-Instruct on this CPU, export it, ask it
 # make parity      tests against PyTorch and the real weights (installs torch)
+# make test-plan   compiles for GPUs and TPUs that are not there (installs several GB)
 # make lint        ruff, as CI runs it
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 WEIGHTS := .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 RUN := runs/quickstart
 
-.PHONY: setup test lint weights quickstart parity
+.PHONY: setup test test-plan lint weights quickstart parity
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -22,6 +23,10 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 
 test: setup
 	$(BIN)/python -m pytest -n 2
+
+test-plan: setup
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[plan]'
+	$(BIN)/python -m pytest -m plan
 
 lint: setup
 	$(BIN)/ruff check .

@@ -89,18 +89,9 @@ def generate(
     yield [t if on else None for on, t in zip(running, tokens, strict=True)]
 
 
-@functools.partial(
-  jax.jit, static_argnames=("config", "compute_dtype"), donate_argnames="cache"
+_forward = jax.jit(
+  model.extend, static_argnames=("config", "compute_dtype"), donate_argnames="cache"
 )
-def _forward(params, tokens_BL, positions_BL, segment_ids_BL, cache, config,
-             compute_dtype):  # fmt: skip
-  """Logits after the last token of each row, and the cache with all of them."""
-  decoder = model.bind(config, params)
-  hidden_BLD, cache = decoder(
-    tokens_BL, positions_BL, segment_ids_BL, compute_dtype, cache=cache
-  )
-  head_VD = decoder.head()
-  return model.linear(hidden_BLD[:, -1], head_VD).astype(jnp.float32), cache
 
 
 @functools.partial(jax.jit, static_argnames=("temperature", "top_p"))

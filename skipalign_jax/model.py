@@ -300,5 +300,33 @@ def logits(
   return _product("bld,vd->blv", hidden_BLD, head_VD, jnp.float32)
 
 
+def extend(
+  params: Params,
+  tokens_BL: jax.Array,
+  positions_BL: jax.Array,
+  segment_ids_BL: jax.Array,
+  cache: Cache,
+  config: ModelConfig,
+  compute_dtype: str,
+  backend: kernels.Backend = BLOCKWISE,
+) -> tuple[jax.Array, Cache]:
+  """Prefill or one step of decoding: what generation compiles.
+
+  Returns:
+    logits_BV fp32 after the last token of each row, and the cache with all of
+    these tokens in it.
+  """
+  decoder = bind(config, params)
+  hidden_BLD, cache = decoder(
+    tokens_BL,
+    positions_BL,
+    segment_ids_BL,
+    compute_dtype,
+    cache=cache,
+    backend=backend,
+  )
+  return linear(hidden_BLD[:, -1], decoder.head()).astype(jnp.float32), cache
+
+
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> jax.Array:
   return 0.02 * jax.random.normal(rngs.params(), shape)

@@ -71,6 +71,11 @@ def check_mesh(
       f"data.seq_len={config.data.seq_len} does not split into mesh.context="
       f"{mesh['context']} equal parts"
     )
+  check_heads(shape, mesh)
+
+
+def check_heads(shape: model_config.ModelConfig, mesh: Mapping[str, int]) -> None:
+  """Checks that attention's heads spread evenly; see `check_mesh`."""
   devices = mesh["tensor"] * mesh["context"]
   if shape.num_heads % math.lcm(shape.num_kv_heads, devices):
     raise errors.UserError(

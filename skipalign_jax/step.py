@@ -49,16 +49,22 @@ def recipe_from(
   config: ml_collections.ConfigDict,
   shape: model.ModelConfig,
   position_recipe: positions.PositionConfig,
-  mesh: jax.sharding.Mesh,
+  platform: str,
 ) -> Recipe:
-  """The recipe that a config means, for a model of this shape on these devices.
+  """The recipe that a config means, for a model of this shape.
+
+  Args:
+    config: the whole config.
+    shape: of the model.
+    position_recipe: what `resolve.check` made of config.positions.
+    platform: of the devices: "cpu", "gpu", "cuda" or "tpu".
 
   Raises:
     UserError: the attention backend does not exist there.
   """
   backend = kernels.choose(
     config.attention.backend,
-    mesh.devices.flat[0].platform,
+    platform,
     config.model.compute_dtype,
     config.data.seq_len,
     shape.head_dim,

@@ -68,7 +68,8 @@ def run(
   )
 
   # The program.
-  recipe = step_lib.recipe_from(config, shape, position_recipe, mesh)
+  platform = mesh.devices.flat[0].platform
+  recipe = step_lib.recipe_from(config, shape, position_recipe, platform)
   schedule = optimizer.schedule(config.optim, data.steps)
   update = optimizer.make(config.optim, data.steps)
   train_step, eval_step = step_lib.compile_steps(recipe, update, schedule, mesh)

@@ -22,7 +22,8 @@ LAYERS = (
   {"model"},
   {"hf", "step"},
   {"checkpoint", "data", "workdir"},
-  {"convert", "generate", "show", "train"},
+  {"planning"},
+  {"convert", "generate", "plan", "show", "train"},
 )
 ROOT = pathlib.Path(__file__).parent.parent / "skipalign_jax"
 
@@ -34,7 +35,7 @@ def rank(unit: str) -> int:
 
 
 def imports(path: pathlib.Path) -> set[str]:
-  """Units (modules, or the packages data and hf) that a file imports."""
+  """Units (modules, or the packages data, hf and planning) that a file imports."""
   units = set()
   for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
     if isinstance(node, ast.ImportFrom) and node.module:

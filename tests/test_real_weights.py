@@ -10,7 +10,7 @@ import pytest
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import convert, generate, losses, positions, rope
+from skipalign_jax import convert, generate, kernels, losses, positions, rope
 from skipalign_jax import step as step_lib
 from skipalign_jax.data import pipeline
 from skipalign_jax.data import tokenizer as tokenizer_lib
@@ -130,6 +130,7 @@ def test_first_loss_equals_transformers_masked_loss(
     seed=0,
     compute_dtype="float32",
     remat="none",
+    attention=kernels.Backend("blockwise", 2),
     loss_chunk=128,
     grad_accum=1,
   )

@@ -1,0 +1,1 @@
+"""What `python -m skipalign_jax.plan` counts, compiles and prints."""

@@ -1,0 +1,177 @@
+"""Compiles programs for hardware that is not there, in a process of its own.
+
+XLA reads its environment once, and where it gives up it takes the process along:
+so each topology gets a process, whose death is an answer and no more.
+"""
+
+import concurrent.futures
+import dataclasses
+import importlib.util
+import multiprocessing
+import os
+import pathlib
+import re
+import tempfile
+import time
+from concurrent.futures import process
+
+import jax
+from jax.experimental import topologies
+
+from skipalign_jax import sharding
+from skipalign_jax.planning import estimate, flops, hardware, hlo, programs
+
+INSTALL = "pip install -e '.[plan]'"
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+  """What the compiler said of a program; bytes are those of one device.
+
+  Attributes:
+    arguments, temporaries, peak: XLA's memory analysis. If it refused the
+      program, `peak` is what it said it needs (0 if it did not say).
+    refused: why it did not compile; "" if it did.
+    executed: FLOPs of all devices; 0 if refused.
+    traffic: its collectives; None if refused.
+    seconds: to trace, lower and compile.
+  """
+
+  arguments: int
+  temporaries: int
+  peak: int
+  refused: str
+  executed: int
+  traffic: hlo.Traffic | None
+  seconds: float
+
+
+def available(kind: hardware.Hardware) -> bool:
+  """Whether the compiler of this hardware is installed."""
+  if kind.platform == "tpu":
+    return importlib.util.find_spec("libtpu") is not None
+  if importlib.util.find_spec("jax_plugins") is None:
+    return False
+  return importlib.util.find_spec("jax_plugins.xla_cuda12") is not None
+
+
+class Compiler:
+  """Compiles jobs for one topology; knows what it has compiled before."""
+
+  def __init__(self, topology: hardware.Topology):
+    self.topology = topology
+    self.compiled: dict[estimate.Job, Measured] = {}
+    self._folder = tempfile.TemporaryDirectory(prefix="plan_")
+    self._log = pathlib.Path(self._folder.name) / "stderr.log"
+    self._pool: concurrent.futures.ProcessPoolExecutor | None = None
+
+  def __enter__(self) -> "Compiler":
+    return self
+
+  def __exit__(self, *raised) -> None:
+    self._stop()
+    self._folder.cleanup()
+
+  def measure(self, job: estimate.Job) -> Measured:
+    """Compiles a job, unless it was compiled before."""
+    if job not in self.compiled:
+      if self._pool is None:
+        self._pool = concurrent.futures.ProcessPoolExecutor(
+          max_workers=1,
+          mp_context=multiprocessing.get_context("spawn"),
+          initializer=_start,
+          initargs=(self.topology.hardware.platform, str(self._log)),
+        )
+      try:
+        found = self._pool.submit(measure, self.topology, job).result()
+      except process.BrokenProcessPool:
+        self._stop()
+        lines = _read(self._log)
+        last = lines[-1][-300:] if lines else "it left no message"
+        found = Measured(0, 0, 0, f"the compiler's process died: {last}", 0, None, 0)
+      self.compiled[job] = found
+    return self.compiled[job]
+
+  def _stop(self) -> None:
+    if self._pool is not None:
+      self._pool.shutdown(wait=True, cancel_futures=True)
+      self._pool = None
+
+
+def _read(log: pathlib.Path) -> list[str]:
+  if not log.is_file():  # died before it could say anything
+    return []
+  return log.read_text(errors="replace").strip().splitlines()
+
+
+def _start(platform: str, log: str) -> None:
+  """Prepares a fresh process, before JAX starts a backend."""
+  stream = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+  os.dup2(stream, 2)  # warnings of XLA, of which a plan makes many
+  os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"
+  if platform == "cuda":
+    # No kernel can be timed without the device.
+    given = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{given} --xla_gpu_autotune_level=0".strip()
+  else:
+    # Else libtpu looks for a TPU host's metadata server.
+    os.environ |= {
+      "TPU_SKIP_MDS_QUERY": "1",
+      "TPU_WORKER_HOSTNAMES": "localhost",
+      "TPU_WORKER_ID": "0",
+      "TPU_ACCELERATOR_TYPE": "v5p-8",
+    }
+  jax.config.update("jax_platforms", "cpu")
+  jax.config.update("jax_enable_compilation_cache", False)
+
+
+def devices(topology: hardware.Topology) -> list[jax.Device]:
+  """Stand-ins for the devices of a topology, in a process that `_start` prepared."""
+  kind = topology.hardware
+  if kind.platform == "cuda":
+    per_host = topology.devices_per_host
+    found = topologies.get_topology_desc(
+      platform="cuda",
+      topology_name=kind.kind,
+      topology=f"1x{topology.devices // per_host}x{per_host}",
+      target_config=hardware.gpu_target(kind),
+    )
+    return found.devices
+  name = f"{kind.name}:{'x'.join(map(str, topology.shape))}"
+  # A v4 chip has two cores; as on the machine, they are one device.
+  options = {"chip_config_name": "megacore"} if kind.name == "v4" else {}
+  found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+  return found.devices
+
+
+def measure(topology: hardware.Topology, job: estimate.Job) -> Measured:
+  """Compiles one job in this process, which `_start` has prepared."""
+  begin, executed = time.monotonic(), 0
+  try:
+    mesh = sharding.make_mesh(job.axes, devices(topology))
+    traced = programs.trace(job, mesh)
+    executed = flops.executed(traced.jaxpr)
+    with programs.set_mesh(mesh):
+      compiled = traced.lower().compile()
+  except jax.errors.JaxRuntimeError as error:  # out of memory, mostly
+    message = str(error).strip().splitlines()[0]
+    took = time.monotonic() - begin
+    return Measured(0, 0, refused_bytes(message), message, executed, None, took)
+  memory = compiled.memory_analysis()
+  return Measured(
+    arguments=memory.argument_size_in_bytes,
+    temporaries=memory.temp_size_in_bytes,
+    peak=memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes,
+    refused="",
+    executed=executed,
+    traffic=hlo.traffic(compiled.as_text(), topology.devices_per_host),
+    seconds=time.monotonic() - begin,
+  )
+
+
+def refused_bytes(message: str) -> int:
+  """The bytes that a TPU program wanted, from the compiler's refusal; 0 if unsaid."""
+  found = re.search(r"(?:Used |\()([\d.]+)([KMGT])\)? (?:of|exceeds)", message)
+  if not found:
+    return 0
+  return round(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2])))

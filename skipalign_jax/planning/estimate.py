@@ -1,0 +1,233 @@
+"""What a step needs at least, and how long it may take: arithmetic, no compiler.
+
+Shapes: B rows a microbatch and device, L tokens a row, D model, V vocab.
+"""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+
+from skipalign_jax import step
+from skipalign_jax.planning import flops, hardware
+
+# Share of a chip's peak that large products reach, lower and upper end. An
+# assumption; the estimate is no better than it.
+PRODUCT_EFFICIENCY = (0.5, 0.75)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """One program to plan: hashable, and cheap to send to another process.
+
+  Attributes:
+    kind: "train", "prefill" or "decode".
+    recipe: of the step; generation reads its model and dtype only.
+    optim: (key, value) pairs of config.optim.
+    mesh: (axis, size) pairs of all axes, without -1.
+    rows: of one step (or prompts), over all devices.
+    length: tokens of a row, or places of the KV cache.
+    steps: of the run; shapes the learning rate only.
+  """
+
+  kind: str
+  recipe: step.Recipe
+  optim: tuple[tuple[str, float], ...]
+  mesh: tuple[tuple[str, int], ...]
+  rows: int
+  length: int
+  steps: int
+
+  @property
+  def axes(self) -> dict[str, int]:
+    """Axis → size."""
+    return dict(self.mesh)
+
+  @property
+  def devices(self) -> int:
+    """Devices of the mesh."""
+    return math.prod(self.axes.values())
+
+  @property
+  def row_shards(self) -> int:
+    """Devices that hold different rows."""
+    return self.axes["data"] * self.axes["fsdp"]
+
+  @property
+  def micro_rows(self) -> int:
+    """Rows of a microbatch on one device."""
+    accum = self.recipe.grad_accum if self.kind == "train" else 1
+    return self.rows // accum // self.row_shards
+
+  def with_recipe(self, **changes) -> "Job":
+    """The same job with other fields of its recipe."""
+    return dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, **changes))
+
+
+def model_flops(job: Job) -> int:
+  """What the model needs for one run of the program, over all devices."""
+  count = {"train": flops.training, "prefill": flops.prefill, "decode": flops.decode}
+  return count[job.kind](job.recipe.model, job.rows, job.length)
+
+
+def parameter_shards(job: Job) -> int:
+  """Devices over which parameters are spread."""
+  return job.axes["fsdp"] * job.axes["context"] * job.axes["tensor"]
+
+
+def state_bytes(job: Job) -> int:
+  """Bytes a device of what lives between runs of the program.
+
+  Training: fp32 parameters and both moments of Adam. Generation: parameters and
+  the KV cache in the compute dtype.
+  """
+  shape = job.recipe.model
+  here = shape.num_params() / parameter_shards(job)
+  if job.kind == "train":
+    return round(12 * here)
+  return round(_width(job) * here) + cache_bytes(job)
+
+
+def cache_bytes(job: Job) -> int:
+  """Bytes a device of the KV cache."""
+  shape = job.recipe.model
+  values = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim
+  heads = job.axes["tensor"] if shape.num_kv_heads % job.axes["tensor"] == 0 else 1
+  places = job.rows // job.row_shards * job.length // job.axes["context"]
+  return round(_width(job) * values * places / heads)
+
+
+def activation_bytes(job: Job) -> int:
+  """Bytes a device of what a step holds beside its state: a rough estimate.
+
+  Training: fp32 gradients; what the backward pass keeps of each layer (its
+  input; its products too with remat "dots"; about twice those with "none"); one
+  layer being recomputed; one chunk of fp32 logits and of its gradient.
+  """
+  shape, recipe = job.recipe.model, job.recipe
+  width, split = _width(job), job.axes["tensor"]
+  tokens = job.micro_rows * job.length // job.axes["context"]
+  query, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+  products = (query + 2 * kv + 2 * shape.ffn_dim) / split + 2 * shape.embed_dim
+  layer = 2 * width * tokens * (products + shape.ffn_dim / split)
+  if job.kind == "decode":
+    return round(width * job.micro_rows * 4 * shape.vocab_size)
+  if job.kind == "prefill":
+    return round(layer)
+  kept = {
+    "full": shape.embed_dim,
+    "dots": shape.embed_dim + products,
+    "none": shape.embed_dim + 2 * (products + shape.ffn_dim / split),
+  }[recipe.remat]
+  residuals = width * tokens * shape.num_layers * kept
+  chunk = job.micro_rows * min(recipe.loss_chunk, job.length)
+  logits = 2 * 4 * chunk * shape.vocab_size
+  gradients = 4 * shape.num_params() / parameter_shards(job)
+  return round(gradients + residuals + layer + logits)
+
+
+def least_memory_traffic(job: Job) -> int:
+  """Bytes that a device must move to or from its memory in one run, at least.
+
+  Training: state read and written (24 bytes a parameter it holds), gradients
+  written and read (8); in each microbatch the weights of its layers in compute
+  dtype once forward, once backward and, with remat, once more; the inputs of
+  all layers written and read. Decoding: weights and cache read once. That
+  attention, norms and the loss move more is what makes this a lower bound.
+  """
+  shape, width = job.recipe.model, _width(job)
+  weights = width * flops.matrix_params(shape) / job.axes["tensor"]
+  tokens = job.micro_rows * job.length // job.axes["context"]
+  inputs = width * tokens * shape.num_layers * shape.embed_dim
+  if job.kind == "decode":
+    return state_bytes(job)
+  if job.kind == "prefill":
+    return round(weights + 2 * inputs + cache_bytes(job))
+  passes = 2 + (job.recipe.remat != "none")
+  once = 32 * shape.num_params() / parameter_shards(job)
+  return round(once + job.recipe.grad_accum * (passes * weights + 2 * inputs))
+
+
+def least_traffic(job: Job, per_host: int) -> dict[bool, float]:
+  """Bytes that a device sends at least in one run: crosses_hosts → bytes.
+
+  Parameters split over fsdp × context are gathered in compute dtype forward and
+  backward, and their fp32 gradients scattered, in each microbatch; replicated ones
+  reduce their gradient. Tensor parallelism reduces two activations a layer, each
+  way; context parallelism exchanges q, k, v and the output of attention.
+  Used where nothing is compiled; the compiled program's own are used elsewhere.
+  """
+  shape, width, axes = job.recipe.model, _width(job), job.axes
+  length = 1 if job.kind == "decode" else job.length // axes["context"]
+  tokens = job.micro_rows * length
+  total = {False: 0.0, True: 0.0}
+  ring = lambda n: (n - 1) / n
+  values = shape.num_params() / axes["tensor"]
+  shards = axes["fsdp"] * axes["context"]
+  gathered = width * values * ring(shards)
+  inner = axes["tensor"] * axes["context"]
+  fsdp_crosses = axes["fsdp"] * inner > per_host
+  if job.kind == "train":
+    scattered = 4 * values * ring(shards)
+    total[fsdp_crosses] += job.recipe.grad_accum * (2 * gathered + scattered)
+    reduced = 2 * 4 * values / shards * ring(axes["data"])
+    total[job.devices > per_host] += reduced
+  else:
+    total[fsdp_crosses] += gathered
+  sums = 4 if job.kind == "train" else 2
+  accum = job.recipe.grad_accum if job.kind == "train" else 1
+  activations = 2 * width * tokens * shape.embed_dim * ring(axes["tensor"])
+  heads = 2 * shape.num_heads + 2 * shape.num_kv_heads
+  exchanged = width * tokens * heads * shape.head_dim * ring(axes["context"])
+  exchanged *= 3 if job.kind == "train" else 1
+  if job.kind == "decode":
+    exchanged = 0
+  total[inner > per_host] += (
+    accum * shape.num_layers * (sums * activations + exchanged / axes["tensor"])
+  )
+  return total
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+  """Seconds that one run takes at least, if nothing else had to be done."""
+
+  arithmetic: float
+  memory: float
+  interconnect: float
+
+
+def bounds(
+  job: Job, kind: hardware.Hardware, executed: int, sent: dict[bool, float]
+) -> Bounds:
+  """Lower bounds from the data sheet.
+
+  Args:
+    job: the program.
+    kind: the accelerator.
+    executed: FLOPs over all devices.
+    sent: crosses_hosts → bytes that a device sends.
+  """
+  return Bounds(
+    arithmetic=executed / job.devices / kind.flops,
+    memory=least_memory_traffic(job) / kind.memory_bandwidth,
+    interconnect=sent[False] / kind.link + sent[True] / kind.network,
+  )
+
+
+def seconds(least: Bounds) -> tuple[float, float]:
+  """From the hopeful to the doubtful time of one run.
+
+  Hopeful: products at the upper efficiency, everything else hidden behind them.
+  Doubtful: products at the lower one, and nothing overlaps.
+  """
+  low, high = PRODUCT_EFFICIENCY
+  return (
+    max(least.arithmetic / high, least.memory, least.interconnect),
+    least.arithmetic / low + least.memory + least.interconnect,
+  )
+
+
+def _width(job: Job) -> int:
+  """Bytes of a value in the compute dtype."""
+  return jnp.dtype(job.recipe.compute_dtype).itemsize

@@ -1,0 +1,200 @@
+"""Floating-point operations: what the model needs, and what a program executes.
+
+Only products are counted (a multiply-add is two), as everybody does who quotes a
+utilization; softmax, norms and the optimizer are not.
+
+Shapes: B batch, L length, S key length, D model, F ffn, N heads, K kv heads, H
+head dim, V vocab.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.extend import core
+
+from skipalign_jax import model_config
+
+
+def causal_pairs(length: int) -> int:
+  """(query, key) pairs of a causal row: L(L+1)/2."""
+  return length * (length + 1) // 2
+
+
+def matrix_params(shape: model_config.ModelConfig) -> int:
+  """Parameters that each token is multiplied with: layers and vocabulary head."""
+  query, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+  attention = 2 * shape.embed_dim * (query + kv)
+  mlp = 3 * shape.embed_dim * shape.ffn_dim
+  head = shape.vocab_size * shape.embed_dim
+  return shape.num_layers * (attention + mlp) + head
+
+
+def forward(shape: model_config.ModelConfig, rows: int, length: int) -> int:
+  """FLOPs that a forward pass needs.
+
+  2 · B L · (matrix parameters) + layers · B · L(L+1)/2 pairs · 4 N H: scores and
+  weighted values, the causal half only. Packed rows need less: that pairs of
+  different samples are masked is not taken off.
+  """
+  products = 2 * rows * length * matrix_params(shape)
+  pairs = rows * causal_pairs(length) * shape.num_layers
+  return products + pairs * 4 * shape.num_heads * shape.head_dim
+
+
+def training(shape: model_config.ModelConfig, rows: int, length: int) -> int:
+  """Model FLOPs of one step: three forward passes (gradients of both operands)."""
+  return 3 * forward(shape, rows, length)
+
+
+def prefill(shape: model_config.ModelConfig, rows: int, length: int) -> int:
+  """A forward pass whose vocabulary head sees the last token only."""
+  head = 2 * rows * (length - 1) * shape.vocab_size * shape.embed_dim
+  return forward(shape, rows, length) - head
+
+
+def decode(shape: model_config.ModelConfig, rows: int, length: int) -> int:
+  """One more token a row, with `length` keys in the cache."""
+  pairs = rows * length * shape.num_layers
+  return 2 * rows * matrix_params(shape) + pairs * 4 * shape.num_heads * shape.head_dim
+
+
+class UnknownPrimitiveError(NotImplementedError):
+  """A primitive that may hold products and that nobody has taught us to count."""
+
+
+def executed(jaxpr: core.ClosedJaxpr) -> int:
+  """FLOPs of products that a traced program runs, over all devices.
+
+  Loops count as often as they run (a while loop of unknown trips once), a cond as
+  its dearest branch, code inside shard_map once for each device of its axes.
+  Work that the partitioner repeats on several devices is not seen here.
+
+  Raises:
+    UnknownPrimitiveError: a kernel or custom call without an entry in KERNELS.
+  """
+  return _count(jaxpr.jaxpr)
+
+
+def _count(jaxpr: Any) -> int:
+  return sum(_count_equation(equation) for equation in jaxpr.eqns)
+
+
+def _count_equation(equation: Any) -> int:
+  name, params = equation.primitive.name, equation.params
+  if name in KERNELS:
+    return KERNELS[name](equation)
+  if name == "pallas_call":
+    return _pallas(equation)
+  if name == "cond":
+    return max(_count(branch.jaxpr) for branch in params["branches"])
+  times = 1
+  if name == "scan":
+    times = params["length"]
+  elif name == "shard_map":
+    mesh = params["mesh"]
+    times = math.prod(mesh.shape[axis] for axis in params["newly_manual_axes"])
+  inner = list(_inner(params))
+  if not inner and _OPAQUE.search(name):
+    raise UnknownPrimitiveError(
+      f"cannot count the FLOPs of {name}: add it to KERNELS in planning/flops.py"
+    )
+  return times * sum(map(_count, inner))
+
+
+# Anything called so, without a program inside and without an entry in KERNELS,
+# may hide products: better to stop than to count nothing.
+_OPAQUE = re.compile(
+  r"call|custom|ffi|callback|attention|conv_general|dot|einsum|fft|cholesky|"
+  r"triangular|eig|svd|qr$|lu$"
+)
+
+
+def _inner(params: dict[str, Any]) -> Iterator[Any]:
+  """The programs in an equation's parameters, each once."""
+  for value in params.values():
+    for part in value if isinstance(value, tuple | list) else (value,):
+      if isinstance(part, core.ClosedJaxpr):
+        yield part.jaxpr
+      elif isinstance(part, core.Jaxpr):
+        yield part
+
+
+def _dot_general(equation: Any) -> int:
+  """2 · (elements of the result) · (elements contracted)."""
+  (contracted, _), _ = equation.params["dimension_numbers"]
+  left = equation.invars[0].aval.shape
+  return (
+    2
+    * math.prod(equation.outvars[0].aval.shape)
+    * math.prod(left[axis] for axis in contracted)
+  )
+
+
+def _cudnn(products: int) -> Callable[[Any], int]:
+  """cuDNN attention: `products` of (pairs × H) for each head.
+
+  Its kernels skip what lies ahead of a query if the mask is one they know.
+  """
+
+  def count(equation: Any) -> int:
+    layout = equation.params["layout"]
+    places, heads = (1, 2) if getattr(layout, "value", layout) == 0 else (2, 1)
+    query, key = (variable.aval.shape for variable in equation.invars[:2])
+    B, L, N, H = query[0], query[places], query[heads], query[3]
+    S = key[places]
+    causal = "CAUSAL" in str(equation.params["mask_type"]).upper()
+    pairs = causal_pairs(L) if causal and L == S else L * S
+    return products * 2 * B * N * pairs * H
+
+  return count
+
+
+# Scores and weighted values; backward: scores again and four gradients.
+FORWARD_PRODUCTS, BACKWARD_PRODUCTS = 2, 5
+
+KERNELS: dict[str, Callable[[Any], int]] = {
+  "dot_general": _dot_general,
+  "dot_product_attention_fwd_wrapper": _cudnn(FORWARD_PRODUCTS),
+  "dot_product_attention_bwd_wrapper": _cudnn(BACKWARD_PRODUCTS),
+}
+
+# Names of Pallas kernels → products of (causal pairs × H) a head. Splash makes dk
+# and dv in one kernel (scores, dv, dp, dk) and dq in another (scores, dp, dq).
+PALLAS = (
+  (r"splash_\w*fwd", FORWARD_PRODUCTS),
+  (r"splash_\w*dkv_dq|splash_\w*dq_dkv|splash_\w*fused", BACKWARD_PRODUCTS),
+  (r"splash_\w*dkv", 4),
+  (r"splash_\w*dq", 3),
+  (r"mha_forward", FORWARD_PRODUCTS),
+  (r"mha_preprocess_backward", 0),  # sums of elementwise products
+  (r"mha_backward", 7),  # dk and dv make the scores, and dq makes them again
+)
+
+
+def _pallas(equation: Any) -> int:
+  """A Pallas kernel, by its own estimate or by its name."""
+  estimate = equation.params.get("cost_estimate")
+  if estimate is not None:
+    return int(estimate.flops)
+  name = str(equation.params.get("name_and_src_info", equation.params.get("name", "")))
+  for pattern, products in PALLAS:
+    if re.search(pattern, name):
+      heads = [
+        variable.aval.shape
+        for variable in equation.invars
+        if jax.numpy.issubdtype(variable.aval.dtype, jax.numpy.floating)
+        and variable.aval.ndim >= 3
+      ]
+      # The query is the array with most heads: [batch…, N, L, H], for mha [B, L, N, H].
+      *rows, L, H = max(heads, key=lambda shape: math.prod(shape[:-2]))
+      if name.startswith("mha"):
+        (*rows, L), N = rows, L
+        rows.append(N)
+      return products * 2 * math.prod(rows) * causal_pairs(L) * H
+  raise UnknownPrimitiveError(
+    f"cannot count the FLOPs of the Pallas kernel {name!r}: add it to PALLAS in "
+    "planning/flops.py"
+  )

@@ -1,0 +1,243 @@
+"""Accelerators that a run can be planned for, and how their topologies are spelt.
+
+Bandwidths are bytes a second and chip, one way: what a chip can send while it
+receives as much.
+"""
+
+import dataclasses
+import math
+import re
+
+from skipalign_jax import errors
+
+GIB = 2**30
+GPUS_PER_HOST = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+  """One kind of accelerator.
+
+  Attributes:
+    name: as it stands in a topology.
+    platform: "cuda" or "tpu".
+    kind: the maker's name.
+    flops: dense bf16 FLOP/s with fp32 accumulation.
+    memory: bytes that a program can be given, before `reserve`.
+    memory_bandwidth: bytes/s.
+    link: bytes/s to chips of the same NVLink domain or slice.
+    network: bytes/s to other hosts; equal to `link` on a TPU slice.
+    reserve: what a run needs beside the program: name → bytes.
+    target: fields of XLA's GPU description that differ by GPU; {} on TPUs.
+    dimensions: of a slice, as 2 in 4x8; 0 for GPUs.
+  """
+
+  name: str
+  platform: str
+  kind: str
+  flops: float
+  memory: int
+  memory_bandwidth: float
+  link: float
+  network: float
+  reserve: dict[str, int]
+  target: dict[str, float]
+  dimensions: int
+
+
+# An assumption, not a measurement: nothing of it is in XLA's memory analysis.
+GPU_RESERVE = {
+  "CUDA context and libraries": round(0.75 * GIB),
+  "NCCL buffers": round(1.0 * GIB),
+  "allocator fragmentation": round(0.5 * GIB),
+}
+# The TPU memory below is what the compiler itself allows; the runtime's share is
+# already taken off (15.75 of 16 GiB on v5e).
+TPU_RESERVE = {"infeed and fragmentation": round(0.25 * GIB)}
+
+_A100 = dict(
+  core_count=108,
+  fpus_per_core=64,
+  shared_memory_per_core=167_936,
+  shared_memory_per_block_optin=166_912,
+  l2_cache_size=41_943_040,
+  clock_rate_ghz=1.41,
+  major=8,
+)
+_H100 = dict(
+  core_count=132,
+  fpus_per_core=128,
+  shared_memory_per_core=233_472,
+  shared_memory_per_block_optin=232_448,
+  l2_cache_size=52_428_800,
+  clock_rate_ghz=1.98,
+  major=9,
+)
+
+
+def _gpu(name, kind, flops, memory, bandwidth, link, network, target):
+  return Hardware(
+    name=name,
+    platform="cuda",
+    kind=kind,
+    flops=flops,
+    memory=memory,
+    memory_bandwidth=bandwidth,
+    link=link,
+    network=network,
+    reserve=GPU_RESERVE,
+    target=target,
+    dimensions=0,
+  )
+
+
+def _tpu(name, kind, flops, memory_gib, bandwidth, link, dimensions):
+  return Hardware(
+    name=name,
+    platform="tpu",
+    kind=kind,
+    flops=flops,
+    memory=round(memory_gib * GIB),
+    memory_bandwidth=bandwidth,
+    link=link,
+    network=link,
+    reserve=TPU_RESERVE,
+    target={},
+    dimensions=dimensions,
+  )
+
+
+# GPU peaks and memory bandwidth: NVIDIA's A100 and H100 (SXM) data sheets, without
+# sparsity. NVLink: 600 and 900 GB/s a GPU both ways, so 300 and 450 one way.
+# Network: one adapter a GPU as in DGX A100 (200 Gbit/s) and DGX H100 (400 Gbit/s).
+# Memory: the device's total as the driver reports it.
+# TPUs: Google Cloud's system architecture pages; "link" is their interchip bandwidth
+# of a chip (v4 2400, v5e 1600, v5p 4800, v6e 3584 Gbit/s), all links together.
+# Memory: what the TPU compiler of libtpu 0.0.42 says it has available.
+HARDWARE = {
+  hardware.name: hardware
+  for hardware in (
+    _gpu("a100-40gb", "NVIDIA A100-SXM4-40GB", 312e12, 42_298_834_944, 1.555e12,
+         300e9, 25e9, _A100),
+    _gpu("a100-80gb", "NVIDIA A100-SXM4-80GB", 312e12, 84_987_740_160, 2.039e12,
+         300e9, 25e9, _A100),
+    _gpu("h100", "NVIDIA H100 80GB HBM3", 989e12, 84_942_979_072, 3.352e12,
+         450e9, 50e9, _H100),
+    _tpu("v4", "TPU v4", 275e12, 30.75, 1.228e12, 300e9, 3),
+    _tpu("v5e", "TPU v5e", 197e12, 15.75, 0.819e12, 200e9, 2),
+    _tpu("v5p", "TPU v5p", 459e12, 95.74, 2.765e12, 600e9, 3),
+    _tpu("v6e", "TPU v6e", 918e12, 31.25, 1.640e12, 448e9, 2),
+  )
+}  # fmt: skip
+
+SPELLINGS = (
+  "a topology is a GPU and how many of it (a100-40gb:8, a100-80gb:8, a100-80gb:64, "
+  "h100:8) or a TPU slice by its chips along each axis (v4:2x2x2, v5e:2x4, v5e:4x8, "
+  "v5p:2x2x2, v6e:2x4); several are separated by commas"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+  """So many chips of one kind.
+
+  Attributes:
+    name: as the user wrote it.
+    hardware: the kind.
+    shape: chips along each axis of a slice; (count,) for GPUs.
+  """
+
+  name: str
+  hardware: Hardware
+  shape: tuple[int, ...]
+
+  @property
+  def devices(self) -> int:
+    """Chips; each is one JAX device."""
+    return math.prod(self.shape)
+
+  @property
+  def devices_per_host(self) -> int:
+    """Devices that `link` joins: a GPU host, or the whole of a TPU slice."""
+    if self.hardware.platform == "tpu":
+      return self.devices
+    return min(self.devices, GPUS_PER_HOST)
+
+
+def parse(text: str) -> list[Topology]:
+  """Reads "a100-80gb:8,v5e:2x4".
+
+  Raises:
+    UserError: empty, an unknown kind, or a shape that the kind does not have.
+  """
+  names = [name.strip().lower() for name in text.split(",") if name.strip()]
+  if not names:
+    raise errors.UserError(f"--topology=T[,T…] is missing; {SPELLINGS}")
+  return [_parse_one(name) for name in dict.fromkeys(names)]
+
+
+def _parse_one(name: str) -> Topology:
+  kind, _, size = name.partition(":")
+  if kind not in HARDWARE:
+    raise errors.UserError(f"unknown topology {name!r}; {SPELLINGS}")
+  hardware = HARDWARE[kind]
+  if not re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*)*", size):
+    raise errors.UserError(f"topology {name!r} does not say how many; {SPELLINGS}")
+  shape = tuple(int(part) for part in size.split("x"))
+  if hardware.platform == "tpu":
+    _check_slice(name, hardware, shape)
+  elif len(shape) > 1:
+    raise errors.UserError(f"topology {name!r}: GPUs have one number; {SPELLINGS}")
+  elif shape[0] > GPUS_PER_HOST and shape[0] % GPUS_PER_HOST:
+    raise errors.UserError(
+      f"topology {name!r}: more than {GPUS_PER_HOST} GPUs come in hosts of "
+      f"{GPUS_PER_HOST}; choose a multiple"
+    )
+  return Topology(name, hardware, shape)
+
+
+def _check_slice(name: str, hardware: Hardware, shape: tuple[int, ...]) -> None:
+  if len(shape) != hardware.dimensions:
+    raise errors.UserError(
+      f"topology {name!r}: {hardware.name} slices have {hardware.dimensions} axes, "
+      f"as in {hardware.name}:{'x'.join(['2'] * hardware.dimensions)}; {SPELLINGS}"
+    )
+  if shape[0] % 2 or shape[1] % 2:  # hosts hold 2x2 chips
+    raise errors.UserError(
+      f"topology {name!r}: a host holds 2x2 chips, so the first two axes are even"
+    )
+
+
+def gpu_target(hardware: Hardware) -> str:
+  """XLA's description of a GPU as a text proto (GpuTargetConfigProto).
+
+  Without it XLA asks the driver, and where there is none the process dies.
+  """
+  per_gpu = dict(hardware.target)
+  capability = per_gpu.pop("major")
+  fields = per_gpu | dict(
+    threads_per_block_limit=1024,
+    threads_per_warp=32,
+    threads_per_core_limit=2048,
+    shared_memory_per_block=49_152,
+    registers_per_core_limit=65_536,
+    registers_per_block_limit=65_536,
+    block_dim_limit_x=2**31 - 1,
+    block_dim_limit_y=65_535,
+    block_dim_limit_z=65_535,
+    memory_bandwidth=int(hardware.memory_bandwidth),
+    device_memory_size=hardware.memory,
+  )
+  lines = [f"  {name}: {value}" for name, value in fields.items()]
+  return "\n".join(
+    [
+      "gpu_device_info {",
+      *lines,
+      f"  cuda_compute_capability {{ major: {capability} }}",
+      "}",
+      'platform_name: "CUDA"',
+      "dnn_version_info { major: 9 minor: 10 }",
+      "runtime_version { major: 12 minor: 9 }",
+      f'device_description_str: "{hardware.kind}"',
+    ]
+  )

@@ -1,0 +1,94 @@
+"""The programs that are planned: the real step, prefill and decode, traced."""
+
+import contextlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from skipalign_jax import model, optimizer, sharding
+from skipalign_jax import step as step_lib
+from skipalign_jax.data import packing
+from skipalign_jax.planning import estimate
+
+
+def abstract_mesh(job: estimate.Job) -> AbstractMesh:
+  """The job's mesh without devices: enough to trace, not to compile."""
+  kinds = (AxisType.Auto,) * len(sharding.AXES)
+  sizes = tuple(job.axes[axis] for axis in sharding.AXES)
+  return AbstractMesh(sizes, sharding.AXES, axis_types=kinds)
+
+
+def trace(job: estimate.Job, mesh: Mesh | AbstractMesh) -> Any:
+  """The job's program, traced on abstract arguments laid out over `mesh`.
+
+  Returns:
+    jax.stages.Traced: has `.jaxpr`, and `.lower()` if the mesh has devices.
+  """
+  build = _train if job.kind == "train" else _generate
+  program, arguments = build(job, mesh)  # outside: it runs small arrays for real
+  with set_mesh(mesh):
+    return program.trace(*arguments)
+
+
+def set_mesh(mesh: Mesh | AbstractMesh) -> contextlib.AbstractContextManager:
+  """jax.set_mesh, for both kinds of mesh."""
+  if isinstance(mesh, AbstractMesh):
+    return jax.sharding.use_abstract_mesh(mesh)
+  return jax.set_mesh(mesh)
+
+
+def _train(job, mesh):
+  config = ml_collections.ConfigDict(dict(job.optim))
+  update = optimizer.make(config, job.steps)
+  schedule = optimizer.schedule(config, job.steps)
+  train_step, _ = step_lib.compile_steps(job.recipe, update, schedule, mesh)
+  state, state_at = step_lib.state_shardings(mesh, update, job.recipe.model)
+  rows = sharding.batch_sharding(mesh)
+  batch = {
+    name: _abstract((job.rows, job.length), dtype, rows)
+    for name, dtype in packing.DTYPES.items()
+  }
+  return train_step, (jax.tree.map(_at, state, state_at), batch)
+
+
+def _generate(job, mesh):
+  """Prompts as rows over data × fsdp; the cache's places over context."""
+  config, dtype = job.recipe.model, jnp.dtype(job.recipe.compute_dtype)
+  _, shapes = model.definition(config)
+  params = jax.tree.map(
+    lambda x, at: _abstract(x.shape, dtype, at),
+    shapes,
+    sharding.params_shardings(mesh, shapes),
+  )
+  heads = "tensor" if config.num_kv_heads % job.axes["tensor"] == 0 else None
+  rows, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+  kv = NamedSharding(mesh, PartitionSpec(None, sharding.BATCH, "context", heads, None))
+  places = NamedSharding(mesh, PartitionSpec(sharding.BATCH, "context"))
+  cache_at = model.Cache(kv, kv, places, everywhere)
+  empty = jax.eval_shape(lambda: model.empty_cache(config, job.rows, job.length, dtype))
+  cache = jax.tree.map(_at, empty, cache_at)
+  new = job.length if job.kind == "prefill" else 1
+  tokens_BL = _abstract((job.rows, new), jnp.int32, rows)
+  program = jax.jit(
+    model.extend,
+    static_argnums=(5, 6, 7),
+    donate_argnums=4,
+    out_shardings=(rows, cache_at),
+  )
+  arguments = (params, tokens_BL, tokens_BL, tokens_BL, cache)
+  recipe = job.recipe
+  return program, (*arguments, config, recipe.compute_dtype, recipe.attention)
+
+
+def _abstract(shape, dtype, at) -> jax.ShapeDtypeStruct:
+  # Shardings without devices are for tracing only, which does not want them.
+  if isinstance(at.mesh, AbstractMesh):
+    return jax.ShapeDtypeStruct(shape, dtype)
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=at)
+
+
+def _at(x, at) -> jax.ShapeDtypeStruct:
+  return _abstract(x.shape, x.dtype, at)

@@ -1,0 +1,61 @@
+"""Which devices take part in a collective, from the text of HLO."""
+
+import math
+import re
+
+
+def parse(text: str) -> list[list[int]]:
+  """The devices of each group, or the (from, to) pairs of a permutation.
+
+  Args:
+    text: one collective, as XLA prints it.
+
+  Raises:
+    ValueError: none of the spellings that we know.
+  """
+  pairs = re.search(r"source_target_pairs=\{(\{.*?\})\}", text)
+  if pairs:
+    return _lists(pairs[1])
+  explicit = re.search(r"replica_groups=\{(\{.*?\})\}", text)
+  if explicit:
+    return _lists(explicit[1])
+  iota = re.search(
+    r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text
+  )
+  if iota:
+    dims = [int(d) for d in iota[3].split(",")]
+    order = [int(d) for d in iota[4].split(",")] if iota[4] else range(len(dims))
+    flat = _transposed(dims, list(order))
+    return _cut(flat, int(iota[2]))
+  named = re.search(r"replica_groups=mesh\[([^\]]*)\](\S*) \{([^}]*)\}", text)
+  if named:
+    if named[2].strip(","):
+      raise ValueError(f"a mesh with its own order of devices: {named[0]}")
+    axes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+    names = list(axes)
+    used = re.findall(r"'(\w+)'", named[3])
+    dims = [int(size) for size in axes.values()]
+    rest = [i for i, name in enumerate(names) if name not in used]
+    flat = _transposed(dims, rest + [names.index(name) for name in used])
+    return _cut(flat, math.prod(int(axes[name]) for name in used))
+  raise ValueError(f"no group of devices in: {text[:300]}")
+
+
+def _lists(text: str) -> list[list[int]]:
+  return [
+    [int(i) for i in group.split(",") if i.strip()]
+    for group in re.findall(r"\{([^{}]*)\}", text)
+  ]
+
+
+def _transposed(dims: list[int], order: list[int]) -> list[int]:
+  """arange(∏ dims).reshape(dims).transpose(order), flat."""
+  strides = [math.prod(dims[i + 1 :]) for i in range(len(dims))]
+  flat = [0]
+  for axis in order:
+    flat = [base + i * strides[axis] for base in flat for i in range(dims[axis])]
+  return flat
+
+
+def _cut(flat: list[int], size: int) -> list[list[int]]:
+  return [flat[i : i + size] for i in range(0, len(flat), size)]

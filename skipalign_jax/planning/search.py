@@ -1,0 +1,169 @@
+"""Tries other settings, by compiling them: what else fits, or what would."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+from skipalign_jax.planning import compiler, estimate, hardware
+
+MOST_COMPILES = 12  # of one topology, all searches together
+SMALLEST_CHUNK = 128  # of the vocabulary head; less would starve its products
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+  """Whether a program fits one device; bytes.
+
+  Attributes:
+    needed: peak and reserve; 0 if the compiler refused without a number.
+    available: of the device.
+    fits: whether it compiled and needs no more than there is.
+  """
+
+  needed: int
+  available: int
+  fits: bool
+
+
+def fit(kind: hardware.Hardware, measured: compiler.Measured) -> Fit:
+  """Holds a program against a device."""
+  needed = measured.peak + sum(kind.reserve.values()) if measured.peak else 0
+  fits = not measured.refused and needed <= kind.memory
+  return Fit(needed, kind.memory, fits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+  """One compiled alternative.
+
+  Attributes:
+    settings: config key → value, where it differs from what was asked for.
+    micro_rows: rows of a microbatch on one device.
+    needed: bytes a device, reserve included; 0 if unknown.
+    fits: whether it fits.
+  """
+
+  settings: dict[str, int | str]
+  micro_rows: int
+  needed: int
+  fits: bool
+
+
+def with_micro_rows(job: estimate.Job, rows: int) -> estimate.Job:
+  """The job with so many rows a microbatch and device.
+
+  Keeps the rows of a step where they divide; else it is one microbatch.
+  """
+  per_step = rows * job.row_shards
+  if job.rows % per_step == 0:
+    return job.with_recipe(grad_accum=job.rows // per_step)
+  return dataclasses.replace(job, rows=per_step).with_recipe(grad_accum=1)
+
+
+def largest_microbatch(
+  build: compiler.Compiler, job: estimate.Job, tell: Callable[[str], None]
+) -> tuple[int, list[Tried]]:
+  """The largest power-of-two multiple (or part) of the microbatch that fits.
+
+  Args:
+    build: the compiler.
+    job: has been compiled already.
+    tell: told before each compile.
+
+  Returns:
+    Rows a microbatch and device (0 if not one fits), and what was tried.
+  """
+  rows, tried = job.micro_rows, []
+
+  def fits(rows: int) -> bool:
+    found = _try(build, with_micro_rows(job, rows), job, tell)
+    tried.append(found)
+    return found.fits
+
+  most = len(build.compiled) + 4
+  if fits(rows):
+    while len(build.compiled) < most and fits(2 * rows):
+      rows *= 2
+    return rows, tried
+  while rows > 1 and len(build.compiled) < most:
+    rows //= 2
+    if fits(rows):
+      return rows, tried
+  return 0, tried
+
+
+def remedy(
+  build: compiler.Compiler, job: estimate.Job, tell: Callable[[str], None]
+) -> tuple[Tried | None, list[Tried]]:
+  """The first change of settings with which the job fits, and all that was tried."""
+  tried: list[Tried] = []
+  for other in alternatives(job):
+    if len(build.compiled) >= MOST_COMPILES:
+      break
+    tried.append(_try(build, other, job, tell))
+    if tried[-1].fits:
+      return tried[-1], tried
+  return None, tried
+
+
+def alternatives(job: estimate.Job) -> Iterator[estimate.Job]:
+  """Jobs of the same work in less memory, the cheapest change first.
+
+  More microbatches; then remat "full"; a smaller loss chunk; then tensor and
+  context axes taken from fsdp. Each keeps what came before it.
+  """
+  if job.kind == "train":
+    while job.micro_rows % 2 == 0:
+      job = job.with_recipe(grad_accum=2 * job.recipe.grad_accum)
+      yield job
+    if job.recipe.remat != "full":
+      job = job.with_recipe(remat="full")
+      yield job
+    if min(job.recipe.loss_chunk, job.length) > SMALLEST_CHUNK:
+      job = job.with_recipe(loss_chunk=SMALLEST_CHUNK)
+      yield job
+  for axis in ("tensor", "context"):
+    for size in (2, 4, 8):
+      other = _with_axis(job, axis, size)
+      if other is not None:
+        yield other
+
+
+def _with_axis(job: estimate.Job, axis: str, size: int) -> estimate.Job | None:
+  axes, shape = job.axes, job.recipe.model
+  if axes[axis] >= size or axes["fsdp"] * axes[axis] % size:
+    return None
+  divided = (
+    (shape.num_heads, shape.num_kv_heads, shape.ffn_dim)
+    if axis == "tensor"
+    else (job.length,)
+  )
+  if any(value % size for value in divided):
+    return None
+  axes["fsdp"] = axes["fsdp"] * axes[axis] // size
+  axes[axis] = size
+  changed = dataclasses.replace(job, mesh=tuple(axes.items()))
+  if job.kind != "train":
+    return dataclasses.replace(changed, rows=changed.row_shards)
+  return with_micro_rows(changed, 1)
+
+
+def differences(job: estimate.Job, asked: estimate.Job) -> dict[str, int | str]:
+  """Config keys whose values differ between two jobs."""
+  values = lambda job: {
+    "batch_size": job.rows,
+    "grad_accum": job.recipe.grad_accum,
+    "model.remat": job.recipe.remat,
+    "loss.chunk": job.recipe.loss_chunk,
+    **{f"mesh.{axis}": size for axis, size in job.mesh},
+  }
+  old = values(asked)
+  return {key: value for key, value in values(job).items() if value != old[key]}
+
+
+def _try(build, job, asked, tell) -> Tried:
+  changed = differences(job, asked)
+  if job not in build.compiled:
+    told = " ".join(f"{key}={value}" for key, value in changed.items())
+    tell(f"compiling {build.topology.name} with {told or 'the config as it is'}")
+  found = fit(build.topology.hardware, build.measure(job))
+  return Tried(changed, job.micro_rows, found.needed, found.fits)

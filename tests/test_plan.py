@@ -1,0 +1,321 @@
+"""The plan command: topologies, bad input, arithmetic, records, compiled plans."""
+
+import io
+import json
+import pathlib
+import sys
+
+import pytest
+import tiny
+from rich import console as rich_console
+
+from skipalign_jax import config as config_lib
+from skipalign_jax import errors, plan, shapes
+from skipalign_jax.planning import compiler, hardware, hlo, report, search
+
+LLAMA = "meta-llama/Llama-2-7b-hf"
+GIVEN = dict(topology="a100-80gb:8", out="", job="train", length=0, samples=0, search=0)
+
+
+def llama(**changes):
+  c = config_lib.default()
+  c.model.init_from, c.epochs = LLAMA, 2
+  c.update_from_flattened_dict(changes)
+  return c
+
+
+def small(**changes):
+  c = config_lib.tiny(config_lib.default())
+  c.data.seq_len = 128
+  c.update_from_flattened_dict(changes)
+  return c
+
+
+def run(config, **given):
+  told = rich_console.Console(file=io.StringIO(), width=200, markup=False)
+  records = plan.run(config, GIVEN | given, told)
+  report.show(records, told)
+  return records, told.file.getvalue()
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+  monkeypatch.setattr(compiler, "available", lambda kind: False)
+
+
+def test_topologies():
+  found = hardware.parse("a100-80gb:64, V5E:4x8,v5p:2x2x2,h100:2")
+  assert [(t.name, t.devices, t.devices_per_host) for t in found] == [
+    ("a100-80gb:64", 64, 8),
+    ("v5e:4x8", 32, 32),
+    ("v5p:2x2x2", 8, 8),
+    ("h100:2", 2, 2),
+  ]
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("", "is missing; a topology is"),
+    ("b200:8", "unknown topology 'b200:8'; a topology is a GPU"),
+    ("a100-80gb", "does not say how many"),
+    ("h100:0", "does not say how many"),
+    ("a100-80gb:2x4", "GPUs have one number"),
+    ("h100:12", "hosts of 8"),
+    ("v5e:8", "have 2 axes, as in v5e:2x2"),
+    ("v5p:4x4", "have 3 axes"),
+    ("v6e:1x4", "first two axes are even"),
+  ],
+)
+def test_what_is_no_topology_is_told(text, message):
+  with pytest.raises(errors.UserError, match=message):
+    hardware.parse(text)
+
+
+def test_each_gpu_is_described_to_xla():
+  for kind in hardware.HARDWARE.values():
+    if kind.platform == "cuda":
+      text = hardware.gpu_target(kind)
+      assert f"device_memory_size: {kind.memory}\n" in text
+      assert "cuda_compute_capability { major: " in text and "None" not in text
+
+
+@pytest.mark.parametrize(
+  ("changes", "given", "message"),
+  [
+    ({}, dict(topology="a100:8"), "unknown topology"),
+    ({}, dict(job="serve"), "choose train or generate"),
+    ({}, dict(job="generate"), "needs --length=N"),
+    ({}, dict(length=9), "is for --job=generate"),
+    ({}, dict(samples=-1), "must be positive"),
+    ({"batch_size": 12}, {}, "does not spread over 8 devices"),
+    ({"mesh.tensor": 3}, {}, "does not fit 8 devices"),
+    ({"model.init_from": "no/such/place.gguf"}, {}, f"known without.*{LLAMA}"),
+    ({"model.remat": "all"}, {}, "model.remat"),
+  ],
+)
+def test_mistakes_are_told(changes, given, message):
+  with pytest.raises(errors.UserError, match=message):
+    run(llama(**changes), **given)
+
+
+def test_seven_billion_by_arithmetic(no_compiler):
+  shorter = llama(**{"data.seq_len": 1024})  # four blocks of attention to trace
+  (record,), text = run(shorter, samples=plan.TULU_SAMPLES)
+  assert "pip install -e '.[plan]'" in text and "ANALYTIC" in text
+  (step,) = record["programs"]
+  memory = step["bytes_per_device"]
+  assert record["mode"] == "analytic" and memory["peak_is"] == "analytic"
+  assert memory["state"] == round(12 * 6_738_415_616 / 8)
+  assert 15 < memory["peak"] / 2**30 < 30 and step["fits"]
+  # The forward pass again but for `down` and the head; blocks on the diagonal.
+  assert 1.2 < step["flops"]["recompute_factor"] < 1.34
+  assert record["duration"]["steps"] == 2 * plan.TULU_SAMPLES // 128
+  low, high = step["estimate"]["mfu"]
+  assert 0.3 < low < high < 0.75
+
+
+def test_known_shapes_need_no_files_and_no_network(no_compiler, monkeypatch):
+  monkeypatch.setattr(plan.reference, "open_model", None)
+  assert plan.model_shape(llama()).num_params() == 6_738_415_616
+  for name in shapes.KNOWN:
+    assert plan.model_shape(llama(**{"model.init_from": name})).vocab_size > 0
+
+
+KEYS = {
+  "": "topology device devices mode job mesh parameters settings programs search "
+  "duration advice assumptions",
+  "program": "program compiled refused compile_seconds rows length rows_per_device "
+  "bytes_per_device fits flops collectives loops_of_unknown_length "
+  "sent_bytes_per_device bounds_seconds estimate",
+  "bytes_per_device": "state arguments temporaries peak peak_is reserve needed "
+  "available margin",
+  "flops": "model executed recompute_factor",
+  "bounds_seconds": "arithmetic memory interconnect",
+  "estimate": "seconds mfu tokens_per_second",
+  "collective": "kind dtype crosses_hosts count payload_bytes sent_bytes",
+}
+
+
+def check_keys(record):
+  assert set(record) == set(KEYS[""].split())
+  for program in record["programs"]:
+    assert set(program) == set(KEYS["program"].split())
+    for part in ("bytes_per_device", "flops", "bounds_seconds", "estimate"):
+      assert set(program[part]) == set(KEYS[part].split()), part
+    for collective in program["collectives"] or ():
+      assert set(collective) == set(KEYS["collective"].split())
+
+
+def test_the_command_writes_a_record_a_topology(
+  no_compiler, monkeypatch, tmp_path, capsys
+):
+  monkeypatch.chdir(tiny.ROOT)
+  argv = [
+    "plan",
+    "--config=configs/llama2_ntk.py:tiny",
+    "--topology=v5e:2x4,h100:4",
+    f"--out={tmp_path / 'new'}",
+    "--config.data.seq_len=64",
+    "--config.positions.max_position=1000",
+  ]
+  monkeypatch.setattr(sys, "argv", argv)
+  assert plan.main() == 0
+  records = json.loads((tmp_path / "new/plan.json").read_text())
+  assert [r["topology"] for r in records] == ["v5e:2x4", "h100:4"]
+  for record in records:
+    check_keys(record)
+    assert record["parameters"] > 0 and record["duration"]["steps"] == 8
+  assert "v5e:2x4" in capsys.readouterr().out
+
+
+def test_generation_by_arithmetic(no_compiler):
+  changes = {"mesh.fsdp": 2, "mesh.tensor": 2, "mesh.context": 2}
+  shape = {"model.num_kv_heads": 4}
+  (record,), _ = run(small(**changes, **shape), job="generate", length=512)
+  check_keys(record)
+  prefill, decode = record["programs"]
+  assert (prefill["program"], decode["program"]) == ("prefill", "decode")
+  assert prefill["flops"]["model"] > 100 * decode["flops"]["model"]
+  assert record["duration"] is None
+
+
+@pytest.mark.parametrize(
+  ("changes", "samples", "steps"),
+  [
+    ({"steps": 7, "epochs": None}, 0, 7),
+    ({}, 0, None),
+    ({}, 1000, 2 * 1000 // 128),
+    ({"data.train": "builtin:recall:400"}, 0, 2 * (400 - 64) // 128),
+    ({"data.train": "builtin:recall", "data.eval": ""}, 0, 2 * 1000 // 128),
+  ],
+)
+def test_steps_of_the_whole_run(changes, samples, steps):
+  config = llama(**{"data.train": "hub:some/chats"} | changes)
+  found, note = plan.run_steps(config, samples)
+  assert found == steps
+  assert ("--samples" in note) == (steps is None)
+
+
+class FakeCompiler:
+  """Needs so many GiB a row of a microbatch."""
+
+  def __init__(self, gib_a_row):
+    (self.topology,) = hardware.parse("a100-40gb:8")
+    self.compiled, self.gib_a_row = {}, gib_a_row
+
+  def measure(self, job):
+    share = 0.5 if job.recipe.remat == "full" else 1
+    peak = round(job.micro_rows * self.gib_a_row * share / job.axes["tensor"] * 2**30)
+    traffic = hlo.Traffic((), 0)
+    found = compiler.Measured(0, 0, peak, "", 1, traffic, 0.0)
+    return self.compiled.setdefault(job, found)
+
+
+def asked(**changes):
+  (topology,) = hardware.parse("a100-40gb:8")
+  config = llama(**changes)
+  recipe = plan.step_lib.recipe_from(
+    config, plan.model_shape(config), plan.resolve.check(config), "cuda"
+  )
+  return plan._job(config, GIVEN, recipe, topology)
+
+
+def test_search_of_the_largest_microbatch():
+  job = asked()  # 16 rows a device
+  tell = lambda text: None
+  assert search.largest_microbatch(FakeCompiler(9), job, tell)[0] == 8
+  assert search.largest_microbatch(FakeCompiler(1.5), job, tell)[0] == 32
+  assert search.largest_microbatch(FakeCompiler(500), job, tell)[0] == 0
+
+
+@pytest.mark.parametrize(
+  ("gib", "remat", "settings"),
+  [
+    (3, "full", None),  # fits as it is: no remedy is looked for
+    (5, "full", {"grad_accum": 2}),
+    (40, "dots", {"grad_accum": 16, "model.remat": "full"}),
+    (100, "full", {"grad_accum": 32, "loss.chunk": 128, "mesh.fsdp": 4,
+                   "mesh.tensor": 2}),
+  ],
+)  # fmt: skip
+def test_the_first_setting_that_fits(gib, remat, settings):
+  job, build = asked(**{"model.remat": remat}), FakeCompiler(gib)
+  if settings is None:
+    assert search.fit(build.topology.hardware, build.measure(job)).fits
+    return
+  found, tried = search.remedy(build, job, lambda text: None)
+  assert found.settings == settings
+  assert [t.fits for t in tried] == [False] * (len(tried) - 1) + [True]
+
+
+def test_a_refusal_of_the_tpu_compiler_is_no_fit():
+  message = (
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+    "temporaries (15.98G) exceeds available HBM (15.75G)."
+  )
+  assert compiler.refused_bytes(message) == round(15.98 * 2**30)
+  assert compiler.refused_bytes("Used 20.50G of 15.75G hbm.") == round(20.5 * 2**30)
+  measured = compiler.Measured(0, 0, 2**30, message, 1, None, 1.0)
+  assert not search.fit(hardware.HARDWARE["v5e"], measured).fits
+
+
+def test_a_gpu_that_needs_more_than_jax_takes_is_told():
+  (topology,) = hardware.parse("a100-80gb:8")
+  part = lambda gib: {"bytes_per_device": {"peak": gib * 2**30}, "fits": True}
+  assert report.allocator_advice([part(40)], topology) == []
+  (told,) = report.allocator_advice([part(67.8)], topology)
+  assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.87" in told
+
+
+@pytest.mark.plan
+@pytest.mark.parametrize("name", ["a100-80gb:8", "a100-40gb:2", "h100:16", "v5e:2x4"])
+def test_the_tiny_step_compiles(name):
+  assert compiler.available(hardware.parse(name)[0].hardware), compiler.INSTALL
+  sizes = {"batch_size": 16, "model.compute_dtype": "bfloat16"}
+  (record,), text = run(small(**sizes), topology=name)
+  check_keys(record)
+  (step,) = record["programs"]
+  assert step["compiled"] and step["fits"], text
+  assert step["bytes_per_device"]["peak"] >= step["bytes_per_device"]["state"]
+  found = {(c["kind"], c["dtype"]): c for c in step["collectives"]}
+  # The layers' weights are gathered as bf16, forward and backward.
+  weights = 2 * 3 * 64 * 128 * 2  # layers x matrices of the MLP x bytes
+  moved = sum(c["payload_bytes"] for (_, dtype), c in found.items() if dtype == "bf16")
+  assert moved >= 2 * weights
+  assert any(c["crosses_hosts"] for c in step["collectives"]) == (name == "h100:16")
+
+
+@pytest.mark.plan
+def test_the_tiny_generation_compiles():
+  changes = {"mesh.fsdp": 4, "mesh.tensor": 2}
+  (record,), _ = run(small(**changes), job="generate", length=256)
+  check_keys(record)
+  assert all(p["compiled"] and p["fits"] for p in record["programs"])
+
+
+@pytest.mark.plan
+def test_a_dead_compiler_is_an_answer(monkeypatch):
+  (topology,) = hardware.parse("a100-80gb:8")
+  with compiler.Compiler(topology) as build:
+    monkeypatch.setattr(compiler, "measure", _die)
+    found = build.measure(asked())
+  assert "died" in found.refused
+
+
+def _die(topology, job):
+  import os
+
+  os.abort()
+
+
+@pytest.mark.plan
+def test_seven_billion_fits_eight_a100():
+  config_file = pathlib.Path(tiny.ROOT / "configs/llama2_ntk.py")
+  namespace = {}
+  exec(compile(config_file.read_text(), str(config_file), "exec"), namespace)
+  (record,), text = run(namespace["get_config"]())
+  (step,) = record["programs"]
+  assert step["compiled"] and step["fits"], text
+  assert step["rows_per_device"] == 16
+  assert 20 < step["bytes_per_device"]["peak"] / 2**30 < 77

@@ -1,0 +1,196 @@
+"""FLOPs counted from programs, against counts by hand."""
+
+import math
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax.experimental import pallas as pl
+from jax.sharding import PartitionSpec
+
+from skipalign_jax import model, shapes, sharding
+from skipalign_jax.planning import estimate, flops, programs
+
+B, L = 8, 16
+PLAN_OPTIM = tuple(tiny.optim().items())
+
+
+def job(kind="train", mesh=(1, 1, 1, 1), rows=B, length=L, shape=None, **recipe):
+  return estimate.Job(
+    kind=kind,
+    recipe=tiny.recipe(**dict(model=shape or tiny.config(), loss_chunk=8) | recipe),
+    optim=PLAN_OPTIM,
+    mesh=tuple(zip(sharding.AXES, mesh, strict=True)),
+    rows=rows,
+    length=length,
+    steps=10,
+  )
+
+
+def executed(job):
+  return flops.executed(programs.trace(job, programs.abstract_mesh(job)).jaxpr)
+
+
+# The tiny model by hand: D 24, F 32, N 4, K 2, H 8, V 40, two layers. L is below
+# the smallest block of attention, so one block of L x L scores is computed.
+QKVO = 2 * 24 * (4 * 8 + 2 * 2 * 8 + 4 * 8)  # FLOPs a token
+GATE_UP, DOWN = 2 * 24 * 2 * 32, 2 * 24 * 32
+PRODUCT = 2 * B * 4 * L * L * 8  # scores, or weighted values
+HEAD = 2 * 24 * 40
+TOKENS = B * L
+LAYER = TOKENS * (QKVO + GATE_UP + DOWN)
+FIRST = 2 * (LAYER + 2 * PRODUCT) + TOKENS * HEAD
+ROW_SUMS = 2 * B * 4 * L * 8  # of out · d_out, in attention's gradient
+BOTH = 2 * (3 * LAYER + 7 * PRODUCT + ROW_SUMS) + TOKENS * 3 * HEAD
+AGAIN = {
+  "none": 0,
+  "dots": 0,
+  # The output of `down` is in no gradient.
+  "full": 2 * (LAYER - TOKENS * DOWN + 2 * PRODUCT),
+}
+
+
+@pytest.mark.parametrize("remat", AGAIN)
+def test_the_step_executes_what_a_hand_counts(remat):
+  assert executed(job(remat=remat)) == BOTH + AGAIN[remat]
+
+
+def test_microbatches_and_meshes_change_no_count():
+  assert executed(job(grad_accum=4)) == BOTH
+  assert executed(job(mesh=(2, 2, 2, 1))) == BOTH
+
+
+def test_loss_chunks_that_do_not_divide_compute_padding():
+  padded = B * 18 - TOKENS  # 16 tokens in chunks of 6
+  assert executed(job(loss_chunk=6)) == BOTH + padded * 3 * HEAD
+
+
+def test_model_flops_count_the_causal_half():
+  shape, pairs = tiny.config(), B * L * (L + 1) // 2
+  attention = 2 * 2 * 2 * pairs * 4 * 8  # layers, products, multiply-add
+  assert flops.forward(shape, B, L) == FIRST - 2 * 2 * PRODUCT + attention
+  assert flops.training(shape, B, L) == 3 * flops.forward(shape, B, L)
+  assert flops.causal_pairs(4) == 1 + 2 + 3 + 4
+
+
+def test_prefill_and_decode():
+  only_last = FIRST - (L - 1) * B * HEAD
+  assert executed(job("prefill")) == only_last
+  one = B * (2 * (QKVO + GATE_UP + DOWN) + HEAD) + 2 * 2 * PRODUCT // L
+  assert executed(job("decode")) == one == flops.decode(tiny.config(), B, L)
+  assert flops.prefill(tiny.config(), B, L) < only_last
+
+
+def test_seven_billion_is_six_n_d_and_attention():
+  shape = shapes.KNOWN["meta-llama/Llama-2-7b-hf"]
+  got = flops.training(shape, 128, 4096)
+  six = 6 * (shape.num_params() - 32_000 * 4096) * 128 * 4096
+  attention = 3 * 4 * 4096 * 32 * 128 * 4096 * 4097 // 2
+  assert got == pytest.approx(six + attention, rel=1e-4)
+
+
+def test_loops_branches_and_shards():
+  x = jnp.ones((4, 4))
+  dot = lambda x: x @ x
+  once = 2 * 4**3
+  loop = lambda x: jax.lax.scan(lambda c, _: (jax.jit(dot)(c), None), x, None, 7)
+  assert flops.executed(jax.make_jaxpr(loop)(x)) == 7 * once
+  branch = lambda x: jax.lax.cond(x[0, 0] > 0, dot, lambda x: dot(dot(x)), x)
+  assert flops.executed(jax.make_jaxpr(branch)(x)) == 2 * once
+  saved = jax.grad(jax.checkpoint(lambda x: jnp.sum(jnp.sin(dot(x)))))
+  assert flops.executed(jax.make_jaxpr(saved)(x)) == 4 * once  # twice, two gradients
+  mesh = programs.abstract_mesh(job(mesh=(1, 4, 2, 1)))
+  split = jax.shard_map(
+    lambda x: x @ x.T,
+    mesh=mesh,
+    in_specs=PartitionSpec("fsdp"),
+    out_specs=PartitionSpec("fsdp"),
+    axis_names={"fsdp"},
+  )
+  with jax.sharding.use_abstract_mesh(mesh):
+    got = flops.executed(jax.make_jaxpr(split)(jnp.ones((8, 3))))
+  assert got == 4 * (2 * 2 * 2 * 3)  # [2, 3] x [3, 2] on each of 4
+
+
+def test_a_kernel_that_nobody_can_count_stops():
+  kernel = lambda x_ref, o_ref: None
+  call = pl.pallas_call(kernel, out_shape=jax.ShapeDtypeStruct((8,), jnp.float32))
+  with pytest.raises(flops.UnknownPrimitiveError, match="Pallas kernel"):
+    flops.executed(jax.make_jaxpr(call)(jnp.ones(8)))
+  ffi = jax.ffi.ffi_call("strange", jax.ShapeDtypeStruct((8,), jnp.float32))
+  with pytest.raises(flops.UnknownPrimitiveError, match="ffi_call"):
+    flops.executed(jax.make_jaxpr(ffi)(jnp.ones(8)))
+
+
+def test_a_pallas_kernel_counts_by_its_estimate_or_its_name():
+  q, k = jnp.ones((3, 4, 8, 16)), jnp.ones((3, 2, 8, 16))
+  cost = pl.CostEstimate(flops=12345, transcendentals=0, bytes_accessed=0)
+  shape = jax.ShapeDtypeStruct(q.shape, q.dtype)
+  call = lambda **given: pl.pallas_call(lambda *refs: None, out_shape=shape, **given)
+  count = lambda call: flops.executed(jax.make_jaxpr(call)(q, k))
+  assert count(call(cost_estimate=cost, name="anything")) == 12345
+  one = 2 * 3 * 4 * 36 * 16  # rows, heads, pairs, H
+  for name, products in (
+    ("splash_mha_fwd_segmented_residuals", 2),
+    ("splash_mha_dkv_segmented_no_residuals", 4),
+    ("splash_mha_dq_segmented_no_residuals", 3),
+  ):
+    assert count(call(name=name)) == products * one
+
+
+@pytest.mark.parametrize("mask", ["CAUSAL", "NO_MASK"])
+def test_cudnn_attention_counts_the_pairs_of_its_mask(mask):
+  aval = lambda *shape: types.SimpleNamespace(
+    aval=jax.ShapeDtypeStruct(shape, "float16")
+  )
+  equation = types.SimpleNamespace(
+    primitive=types.SimpleNamespace(name="dot_product_attention_fwd_wrapper"),
+    params=dict(mask_type=f"MaskType.{mask}", layout=0),
+    invars=[aval(2, 8, 4, 16), aval(2, 8, 2, 16), aval(2, 8, 2, 16)],
+  )
+  pairs = 36 if mask == "CAUSAL" else 64
+  forward = 2 * 2 * 2 * 4 * pairs * 16
+  assert flops._count_equation(equation) == forward
+  equation.primitive.name = "dot_product_attention_bwd_wrapper"
+  assert flops._count_equation(equation) == forward * 5 // 2
+
+
+def test_analytic_bytes_of_the_state():
+  shape = tiny.config()
+  one = estimate.state_bytes(job())
+  assert one == 12 * shape.num_params()
+  assert estimate.state_bytes(job(mesh=(2, 2, 2, 1))) == one // 4
+  cache = model.empty_cache(shape, B, L, jnp.float32)
+  generate = job("decode")
+  assert estimate.cache_bytes(generate) == cache.k.nbytes + cache.v.nbytes
+  assert estimate.cache_bytes(job("decode", mesh=(1, 2, 2, 2))) == (
+    estimate.cache_bytes(generate) // 8
+  )
+  assert math.isclose(
+    estimate.state_bytes(generate),
+    4 * shape.num_params() + estimate.cache_bytes(generate),
+  )
+
+
+def test_activations_follow_rows_and_remat():
+  values = [estimate.activation_bytes(job(remat=r)) for r in ("full", "dots", "none")]
+  assert values == sorted(values) and len(set(values)) == 3
+  assert estimate.activation_bytes(job(grad_accum=4)) < values[2]
+
+
+def test_bounds_and_estimate():
+  from skipalign_jax.planning import hardware
+
+  kind = hardware.HARDWARE["a100-80gb"]
+  whole = job(mesh=(1, 8, 1, 1))
+  least = estimate.bounds(whole, kind, 8 * 312 * 10**12, {False: 3e11, True: 25e9})
+  assert least.arithmetic == pytest.approx(1)
+  assert least.interconnect == pytest.approx(2)
+  best, worst = estimate.seconds(least)
+  assert best == pytest.approx(2)  # hidden behind the links
+  assert worst == pytest.approx(2 + 2 + least.memory)
+  assert np.isclose(least.memory * kind.memory_bandwidth,
+                    estimate.least_memory_traffic(whole))  # fmt: skip
