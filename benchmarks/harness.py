@@ -276,6 +276,11 @@ def _proc(path: str) -> dict[str, str]:
   return fields
 
 
+def resident_bytes(field: str) -> int:
+  """Of this process: VmRSS, what is resident now, or VmHWM, the most so far."""
+  return 1024 * int(_proc("/proc/self/status")[field].split()[0])
+
+
 def arguments(docstring: str) -> argparse.ArgumentParser:
   """A parser with the flags that all benchmarks have."""
   parser = argparse.ArgumentParser(
