@@ -165,7 +165,10 @@ def test_moments_are_sharded_as_their_parameters(trained):
   assert set(share("fsdp8").values()) == {8}
   matrix, norm = "layers/mlp/down/weight", "layers/mlp_norm/weight"
   assert (share("fsdp4_tensor2")[matrix], share("fsdp4_tensor2")[norm]) == (8, 4)
-  assert (share("data2_fsdp2_tensor2")[matrix], share("data2_fsdp2_tensor2")[norm]) == (4, 2)
+  assert (share("data2_fsdp2_tensor2")[matrix], share("data2_fsdp2_tensor2")[norm]) == (
+    4,
+    2,
+  )
 
 
 if __name__ == "__main__":
