@@ -1,0 +1,125 @@
+"""How the time and the memory of a training step grow with its length.
+
+python benchmarks/growth.py [--lengths=512,1024,2048,4096,8192] [--remat=none]
+  [--dtype=bfloat16] [--rounds=3] [--out=FILE]
+
+One row a step, skip_outer. Time: one process with one state, the lengths take
+turns. Memory: what the compiler plans (`memory_analysis`: state, temporaries),
+and the peak resident set of a fresh process a length, less what it held before
+the first step was compiled.
+
+FLOPs are counted by hand (`harness.flops`): 6·N·tokens for products with weights,
+6·layers·L²·heads·head_dim for causal attention. Time should grow no faster than
+they do: seconds over FLOPs, relative to the shortest length, stays near 1 or
+falls. Memory should be linear: bytes a token stay near those of the shortest.
+"""
+
+import harness
+
+
+class Ours:
+  def __init__(self, model: str, dtype: str, remat: str):
+    self._steps = harness.Steps(model, dtype, remat, ("skip_outer",))
+    self._model = model
+    self._batches = {}
+
+  def step(self, length: int) -> float:
+    return self._steps.step("skip_outer", self._batch(length))[0]
+
+  def planned(self, length: int) -> dict[str, int]:
+    """Bytes of the compiled step: arguments (state and batch) and temporaries."""
+    compiled = self._steps.compile("skip_outer", self._batch(length))
+    analysis = compiled.memory_analysis()
+    return {
+      "arguments": analysis.argument_size_in_bytes,
+      "temporaries": analysis.temp_size_in_bytes,
+    }
+
+  def resident(self, length: int) -> dict[str, int]:
+    """Bytes resident before compiling, and at the peak of two steps."""
+    batch = self._batch(length)
+    before = harness.resident_bytes("VmRSS")
+    self._steps.step("skip_outer", batch)
+    self._steps.step("skip_outer", batch)
+    return {"before": before, "peak": harness.resident_bytes("VmHWM")}
+
+  def _batch(self, length: int):
+    if length not in self._batches:
+      self._batches[length] = harness.dialogue(self._model, length)
+    return self._batches[length]
+
+
+def main() -> None:
+  parser = harness.arguments(__doc__)
+  parser.add_argument("--lengths", default="512,1024,2048,4096,8192")
+  parser.add_argument("--dtype", default="bfloat16")
+  parser.add_argument("--remat", default="none", choices=("none", "dots", "full"))
+  parser.add_argument("--rounds", type=int, default=3)
+  args = parser.parse_args()
+  before = harness.environment()
+  config = harness.open_model(args.model).config
+  lengths = harness.numbers(args.lengths)
+  settings = dict(model=args.model, dtype=args.dtype, remat=args.remat)
+
+  worker = harness.Worker(Ours, **settings)
+  planned = {length: worker("planned", length=length) for length in lengths}
+  turns = {length: lambda at=length: worker("step", length=at) for length in lengths}
+  harness.rounds(turns, 1)  # touches all memory once
+  seconds, failed = harness.rounds(turns, args.rounds)
+  worker.close()
+  resident = {}
+  for length in lengths:
+    worker = harness.Worker(Ours, **settings)
+    resident[length] = worker("resident", length=length)
+    worker.close()
+
+  results, rows = [], []
+  for length in lengths:
+    if length in failed:
+      rows.append([length, failed[length], *[""] * 7])
+      continue
+    work = harness.flops(config, length)
+    held = resident[length]["peak"] - resident[length]["before"]
+    result = {
+      "length": length,
+      "flops": work,
+      "seconds": harness.spread(seconds[length]),
+      "planned_bytes": planned[length],
+      "resident_bytes": resident[length],
+      "seconds_per_flop": [s / sum(work.values()) for s in seconds[length]],
+      "temporary_bytes_per_token": planned[length]["temporaries"] / length,
+      "resident_bytes_per_token": held / length,
+    }
+    results.append(result)
+    base = results[0]
+    relative = harness.spread(
+      [
+        a / b
+        for a, b in zip(
+          result["seconds_per_flop"], base["seconds_per_flop"], strict=True
+        )
+      ]
+    )
+    result["seconds_per_flop_relative"] = relative
+    rows.append(
+      [
+        length,
+        harness.show(result["seconds"]),
+        f"{sum(work.values()) / 1e12:.2f}",
+        f"{100 * work['attention'] / sum(work.values()):.0f} %",
+        harness.show(relative, ".2f"),
+        f"{planned[length]['temporaries'] / 2**30:.2f}",
+        f"{result['temporary_bytes_per_token'] / 2**20:.2f}",
+        f"{resident[length]['peak'] / 2**30:.2f}",
+        f"{held / 2**30:.2f}",
+      ]
+    )
+  print(f"\n{args.model}, 1 row, {args.dtype}, remat={args.remat}")
+  head = ["L", "seconds a step", "TFLOP", "attention", "s/FLOP, relative"]
+  head += ["temporaries, GiB", "MiB a token", "peak RSS, GiB", "of it the step"]
+  print(harness.table(head, rows))
+  harness.report(args, before, results)
+
+
+if __name__ == "__main__":
+  main()

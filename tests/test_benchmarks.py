@@ -1,0 +1,117 @@
+"""The benchmarks: statistics, workers, and the scripts that need no peer."""
+
+import importlib.util
+import itertools
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+from skipalign_jax import shapes
+
+FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
+
+
+def load(name):
+  """A script as a module; its directory is the first place that it looks in."""
+  sys.path.insert(0, str(FOLDER))
+  try:
+    # Not `import positions`: the scripts share names with modules of the package.
+    spec = importlib.util.spec_from_file_location(
+      f"bench_{name}", FOLDER / f"{name}.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+  finally:
+    sys.path.remove(str(FOLDER))
+
+
+harness = load("harness")
+
+
+class Counter:
+  """A contender for the worker below."""
+
+  def __init__(self, start):
+    self.count = start
+
+  def add(self, n):
+    print("not a reply")
+    self.count += n
+    return self.count
+
+  def fail(self):
+    raise ValueError("on purpose")
+
+  def die(self):
+    sys.exit(3)
+
+
+def test_ratio_says_who_is_faster():
+  ratio = harness.compare("ours", [1.0, 2.0, 1.0], "theirs", [2.0, 6.0, 2.0])
+  assert ratio["text"] == "ours is 2.00x as fast as theirs (2.00-3.00 over 3 rounds)"
+  ratio = harness.compare("ours", [2.0, 4.0], "theirs", [1.0, 1.0])
+  assert ratio["text"].startswith("theirs is 2.67x as fast as ours (2.00-4.00")
+  assert harness.spread([3.0, 1.0, 2.0])["median"] == 2.0
+  assert harness.share([1.0, 2.0], [100.0, 100.0])["max"] == 2.0
+
+
+def test_rounds_rotate_and_drop_what_fails():
+  order = []
+
+  def broken():
+    raise harness.Failed("no memory")
+
+  turns = {name: lambda name=name: order.append(name) or name for name in "ab"}
+  results, failed = harness.rounds(turns | {"c": broken}, 3)
+  assert results == {"a": ["a"] * 3, "b": ["b"] * 3}
+  assert failed == {"c": "no memory"}
+  assert order == ["a", "b", "b", "a", "a", "b"]
+
+
+def test_worker():
+  worker = harness.Worker(Counter, start=5)
+  assert [worker("add", n=1), worker("add", n=2)] == [6, 8]
+  with pytest.raises(harness.Failed, match="ValueError: on purpose"):
+    worker("fail")
+  assert worker("add", n=0) == 8  # still there
+  with pytest.raises(harness.Failed, match="status 3"):
+    worker("die")
+
+
+def test_dialogue_fills_its_row():
+  batch = harness.dialogue("tiny", 300)
+  assert all(array.shape == (1, 300) for array in batch.values())
+  assert np.all(batch["segment_ids"] == 1) and batch["block_ids"].max() >= 2
+  assert np.all(batch["loss_weight"] <= batch["is_response"])
+  packed = harness.cut_into_samples(batch, turns=1)
+  assert packed["segment_ids"].max() >= 2 and packed["block_ids"].max() == 1
+  assert len(np.unique(packed["sample_ids"])) == packed["segment_ids"].max()
+  changes = lambda x: np.flatnonzero(np.diff(x[0]))
+  assert np.isin(changes(packed["segment_ids"]), changes(batch["block_ids"])).all()
+
+
+def test_flops_of_a_7b_model():
+  work = harness.flops(shapes.KNOWN["meta-llama/Llama-2-7b-hf"], 1024)
+  # 6.74e9 parameters, of which the input embedding multiplies nothing.
+  assert work["products"] == pytest.approx(6 * (6.738e9 - 0.131e9) * 1024, rel=1e-3)
+  assert work["attention"] == 6 * 32 * 1024**2 * 32 * 128
+
+
+def test_positions_and_growth_run():
+  positions = load("positions")
+  contender = positions.Ours("tiny", 512, "float32")
+  turns = {
+    name: lambda name=name: contender.step(name)
+    for name in ("skip_outer", "packed skip_outer")  # one program
+  }
+  seconds, failed = harness.rounds(turns | {"draw": lambda: contender.draw("full")}, 2)
+  assert not failed and all(s > 0 for s in itertools.chain(*seconds.values()))
+  assert contender.describe()["packed"]["samples"] > 1
+  growth = load("growth")
+  contender = growth.Ours("tiny", "float32", "full")
+  assert contender.step(256) > 0
+  assert contender.planned(256)["temporaries"] > 0
+  assert harness.resident_bytes("VmHWM") >= harness.resident_bytes("VmRSS") > 0
