@@ -7,7 +7,9 @@ LAYERS = (
   {"errors"},
   {
     "attention",
+    "compile_cache",
     "config",
+    "distributed",
     "losses",
     "metrics",
     "optimizer",
