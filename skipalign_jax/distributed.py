@@ -252,7 +252,8 @@ def run_command(main: Callable[[], int | None]) -> None:
       _leave(130)
     raise
   except BaseException:
-    traceback.print_exc()
+    with contextlib.suppress(OSError):  # stderr may be what broke
+      traceback.print_exc()
     _leave(1)
     raise SystemExit(1) from None
 
@@ -277,6 +278,7 @@ def _told_once(main: Callable[[], int | None]) -> int | None:
 
 def _leave(status: int) -> None:
   if jax.distributed.is_initialized():
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+      with contextlib.suppress(OSError):
+        stream.flush()
     os._exit(status)
