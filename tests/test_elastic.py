@@ -80,7 +80,11 @@ def finish(process, seconds=180):
 def children(process):
   """Process ids of the processes that local.sh has started."""
   try:
-    return pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return (
+      pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
+      .read_text()
+      .split()
+    )
   except OSError:
     return []
 
