@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import transformers
 
-from skipalign_jax import errors, model, model_config
+from skipalign_jax import compile_cache, errors, model, model_config
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import reference
 
@@ -163,6 +163,7 @@ def main() -> int:
   if args.max_new_tokens < 1:
     raise errors.UserError("--max_new_tokens must be at least 1")
 
+  compile_cache.enable()
   opened = reference.open_model(args.model)
   tokenizer = reference.load_tokenizer(args.model)
   reference.check_vocabulary(tokenizer, opened.config)

@@ -63,6 +63,19 @@ class Writer:
     self._board.close()
 
 
+class NoWriter:
+  """What the processes have that write nothing."""
+
+  def write(self, record: Record) -> None:
+    """Drops the record."""
+
+  def flush(self) -> None:
+    """Has nothing to do."""
+
+  def close(self) -> None:
+    """Has nothing to do."""
+
+
 class Progress:
   """A progress bar on a terminal; elsewhere a line every few seconds."""
 
@@ -80,7 +93,7 @@ class Progress:
       progress.TextColumn("{task.fields[rate]} tok/s"),
       progress.TimeRemainingColumn(),
       console=console,
-      disable=not console.is_terminal,
+      disable=console.quiet or not console.is_terminal,
     )
     self._task = self._bar.add_task(
       "train", total=steps, completed=start, loss="-", rate="-"

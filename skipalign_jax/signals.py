@@ -10,8 +10,10 @@ class Stop:
     status: exit status, 0 or 128 + the signal's number.
   """
 
-  def __init__(self):
+  def __init__(self, told: bool = True):
+    """`told`: whether the first signal is answered on the terminal."""
     self.status = 0
+    self._told = told
     self._previous = {}
 
   @property
@@ -32,4 +34,5 @@ class Stop:
     if self.requested:
       raise KeyboardInterrupt
     self.status = 128 + number
-    print("\nstopping after this step; once more to stop at once", flush=True)
+    if self._told:
+      print("\nstopping after this step; once more to stop at once", flush=True)

@@ -1,7 +1,8 @@
 """Fine-tunes a model: python -m skipalign_jax.train --config=FILE --workdir=DIR.
 
 The same command continues a run that was stopped: the workdir holds the state,
-the data iterator and the resolved config.
+the data iterator and the resolved config. On several hosts it is the same command in
+every process: all compute, process 0 writes and speaks.
 """
 
 import contextlib
@@ -17,6 +18,8 @@ from rich import console as rich_console
 from skipalign_jax import (
   checkpoint,
   cli,
+  compile_cache,
+  distributed,
   errors,
   metrics,
   model,
@@ -37,15 +40,19 @@ from skipalign_jax.hf import reference
 
 USAGE = (
   "python -m skipalign_jax.train --config=FILE[:variant] --workdir=DIR "
-  "[--config.some.key=value …]"
+  "[--config.some.key=value …] [--distributed=auto|off|HOST:PORT,COUNT,INDEX]"
 )
 
 
 def main() -> int:
-  config, flags = cli.parse(sys.argv, USAGE, workdir="")
+  config, flags = cli.parse(sys.argv, USAGE, workdir="", distributed="auto")
   if not flags["workdir"]:
     raise errors.UserError(f"--workdir=DIR is missing\nusage: {USAGE}")
-  console = rich_console.Console(highlight=False, soft_wrap=True)
+  distributed.initialize(flags["distributed"])
+  compile_cache.enable()
+  console = rich_console.Console(
+    highlight=False, soft_wrap=True, quiet=not distributed.is_first()
+  )
   return run(config, pathlib.Path(flags["workdir"]), console)
 
 
@@ -54,41 +61,50 @@ def run(
 ) -> int:
   """Trains to the end, or until a signal; returns the exit status."""
   # What is to be trained, on what.
-  position_recipe = resolve.check(config)
-  opened = None
-  if config.model.init_from:
-    opened = reference.open_model(config.model.init_from)
-  tokenizer = tokenizer_lib.resolve(config)
-  shape = resolve.model_from(config, opened and opened.config, len(tokenizer))
-  reference.check_vocabulary(tokenizer, shape)
-  mesh = sharding.make_mesh(dict(config.mesh))
-  resolve.check_mesh(config, shape, mesh.shape)
-  data = pipeline.build(
-    config, tokenizer, jax.process_index(), jax.process_count(), console
-  )
+  with distributed.together():
+    position_recipe = resolve.check(config)
+    opened = None
+    if config.model.init_from:
+      opened = reference.open_model(config.model.init_from)
+    tokenizer = tokenizer_lib.resolve(config)
+    shape = resolve.model_from(config, opened and opened.config, len(tokenizer))
+    reference.check_vocabulary(tokenizer, shape)
+    mesh = sharding.make_mesh(dict(config.mesh))
+    resolve.check_mesh(config, shape, mesh.shape)
+    platform = mesh.devices.flat[0].platform
+    recipe = step_lib.recipe_from(config, shape, position_recipe, platform)
+    share = sharding.process_share(mesh)
+    data = pipeline.build(config, tokenizer, *share, console)
 
   # The program.
-  platform = mesh.devices.flat[0].platform
-  recipe = step_lib.recipe_from(config, shape, position_recipe, platform)
   schedule = optimizer.schedule(config.optim, data.steps)
   update = optimizer.make(config.optim, data.steps)
   train_step, eval_step = step_lib.compile_steps(recipe, update, schedule, mesh)
 
   # The state: this folder's own latest checkpoint, or the given weights.
-  workdir.claim(folder, config, shape, opened, tokenizer)
+  first = distributed.is_first()
+  with distributed.together():
+    if first:
+      workdir.claim(folder, config, shape, opened, tokenizer)
+  claimed = distributed.exchange(workdir.identity(folder))[0]
+  with distributed.together():
+    workdir.check_shared(folder, claimed)
   saved = checkpoint.Checkpoints(
     folder, config.checkpoint.keep, config.checkpoint.keep_best
   )
   start = saved.latest() or 0
   console.print(describe(config, shape, data, mesh, start, folder))
-  iterator = data.train_iterator()
   abstract, shardings = step_lib.state_shardings(mesh, update, shape)
+  iterator_state = None
   if start:
     state, iterator_state = saved.restore(abstract, shardings, start)
-    iterator.set_state(iterator_state)
   else:
     params = initial_params(opened, shape, config.seed, shardings.params)
     state = step_lib.init_state(params, update, shardings)
+    if first:
+      rows = data.first_rows(min(config.batch_size, preview.ROWS))
+      show_first_batch(rows, position_recipe, config.seed, folder, console)
+  iterator = data.train_iterator(iterator_state)
 
   def place(batch: dict[str, np.ndarray]) -> step_lib.Batch:
     rows = sharding.batch_sharding(mesh)
@@ -104,26 +120,25 @@ def run(
   # The loop: dispatch step t, then read the numbers of step t−1.
   due = lambda step, every: every and step % every == 0
   log = Log(config, folder, console, start, data.steps)
-  with jax.set_mesh(mesh), contextlib.closing(saved), signals.Stop() as stop, log:
+  votes, status = distributed.Votes(), 0
+  with jax.set_mesh(mesh), contextlib.closing(saved), signals.Stop(first) as stop, log:
     if not start and data.eval_batches:
       log.held_out(0, held_out_loss())
     for step in range(start + 1, data.steps + 1):
-      batch = next(iterator)
-      if step == 1:
-        show_first_batch(batch, position_recipe, config.seed, folder, console)
-      state, numbers = train_step(state, place(batch))
+      state, numbers = train_step(state, place(next(iterator)))
       log.read_pending()
       log.pending = (step, numbers)
       last = step == data.steps
       if data.eval_batches and (due(step, config.eval.every) or last):
         log.held_out(step, held_out_loss())
-      if due(step, config.checkpoint.every) or last or stop.requested:
+      status = votes.cast(stop.status)
+      if due(step, config.checkpoint.every) or last or status:
         log.flush()  # the records of a saved step are on disk before the state
         saved.save(state, step, iterator.get_state(), log.eval_losses.get(step))
-      if stop.requested:
+      if status:
         break
   console.print(log.summary())
-  return stop.status
+  return status
 
 
 def initial_params(
@@ -156,7 +171,6 @@ def show_first_batch(
   console: rich_console.Console,
 ) -> None:
   """Prints and draws where the tokens of the first batch sit."""
-  batch = {name: x[: preview.ROWS] for name, x in batch.items()}
   positions_BL = np.asarray(positions.synthesize(recipe, seed, batch))
   found = preview.samples(batch, positions_BL)
   found.sort(key=len, reverse=True)  # long dialogues show most
@@ -192,6 +206,7 @@ def describe(
   if shape.rope.factor != 1:
     scaled += f", {shape.rope.factor:.3g}x to {shape.window:,} positions"
   kind = jax.devices()[0].device_kind
+  hosts = f" of {n} processes" if (n := jax.process_count()) > 1 else ""
   axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
   return "\n".join(
     [
@@ -204,7 +219,7 @@ def describe(
       f"{', packed' if config.data.packing else ''}, "
       f"{config.grad_accum} microbatch(es), {data.steps} steps",
       f"memory     {12 * gib:.2f} GiB weights and Adam state, {4 * gib:.2f} GiB "
-      f"gradients, over {mesh.devices.size} {kind} device(s) ({axes})",
+      f"gradients, over {mesh.devices.size} {kind} device(s){hosts} ({axes})",
       f"workdir    {folder}"
       + (f": continuing after step {start}" if start else ": a new run"),
     ]
@@ -226,7 +241,9 @@ class Log:
     self.eval_losses: dict[int, float] = {}
     self._config, self._folder, self._console = config, folder, console
     self._start, self._steps, self._done = start, steps, start
-    self._writer = metrics.Writer(folder, start or -1)
+    self._writer = metrics.NoWriter()
+    if distributed.is_first():
+      self._writer = metrics.Writer(folder, start or -1)
     self._bar = metrics.Progress(console, start, steps)
     self._read_at = time.monotonic()
     self._losses: list[float] = []
@@ -314,4 +331,4 @@ class Log:
 
 
 if __name__ == "__main__":
-  errors.run_command(main)
+  distributed.run_command(main)

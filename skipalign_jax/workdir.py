@@ -7,9 +7,11 @@ workdir/
   metrics.jsonl, tensorboard/, positions.png
 """
 
+import hashlib
 import json
 import pathlib
 import shutil
+import time
 from typing import Any
 
 import ml_collections
@@ -19,7 +21,14 @@ from skipalign_jax import errors, model_config
 from skipalign_jax.hf import card, export, native, reference
 
 # Keys that may change when a run goes on; all others shape its numbers.
-FREE = ("log_every", "eval.every", "checkpoint.", "mesh.", "data.cache_dir")
+FREE = (
+  "log_every",
+  "eval.every",
+  "checkpoint.",
+  "mesh.",
+  "data.cache_dir",
+  "data.workers",
+)
 
 
 def claim(
@@ -60,6 +69,30 @@ def claim(
       half.replace(folder / native.TOKENIZER)
   except OSError as error:
     raise errors.UserError(f"--workdir={folder} cannot be used: {error}") from error
+
+
+def check_shared(folder: pathlib.Path, written: str) -> None:
+  """Raises UserError when this process does not see what process 0 claimed.
+
+  Args:
+    folder: the workdir, as this process knows it.
+    written: `identity` of it in process 0.
+  """
+  for _ in range(20):  # a network filesystem may show it a little later
+    if (found := identity(folder)) == written:
+      return
+    time.sleep(0.5)
+  raise errors.UserError(
+    f"--workdir={folder} is not the folder that process 0 writes to"
+    f"{'' if found else ' (here it does not exist)'}; all processes need one on a "
+    "filesystem that they share"
+  )
+
+
+def identity(folder: pathlib.Path) -> str:
+  """Tells one claimed folder from another; empty without one."""
+  file = folder / "config.json"
+  return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
 
 
 def _check_same(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:

@@ -6,8 +6,10 @@ import pathlib
 LAYERS = (
   {"errors"},
   {
+    "compile_cache",
     "config",
     "cpu",
+    "distributed",
     "losses",
     "metrics",
     "optimizer",

@@ -1,6 +1,9 @@
-"""Two processes that see half of each batch against one that sees it all."""
+"""Two processes that see half of each batch against one that sees it all: packed
+rows, parameters spread over the devices of both.
+"""
 
 import json
+import pathlib
 import socket
 import subprocess
 import sys
@@ -10,13 +13,14 @@ import numpy as np
 import pytest
 import tiny
 
-from skipalign_jax import sharding
+from skipalign_jax import model, sharding
+from skipalign_jax.hf import reference, weights
 
-STEPS = 3
+STEPS = 10
 
 
 def losses(run, process=0, processes=1):
-  """Process p reads the rows p, p + processes, …"""
+  """Each process feeds its share of the rows."""
   local = lambda t: {
     name: x[process::processes] for name, x in tiny.batch(seed=t).items()
   }
@@ -31,7 +35,42 @@ def train_as_one_of_two(process, port):
   assert len(jax.local_devices()) == 4 and len(jax.devices()) == 8
   run = tiny.Run(sharding.make_mesh(dict(data=1, fsdp=-1, tensor=1, context=1)))
   assert not run.state.params["embed"]["weight"].is_fully_addressable
-  print(json.dumps(losses(run, process, 2)), flush=True)
+  share = sharding.process_share(run.mesh)
+  assert share == (process, 2)
+  check_initial_weights(run)
+  print(json.dumps(losses(run, *share)), flush=True)
+
+
+def check_initial_weights(run):
+  """Drawn weights are those of one process; given ones are read in shards."""
+  from skipalign_jax import train  # here, because the other process does without
+
+  shape, shardings = run.recipe.model, run.shardings.params
+  drawn = train.initial_params(None, shape, 3, shardings)
+  compare = lambda array, whole: [
+    np.testing.assert_allclose(shard.data, np.asarray(whole)[shard.index], rtol=1e-6)
+    for shard in array.addressable_shards
+  ]
+  with jax.default_device(jax.local_devices()[0]):
+    jax.tree.map(compare, drawn, model.init(shape, 3))
+
+  given, blocks = tiny.params(shape), {}
+  flat = jax.tree_util.tree_leaves_with_path(given)
+  parameters = {}
+  for path, value in ((sharding.path_of(path), value) for path, value in flat):
+
+    def read(index, dtype, path=path, value=value):
+      blocks.setdefault(path, set()).add(str(index))
+      return value[index].astype(dtype)
+
+    parameters[path] = weights.Parameter(path, value.shape, value.dtype, read)
+  location = reference.Location("hf", pathlib.Path())
+  opened = reference.Model("stub", location, shape, {}, None, parameters)
+  jax.tree.map(compare, train.initial_params(opened, shape, 3, shardings), given)
+  for path, at in ((sharding.path_of(p), x) for p, x in
+                   jax.tree_util.tree_leaves_with_path(shardings)):  # fmt: skip
+    spread = any(at.spec)
+    assert len(blocks[path]) == (4 if spread else 1), path  # of 8 blocks, its own
 
 
 @pytest.mark.multidevice
@@ -50,7 +89,7 @@ def test_two_processes_equal_one():
   ]
   try:
     expected = losses(tiny.Run())
-    printed = [process.communicate(timeout=120)[0] for process in processes]
+    printed = [process.communicate(timeout=300)[0] for process in processes]
   finally:
     for process in processes:
       process.kill()

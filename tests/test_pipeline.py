@@ -4,6 +4,8 @@ import ast
 import io
 import json
 import pathlib
+import time
+from concurrent import futures
 
 import hypothesis
 import numpy as np
@@ -159,9 +161,29 @@ def test_restored_iterator_goes_on_exactly(cache):
     state = json.loads(json.dumps(iterator.get_state()))
     rest = list(iterator)
     assert_same(rest, batches[3:])
-    restored = build(make_config(cache, workers=workers)).train_iterator()
-    restored.set_state(state)
-    assert_same(list(restored), rest)
+    other = build(make_config(cache, workers=2 - workers))
+    assert_same(list(other.train_iterator(state)), rest)
+
+
+def test_of_two_that_need_the_same_samples_one_makes_them(monkeypatch, tmp_path):
+  made, real = [], prepare._write
+
+  def slow(*args):
+    made.append(args)
+    time.sleep(0.5)
+    real(*args)
+
+  monkeypatch.setattr(prepare, "_write", slow)
+  one = lambda _: build(make_config(str(tmp_path), train="builtin:recall:9")).report
+  with futures.ThreadPoolExecutor(2) as pool:
+    first, second = pool.map(one, range(2))
+  assert len(made) == 1 and first == second
+  assert [path.suffix for path in tmp_path.iterdir()] == [".arrow"]
+
+
+def test_an_iterator_state_of_other_kind_is_told(cache):
+  with pytest.raises(errors.UserError, match="of another version"):
+    build(make_config(cache)).train_iterator({"workers_state": {}})
 
 
 def test_weights(cache):

@@ -4,6 +4,7 @@ Batches are dicts of numpy arrays [rows, L], named in packing.DTYPES.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import SupportsIndex
 
 import grain
@@ -22,14 +23,15 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """All data of a run, as one host sees it.
+  """All data of a run, as one process sees it.
 
   Attributes:
     steps: batches of the whole run.
     report: what was read and what was left out, a few lines.
     several_turns: samples with more than one reply to learn.
-    train_rows: rows of all hosts, in training order.
-    eval_batches: this host's held-out batches; empty without held-out data.
+    train_rows: rows of all processes, in training order.
+    eval_batches: this process' held-out batches, as many as all others have; empty
+      without held-out data.
   """
 
   steps: int
@@ -37,15 +39,24 @@ class Data:
   several_turns: int
   train_rows: "TrainRows"
   eval_batches: list[Batch]
-  _rows_per_host: int
-  _process: tuple[int, int]  # index, count
+  _rows_per_share: int
+  _share: tuple[int, int]  # index, count
   _workers: int
 
-  def train_iterator(self) -> grain.DatasetIterator:
-    """Batches from the first step on; get_state and set_state move it exactly."""
-    index, count = self._process
+  def first_rows(self, count: int) -> Batch:
+    """The first rows of the run, whichever process will train on them."""
+    rows = [self.train_rows[i] for i in range(count)]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+  def train_iterator(self, state: dict[str, int] | None = None) -> "TrainIterator":
+    """Batches from the first step on, or from where `state` was taken."""
+    start = TrainIterator.next_batch(state)
+    index, count = self._share
     dataset = grain.MapDataset.source(self.train_rows)[index::count]
-    dataset = dataset.batch(self._rows_per_host, drop_remainder=True)
+    dataset = dataset.batch(self._rows_per_share, drop_remainder=True)
+    if start >= len(dataset):  # Grain refuses an empty dataset
+      return TrainIterator(iter(()), start)
+    dataset = dataset[start:]
     # Grain keeps 500 elements ready by default; ours are whole batches.
     read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     dataset = dataset.to_iter_dataset(read)
@@ -57,7 +68,43 @@ class Data:
         num_workers=self._workers, per_worker_buffer_size=2
       )
       dataset = dataset.mp_prefetch(options)
-    return iter(dataset)
+    return TrainIterator(iter(dataset), start)
+
+
+class TrainIterator:
+  """Batches, and which one is next: that number is all there is to restore.
+
+  Grain's own state has the number of workers in it. Batch n holds the same rows
+  however many hosts and workers read them, so a run may go on with other numbers.
+  """
+
+  def __init__(self, batches: Iterator[Batch], start: int):
+    self._batches, self._next = batches, start
+
+  def __iter__(self) -> "TrainIterator":
+    return self
+
+  def __next__(self) -> Batch:
+    batch = next(self._batches)
+    self._next += 1
+    return batch
+
+  def get_state(self) -> dict[str, int]:
+    """For `Data.train_iterator`; the same in all processes."""
+    return {"next_index": self._next}
+
+  @staticmethod
+  def next_batch(state: dict[str, int] | None) -> int:
+    """The number of the next batch, from 0; UserError if it is not told."""
+    if state is None:
+      return 0
+    if not isinstance(state.get("next_index"), int):
+      raise errors.UserError(
+        "the data iterator of this checkpoint is of another version, which could go "
+        "on only with the same data.workers; start a new --workdir, with "
+        "model.init_from on the old one"
+      )
+    return state["next_index"]
 
 
 class TrainRows:
@@ -117,8 +164,8 @@ class TrainRows:
 def build(
   config: ml_collections.ConfigDict,
   tokenizer: transformers.PreTrainedTokenizerFast,
-  process_index: int,
-  process_count: int,
+  share_index: int,
+  share_count: int,
   console: rich_console.Console,
 ) -> Data:
   """Reads, tokenizes and plans the data of a run.
@@ -126,16 +173,17 @@ def build(
   Args:
     config: the whole config.
     tokenizer: carries the chat template.
-    process_index, process_count: of this host; each reads its share of rows.
+    share_index, share_count: which rows of each batch this process reads (see
+      `sharding.process_share`).
     console: told about slow work.
 
   Raises:
     UserError: see `sources` and `prepare`; or too little data for one batch.
   """
   c = config.data
-  if config.batch_size % process_count:
+  if config.batch_size % share_count:
     raise errors.UserError(
-      f"batch_size={config.batch_size} does not spread over {process_count} hosts"
+      f"batch_size={config.batch_size} does not spread over {share_count} processes"
     )
   prepare_all = lambda spec: [
     prepare.prepare(source, c, tokenizer, console) for source in sources.parse(spec)
@@ -172,9 +220,9 @@ def build(
     report="\n".join(report),
     several_turns=sum(p.several_turns() for p in train),
     train_rows=rows,
-    eval_batches=_eval_batches(held_out, config, process_index, process_count),
-    _rows_per_host=config.batch_size // process_count,
-    _process=(process_index, process_count),
+    eval_batches=_eval_batches(held_out, config, share_index, share_count),
+    _rows_per_share=config.batch_size // share_count,
+    _share=(share_index, share_count),
     _workers=c.workers,
   )
 
@@ -207,8 +255,8 @@ def _hold_out(
 def _eval_batches(
   held_out: list[tuple[prepare.Prepared, np.ndarray]],
   config: ml_collections.ConfigDict,
-  process_index: int,
-  process_count: int,
+  share_index: int,
+  share_count: int,
 ) -> list[Batch]:
   """All held-out rows in batches of a microbatch; the last one is padded."""
   c = config.data
@@ -225,6 +273,6 @@ def _eval_batches(
     all_rows += [blank] * (-len(all_rows) % size)
   batches = []
   for start in range(0, len(all_rows), size):
-    mine = all_rows[start : start + size][process_index::process_count]
+    mine = all_rows[start : start + size][share_index::share_count]
     batches.append({name: np.stack([row[name] for row in mine]) for name in blank})
   return batches

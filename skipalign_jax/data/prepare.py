@@ -6,12 +6,15 @@ is trained on, whether it was prepared now or a week ago.
 """
 
 import collections
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import itertools
 import json
-import os
 import pathlib
+import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import datasets
@@ -107,12 +110,9 @@ def prepare(
   if not path.exists():
     try:
       folder.mkdir(parents=True, exist_ok=True)
-      half = path.with_suffix(f".{os.getpid()}.half")
-      try:
-        _write(half, source, config, tokenizer, console)
-        half.replace(path)
-      finally:
-        half.unlink(missing_ok=True)
+      with _one_at_a_time(path.with_suffix(".lock")):
+        if not path.exists():
+          _write_whole(path, source, config, tokenizer, console)
     except OSError as error:
       raise errors.UserError(
         f"data.cache_dir={folder} cannot be written: {error}"
@@ -130,6 +130,38 @@ def prepare(
     lengths=lengths,
     sample_ids=np.asarray(rows.data.column("sample_id")),
   )
+
+
+@contextlib.contextmanager
+def _one_at_a_time(lock: pathlib.Path) -> Iterator[None]:
+  """Other processes, of this run or another, wait here and find the work done.
+
+  The lock ends with its process. Where the filesystem has no locks everyone does
+  the work, which is slower but not wrong: files appear whole, by renaming.
+  """
+  with lock.open("w") as file:
+    with contextlib.suppress(OSError):
+      fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+      yield
+    finally:
+      lock.unlink(missing_ok=True)  # whoever still waits holds the file open
+
+
+def _write_whole(
+  path: pathlib.Path,
+  source: sources.Source,
+  config: ml_collections.ConfigDict,
+  tokenizer: transformers.PreTrainedTokenizerFast,
+  console: rich_console.Console,
+) -> None:
+  # Two hosts that share the folder may have the same process id.
+  half = path.with_suffix(f".{uuid.uuid4().hex}.half")
+  try:
+    _write(half, source, config, tokenizer, console)
+    half.replace(path)
+  finally:
+    half.unlink(missing_ok=True)
 
 
 def _fingerprint(

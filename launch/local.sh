@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# N processes on this machine, to try what many hosts do:
+#
+#   launch/local.sh 2 --config=configs/smollm2_ntk.py:tiny --workdir=runs/tiny2
+#
+# Everything behind N goes to skipalign_jax.train. Ctrl-C, or SIGTERM to this script or
+# to one of the processes, makes all of them save the same step and leave; the same
+# command goes on from there, with this N or another.
+#
+# Environment: PORT and PYTHON; DEVICES, the virtual devices of a process (4). With
+# JAX_PLATFORMS=cuda process i takes GPU i instead.
+set -euo pipefail
+set -m # a process group for each, so that Ctrl-C comes to this script only
+
+count=${1:?usage: launch/local.sh N --config=FILE --workdir=DIR ...}
+shift
+address=127.0.0.1:${PORT:-9311}
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+if [[ $JAX_PLATFORMS == cpu ]]; then
+  # --xla_force_host_platform_device_count: one CPU poses as so many devices.
+  export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=${DEVICES:-4}"
+fi
+
+pids=()
+for ((index = 0; index < count; index++)); do
+  if [[ $JAX_PLATFORMS != cpu ]]; then export JAX_LOCAL_DEVICE_IDS=$index; fi
+  "${PYTHON:-python}" -m skipalign_jax.train "$@" \
+    --distributed="$address,$count,$index" &
+  pids+=($!)
+done
+trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
+
+# Ends with the highest status. A signal interrupts `wait`; then wait once more.
+status=0
+for pid in "${pids[@]}"; do
+  ended=0
+  wait "$pid" || ended=$?
+  while kill -0 "$pid" 2>/dev/null; do
+    ended=0
+    wait "$pid" || ended=$?
+  done
+  if ((ended > status)); then status=$ended; fi
+done
+exit "$status"

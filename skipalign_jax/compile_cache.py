@@ -1,0 +1,33 @@
+"""Compiled programs kept on disk, so that the same command starts at once again."""
+
+import os
+import pathlib
+import sys
+
+import jax
+
+FOLDER = "~/.cache/skipalign_jax/xla"
+
+
+def enable() -> None:
+  """Turns on JAX's persistent cache, unless the environment has named its folder.
+
+  Several processes use it only where JAX_COMPILATION_CACHE_DIR names a folder that
+  they share: only process 0 writes, and on GPUs a process that finds its program would
+  leave the others waiting for its part of their tuning.
+  """
+  if os.environ.get("JAX_COMPILATION_CACHE_DIR") or jax.process_count() > 1:
+    return
+  folder = pathlib.Path(FOLDER).expanduser()
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+      raise PermissionError(f"{folder} is read-only")
+  except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+    print(
+      f"warning: compiled programs are not kept ({error}); "
+      "JAX_COMPILATION_CACHE_DIR names another folder",
+      file=sys.stderr,
+    )
+    return
+  jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -1,0 +1,147 @@
+"""What starts as many processes, what as one, and how it ends when they do not meet."""
+
+import socket
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+from skipalign_jax import compile_cache, distributed, errors
+
+STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_LOCALID": "0"}
+SLURM = STEP | {"SLURM_PROCID": "1", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "8"}
+TPU = {"TPU_ML_PLATFORM": "JAX", "TPU_WORKER_ID": "0"}
+MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"}
+ORTE = {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1"}
+
+
+@pytest.mark.parametrize(
+  "environ",
+  [
+    {},
+    {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"},  # a batch script, not under srun
+    SLURM | {"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1"},  # a shell in salloc
+    STEP | {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"},
+    MPI | ORTE | {"OMPI_COMM_WORLD_SIZE": "1"},
+    TPU | {"TPU_WORKER_HOSTNAMES": "localhost"},
+    TPU | {"TPU_SKIP_MDS_QUERY": "1"},
+    TPU | {"JAX_PLATFORMS": "cpu", "TPU_WORKER_HOSTNAMES": "a,b"},
+    {"TPU_WORKER_HOSTNAMES": "a,b"},  # names of TPU hosts, and no TPU here
+  ],
+)
+def test_alone(environ):
+  assert distributed.decide("auto", environ) is None
+
+
+@pytest.mark.parametrize(
+  ("environ", "method"),
+  [
+    (SLURM, "slurm"),
+    (STEP | {"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, "slurm"),
+    (MPI | ORTE, "ompi"),
+    (SLURM | MPI | ORTE, "ompi"),
+    (TPU | {"TPU_WORKER_HOSTNAMES": "a,b"}, "gketpu"),
+    (TPU | {"TPU_PROCESS_ADDRESSES": "a:1,b:1"}, "gketpu"),
+    (TPU | {"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, "gketpu"),
+    (TPU, None),  # a TPU VM: JAX asks its metadata server
+    (TPU | {"JAX_PLATFORMS": "tpu,cpu"}, None),
+  ],
+)
+def test_clusters_that_jax_knows(environ, method):
+  launch = distributed.decide("auto", environ)
+  assert launch.arguments.get("cluster_detection_method") == method
+  assert distributed.decide("off", environ) is None
+
+
+def test_the_steps_own_number_of_tasks_counts():
+  launch = distributed.decide("auto", SLURM | {"SLURM_STEP_NUM_TASKS": "2"})
+  assert launch.arguments["num_processes"] == 2
+
+
+def test_an_explicit_address_asks_no_cluster():
+  launch = distributed.decide("[::1]:99,4,3", SLURM)
+  assert launch.arguments == {
+    "coordinator_address": "[::1]:99",
+    "num_processes": 4,
+    "process_id": 3,
+    "cluster_detection_method": "deactivate",
+  }
+  assert distributed.decide("host:99,1,0", {}) is None
+
+
+@pytest.mark.parametrize(
+  ("flag", "environ", "message"),
+  [
+    ("yes", {}, "give auto, off or HOST:PORT,COUNT,INDEX"),
+    ("host,2,0", {}, "give auto, off or HOST:PORT,COUNT,INDEX"),
+    ("host:99,2", {}, "give auto, off or HOST:PORT,COUNT,INDEX"),
+    ("host:99,2,x", {}, "give auto, off or HOST:PORT,COUNT,INDEX"),
+    ("host:99,2,2", {}, "INDEX counts from 0 and stays below COUNT"),
+    ("host:99,0,0", {}, "INDEX counts from 0 and stays below COUNT"),
+    ("host:70000,2,0", {}, "PORT is below 65536"),
+    ("auto", MPI, "Open MPI does not tell where the first process is"),
+    ("auto", {"JAX_COORDINATOR_ADDRESS": "a:1"}, "nothing tells how many processes"),
+  ],
+)
+def test_what_cannot_meet_is_told(flag, environ, message):
+  with pytest.raises(errors.UserError, match=message):
+    distributed.decide(flag, environ)
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_process_whose_others_stay_away_gives_up_with_one_message(index):
+  with socket.socket() as found:
+    found.bind(("127.0.0.1", 0))
+    port = found.getsockname()[1]
+  code = (
+    "from skipalign_jax import distributed\n"
+    f"distributed.run_command(lambda: "
+    f"distributed.initialize('127.0.0.1:{port},2,{index}', timeout=2))"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    env=tiny.environment(devices=1),
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  assert done.returncode == 2, done.stderr
+  lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+  assert len(lines) == 1 and f"127.0.0.1:{port}" in lines[0]
+  assert f"process {index} still waits" in lines[0]
+  assert "Check failure" not in done.stderr
+
+
+def test_alone_there_is_nobody_to_ask():
+  assert distributed.exchange("x") == ["x"]
+  assert distributed.Votes().cast(143) == 143
+  with pytest.raises(errors.UserError, match="once"), distributed.together():
+    raise errors.UserError("once")
+
+
+def cached(monkeypatch, folder):
+  """Folders that `enable` has named."""
+  named = []
+  monkeypatch.setattr(compile_cache, "FOLDER", str(folder))
+  monkeypatch.setattr(
+    compile_cache.jax.config, "update", lambda *what: named.append(what)
+  )
+  compile_cache.enable()
+  return named
+
+
+def test_programs_are_kept_unless_the_environment_names_a_folder(monkeypatch, tmp_path):
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+  folder = tmp_path / "a" / "b"
+  assert cached(monkeypatch, folder) == [("jax_compilation_cache_dir", str(folder))]
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+  assert cached(monkeypatch, folder) == []
+
+
+def test_a_folder_that_cannot_be_made_is_a_warning(monkeypatch, tmp_path, capsys):
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+  (tmp_path / "file").write_text("")
+  assert cached(monkeypatch, tmp_path / "file" / "cache") == []
+  assert capsys.readouterr().err.startswith("warning: compiled programs are not kept")

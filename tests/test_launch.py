@@ -1,0 +1,128 @@
+"""The launch files: well formed, commands that exist, flags that XLA takes."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import tiny
+import yaml
+
+from skipalign_jax import cli, distributed
+
+FOLDER = tiny.ROOT / "launch"
+SCRIPTS = sorted([*FOLDER.glob("*.sh"), *FOLDER.glob("*.sbatch")])
+YAMLS = sorted(FOLDER.glob("*.yaml"))
+FILES = [*SCRIPTS, *YAMLS]
+COMMAND = re.compile(r"python -m skipalign_jax\.train((?:\s+(?:\\\n\s*)?--\S+)+)")
+name = lambda path: path.name
+
+
+def commands(text):
+  """Arguments of every train command in a file, as lists."""
+  return [found.replace("\\\n", " ").split() for found in COMMAND.findall(text)]
+
+
+def flags(text):
+  """--xla… flags outside of comments, with their values."""
+  code = re.sub(r"(^|\s)#.*", "", text)
+  return [flag.rstrip("'\"") for flag in re.findall(r"--xla_\w+=\S*", code)]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=name)
+def test_scripts_are_valid_bash(path):
+  subprocess.run(["bash", "-n", path], check=True)
+  if shutil.which("shellcheck"):
+    subprocess.run(["shellcheck", path], check=True)
+  assert path.stat().st_mode & 0o100
+  assert "set -euo pipefail" in path.read_text()
+
+
+def test_jobset_starts_as_many_processes_as_it_tells_of():
+  job = yaml.safe_load((FOLDER / "kubernetes_jobset.yaml").read_text())
+  assert (job["apiVersion"], job["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+  replicated = job["spec"]["replicatedJobs"][0]
+  spec = replicated["template"]["spec"]
+  assert spec["completionMode"] == "Indexed"  # gives JOB_COMPLETION_INDEX
+  assert job["spec"]["network"]["enableDNSHostnames"]
+  container = spec["template"]["spec"]["containers"][0]
+  flag = container["args"][0].split("--distributed=")[1]
+  launch = distributed.decide(flag.replace("$JOB_COMPLETION_INDEX", "1"), {})
+  assert launch.arguments["num_processes"] == spec["parallelism"] == spec["completions"]
+  pod = f"{job['metadata']['name']}-{replicated['name']}-0-0"
+  host = launch.arguments["coordinator_address"].split(":")[0]
+  assert host == f"{pod}.{job['metadata']['name']}"
+
+
+def test_skypilot_has_what_a_managed_job_needs():
+  task = yaml.safe_load((FOLDER / "skypilot.yaml").read_text())
+  assert task["num_nodes"] > 1 and task["resources"]["accelerators"]
+  mount = next(iter(task["file_mounts"]))
+  assert task["file_mounts"][mount]["mode"] == "MOUNT"
+  assert f"--workdir={mount}/" in task["run"]
+  values = dict(NODE_IPS="10.0.0.1\n10.0.0.2", NUM_NODES="2", NODE_RANK="1")
+  script = task["run"].replace("exec python", "echo")
+  printed = subprocess.run(
+    ["bash", "-euc", script],
+    env={f"SKYPILOT_{key}": value for key, value in values.items()},
+    stdout=subprocess.PIPE,
+    text=True,
+    check=True,
+  ).stdout
+  launch = distributed.decide(printed.split("--distributed=")[1].strip(), {})
+  assert launch.arguments["coordinator_address"] == "10.0.0.1:9311"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.name != "local.sh"], ids=name)
+def test_commands_are_real(path, monkeypatch):
+  monkeypatch.chdir(tiny.ROOT)
+  found = commands(path.read_text())
+  assert found
+  for arguments in found:
+    _, own = cli.parse(["train", *arguments], "usage", workdir="", distributed="auto")
+    assert own["workdir"]
+
+
+def test_the_example_of_local_sh_is_real(monkeypatch):
+  monkeypatch.chdir(tiny.ROOT)
+  example = re.search(r"launch/local\.sh 2 (.*)", (FOLDER / "local.sh").read_text())
+  cli.parse(["train", *example[1].split()], "usage", workdir="")
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_flags_are_explained(path):
+  lines = path.read_text().splitlines()
+  for i, line in enumerate(lines):
+    for flag in flags(line):
+      key = flag.split("=")[0]
+      above = i > 0 and lines[i - 1].lstrip().startswith("#")
+      told = any(key + ":" in other for other in lines if other.lstrip()[:1] == "#")
+      assert above or told, f"{path.name}: {flag} is not explained"
+
+
+def test_xla_takes_the_flags():
+  found = [
+    flag
+    for path in FILES
+    if path.name != "tpu_vm.sh"
+    for flag in flags(path.read_text())
+  ]
+  found = sorted({flag for flag in found if "$" not in flag})
+  assert len(found) > 8
+  start = lambda flags: subprocess.run(
+    [sys.executable, "-c", "import jax.numpy as jnp; print(jnp.zeros(2).sum())"],
+    env=tiny.environment(1) | {"XLA_FLAGS": " ".join(flags)},
+    capture_output=True,
+    text=True,
+  )
+  done = start(found)
+  assert done.returncode == 0, done.stderr
+  assert start([*found, "--xla_gpu_make_it_fast=true"]).returncode != 0
+
+
+def test_the_readme_lists_every_file():
+  text = (FOLDER / "README.md").read_text()
+  for path in FOLDER.iterdir():
+    assert path.name == "README.md" or f"`{path.name}`" in text
+  assert len(text.splitlines()) <= 60
