@@ -1,6 +1,6 @@
 """How the time and the memory of a training step grow with its length.
 
-python benchmarks/growth.py [--lengths=512,1024,2048,4096,8192] [--remat=none]
+python benchmarks/growth.py [--lengths=512,1024,2048,4096,8192] [--remat=dots]
   [--dtype=bfloat16] [--rounds=3] [--out=FILE]
 
 One row a step, skip_outer. Time: one process with one state, the lengths take
@@ -53,7 +53,7 @@ def main() -> None:
   parser = harness.arguments(__doc__)
   parser.add_argument("--lengths", default="512,1024,2048,4096,8192")
   parser.add_argument("--dtype", default="bfloat16")
-  parser.add_argument("--remat", default="none", choices=("none", "dots", "full"))
+  parser.add_argument("--remat", default="dots", choices=("none", "dots", "full"))
   parser.add_argument("--rounds", type=int, default=3)
   args = parser.parse_args()
   before = harness.environment()

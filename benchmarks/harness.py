@@ -396,15 +396,9 @@ def make_recipe(
   """The step's recipe: the defaults of config.py but for what is varied here."""
   c = config_lib.default()
   c.positions.strategy = strategy
-  return step_lib.Recipe(
-    model=config,
-    positions=positions.PositionConfig(**c.positions),
-    seed=c.seed,
-    compute_dtype=dtype,
-    remat=remat,
-    loss_chunk=c.loss.chunk,
-    grad_accum=c.grad_accum,
-  )
+  c.model.compute_dtype, c.model.remat = dtype, remat
+  position_recipe = positions.PositionConfig(**c.positions)
+  return step_lib.recipe_from(c, config, position_recipe, "cpu")
 
 
 class Steps:

@@ -32,7 +32,7 @@ VARIANTS = {
 class Ours:
   def __init__(self, model: str, length: int, dtype: str):
     strategies = ("contiguous", "skip_outer")
-    self._steps = harness.Steps(model, dtype, "none", strategies)
+    self._steps = harness.Steps(model, dtype, "dots", strategies)
     full = harness.dialogue(model, length)
     self._batches = {"full": full, "packed": harness.cut_into_samples(full, turns=2)}
     recipe = self._steps.recipes["skip_outer"]

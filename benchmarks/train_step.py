@@ -43,7 +43,7 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 class Ours:
   def __init__(self, model: str, length: int, dtype: str):
-    self._steps = harness.Steps(model, dtype, "none", STRATEGIES.values())
+    self._steps = harness.Steps(model, dtype, "dots", STRATEGIES.values())
     self._batch = harness.dialogue(model, length)
     self._left = self._right = None
     self._dtype = dtype

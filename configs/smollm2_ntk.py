@@ -17,7 +17,7 @@ from skipalign_jax import config as config_lib
 def get_config(variant: str = "") -> config_lib.ConfigDict:
   c = config_lib.default()
   c.model.init_from = ".cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-  c.model.remat = "none"
+  c.model.remat = "dots"
   c.rope.kind = "ntk"  # to positions.max_position
   c.positions.max_position = 32_768
   c.data.train = "builtin:recall:2000"

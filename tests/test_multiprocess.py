@@ -17,6 +17,7 @@ from skipalign_jax import model, sharding
 from skipalign_jax.hf import reference, weights
 
 STEPS = 10
+WIDE = tiny.config(num_heads=8)  # a head for each of eight devices
 
 
 def losses(run, process=0, processes=1):
@@ -38,7 +39,14 @@ def train_as_one_of_two(process, port):
   share = sharding.process_share(run.mesh)
   assert share == (process, 2)
   check_initial_weights(run)
-  print(json.dumps(losses(run, *share)), flush=True)
+  got = [losses(run, *share)]
+  # Both processes hold the same rows, and half of the places each.
+  run = tiny.Run(
+    sharding.make_mesh(dict(data=1, fsdp=1, tensor=1, context=8)), model=WIDE
+  )
+  share = sharding.process_share(run.mesh)
+  assert share == (0, 1)
+  print(json.dumps([*got, losses(run, *share)]), flush=True)
 
 
 def check_initial_weights(run):
@@ -88,7 +96,7 @@ def test_two_processes_equal_one():
     for i in range(2)
   ]
   try:
-    expected = losses(tiny.Run())
+    expected = [losses(tiny.Run()), losses(tiny.Run(model=WIDE))]
     printed = [process.communicate(timeout=300)[0] for process in processes]
   finally:
     for process in processes:
