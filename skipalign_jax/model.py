@@ -110,16 +110,49 @@ class Linear(nnx.Module):
     return y_BLO if self.bias is None else y_BLO + self.bias[...].astype(y_BLO.dtype)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def rms_norm(x_BLD: jax.Array, weight_D: jax.Array, eps: float) -> jax.Array:
+  """x / sqrt(mean x² + ε) · weight, computed in fp32, returned in x's dtype.
+
+  With a gradient rule that keeps x itself and one number a place; the default one
+  keeps and converts several fp32 arrays, a sixth of a step on a CPU.
+  """
+  return _rms_norm_forward(x_BLD, weight_D, eps)[0]
+
+
+def _rms_norm_forward(x_BLD, weight_D, eps):
+  x32_BLD = x_BLD.astype(jnp.float32)
+  rate_BL = jax.lax.rsqrt(_mean_product(x32_BLD, x32_BLD) + eps)
+  y_BLD = (x32_BLD * rate_BL[..., None] * weight_D).astype(x_BLD.dtype)
+  return y_BLD, (x_BLD, weight_D, rate_BL)
+
+
+def _rms_norm_backward(eps, residuals, d_y_BLD):
+  x_BLD, weight_D, rate_BL = residuals
+  rate_BL1 = rate_BL[..., None]
+  unit_BLD = x_BLD.astype(jnp.float32) * rate_BL1  # y before the weight
+  d_y_BLD = d_y_BLD.astype(jnp.float32)
+  d_unit_BLD = d_y_BLD * weight_D
+  along_BL1 = _mean_product(d_unit_BLD, unit_BLD)[..., None]
+  d_x_BLD = rate_BL1 * (d_unit_BLD - unit_BLD * along_BL1)
+  d_weight_D = _product("bld,bld->d", d_y_BLD, unit_BLD, jnp.float32)
+  return d_x_BLD.astype(x_BLD.dtype), d_weight_D
+
+
+def _mean_product(left_BLD, right_BLD):
+  return _product("bld,bld->bl", left_BLD, right_BLD, jnp.float32) / left_BLD.shape[-1]
+
+
+rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
+
+
 class RMSNorm(nnx.Module):
   def __init__(self, dim: int, eps: float):
     self.weight = nnx.Param(jnp.ones(dim))
     self.eps = eps
 
   def __call__(self, x_BLD: jax.Array) -> jax.Array:
-    x32_BLD = x_BLD.astype(jnp.float32)
-    variance = jnp.mean(jnp.square(x32_BLD), axis=-1, keepdims=True)
-    y_BLD = x32_BLD * jax.lax.rsqrt(variance + self.eps)
-    return (y_BLD * self.weight[...]).astype(x_BLD.dtype)
+    return rms_norm(x_BLD, self.weight[...], self.eps)
 
 
 class Attention(nnx.Module):
