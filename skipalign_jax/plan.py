@@ -145,7 +145,7 @@ def _job(config, given, recipe, topology) -> estimate.Job:
 def _plan(job, topology, searching, steps, note, console) -> report.Record:
   kinds = ("train",) if job.kind == "train" else ("prefill", "decode")
   jobs = [_of_kind(job, kind) for kind in kinds]
-  tell = lambda text: console.print(f"{text} …", style="dim")
+  tell = lambda text: console.print(text, style="dim")
   compiles = compiler.available(topology.hardware)
   searched, parts = None, []
   with compiler.Compiler(topology) as build:

@@ -9,10 +9,16 @@ import numpy as np
 import pytest
 import tiny
 from jax.experimental import pallas as pl
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+  splash_attention_kernel as splash,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+  splash_attention_mask as masks,
+)
 from jax.sharding import PartitionSpec
 
 from skipalign_jax import model, shapes, sharding
-from skipalign_jax.planning import estimate, flops, programs
+from skipalign_jax.planning import estimate, flops, hardware, programs
 
 B, L = 8, 16
 PLAN_OPTIM = tuple(tiny.optim().items())
@@ -41,15 +47,16 @@ GATE_UP, DOWN = 2 * 24 * 2 * 32, 2 * 24 * 32
 PRODUCT = 2 * B * 4 * L * L * 8  # scores, or weighted values
 HEAD = 2 * 24 * 40
 TOKENS = B * L
+NORM = 2 * TOKENS * 24  # a sum of products along D, or along the tokens
 LAYER = TOKENS * (QKVO + GATE_UP + DOWN)
-FIRST = 2 * (LAYER + 2 * PRODUCT) + TOKENS * HEAD
+FIRST = 2 * (LAYER + 2 * PRODUCT) + TOKENS * HEAD + 5 * NORM
 ROW_SUMS = 2 * B * 4 * L * 8  # of out · d_out, in attention's gradient
-BOTH = 2 * (3 * LAYER + 7 * PRODUCT + ROW_SUMS) + TOKENS * 3 * HEAD
+BOTH = 2 * (3 * LAYER + 7 * PRODUCT + ROW_SUMS) + TOKENS * 3 * HEAD + 15 * NORM
 AGAIN = {
   "none": 0,
-  "dots": 0,
+  "dots": 4 * NORM,
   # The output of `down` is in no gradient.
-  "full": 2 * (LAYER - TOKENS * DOWN + 2 * PRODUCT),
+  "full": 2 * (LAYER - TOKENS * DOWN + 2 * PRODUCT) + 4 * NORM,
 }
 
 
@@ -126,19 +133,35 @@ def test_a_kernel_that_nobody_can_count_stops():
 
 
 def test_a_pallas_kernel_counts_by_its_estimate_or_its_name():
-  q, k = jnp.ones((3, 4, 8, 16)), jnp.ones((3, 2, 8, 16))
+  x = jnp.ones((4, 8, 16))
   cost = pl.CostEstimate(flops=12345, transcendentals=0, bytes_accessed=0)
-  shape = jax.ShapeDtypeStruct(q.shape, q.dtype)
+  shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
   call = lambda **given: pl.pallas_call(lambda *refs: None, out_shape=shape, **given)
-  count = lambda call: flops.executed(jax.make_jaxpr(call)(q, k))
+  count = lambda call: flops.executed(jax.make_jaxpr(call)(x))
   assert count(call(cost_estimate=cost, name="anything")) == 12345
-  one = 2 * 3 * 4 * 36 * 16  # rows, heads, pairs, H
-  for name, products in (
-    ("splash_mha_fwd_segmented_residuals", 2),
-    ("splash_mha_dkv_segmented_no_residuals", 4),
-    ("splash_mha_dq_segmented_no_residuals", 3),
-  ):
-    assert count(call(name=name)) == products * one
+  assert count(call(name="splash_mha_fwd_segmented")) == 2 * 2 * 4 * 36 * 16
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_splash_attention_counts_all_of_its_kernels(fused):
+  q, L = jnp.ones((2, 4, 256, 128), jnp.bfloat16), 256
+  sizes = {name: 128 for name in ("block_q", "block_kv", "block_kv_compute",
+    "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")}  # fmt: skip
+  if not fused:
+    sizes |= {"block_q_dq": 128, "block_kv_dq": 128}
+  attend = splash.make_splash_mha(
+    masks.MultiHeadMask([masks.CausalMask((L, L))] * 4),
+    head_shards=1,
+    q_seq_shards=1,
+    block_sizes=splash.BlockSizes(**sizes, use_fused_bwd_kernel=fused),
+  )
+  loss = lambda q: jnp.sum(jax.vmap(attend)(q, q, q).astype(jnp.float32))
+  one = 2 * 2 * 4 * flops.causal_pairs(L) * 128
+  forward = flops.executed(jax.make_jaxpr(loss)(q))
+  both = flops.executed(jax.make_jaxpr(jax.grad(loss))(q))
+  assert forward == 2 * one
+  products = 5 if fused else 7  # dq's own kernel makes scores and dp again
+  assert both / one == pytest.approx(2 + products, rel=0.01)  # and Σ out · d_out
 
 
 @pytest.mark.parametrize("mask", ["CAUSAL", "NO_MASK"])
@@ -182,8 +205,6 @@ def test_activations_follow_rows_and_remat():
 
 
 def test_bounds_and_estimate():
-  from skipalign_jax.planning import hardware
-
   kind = hardware.HARDWARE["a100-80gb"]
   whole = job(mesh=(1, 8, 1, 1))
   least = estimate.bounds(whole, kind, 8 * 312 * 10**12, {False: 3e11, True: 25e9})

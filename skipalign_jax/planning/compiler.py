@@ -86,9 +86,8 @@ class Compiler:
         found = self._pool.submit(measure, self.topology, job).result()
       except process.BrokenProcessPool:
         self._stop()
-        lines = _read(self._log)
-        last = lines[-1][-300:] if lines else "it left no message"
-        found = Measured(0, 0, 0, f"the compiler's process died: {last}", 0, None, 0)
+        why = f"the compiler's process died: {_last_words(self._log)}"
+        found = Measured(0, 0, 0, why, 0, None, 0)
       self.compiled[job] = found
     return self.compiled[job]
 
@@ -98,10 +97,12 @@ class Compiler:
       self._pool = None
 
 
-def _read(log: pathlib.Path) -> list[str]:
-  if not log.is_file():  # died before it could say anything
-    return []
-  return log.read_text(errors="replace").strip().splitlines()
+def _last_words(log: pathlib.Path) -> str:
+  """A fatal message of XLA if there is one, else the last line."""
+  text = log.read_text(errors="replace") if log.is_file() else ""
+  lines = [line for line in text.splitlines() if line.strip(" *")]
+  fatal = [line for line in lines if re.match(r"F\d{4} ", line)]
+  return (fatal or lines or ["it left no message"])[-1][-300:]
 
 
 def _start(platform: str, log: str) -> None:

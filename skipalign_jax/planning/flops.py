@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 from jax.extend import core
 
 from skipalign_jax import model_config
@@ -162,15 +161,15 @@ KERNELS: dict[str, Callable[[Any], int]] = {
 }
 
 # Names of Pallas kernels → products of (causal pairs × H) a head. Splash makes dk
-# and dv in one kernel (scores, dv, dp, dk) and dq in another (scores, dp, dq).
+# and dv in one kernel (scores, dv, dp, dk), and dq there too or in another one
+# (scores, dp, dq).
 PALLAS = (
-  (r"splash_\w*fwd", FORWARD_PRODUCTS),
-  (r"splash_\w*dkv_dq|splash_\w*dq_dkv|splash_\w*fused", BACKWARD_PRODUCTS),
-  (r"splash_\w*dkv", 4),
-  (r"splash_\w*dq", 3),
-  (r"mha_forward", FORWARD_PRODUCTS),
-  (r"mha_preprocess_backward", 0),  # sums of elementwise products
-  (r"mha_backward", 7),  # dk and dv make the scores, and dq makes them again
+  (r"splash_\w*fwd", lambda outputs: FORWARD_PRODUCTS),
+  (r"splash_\w*dkv", lambda outputs: 4 if outputs == 2 else BACKWARD_PRODUCTS),
+  (r"splash_\w*dq", lambda outputs: 3),
+  (r"mha_forward", lambda outputs: FORWARD_PRODUCTS),
+  (r"mha_preprocess_backward", lambda outputs: 0),  # no products of matrices
+  (r"mha_backward", lambda outputs: 7),  # dq makes the scores and dp once more
 )
 
 
@@ -182,18 +181,15 @@ def _pallas(equation: Any) -> int:
   name = str(equation.params.get("name_and_src_info", equation.params.get("name", "")))
   for pattern, products in PALLAS:
     if re.search(pattern, name):
-      heads = [
-        variable.aval.shape
-        for variable in equation.invars
-        if jax.numpy.issubdtype(variable.aval.dtype, jax.numpy.floating)
-        and variable.aval.ndim >= 3
-      ]
-      # The query is the array with most heads: [batch…, N, L, H], for mha [B, L, N, H].
-      *rows, L, H = max(heads, key=lambda shape: math.prod(shape[:-2]))
+      # The query is the array with most heads: [batch…, N, L, H], or for Triton's mha
+      # [B, L, N, H]. What has fewer axes among the outputs is scratch.
+      arrays = [v.aval.shape for v in equation.invars if v.aval.dtype.kind in "fV"]
+      query = max(arrays, key=lambda shape: (len(shape), math.prod(shape[:-2])))
+      outputs = sum(v.aval.ndim >= len(query) for v in equation.outvars)
+      *rows, L, H = query
       if name.startswith("mha"):
-        (*rows, L), N = rows, L
-        rows.append(N)
-      return products * 2 * math.prod(rows) * causal_pairs(L) * H
+        rows[-1], L = L, rows[-1]
+      return products(outputs) * 2 * math.prod(rows) * causal_pairs(L) * H
   raise UnknownPrimitiveError(
     f"cannot count the FLOPs of the Pallas kernel {name!r}: add it to PALLAS in "
     "planning/flops.py"
