@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import transformers
 
-from skipalign_jax import compile_cache, errors, model, model_config
+from skipalign_jax import compile_cache, errors, kernels, model, model_config
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import reference
 
-BUCKET = 64  # prompts are padded to multiples, so that few shapes are compiled
+BUCKET = kernels.TILE  # prompts are padded to multiples: few shapes to compile
 
 
 def generate(
@@ -70,7 +70,17 @@ def generate(
   positions_BL = np.maximum(np.cumsum(segment_ids_BL, axis=1) - 1, 0)
 
   cache = model.empty_cache(config, B, L + max_new_tokens, jnp.dtype(compute_dtype))
-  forward = functools.partial(_forward, config=config, compute_dtype=compute_dtype)
+  backend = kernels.choose(
+    "auto",
+    jax.default_backend(),
+    compute_dtype,
+    L,
+    config.head_dim,
+    max_segments=3,  # padding comes first, which cuDNN cannot be told by a length
+  )
+  forward = functools.partial(
+    _forward, config=config, compute_dtype=compute_dtype, backend=backend
+  )
   logits_BV, cache = forward(params, tokens_BL, positions_BL, segment_ids_BL, cache)
   position_B1 = positions_BL[:, -1:] + 1
   ones_B1 = np.ones((B, 1), np.int32)
@@ -90,7 +100,9 @@ def generate(
 
 
 _forward = jax.jit(
-  model.extend, static_argnames=("config", "compute_dtype"), donate_argnames="cache"
+  model.extend,
+  static_argnames=("config", "compute_dtype", "backend"),
+  donate_argnames="cache",
 )
 
 

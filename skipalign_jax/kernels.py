@@ -54,20 +54,21 @@ def choose(
     UserError: the kernel does not exist for these; says what it needs.
   """
   platform = "gpu" if platform == "cuda" else platform
-  packed = max_segments > 2
+  packed, narrow, whole = max_segments > 2, dtype == "bfloat16", length % TILE == 0
   needs = {
     "cudnn": (
-      platform == "gpu" and dtype == "bfloat16" and head_dim % 8 == 0 <= 128 - head_dim,
+      platform == "gpu" and narrow and head_dim % 8 == 0 and head_dim <= 128,
       "an NVIDIA GPU, model.compute_dtype=bfloat16 and head_dim a multiple of 8 up "
       "to 128",
     ),
     "triton": (
-      platform == "gpu" and length % TILE == 0,
-      f"an NVIDIA GPU and data.seq_len a multiple of {TILE}",
+      platform == "gpu" and narrow and whole,
+      "an NVIDIA GPU, model.compute_dtype=bfloat16 and data.seq_len a multiple of "
+      f"{TILE}",
     ),
     "splash": (
-      platform == "tpu" and length % TILE == 0,
-      f"a TPU and data.seq_len a multiple of {TILE}",
+      platform == "tpu" and narrow and whole,
+      f"a TPU, model.compute_dtype=bfloat16 and data.seq_len a multiple of {TILE}",
     ),
   }
   if name == "auto":

@@ -1,13 +1,18 @@
 """Attention backends against the definition; the choice between them."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
+from jax.sharding import NamedSharding, PartitionSpec
 
-from skipalign_jax import errors, kernels
+from skipalign_jax import errors, kernels, sharding
 
 L, HEADS, KV_HEADS, HEAD_DIM = 256, 4, 2, 64
 
@@ -68,7 +73,9 @@ def test_runs_tell_cudnn_where_segments_are():
     ("gpu", "bfloat16", 4096, 2, "cudnn"),
     ("cuda", "bfloat16", 4096, 129, "triton"),
     ("gpu", "float32", 4096, 2, "blockwise"),
+    ("gpu", "float32", 4096, 129, "blockwise"),
     ("gpu", "bfloat16", 4100, 129, "blockwise"),
+    ("tpu", "float32", 4096, 2, "blockwise"),
     ("tpu", "bfloat16", 4096, 129, "splash"),
     ("tpu", "bfloat16", 100, 2, "blockwise"),
   ],
@@ -91,3 +98,56 @@ def test_impossible_choices_are_refused(name, platform, message):
   with pytest.raises(errors.UserError, match=message):
     kernels.choose(name, platform, "bfloat16", 4096, 128, 2)
   assert kernels.choose("xla", platform, "bfloat16", 4096, 128, 2).name == "xla"
+
+
+def compile_cudnn_for_hopper():
+  """Compiles packed attention and its gradient (in a process of its own)."""
+  from jax._src.cudnn import fused_attention_stablehlo as fused
+
+  from skipalign_jax.planning import compiler, hardware
+
+  compiler._start("cuda", os.devnull)
+  # JAX asks the device that is here, and none is.
+  fused.check_compute_capability = lambda capability: True
+  (topology,) = hardware.parse("h100:8")
+  one = dict.fromkeys(sharding.AXES, 1)
+  mesh = sharding.make_mesh(one, compiler.devices(topology)[:1])
+  at = NamedSharding(mesh, PartitionSpec())
+  qkv, segments_BL, _ = inputs(jnp.bfloat16)
+  abstract = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)
+  backend = kernels.Backend("cudnn", 5)
+  loss = lambda qkv, segments_BL: jnp.sum(
+    kernels.attend(*qkv, segments_BL, backend).astype(jnp.float32)
+  )
+  step = jax.jit(jax.grad(loss))
+  shapes = [abstract(x) for x in qkv], abstract(segments_BL)
+  print(step.lower(*shapes).compile().as_text())
+
+
+@pytest.mark.plan
+def test_cudnn_takes_packed_segments_on_hopper():
+  done = subprocess.run(
+    [sys.executable, __file__],
+    env=tiny.environment(devices=1),
+    stdout=subprocess.PIPE,
+    text=True,
+    check=True,
+  )
+  assert "__cudnn$fmhaSoftmax(" in done.stdout
+  assert "__cudnn$fmhaSoftmaxBackward" in done.stdout
+
+
+def test_cudnn_refuses_packed_segments_elsewhere(monkeypatch):
+  from jax._src.cudnn import fused_attention_stablehlo as fused
+
+  def refuse(*arguments, **options):
+    raise NotImplementedError("Packed layout requires Hopper.")
+
+  monkeypatch.setattr(fused, "dot_product_attention", refuse)
+  qkv, segments_BL, _ = inputs(jnp.bfloat16)
+  with pytest.raises(errors.UserError, match=r"backend=triton, or data\.packing=False"):
+    kernels.attend(*qkv, segments_BL, kernels.Backend("cudnn", 5))
+
+
+if __name__ == "__main__":
+  compile_cudnn_for_hopper()
