@@ -52,4 +52,4 @@ quickstart: setup weights
 
 parity: setup weights
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[parity]'
-	$(BIN)/python -m pytest -m "torch or weights"
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -m "torch or weights"

@@ -250,7 +250,7 @@ def test_every_config_is_the_recipe_and_its_tiny_variant_trains(
   c = load(name)
   assert c.positions == full.positions
   assert c.rope.kind == full.rope.kind
-  c.data.cache_dir, c.steps, c.eval.every = cache_dir, 2, 0
+  c.data.cache_dir, c.data.eval, c.steps = cache_dir, "", 2
   assert run(c, tmp_path / name) == 0
   steps = [r for r in records(tmp_path / name) if "loss" in r]
   assert len(steps) == 2 and all(np.isfinite(r["loss"]) for r in steps)
