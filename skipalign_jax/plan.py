@@ -65,7 +65,7 @@ def run(
     console: told what is being compiled.
 
   Returns:
-    One record a topology; docs/design.md lists their keys.
+    One record a topology, with the keys of `report.topology`.
 
   Raises:
     UserError: flags or keys that contradict each other.
