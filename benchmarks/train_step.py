@@ -10,7 +10,7 @@ said below.
 ours        step.compile_steps, as `train` runs it; fp32 masters and moments,
             products in --dtypes; positions contiguous and skip_outer
 torch       LlamaForCausalLM, sdpa, eager; fp32 masters and moments; bfloat16 is
-            autocast; AdamW in --torch_adamw (fused is the fastest of the three)
+            autocast; AdamW by --torch_adamw, fused if not said otherwise
 tunix       its Llama3 and the compiled step of its PeftTrainer. It has no compute
             dtype: with bfloat16, weights and moments are bfloat16 too, which is
             less work than ours does. Its Llama3 ignores rope_theta (always 1e6).
