@@ -8,7 +8,8 @@ AdamW with the same numbers, gradients clipped at norm 1; no recomputation but w
 said below.
 
 ours        step.compile_steps, as `train` runs it; fp32 masters and moments,
-            products in --dtypes; positions contiguous and skip_outer
+            products in --dtypes; positions contiguous and skip_outer; remat "dots":
+            norms, rotations and the gate's activation are computed again
 torch       LlamaForCausalLM, sdpa, eager; fp32 masters and moments; bfloat16 is
             autocast; AdamW by --torch_adamw, fused if not said otherwise
 tunix       its Llama3 and the compiled step of its PeftTrainer. It has no compute
