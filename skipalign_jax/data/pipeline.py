@@ -122,19 +122,13 @@ class TrainRows:
     self._seq_len, self._most_samples, self._seed = seq_len, most_samples, seed
     self._rows: list[tuple[int, np.ndarray]] = []  # epoch, its (source, row) pairs
     self._epochs = 0
-    self._readers = None
 
   def __len__(self) -> int:
     return len(self._rows)
 
-  def __getstate__(self):  # a worker process opens the files itself
-    return self.__dict__ | {"_readers": None}
-
   def __getitem__(self, index: SupportsIndex) -> packing.Row:
     epoch, members = self._rows[int(index)]
-    if self._readers is None:
-      self._readers = [p.rows.with_format("numpy") for p in self._prepared]
-    samples = [self._readers[source][int(row)] for source, row in members]
+    samples = [self._prepared[source].sample(int(row)) for source, row in members]
     return packing.assemble_row(samples, self._seq_len, epoch)
 
   def add_epoch(self) -> None:
@@ -262,10 +256,9 @@ def _eval_batches(
   c = config.data
   all_rows = []
   for p, usable in held_out:
-    reader = p.rows.with_format("numpy")
     most_samples = config_lib.most_samples(c)
     for members in packing.plan_rows(p.lengths[usable], c.seq_len, most_samples):
-      samples = [reader[int(usable[i])] for i in members]
+      samples = [p.sample(int(usable[i])) for i in members]
       all_rows.append(packing.assemble_row(samples, c.seq_len, epoch=0))
   size = config.batch_size // config.grad_accum
   if all_rows:

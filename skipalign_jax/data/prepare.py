@@ -66,6 +66,18 @@ class Prepared:
   lengths: np.ndarray
   sample_ids: np.ndarray
 
+  def sample(self, row: int) -> dict[str, np.ndarray]:
+    """What `packing.assemble_row` needs of a row, as views of the memory map.
+
+    Several times as fast as indexing the dataset, which formats all columns.
+    """
+    piece = self.rows.data.fast_slice(row, 1)
+    lists = {
+      name: piece.column(name).chunk(0).flatten().to_numpy()
+      for name in ("tokens", "block_starts", "target_spans")
+    }
+    return lists | {"sample_id": self.sample_ids[row]}
+
   def several_turns(self) -> int:
     """Samples with more than one reply to learn."""
     return int(np.sum(np.asarray(self.rows.data.column("turns")) > 1))
