@@ -28,7 +28,7 @@ PLANS = {
     TULU,
     "--config.grad_accum=2",
   ),
-  "Llama-2-7B, 1 row a device, nothing recomputed but norms": (
+  "Llama-2-7B, 1 row a device, no product recomputed": (
     LLAMA2,
     "--topology=a100-80gb:8",
     "--config.batch_size=8",
@@ -100,7 +100,7 @@ def main() -> None:
   else:
     records = {label: plan(arguments) for label, arguments in PLANS.items()}
   print(
-    "| run | devices (mesh) | rows x tokens a device and microbatch | attention, remat "
+    "| run | devices (mesh) | rows x tokens, a device | attention, remat "
     "| peak a device | executed / model FLOPs | tokens/s, estimate |\n"
     "|---|---|---|---|---|---|---|"
   )
