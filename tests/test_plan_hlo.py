@@ -157,6 +157,10 @@ def test_pieces_of_one_collective_count_once():
     ("replica_groups=[2,2]<=[2,2]T(1,0), x", [[0, 2], [1, 3]]),
     ("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_1'}, x", [[0, 1], [2, 3]]),
     ("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0'}, x", [[0, 2], [1, 3]]),
+    (
+      "replica_groups=mesh['a'=1,'b'=2,'c'=2], device_ids=([2,2]T(1,0)) {'c'}, x",
+      [[0, 2], [1, 3]],
+    ),
     ("source_target_pairs={{0,1},{1,0}}, x", [[0, 1], [1, 0]]),
   ],
 )

@@ -19,26 +19,35 @@ def parse(text: str) -> list[list[int]]:
   explicit = re.search(r"replica_groups=\{(\{.*?\})\}", text)
   if explicit:
     return _lists(explicit[1])
-  iota = re.search(
-    r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text
-  )
+  iota = re.search(rf"replica_groups=\[(\d+),(\d+)\]<={_IOTA}", text)
   if iota:
-    dims = [int(d) for d in iota[3].split(",")]
-    order = [int(d) for d in iota[4].split(",")] if iota[4] else range(len(dims))
-    flat = _transposed(dims, list(order))
-    return _cut(flat, int(iota[2]))
-  named = re.search(r"replica_groups=mesh\[([^\]]*)\](\S*) \{([^}]*)\}", text)
+    return _cut(_iota(iota[3], iota[4]), int(iota[2]))
+  named = re.search(
+    rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({_IOTA}\))? \{{([^}}]*)\}}",
+    text,
+  )
   if named:
-    if named[2].strip(","):
-      raise ValueError(f"a mesh with its own order of devices: {named[0]}")
     axes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
     names = list(axes)
-    used = re.findall(r"'(\w+)'", named[3])
+    used = re.findall(r"'(\w+)'", named[4])
     dims = [int(size) for size in axes.values()]
     rest = [i for i, name in enumerate(names) if name not in used]
     flat = _transposed(dims, rest + [names.index(name) for name in used])
+    if named[2]:
+      devices = _iota(named[2], named[3])
+      flat = [devices[place] for place in flat]
     return _cut(flat, math.prod(int(axes[name]) for name in used))
   raise ValueError(f"no group of devices in: {text[:300]}")
+
+
+# "[4,2]T(1,0)": arange(8).reshape(4, 2).transpose(1, 0), flat.
+_IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+
+
+def _iota(dims: str, order: str | None) -> list[int]:
+  sizes = [int(d) for d in dims.split(",")]
+  axes = [int(d) for d in order.split(",")] if order else list(range(len(sizes)))
+  return _transposed(sizes, axes)
 
 
 def _lists(text: str) -> list[list[int]]:
