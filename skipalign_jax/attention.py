@@ -133,6 +133,7 @@ def _backward(residuals, d_out_BKGLH):
     merge = lambda x_BKSGC: x_BKSGC.reshape(B, K, end, G * C)
 
     score_BKSGC = split(_product("bksh,bkth->bkst", k_BKSH, q_BKTH)) * H**-0.5
+    # `mask`, but made in the layout in which it is used.
     causal_SC = key_index_L[:end, None] <= start + jnp.arange(C)
     same_BSC = segment_ids_BL[:, :end, None] == segment_BC[:, None, :]
     may_attend_BKSGC = (causal_SC & same_BSC)[:, None, :, None]

@@ -16,7 +16,7 @@ def weight_gradient(
 
   XLA's fast bf16 product on CPUs wants a left operand that contracts its last,
   contiguous dimension. A plain transpose is folded back into the product; a
-  transpose with a layout stays (2.3 times faster, benchmarks/weight_gradient.py).
+  transpose with a layout stays (twice as fast: benchmarks/weight_gradient.py).
   """
 
   plain = lambda d_out_TO, x_TI: product("to,ti->oi", d_out_TO, x_TI)

@@ -286,17 +286,26 @@ class Decoder(nnx.Module):
     return self.norm(x_BLD), cache
 
 
-def _keep(*names: str):
-  """Keeps what has one of the names; nothing else."""
-  return functools.partial(
-    jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(*names)
-  )
+def _keep(policy):
+  return functools.partial(jax.checkpoint, policy=policy)
 
 
+def _of_kernel(primitive, *inputs, **params) -> bool:
+  """What a fused attention kernel returns; our own code names it (attention.KEPT)."""
+  if primitive.name == "custom_vjp_call":  # Triton's kernel in its own gradient rule
+    return "pallas_call" in str(params)
+  return primitive.name in ("pallas_call", "dot_product_attention_fwd_wrapper")
+
+
+_named = jax.checkpoint_policies.save_only_these_names
 REMAT = {
   "none": lambda f: f,
-  "dots": _keep(INPUT, PRODUCT, attention.KEPT),
-  "full": _keep(INPUT),
+  "dots": _keep(
+    jax.checkpoint_policies.save_from_both_policies(
+      _named(INPUT, PRODUCT, attention.KEPT), _of_kernel
+    )
+  ),
+  "full": _keep(_named(INPUT)),
 }
 
 

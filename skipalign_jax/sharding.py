@@ -104,9 +104,9 @@ def params_shardings(mesh: Mesh, params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(of, params)
 
 
-def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
-  """Rows over data × fsdp, after `leading` unsharded axes."""
-  return NamedSharding(mesh, PartitionSpec(*[None] * leading, BATCH))
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Rows over data × fsdp."""
+  return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from skipalign_jax import model, positions
+from skipalign_jax import kernels, model, positions
 from skipalign_jax import step as step_lib
 
 CONFIG = tiny.config()
@@ -142,6 +142,23 @@ def test_remat_changes_nothing():
   # v, o, gate, up and the two products of attention.
   none, dots, full = (programs[remat].count("dot_general") for remat in model.REMAT)
   assert none == dots - 2 == full - 10
+
+
+def test_dots_keeps_what_fused_kernels_return():
+  """Traced only: the kernels need their hardware to run."""
+  L = 128
+  batch = {name: np.zeros((1, L), np.int32) for name in ("tokens", "loss_weight")}
+  batch["segment_ids"] = np.ones((1, L), np.int32)
+  calls = {}
+  for remat in model.REMAT:
+    backend = kernels.Backend("triton", 4)
+    recipe = tiny.recipe(model=CONFIG, remat=remat, attention=backend)
+    loss = lambda params, recipe=recipe: step_lib.loss_sum(
+      recipe, params, batch, np.arange(L)[None]
+    )[0]
+    program = str(jax.make_jaxpr(jax.grad(loss))(PARAMS))
+    calls[remat] = program.count("name=mha_forward")
+  assert calls["none"] == calls["dots"] == calls["full"] - 1 > 0, calls
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -60,7 +60,7 @@ def decode(shape: model_config.ModelConfig, rows: int, length: int) -> int:
   return 2 * rows * matrix_params(shape) + pairs * 4 * shape.num_heads * shape.head_dim
 
 
-class UnknownPrimitiveError(NotImplementedError):
+class UnknownPrimitiveError(RuntimeError):
   """A primitive that may hold products and that nobody has taught us to count."""
 
 
