@@ -6,7 +6,7 @@ python benchmarks/generate.py [--lengths=1024,4096] [--dtypes=bfloat16,float32]
 One prompt, greedy, weights and cache in the dtype, no stop token. Both sides take
 turns. prefill is the time to the first token; decode the time from the first to
 the last, over new_tokens - 1. transformers runs a plain loop of forward passes on
-its DynamicCache, which is faster than its `generate`; ours is `generate.generate`.
+its DynamicCache, which is faster than its `generate`; ours is `inference.Engine`.
 
 How many of the tokens agree is printed: all of them in float32, but for ties.
 """
@@ -16,28 +16,20 @@ import time
 import harness
 import numpy as np
 
-from skipalign_jax import generate, model_config
+from skipalign_jax import inference, model_config
 from skipalign_jax.hf import reference, weights
 
 
 class Ours:
   def __init__(self, model: str, length: int, dtype: str):
     opened = harness.open_model(model)
-    self._config = opened.config
-    self._params = reference.load_params(opened, dtype)
+    params = reference.load_params(opened, dtype)
+    self._engine = inference.Engine(params, opened.config, dtype)
     self._prompt = harness.dialogue(model, length)["tokens"][0].tolist()
-    self._dtype = dtype
 
   def run(self, new_tokens: int) -> tuple[float, float, list[int]]:
     """(seconds to the first token, seconds from there to the last, tokens)."""
-    steps = generate.generate(
-      self._params,
-      self._config,
-      [self._prompt],
-      new_tokens,
-      stop_ids=(),
-      compute_dtype=self._dtype,
-    )
+    steps = self._engine.generate([self._prompt], new_tokens, stop_ids=())
     begin = time.perf_counter()
     tokens = list(next(steps))
     first = time.perf_counter()

@@ -1,6 +1,6 @@
 """Causal attention within segments.
 
-Shapes: B batch, L query length, S key length, N heads, K kv heads, G = N/K
+Shapes: A layers, B batch, L query length, S key length, N heads, K kv heads, G = N/K
 query heads a kv head, H head dim, C queries of a block, T = G·C.
 
 Who may attend is decided by array order and segment ids alone. Positions act
@@ -66,6 +66,68 @@ def blockwise(
   k_BKLH, v_BKLH = k_BLKH.swapaxes(1, 2), v_BLKH.swapaxes(1, 2)
   out_BKGLH = _blockwise(q_BKGLH, k_BKLH, v_BKLH, segment_ids_BL)
   return out_BKGLH.transpose(0, 3, 1, 2, 4).reshape(B, L, N, H)
+
+
+def cached(
+  q_BLNH: jax.Array,
+  k_ABKSH: jax.Array,
+  v_ABKSH: jax.Array,
+  query_segments_BL: jax.Array,
+  key_segments_BS: jax.Array,
+  start: jax.Array,
+  layer: jax.Array,
+  block: int,
+) -> jax.Array:
+  """Attention of L new places to a cache that holds them and all before them.
+
+  Equal to `plain` under the causal segment mask. Goes through the cache `block`
+  keys at a time with a running softmax (FlashAttention, 2205.14135), and never
+  reads what lies behind the new places: one program for every part of a prompt.
+  No gradient.
+
+  Args:
+    q_BLNH: rotated queries.
+    k_ABKSH, v_ABKSH: [layers, B, K, S, H]; `block` divides S.
+    query_segments_BL, key_segments_BS: int32.
+    start: place of the first query.
+    layer: which of the cache's layers.
+    block: keys whose scores exist at one time.
+  """
+  B, L, N, H = q_BLNH.shape
+  K = k_ABKSH.shape[2]
+  q_BKTH = q_BLNH.reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4)
+  q_BKTH = q_BKTH.reshape(B, K, N // K * L, H)
+  places_L = start + jnp.arange(L)
+
+  def add_block(i, carry):
+    top_BKT1, sum_BKT1, out_BKTH = carry
+    at = (layer, 0, 0, i * block, 0)
+    take = lambda x: jax.lax.dynamic_slice(x, at, (1, B, K, block, H))[0]
+    segments_BS = jax.lax.dynamic_slice(key_segments_BS, (0, i * block), (B, block))
+    score_BKTS = _product("bkth,bksh->bkts", q_BKTH, take(k_ABKSH)) * H**-0.5
+    may_attend_BLS = mask(places_L - i * block, query_segments_BL, segments_BS)
+    score_BKGLS = score_BKTS.reshape(B, K, N // K, L, block)
+    score_BKGLS = jnp.where(may_attend_BLS[:, None, None], score_BKGLS, MASKED)
+    score_BKTS = score_BKGLS.reshape(B, K, N // K * L, block)
+    new_top_BKT1 = jnp.maximum(top_BKT1, jnp.max(score_BKTS, axis=-1, keepdims=True))
+    weight_BKTS = _once(jnp.exp(score_BKTS - new_top_BKT1).astype(v_ABKSH.dtype))
+    shrink_BKT1 = jnp.exp(top_BKT1 - new_top_BKT1)
+    block_sum_BKT1 = jnp.sum(weight_BKTS, axis=-1, keepdims=True, dtype=jnp.float32)
+    return (
+      new_top_BKT1,
+      sum_BKT1 * shrink_BKT1 + block_sum_BKT1,
+      out_BKTH * shrink_BKT1 + _product("bkts,bksh->bkth", weight_BKTS, take(v_ABKSH)),
+    )
+
+  empty = (
+    jnp.full((B, K, N // K * L, 1), MASKED, jnp.float32),
+    jnp.zeros((B, K, N // K * L, 1), jnp.float32),
+    jnp.zeros((B, K, N // K * L, H), jnp.float32),
+  )
+  blocks = (start + L + block - 1) // block
+  _, sum_BKT1, out_BKTH = jax.lax.fori_loop(0, blocks, add_block, empty)
+  out_BKGLH = (out_BKTH / sum_BKT1).reshape(B, K, N // K, L, H)
+  return out_BKGLH.transpose(0, 3, 1, 2, 4).reshape(B, L, N, H).astype(q_BLNH.dtype)
 
 
 @jax.custom_vjp

@@ -13,9 +13,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from skipalign_jax import attention, errors
+from skipalign_jax import attention, errors, sharding
 
 TILE = 128  # the kernels' length granularity
+CPU_BLOCK, ACCELERATOR_BLOCK = 512, 2048  # keys of a cache at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,28 @@ class Backend:
 
   name: str
   max_segments: int
+
+
+@dataclasses.dataclass(frozen=True)
+class FromCache:
+  """Attention of new places to a KV cache that holds them.
+
+  Attributes:
+    block: keys whose scores exist at one time; 0 for all, masked.
+  """
+
+  block: int
+
+
+def choose_cached(platform: str, new_places: int) -> FromCache:
+  """How new places attend to a cache: in blocks, but for tokens on accelerators.
+
+  There a loop costs more than reading places that are not in use, and a cache whose
+  places lie on several devices is read where it is.
+  """
+  if platform == "cpu":
+    return FromCache(CPU_BLOCK)
+  return FromCache(0 if new_places == 1 else ACCELERATOR_BLOCK)
 
 
 def choose(
@@ -101,6 +124,54 @@ def attend(
   if backend.name == "cudnn":
     kernel = functools.partial(cudnn, max_segments=backend.max_segments)
   return kernel(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL)
+
+
+def attend_cache(
+  q_BLNH: jax.Array,
+  k_ABKSH: jax.Array,
+  v_ABKSH: jax.Array,
+  query_segments_BL: jax.Array,
+  key_segments_BS: jax.Array,
+  start: jax.Array,
+  layer: jax.Array,
+  how: FromCache,
+) -> jax.Array:
+  """out_BLNH: see `attention.cached`; on meshes, each device its own heads."""
+  if not how.block:
+    may_attend_BLS = attention.mask(
+      start + jnp.arange(q_BLNH.shape[1]), query_segments_BL, key_segments_BS
+    )
+    k_BSKH, v_BSKH = (x[layer].swapaxes(1, 2) for x in (k_ABKSH, v_ABKSH))
+    return attention.plain(q_BLNH, k_BSKH, v_BSKH, may_attend_BLS)
+  if not sharding.is_split():
+    return attention.cached(
+      q_BLNH,
+      k_ABKSH,
+      v_ABKSH,
+      query_segments_BL,
+      key_segments_BS,
+      start,
+      layer,
+      how.block,
+    )
+
+  def attend(q_BLNH, k_BSKH, v_BSKH, query_segments_BL, key_segments_BS, start):
+    one_layer = lambda x_BSKH: x_BSKH.swapaxes(1, 2)[None]
+    return attention.cached(
+      q_BLNH,
+      one_layer(k_BSKH),
+      one_layer(v_BSKH),
+      query_segments_BL,
+      key_segments_BS,
+      start,
+      jnp.int32(0),
+      how.block,
+    )
+
+  k_BSKH, v_BSKH = (x[layer].swapaxes(1, 2) for x in (k_ABKSH, v_ABKSH))
+  return sharding.over_heads(attend)(
+    q_BLNH, k_BSKH, v_BSKH, query_segments_BL, key_segments_BS, start
+  )
 
 
 def reference(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL):

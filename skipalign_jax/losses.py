@@ -58,6 +58,36 @@ def cross_entropy(
   )
 
 
+def target_log_probs(
+  hidden_BLD: jax.Array, head_VD: jax.Array, targets_BL: jax.Array, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+  """log p of each target, and whether it is the likeliest token.
+
+  Args:
+    hidden_BLD: final hidden states, compute dtype.
+    head_VD: output matrix.
+    targets_BL: int32 in [0, V).
+    chunk: places a row whose logits exist at one time; all, where it does not
+      divide L.
+
+  Returns:
+    log_p_BL fp32 and likeliest_BL bool.
+  """
+  B, L = targets_BL.shape
+  chunk = chunk if L % chunk == 0 else L
+  head_VD = head_VD.astype(hidden_BLD.dtype)
+
+  def score(arrays):
+    hidden_BCD, targets_BC = arrays
+    logits_BCV = _product("bcd,vd->bcv", hidden_BCD, head_VD)
+    target_BC1 = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)
+    log_p_BC = target_BC1[..., 0] - jax.nn.logsumexp(logits_BCV, axis=-1)
+    return log_p_BC, jnp.argmax(logits_BCV, axis=-1) == targets_BC
+
+  parts = jax.lax.map(score, _chunks((hidden_BLD, targets_BL), chunk))
+  return tuple(jnp.moveaxis(x, 0, 2).reshape(B, L) for x in parts)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _cross_entropy(hidden_BLD, head_VD, targets_BL, weight_BL, chunk):
   head_VD = head_VD.astype(hidden_BLD.dtype)

@@ -29,7 +29,7 @@ class Cache:
   """Rotated keys and values of all layers, and which places are in use.
 
   Attributes:
-    k, v: [layers, B, S, K, H].
+    k, v: [layers, B, K, S, H].
     segment_ids: [B, S]; 0 where nothing was written.
     length: places written so far, the same for all rows.
   """
@@ -44,7 +44,7 @@ def empty_cache(
   config: ModelConfig, batch: int, length: int, dtype: jnp.dtype
 ) -> Cache:
   """A cache for `length` tokens a row."""
-  kv = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
+  kv = (config.num_layers, batch, config.num_kv_heads, length, config.head_dim)
   return Cache(
     k=jnp.zeros(kv, dtype),
     v=jnp.zeros(kv, dtype),
@@ -172,20 +172,26 @@ class Attention(nnx.Module):
     k_BLKH = rotate(self.k(x_BLD).reshape(B, L, c.num_kv_heads, c.head_dim))
     v_BLKH = self.v(x_BLD).reshape(B, L, c.num_kv_heads, c.head_dim)
     if cache is not None:
-      start = (layer, 0, cache.length, 0, 0)
+      start = (layer, 0, 0, cache.length, 0)
       cache = dataclasses.replace(
         cache,
-        k=jax.lax.dynamic_update_slice(cache.k, k_BLKH[None], start),
-        v=jax.lax.dynamic_update_slice(cache.v, v_BLKH[None], start),
+        k=jax.lax.dynamic_update_slice(cache.k, k_BLKH.swapaxes(1, 2)[None], start),
+        v=jax.lax.dynamic_update_slice(cache.v, v_BLKH.swapaxes(1, 2)[None], start),
       )
-    if cache is None or L > 1:  # training, or a prompt into an empty cache
+    if isinstance(backend, kernels.FromCache):
+      out_BLNH = kernels.attend_cache(
+        q_BLNH,
+        cache.k,
+        cache.v,
+        segment_ids_BL,
+        cache.segment_ids,
+        cache.length,
+        layer,
+        backend,
+      )
+    else:  # training, or a whole prompt into an empty cache
       attend = functools.partial(kernels.attend, backend=backend)
       out_BLNH = sharding.over_heads(attend)(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL)
-    else:
-      may_attend_BLS = attention.mask(
-        cache.length + jnp.arange(L), segment_ids_BL, cache.segment_ids
-      )
-      out_BLNH = attention.plain(q_BLNH, cache.k[layer], cache.v[layer], may_attend_BLS)
     return self.o(out_BLNH.reshape(B, L, -1)), cache
 
 
@@ -241,7 +247,7 @@ class Decoder(nnx.Module):
     compute_dtype: str,
     remat: str = "none",
     cache: Cache | None = None,
-    backend: kernels.Backend = BLOCKWISE,
+    backend: kernels.Backend | kernels.FromCache = BLOCKWISE,
   ) -> tuple[jax.Array, Cache | None]:
     """Final hidden states (normed), and the cache with these tokens in it.
 
@@ -252,8 +258,9 @@ class Decoder(nnx.Module):
       compute_dtype: of the products, "bfloat16" or "float32".
       remat: what the backward pass recomputes: "none", "dots" (all but linear
         layers and attention) or "full" (all but the inputs of each layer).
-      cache: None in training; empty before a prompt; then one token a call.
-      backend: attention kernel for training and prompts.
+      cache: None in training.
+      backend: a kernel for training, and for whole prompts into an empty cache;
+        FromCache to attend to the cache too: the next part of a prompt, or a token.
 
     Returns:
       hidden_BLD in compute_dtype, and the new cache or None.
@@ -342,6 +349,27 @@ def logits(
   return _product("bld,vd->blv", hidden_BLD, head_VD, jnp.float32)
 
 
+def read(
+  params: Params,
+  tokens_BL: jax.Array,
+  positions_BL: jax.Array,
+  segment_ids_BL: jax.Array,
+  cache: Cache,
+  config: ModelConfig,
+  compute_dtype: str,
+  backend: kernels.Backend | kernels.FromCache,
+) -> tuple[jax.Array, Cache]:
+  """hidden_BLD of these tokens, and the cache with them in it."""
+  return bind(config, params)(
+    tokens_BL,
+    positions_BL,
+    segment_ids_BL,
+    compute_dtype,
+    cache=cache,
+    backend=backend,
+  )
+
+
 def extend(
   params: Params,
   tokens_BL: jax.Array,
@@ -350,24 +378,26 @@ def extend(
   cache: Cache,
   config: ModelConfig,
   compute_dtype: str,
-  backend: kernels.Backend = BLOCKWISE,
+  backend: kernels.Backend | kernels.FromCache,
 ) -> tuple[jax.Array, Cache]:
-  """Prefill or one step of decoding: what generation compiles.
+  """Part of a prompt or one step of decoding: what generation compiles.
 
   Returns:
     logits_BV fp32 after the last token of each row, and the cache with all of
     these tokens in it.
   """
-  decoder = bind(config, params)
-  hidden_BLD, cache = decoder(
+  hidden_BLD, cache = read(
+    params,
     tokens_BL,
     positions_BL,
     segment_ids_BL,
+    cache,
+    config,
     compute_dtype,
-    cache=cache,
-    backend=backend,
+    backend,
   )
-  return linear(hidden_BLD[:, -1], decoder.head()).astype(jnp.float32), cache
+  head_VD = bind(config, params).head()
+  return linear(hidden_BLD[:, -1], head_VD).astype(jnp.float32), cache
 
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> jax.Array:

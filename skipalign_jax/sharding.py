@@ -104,6 +104,23 @@ def params_shardings(mesh: Mesh, params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(of, params)
 
 
+def placer(shardings: Any) -> Callable[..., jax.Array]:
+  """Creates parameters in their places: a `hf.reference.Place`.
+
+  Args:
+    shardings: where each parameter lives, a nested dict like that of parameters.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(shardings)
+  by_path = {path_of(path): where for path, where in leaves}
+
+  def place(path, shape, dtype, read):
+    return jax.make_array_from_callback(
+      shape, by_path[path], lambda index: read(index).astype(dtype)
+    )
+
+  return place
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Rows over data × fsdp."""
   return NamedSharding(mesh, PartitionSpec(BATCH))
@@ -119,20 +136,26 @@ def constrain_places(x_BLD: jax.Array) -> jax.Array:
   return _constrain(x_BLD, PartitionSpec(BATCH, ("context", "tensor")))
 
 
+def constrain_replicated(x: jax.Array) -> jax.Array:
+  """The same value on every device, so that each process can read it."""
+  return _constrain(x, PartitionSpec())
+
+
 def over_heads(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
   """Runs an attention kernel on each device's rows and heads, with whole rows.
 
-  `attend(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL)` knows no mesh. Between layers
+  `attend(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL, …)` knows no mesh; k and v may have
+  another length than q, as those of a cache do. Between layers
   the places of a row are split over `context`; here they come together and the
   heads are split instead, by one all-to-all each way (DeepSpeed-Ulysses,
   2309.14509), so that every kernel works for every mesh and causality costs all
   devices the same. Fewer kv heads than devices are repeated.
   """
 
-  def attend_on_mesh(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL):
+  def attend_on_mesh(q_BLNH, k_BLKH, v_BLKH, *others):
+    if not is_split():
+      return attend(q_BLNH, k_BLKH, v_BLKH, *others)
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-      return attend(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL)
     # Said here, so that projections run on each device's own places.
     places = PartitionSpec(BATCH, "context", "tensor")
     q_BLNH, k_BLKH, v_BLKH = (_constrain(x, places) for x in (q_BLNH, k_BLKH, v_BLKH))
@@ -146,13 +169,28 @@ def over_heads(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     assert N % (K * repeats) == 0, (N, K, repeats)
     out_BLNH = jax.shard_map(
       attend,
-      in_specs=(heads, heads, heads, PartitionSpec(rows)),
+      in_specs=(
+        *(heads, heads, heads),
+        *(PartitionSpec(*[rows][: x.ndim]) for x in others),
+      ),
       out_specs=heads,
       check_vma=False,
-    )(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL)
+    )(q_BLNH, k_BLKH, v_BLKH, *others)
     return _constrain(out_BLNH, places)
 
   return attend_on_mesh
+
+
+def is_split() -> bool:
+  """Whether a mesh of several devices is set."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return not mesh.empty and mesh.size > 1
+
+
+def cache_spec(mesh: AnyMesh, num_kv_heads: int) -> PartitionSpec:
+  """Of a KV cache [layers, B, K, S, H]: places over context, heads over tensor."""
+  heads = "tensor" if num_kv_heads % mesh.shape["tensor"] == 0 else None
+  return PartitionSpec(None, BATCH, heads, "context", None)
 
 
 def row_shards(mesh: AnyMesh) -> int:

@@ -150,17 +150,7 @@ def initial_params(
   """fp32 weights on their devices: from the reference, or random."""
   if opened is None:
     return jax.jit(lambda: model.init(shape, seed), out_shardings=shardings)()
-  by_path = {
-    sharding.path_of(path): where
-    for path, where in jax.tree_util.tree_leaves_with_path(shardings)
-  }
-
-  def place(path, array_shape, dtype, read):
-    return jax.make_array_from_callback(
-      array_shape, by_path[path], lambda index: read(index).astype(dtype)
-    )
-
-  return reference.load_params(opened, np.float32, place)
+  return reference.load_params(opened, np.float32, sharding.placer(shardings))
 
 
 def show_first_batch(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from skipalign_jax import errors, generate
+from skipalign_jax import errors, generate, inference, kernels
 from skipalign_jax.data import tokenizer as tokenizer_lib
 
 CONFIG = tiny.config()
@@ -17,15 +17,17 @@ PROMPTS = [[5, 9, 30, 2, 2, 17], [11], [8, 1, 39]]
 NEW = 6
 
 
+ENGINE = inference.Engine(PARAMS, CONFIG, "float32")
+
+
 @pytest.fixture(autouse=True)
-def small_bucket(monkeypatch):
-  monkeypatch.setattr(generate, "BUCKET", 8)
+def small_lengths(monkeypatch):
+  monkeypatch.setattr(kernels, "TILE", 8)
+  monkeypatch.setattr(kernels, "CPU_BLOCK", 8)
 
 
 def replies(prompts, stop_ids=(), **options):
-  return list(
-    generate.generate(PARAMS, CONFIG, prompts, NEW, stop_ids=stop_ids, **options)
-  )
+  return list(ENGINE.generate(prompts, NEW, stop_ids=stop_ids, **options))
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def drawn(probabilities_V, temperature, top_p, count=4000):
   """How often each token is chosen."""
   logits_BV = jnp.log(jnp.asarray(probabilities_V))[None] + 3.0
   logits_BV = jnp.tile(logits_BV, (count, 1))
-  tokens_B = generate.choose(logits_BV, jax.random.key(0), temperature, top_p)
+  tokens_B = inference.choose(logits_BV, jax.random.key(0), temperature, top_p)
   return np.bincount(tokens_B, minlength=len(probabilities_V)) / count
 
 
@@ -102,7 +104,7 @@ def test_nucleus_by_hand(top_p, kept):
 def test_each_row_has_its_own_nucleus():
   logits_BV = jnp.log(jnp.array([[0.9, 0.05, 0.05], [0.05, 0.475, 0.475]]))
   keys = jax.random.split(jax.random.key(0), 200)
-  choose = lambda key: generate.choose(logits_BV, key, 1.0, 0.8)
+  choose = lambda key: inference.choose(logits_BV, key, 1.0, 0.8)
   tokens_B = np.asarray(jax.vmap(choose)(keys)).T
   assert [set(row) for row in tokens_B.tolist()] == [{0}, {1, 2}]
 

@@ -22,10 +22,10 @@ LAYERS = (
   {"attention", "cli", "model_config"},
   {"kernels", "resolve", "shapes"},
   {"model"},
-  {"hf", "step"},
+  {"hf", "inference", "step"},
   {"checkpoint", "data", "workdir"},
-  {"planning"},
-  {"convert", "generate", "plan", "show", "train"},
+  {"evals", "planning"},
+  {"convert", "evaluate", "generate", "plan", "show", "train"},
 )
 ROOT = pathlib.Path(__file__).parent.parent / "skipalign_jax"
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -161,17 +162,21 @@ def test_dots_keeps_what_fused_kernels_return():
   assert calls["none"] == calls["dots"] == calls["full"] - 1 > 0, calls
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def extend(params, config, tokens_BL, positions_BL, segments_BL, cache):
-  decoder = model.bind(config, params)
-  hidden_BLD, cache = decoder(
-    tokens_BL, positions_BL, segments_BL, "float32", cache=cache
+@functools.partial(jax.jit, static_argnums=(1, 6))
+def read(params, config, tokens_BL, positions_BL, segments_BL, cache, backend):
+  hidden_BLD, cache = model.read(
+    params, tokens_BL, positions_BL, segments_BL, cache, config, "float32", backend
   )
-  return hidden_BLD @ decoder.head().T, cache
+  return hidden_BLD @ model.bind(config, params).head().T, cache
 
 
-def test_prefill_and_decode_equal_the_whole_sample_alone():
-  """Unequal prompts, padded on the left, with positions that skip."""
+@pytest.mark.parametrize("block", [0, 1, 13])
+@pytest.mark.parametrize("parts", [None, (0, 2, 6, 9)])
+def test_prompt_and_decoding_equal_the_whole_sample_alone(parts, block):
+  """Unequal prompts, padded on the left, with positions that skip.
+
+  Prompts are read whole by a kernel, or in parts that attend to the cache.
+  """
   config = KINDS["biases"]
   params = tiny.params(config)
   rng = np.random.default_rng(0)
@@ -183,16 +188,24 @@ def test_prefill_and_decode_equal_the_whole_sample_alone():
   )
   segments_BL = pad([np.ones(m + new, np.int32) for m in prompts])
   cache = model.empty_cache(config, 3, L + new, jnp.float32)
-  logits_BLV, cache = extend(
-    params, config, pad(tokens), pad(places), segments_BL, cache
-  )
+  from_cache = kernels.FromCache(block)
+  for start, end in itertools.pairwise(parts or (0, L)):
+    logits_BLV, cache = read(
+      params,
+      config,
+      *(x[:, start:end] for x in (pad(tokens), pad(places), segments_BL)),
+      cache,
+      from_cache if parts else model.BLOCKWISE,
+    )
   steps_BTV = [logits_BLV[:, -1]]
   for t in range(new):
     at = lambda rows, t=t: np.stack(
       [x[m + t : m + t + 1] for x, m in zip(rows, prompts, strict=True)]
     )
     ones_B1 = np.ones((3, 1), np.int32)
-    logits_BLV, cache = extend(params, config, at(tokens), at(places), ones_B1, cache)
+    logits_BLV, cache = read(
+      params, config, at(tokens), at(places), ones_B1, cache, from_cache
+    )
     steps_BTV.append(logits_BLV[:, 0])
   assert int(cache.length) == L + new
   for row, m in enumerate(prompts):

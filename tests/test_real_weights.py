@@ -10,7 +10,15 @@ import pytest
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import convert, generate, kernels, losses, positions, rope
+from skipalign_jax import (
+  convert,
+  generate,
+  inference,
+  kernels,
+  losses,
+  positions,
+  rope,
+)
 from skipalign_jax import step as step_lib
 from skipalign_jax.data import pipeline
 from skipalign_jax.data import tokenizer as tokenizer_lib
@@ -64,7 +72,8 @@ def theirs(exported):
 
 
 def our_replies(params, config, prompts, count, stop_ids=()):
-  steps = generate.generate(params, config, prompts, count, stop_ids)
+  engine = inference.Engine(params, config, "float32")
+  steps = engine.generate(prompts, count, stop_ids)
   rows = zip(*steps, strict=True)
   return [[token for token in row if token is not None] for row in rows]
 

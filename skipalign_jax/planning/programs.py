@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from skipalign_jax import model, optimizer, sharding
+from skipalign_jax import inference, kernels, model, optimizer, sharding
 from skipalign_jax import step as step_lib
 from skipalign_jax.data import packing
 from skipalign_jax.planning import estimate
@@ -63,24 +63,16 @@ def _generate(job, mesh):
     shapes,
     sharding.params_shardings(mesh, shapes),
   )
-  heads = "tensor" if config.num_kv_heads % job.axes["tensor"] == 0 else None
-  rows, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-  kv = NamedSharding(mesh, PartitionSpec(None, sharding.BATCH, "context", heads, None))
-  places = NamedSharding(mesh, PartitionSpec(sharding.BATCH, "context"))
-  cache_at = model.Cache(kv, kv, places, everywhere)
+  rows = sharding.batch_sharding(mesh)
+  programs = inference.programs(mesh, config)
   empty = jax.eval_shape(lambda: model.empty_cache(config, job.rows, job.length, dtype))
-  cache = jax.tree.map(_at, empty, cache_at)
-  new = job.length if job.kind == "prefill" else 1
+  cache = jax.tree.map(_at, empty, inference.cache_shardings(mesh, config))
+  new, backend = job.length, job.recipe.attention
+  if job.kind == "decode":
+    new, backend = 1, kernels.FromCache(0)
   tokens_BL = _abstract((job.rows, new), jnp.int32, rows)
-  program = jax.jit(
-    model.extend,
-    static_argnums=(5, 6, 7),
-    donate_argnums=4,
-    out_shardings=(rows, cache_at),
-  )
   arguments = (params, tokens_BL, tokens_BL, tokens_BL, cache)
-  recipe = job.recipe
-  return program, (*arguments, config, recipe.compute_dtype, recipe.attention)
+  return programs.extend, (*arguments, config, job.recipe.compute_dtype, backend)
 
 
 def _abstract(shape, dtype, at) -> jax.ShapeDtypeStruct:

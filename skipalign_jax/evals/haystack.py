@@ -1,0 +1,111 @@
+"""Long text to hide things in: files, or generated sentences. Cut to exact tokens."""
+
+import functools
+import gzip
+import pathlib
+import zlib
+
+import numpy as np
+
+from skipalign_jax import errors
+from skipalign_jax.evals import subject as subject_lib
+
+SUBJECTS = (
+  "the ferry", "a tall clerk", "the baker", "her neighbour", "the old bridge",
+  "a quiet student", "the night train", "their gardener", "the museum", "a red kite",
+  "the harbour", "my cousin", "the choir", "a small bakery", "the lighthouse",
+  "an engineer",
+)  # fmt: skip
+VERBS = (
+  "waited for", "wrote about", "walked past", "painted", "remembered", "repaired",
+  "looked after", "talked about", "sold", "carried", "described", "counted",
+  "photographed", "searched for", "praised", "avoided",
+)  # fmt: skip
+OBJECTS = (
+  "the morning market", "a broken clock", "three letters", "the northern road",
+  "an empty house", "the winter garden", "a box of maps", "the new library",
+  "some wet umbrellas", "the long meeting", "a bowl of plums", "the last tram",
+  "an unfinished song", "the school choir", "a pair of boots", "the stone stairs",
+)  # fmt: skip
+ENDINGS = (
+  "before the rain", "without a word", "on the way home", "every second week",
+  "as the bells rang", "in the afternoon", "until it was dark", "for a good reason",
+  "while others slept", "with great care", "near the river", "after the holidays",
+)  # fmt: skip
+
+
+def sentences(count: int, seed: int) -> str:
+  """Plain English without facts worth asking for: 20,000 different sentences."""
+  rng = np.random.default_rng(seed)
+  parts = (SUBJECTS, VERBS, OBJECTS, ENDINGS)
+  picked = [rng.integers(len(part), size=count) for part in parts]
+  lines = []
+  for row in zip(*picked, strict=True):
+    words = " ".join(part[i] for part, i in zip(parts, row, strict=True))
+    lines.append(words[0].upper() + words[1:] + ".")
+  return " ".join(lines)
+
+
+def read(files: str) -> str:
+  """The texts of .txt or .txt.gz files (commas between them), one behind the other.
+
+  Raises:
+    UserError: a file is missing, empty or not UTF-8 text.
+  """
+  texts = []
+  for name in files.split(","):
+    path = pathlib.Path(name.strip()).expanduser()
+    try:
+      data = path.read_bytes()
+      text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+      raise errors.UserError(f"--haystack: {path} cannot be read: {error}") from error
+    if not text.strip():
+      raise errors.UserError(f"--haystack: {path} is empty")
+    texts.append(text)
+  return "\n\n".join(texts)
+
+
+class Haystack:
+  """Text as tokens, as long as is asked for; it starts again where it ends."""
+
+  def __init__(self, subject: subject_lib.Subject, files: str, seed: int):
+    """Files, or generated text where `files` is empty."""
+    self._subject = subject
+    self._files, self._seed = files, seed
+    self._text = read(files) if files else ""
+
+  def cut(self, tokens: int) -> tuple[list[int], list[int]]:
+    """The first so many tokens, and the places right behind a full stop in them.
+
+    Returns:
+      Ids, and indices in ascending order: a needle at index i stands in front of
+      token i. 0 is one of them.
+    """
+    if not tokens:
+      return [], [0]
+    ids, stops = self._tokenized(1 << (tokens - 1).bit_length())
+    return ids[:tokens], [stop for stop in stops if stop <= tokens]
+
+  @functools.cache  # noqa: B019 (lives as long as one evaluation)
+  def _tokenized(self, tokens: int) -> tuple[list[int], list[int]]:
+    characters = 8 * tokens  # more than a token usually stands for
+    while True:
+      text = self._text or sentences(characters // 40, self._seed)
+      while len(text) < characters:
+        text += "\n\n" + text
+      found = self._subject.tokenizer(
+        text[:characters],
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        verbose=False,
+      )
+      ids = found["input_ids"]
+      if len(ids) >= tokens:
+        break
+      characters *= 2
+    stops = [0]
+    for i, (_, end) in enumerate(found["offset_mapping"]):
+      if text[:end].endswith(".") and text[end : end + 1].isspace():
+        stops.append(i + 1)
+    return ids, stops

@@ -1,0 +1,75 @@
+"""Heat maps of a score over prompt length and depth, in the colours of the paper."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+from matplotlib import colors
+from matplotlib import pyplot as plt
+
+# SkipAlign's Figure 3: green is complete failure, deep red full recall.
+COLORS = colors.LinearSegmentedColormap.from_list(
+  "recall", ["#1A9850", "#A6D96A", "#FFFFBF", "#FDAE61", "#D73027", "#8B0000"]
+)
+
+
+def draw(panels: Sequence[dict[str, Any]], path: pathlib.Path) -> pathlib.Path:
+  """A PNG with a map a panel, side by side.
+
+  Args:
+    panels: each with title, window (positions that the model was built for), and
+      cells: dicts of length, depth (0 to 1) and score (0 to 1); several of one
+      length and depth are averaged.
+    path: of the PNG.
+
+  Returns:
+    `path`.
+  """
+  most = max(len({cell["length"] for cell in panel["cells"]}) for panel in panels)
+  width = max(3.4, 1.4 + 0.55 * most)
+  figure, axes = plt.subplots(
+    1, len(panels), figsize=(width * len(panels) + 0.9, 3.4), squeeze=False
+  )
+  for place, panel in zip(axes[0], panels, strict=True):
+    image = _panel(place, panel)
+  axes[0, 0].set_ylabel("depth of the needle, %")
+  figure.colorbar(image, ax=axes[0], label="score", fraction=0.05, pad=0.02)
+  figure.savefig(path, dpi=130, bbox_inches="tight")
+  plt.close(figure)
+  return path
+
+
+def _panel(axes, panel):
+  cells = panel["cells"]
+  lengths = sorted({cell["length"] for cell in cells})
+  depths = sorted({cell["depth"] for cell in cells})
+  score_DL = np.full((len(depths), len(lengths)), np.nan)
+  for d, depth in enumerate(depths):
+    for n, length in enumerate(lengths):
+      found = [
+        c["score"] for c in cells if (c["length"], c["depth"]) == (length, depth)
+      ]
+      if found:
+        score_DL[d, n] = np.mean(found)
+  image = axes.imshow(score_DL, cmap=COLORS, vmin=0, vmax=1, aspect="auto")
+  for (d, n), score in np.ndenumerate(score_DL):
+    if np.isfinite(score):
+      dark = score > 0.75 or score < 0.1
+      axes.text(n, d, f"{100 * score:.0f}", ha="center", va="center", fontsize=8,
+                color="white" if dark else "black")  # fmt: skip
+  within = sum(length <= panel["window"] for length in lengths)
+  if 0 < within < len(lengths):
+    axes.axvline(within - 0.5, color="black", linestyle="--", linewidth=1.2)
+  axes.set(
+    xticks=range(len(lengths)),
+    yticks=range(len(depths)),
+    yticklabels=[f"{100 * depth:.3g}" for depth in depths],
+    xlabel="prompt, tokens",
+  )
+  axes.set_xticklabels([f"{length:,}" for length in lengths], rotation=45, ha="right")
+  axes.set_title(panel["title"], fontsize=9)
+  return image

@@ -1,0 +1,247 @@
+"""Runs a task on a model: in batches, saved as it goes, gone on with after a kill.
+
+folder/
+  protocol.json  task, options, model: what makes two evaluations the same
+  records.jsonl  a record an item, a batch at a time
+  results.json   protocol, items, summary; written at the end
+  *.png          where the task draws
+
+A batch is saved whole or not at all, and batches depend on all items, not on those
+that are left: so a joined evaluation equals an uninterrupted one.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import time
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from rich import console as rich_console
+from rich import progress
+
+import skipalign_jax
+from skipalign_jax import distributed, errors
+from skipalign_jax.evals import items as items_lib
+from skipalign_jax.evals import subject as subject_lib
+
+Record = items_lib.Record
+
+
+class Store:
+  """The records of one evaluation, in its folder.
+
+  Attributes:
+    records: id → record, of this and earlier runs.
+  """
+
+  def __init__(self, folder: pathlib.Path, protocol: dict[str, Any]):
+    """Claims the folder, or finds the records of the same evaluation in it.
+
+    Raises:
+      UserError: the folder holds another evaluation, or cannot be used.
+    """
+    self._folder = folder
+    self._path = folder / "records.jsonl"
+    self.records: dict[str, Record] = {}
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      if (folder / "protocol.json").exists():
+        self._check_same(protocol)
+        self._read()
+      elif any(folder.iterdir()):
+        raise errors.UserError(
+          f"--out={folder} has files but no evaluation in it; name a new folder"
+        )
+      else:
+        write_json(folder / "protocol.json", protocol)
+    except OSError as error:
+      raise errors.UserError(f"--out={folder} cannot be used: {error}") from error
+
+  def _check_same(self, protocol: dict[str, Any]) -> None:
+    theirs = json.loads((self._folder / "protocol.json").read_text(encoding="utf-8"))
+    ours = json.loads(json.dumps(protocol))
+    different = [
+      f"  {key}: there {theirs.get(key)!r}, now {ours.get(key)!r}"
+      for key in sorted(theirs.keys() | ours.keys())
+      if theirs.get(key) != ours.get(key)
+    ]
+    if different:
+      raise errors.UserError(
+        f"--out={self._folder} holds another evaluation:\n"
+        + "\n".join(different)
+        + "\nName a new folder."
+      )
+
+  def _read(self) -> None:
+    """Takes whole lines; a killed run may leave half a batch."""
+    if not self._path.exists():
+      return
+    whole = b""
+    for line in self._path.read_bytes().splitlines(keepends=True):
+      try:
+        batch = json.loads(line)
+      except ValueError:
+        break
+      if not line.endswith(b"\n"):
+        break
+      self.records |= {record["id"]: record for record in batch}
+      whole += line
+    half = self._path.with_suffix(".new")
+    half.write_bytes(whole)
+    half.replace(self._path)
+
+  def add(self, batch: Sequence[Record]) -> None:
+    """Saves the records of a batch: one line, on disk when this returns.
+
+    Raises:
+      UserError: the disk is full, or the folder is gone.
+    """
+    if distributed.is_first():
+      try:
+        with self._path.open("a", encoding="utf-8") as file:
+          file.write(json.dumps(list(batch)) + "\n")
+          file.flush()
+          os.fsync(file.fileno())
+      except OSError as error:
+        raise errors.UserError(
+          f"{self._path} cannot be written ({error}). {len(self.records)} items are "
+          "saved; make room, and the same command goes on from there."
+        ) from error
+    self.records |= {record["id"]: record for record in batch}
+
+
+def run(
+  name: str,
+  task: ModuleType,
+  options: Any,
+  subject: subject_lib.Subject,
+  folder: pathlib.Path,
+  console: rich_console.Console,
+  limit: int = 0,
+) -> dict[str, Any]:
+  """Evaluates, or goes on with what is in `folder`.
+
+  Args:
+    name: of the task.
+    task: its module, with `items`, `measure` and `summarize`, and maybe `draw`.
+    options: its `Options`.
+    subject: the model.
+    folder: for records, results and pictures.
+    console: told about progress.
+    limit: takes only the first so many items; 0 takes all.
+
+  Returns:
+    What results.json holds.
+
+  Raises:
+    UserError: options, data or folder that cannot be used.
+  """
+  items = task.items(options, subject)
+  if limit:
+    items = items[:limit]
+  if not items:
+    raise errors.UserError(f"{name}: these options leave nothing to ask")
+  assert len({item.id for item in items}) == len(items), "ids must be unique"
+  protocol = {
+    "task": name,
+    "options": dataclasses.asdict(options),
+    "limit": limit,
+    **subject.identity,
+    "batch_tokens": subject.batch_tokens,
+    "items_sha256": items_lib.digest(items),
+    "skipalign_jax": skipalign_jax.__version__,
+  }
+  store = Store(folder, protocol)
+  if store.records:
+    console.print(f"{name}: {len(store.records)} of {len(items)} items are done")
+  with Progress(console, name, len(items)) as bar:
+    for batch in items_lib.batches(subject, items):
+      if not all(item.id in store.records for item in batch):
+        measured = task.measure(options, subject, batch)
+        assert len(measured) == len(batch)
+        store.add(
+          [
+            {"id": item.id} | item.record | found
+            for item, found in zip(batch, measured, strict=True)
+          ]
+        )
+      bar.advance(len(batch))
+  records = [store.records[item.id] for item in items]
+  results = {
+    "protocol": protocol,
+    "notes": notes(subject, items),
+    "summary": task.summarize(options, records),
+    "items": records,
+  }
+  if distributed.is_first():
+    try:
+      write_json(folder / "results.json", results)
+      if hasattr(task, "draw"):
+        for picture in task.draw(options, results, folder):
+          console.print(f"{name}: drawn in {picture}")
+    except OSError as error:
+      raise errors.UserError(
+        f"results cannot be written to {folder} ({error}). All items are saved; make "
+        "room and run the same command again."
+      ) from error
+  return results
+
+
+def notes(subject: subject_lib.Subject, items: Sequence[items_lib.Item]) -> list[str]:
+  """What a reader of the results has to know."""
+  beyond = sum(item.places > subject.window for item in items)
+  if not beyond:
+    return []
+  return [
+    f"{beyond} of {len(items)} items need more than the model's window of "
+    f"{subject.window} positions; they were asked whole, at positions beyond it"
+  ]
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Replaces a file at once, so that no reader sees half of it."""
+  half = path.with_name(f".{path.name}.new")
+  half.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+  half.replace(path)
+
+
+class Progress:
+  """A progress bar on a terminal; elsewhere a line every few seconds."""
+
+  SECONDS_BETWEEN_LINES = 10
+
+  def __init__(self, console: rich_console.Console, name: str, total: int):
+    self._console = console
+    self._name = name
+    self._total = total
+    self._done = 0
+    self._last_line = time.monotonic()
+    self._bar = progress.Progress(
+      progress.TextColumn(name),
+      progress.BarColumn(),
+      progress.MofNCompleteColumn(),
+      progress.TimeElapsedColumn(),
+      progress.TimeRemainingColumn(),
+      console=console,
+      disable=console.quiet or not console.is_terminal,
+    )
+    self._task = self._bar.add_task(name, total=total)
+
+  def __enter__(self) -> "Progress":
+    self._bar.start()
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._bar.stop()
+
+  def advance(self, count: int) -> None:
+    """So many more items are done."""
+    self._done += count
+    self._bar.advance(self._task, count)
+    due = time.monotonic() - self._last_line > self.SECONDS_BETWEEN_LINES
+    if not self._console.is_terminal and due:
+      self._last_line = time.monotonic()
+      self._console.print(f"{self._name}: {self._done}/{self._total} items")

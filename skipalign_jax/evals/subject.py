@@ -1,0 +1,99 @@
+"""The model under test: weights ready to be asked, its tokenizer, its name."""
+
+import dataclasses
+import functools
+import hashlib
+from typing import Any
+
+import transformers
+
+from skipalign_jax import errors, inference, model_config
+from skipalign_jax.data import tokenizer as tokenizer_lib
+
+_MARK = "\ue000"  # private use: no template and no text writes it
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """A model under test.
+
+  Attributes:
+    engine: answers and scores.
+    tokenizer: of the model, with its chat template.
+    identity: what results say of the model; JSON.
+    batch_tokens: places of the KV cache that a batch may take.
+  """
+
+  engine: inference.Engine
+  tokenizer: transformers.PreTrainedTokenizerFast
+  identity: dict[str, Any]
+  batch_tokens: int
+
+  @property
+  def window(self) -> int:
+    """Positions that the model was built, or its rope scaled, for."""
+    return self.engine.config.window
+
+  @functools.cached_property
+  def stop_ids(self) -> tuple[int, ...]:
+    """Tokens that end a reply."""
+    return tokenizer_lib.stop_token_ids(self.tokenizer)
+
+  def chat(self, content: str) -> str:
+    """The text that asks for a reply to one user message.
+
+    Raises:
+      UserError: the tokenizer has no chat template.
+    """
+    if not self.tokenizer.chat_template:
+      raise errors.UserError(
+        "the tokenizer has no chat template (it belongs to a base model); use "
+        "--chat=False to ask without one"
+      )
+    return self.tokenizer.apply_chat_template(
+      [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+
+  def around(self, chat: bool) -> tuple[list[int], list[int]]:
+    """Tokens before and behind what a user says.
+
+    Args:
+      chat: by the chat template; else the tokens that begin every text, and none.
+    """
+    if not chat:
+      return self.encode("", special=True), []
+    before, behind = self.chat(_MARK).split(_MARK)
+    return self.encode(before), self.encode(behind)
+
+  def encode(self, text: str, special: bool = False) -> list[int]:
+    """Token ids; `special` adds what the tokenizer puts around every text."""
+    return self.tokenizer.encode(text, add_special_tokens=special, verbose=False)
+
+  def decode(self, tokens: list[int]) -> str:
+    """Text without special tokens."""
+    return self.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def identity(
+  name: str,
+  config: model_config.ModelConfig,
+  tokenizer: transformers.PreTrainedTokenizerFast,
+  compute_dtype: str,
+) -> dict[str, Any]:
+  """What results say of a model.
+
+  Args:
+    name: reference or run and step.
+    config: as it ran, rope included.
+    tokenizer: hashed with its chat template.
+    compute_dtype: of the products.
+  """
+  text = tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)
+  return {
+    "model": name,
+    "parameters": config.num_params(),
+    "rope": dataclasses.asdict(config.rope),
+    "window": config.window,
+    "compute_dtype": compute_dtype,
+    "tokenizer_sha256": hashlib.sha256(text.encode()).hexdigest()[:16],
+  }

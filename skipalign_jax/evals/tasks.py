@@ -1,0 +1,27 @@
+"""All tasks by name. Each module has Options, items, measure, summarize, maybe draw."""
+
+import dataclasses
+from typing import Any
+
+from skipalign_jax import errors
+from skipalign_jax.evals import needle
+
+TASKS = {"needle": needle}
+
+
+def options(name: str, given: dict[str, Any]) -> Any:
+  """The options of a task, those not given at their defaults.
+
+  Raises:
+    UserError: unknown task or option.
+  """
+  if name not in TASKS:
+    raise errors.UserError(f"there is no task {name!r}; known: {', '.join(TASKS)}")
+  kind = TASKS[name].Options
+  known = [field.name for field in dataclasses.fields(kind)]
+  unknown = sorted(given.keys() - set(known))
+  if unknown:
+    raise errors.UserError(
+      f"{name} has no option {unknown[0]!r}; it has {', '.join(known)}"
+    )
+  return kind(**given)
