@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from skipalign_jax import errors, kernels, losses, model, model_config, sharding
+from skipalign_jax import cpu, errors, kernels, losses, model, model_config, sharding
 
-PART = 512  # places of a prompt that a CPU reads at a time
+PART = 256  # places of a prompt that a CPU reads at a time
 SCORED = 128  # places a row whose logits exist at one time
 
 
@@ -74,10 +74,10 @@ class Engine:
     mesh: jax.sharding.Mesh | None = None,
     part: int | None = None,
   ):
-    """Compiles nothing yet.
+    """Casts the weights to the compute dtype.
 
     Args:
-      params: weights, laid out over `mesh` if there is one.
+      params: weights, laid out over `mesh` if there is one; not kept.
       config: the model.
       compute_dtype: of products and cache, "float32" or "bfloat16".
       mesh: rows of a batch go over data × fsdp, a cache's places over context.
@@ -85,11 +85,11 @@ class Engine:
         the fused kernels. Default: PART on CPUs, whole prompts elsewhere.
     """
     self.config = config
-    self.params = params
     self._dtype = compute_dtype
     self._mesh = mesh
     devices = jax.devices() if mesh is None else list(mesh.devices.flat)
     self._platform = devices[0].platform
+    self.params = cast(params, compute_dtype, layers_as_bits=self._platform == "cpu")
     self._part = (PART if self._platform == "cpu" else 0) if part is None else part
     self._programs = programs(mesh, config)
 
@@ -284,6 +284,15 @@ class Engine:
       return x
     at = sharding.batch_sharding(self._mesh)
     return jax.make_array_from_callback(x.shape, at, lambda index: x[index])
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def cast(params: model.Params, dtype: str, layers_as_bits: bool) -> model.Params:
+  """Weights in a dtype; the layers', which a scan goes through, maybe as bits."""
+  params = jax.tree.map(lambda x: x.astype(dtype), params)
+  if layers_as_bits:
+    params["layers"] = jax.tree.map(cpu.to_bits, params["layers"])
+  return params
 
 
 def bucket(n: int, multiple: int) -> int:

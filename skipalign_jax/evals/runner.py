@@ -31,10 +31,11 @@ Record = items_lib.Record
 
 
 class Store:
-  """The records of one evaluation, in its folder.
+  """The records of one evaluation, in its folder. Process 0 reads and writes it.
 
   Attributes:
-    records: id → record, of this and earlier runs.
+    done: ids of the items whose records are there; the same in all processes.
+    records: id → record, whole in process 0.
   """
 
   def __init__(self, folder: pathlib.Path, protocol: dict[str, Any]):
@@ -46,6 +47,14 @@ class Store:
     self._folder = folder
     self._path = folder / "records.jsonl"
     self.records: dict[str, Record] = {}
+    with distributed.together():
+      if distributed.is_first():
+        self._open(protocol)
+    told = distributed.exchange(json.dumps(list(self.records)))[0]
+    self.done = set(json.loads(told))
+
+  def _open(self, protocol: dict[str, Any]) -> None:
+    folder = self._folder
     try:
       folder.mkdir(parents=True, exist_ok=True)
       if (folder / "protocol.json").exists():
@@ -111,6 +120,7 @@ class Store:
           "saved; make room, and the same command goes on from there."
         ) from error
     self.records |= {record["id"]: record for record in batch}
+    self.done |= self.records.keys()
 
 
 def run(
@@ -121,7 +131,7 @@ def run(
   folder: pathlib.Path,
   console: rich_console.Console,
   limit: int = 0,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
   """Evaluates, or goes on with what is in `folder`.
 
   Args:
@@ -134,7 +144,7 @@ def run(
     limit: takes only the first so many items; 0 takes all.
 
   Returns:
-    What results.json holds.
+    What results.json holds; None in all processes but the first.
 
   Raises:
     UserError: options, data or folder that cannot be used.
@@ -155,11 +165,11 @@ def run(
     "skipalign_jax": skipalign_jax.__version__,
   }
   store = Store(folder, protocol)
-  if store.records:
-    console.print(f"{name}: {len(store.records)} of {len(items)} items are done")
+  if store.done:
+    console.print(f"{name}: {len(store.done)} of {len(items)} items are done")
   with Progress(console, name, len(items)) as bar:
     for batch in items_lib.batches(subject, items):
-      if not all(item.id in store.records for item in batch):
+      if not store.done.issuperset(item.id for item in batch):
         measured = task.measure(options, subject, batch)
         assert len(measured) == len(batch)
         store.add(
@@ -169,6 +179,8 @@ def run(
           ]
         )
       bar.advance(len(batch))
+  if not distributed.is_first():
+    return None
   records = [store.records[item.id] for item in items]
   results = {
     "protocol": protocol,
@@ -176,17 +188,15 @@ def run(
     "summary": task.summarize(options, records),
     "items": records,
   }
-  if distributed.is_first():
-    try:
-      write_json(folder / "results.json", results)
-      if hasattr(task, "draw"):
-        for picture in task.draw(options, results, folder):
-          console.print(f"{name}: drawn in {picture}")
-    except OSError as error:
-      raise errors.UserError(
-        f"results cannot be written to {folder} ({error}). All items are saved; make "
-        "room and run the same command again."
-      ) from error
+  try:
+    write_json(folder / "results.json", results)
+    for picture in task.draw(options, results, folder) if hasattr(task, "draw") else ():
+      console.print(f"{name}: drawn in {picture}")
+  except OSError as error:
+    raise errors.UserError(
+      f"results cannot be written to {folder} ({error}). All items are saved; make "
+      "room and run the same command again."
+    ) from error
   return results
 
 
