@@ -26,6 +26,7 @@ import skipalign_jax
 from skipalign_jax import distributed, errors
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
+from skipalign_jax.hf import safetensors_io
 
 Record = items_lib.Record
 
@@ -65,7 +66,7 @@ class Store:
           f"--out={folder} has files but no evaluation in it; name a new folder"
         )
       else:
-        write_json(folder / "protocol.json", protocol)
+        safetensors_io.write_json(folder / "protocol.json", protocol)
     except OSError as error:
       raise errors.UserError(f"--out={folder} cannot be used: {error}") from error
 
@@ -189,7 +190,7 @@ def run(
     "items": records,
   }
   try:
-    write_json(folder / "results.json", results)
+    safetensors_io.write_json(folder / "results.json", results)
     for picture in task.draw(options, results, folder) if hasattr(task, "draw") else ():
       console.print(f"{name}: drawn in {picture}")
   except OSError as error:
@@ -209,13 +210,6 @@ def notes(subject: subject_lib.Subject, items: Sequence[items_lib.Item]) -> list
     f"{beyond} of {len(items)} items need more than the model's window of "
     f"{subject.window} positions; they were asked whole, at positions beyond it"
   ]
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Replaces a file at once, so that no reader sees half of it."""
-  half = path.with_name(f".{path.name}.new")
-  half.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-  half.replace(path)
 
 
 class Progress:
