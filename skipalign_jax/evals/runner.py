@@ -11,6 +11,7 @@ that are left: so a joined evaluation equals an uninterrupted one.
 """
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -22,7 +23,6 @@ from typing import Any
 from rich import console as rich_console
 from rich import progress
 
-import skipalign_jax
 from skipalign_jax import distributed, errors
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
@@ -163,7 +163,7 @@ def run(
     **subject.identity,
     "batch_tokens": subject.batch_tokens,
     "items_sha256": items_lib.digest(items),
-    "skipalign_jax": skipalign_jax.__version__,
+    "skipalign_jax": importlib.metadata.version("skipalign_jax"),
   }
   store = Store(folder, protocol)
   if store.done:
