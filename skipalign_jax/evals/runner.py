@@ -11,11 +11,12 @@ that are left: so a joined evaluation equals an uninterrupted one.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -113,6 +114,74 @@ class Store:
     self.records |= {record["id"]: record for record in batch}
 
 
+class Questions:
+  """Puts a task's items to the model, each once: what the store has is not asked.
+
+  Attributes:
+    protocol: what makes this evaluation the same as another.
+    notes: what a reader of the results has to know.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    subject: subject_lib.Subject,
+    folder: pathlib.Path,
+    protocol: dict[str, Any],
+    console: rich_console.Console,
+  ):
+    """Touches no file yet."""
+    self.protocol = protocol
+    self.notes: list[str] = []
+    self._name = name
+    self._subject = subject
+    self._folder = folder
+    self._console = console
+
+  def ask(
+    self,
+    items: Sequence[items_lib.Item],
+    measure: Callable[[Sequence[items_lib.Item]], Sequence[Record]],
+    **identity: Any,
+  ) -> list[Record]:
+    """Asks in batches; once an evaluation.
+
+    Args:
+      items: all of them.
+      measure: gives a record an item of a batch.
+      identity: more that makes two evaluations the same; JSON.
+
+    Returns:
+      A record an item: its id, `item.record` and what was measured.
+
+    Raises:
+      UserError: no items, or a folder that cannot be used.
+    """
+    if not items:
+      raise errors.UserError(f"{self._name}: these options leave nothing to ask")
+    assert len({item.id for item in items}) == len(items), "ids must be unique"
+    self.protocol |= {"items_sha256": items_lib.digest(items), **identity}
+    self.notes += notes(self._subject, items)
+    store = Store(self._folder, self.protocol)
+    if store.records:
+      self._console.print(
+        f"{self._name}: {len(store.records)} of {len(items)} items are done"
+      )
+    with Progress(self._console, self._name, len(items)) as bar:
+      for batch in items_lib.batches(self._subject, items):
+        if not all(item.id in store.records for item in batch):
+          measured = measure(batch)
+          assert len(measured) == len(batch)
+          store.add(
+            [
+              {"id": item.id} | item.record | found
+              for item, found in zip(batch, measured, strict=True)
+            ]
+          )
+        bar.advance(len(batch))
+    return [store.records[item.id] for item in items]
+
+
 def run(
   name: str,
   task: ModuleType,
@@ -126,7 +195,8 @@ def run(
 
   Args:
     name: of the task.
-    task: its module, with `items`, `measure` and `summarize`, and maybe `draw`.
+    task: its module, with `items`, `measure` and `summarize`, or with `run`, which
+      asks `Questions` itself; and maybe `draw`.
     options: its `Options`.
     subject: the model.
     folder: for records, results and pictures.
@@ -139,41 +209,28 @@ def run(
   Raises:
     UserError: options, data or folder that cannot be used.
   """
-  items = task.items(options, subject)
-  if limit:
-    items = items[:limit]
-  if not items:
-    raise errors.UserError(f"{name}: these options leave nothing to ask")
-  assert len({item.id for item in items}) == len(items), "ids must be unique"
   protocol = {
     "task": name,
     "options": dataclasses.asdict(options),
     "limit": limit,
     **subject.identity,
     "batch_tokens": subject.batch_tokens,
-    "items_sha256": items_lib.digest(items),
     "skipalign_jax": skipalign_jax.__version__,
   }
-  store = Store(folder, protocol)
-  if store.records:
-    console.print(f"{name}: {len(store.records)} of {len(items)} items are done")
-  with Progress(console, name, len(items)) as bar:
-    for batch in items_lib.batches(subject, items):
-      if not all(item.id in store.records for item in batch):
-        measured = task.measure(options, subject, batch)
-        assert len(measured) == len(batch)
-        store.add(
-          [
-            {"id": item.id} | item.record | found
-            for item, found in zip(batch, measured, strict=True)
-          ]
-        )
-      bar.advance(len(batch))
-  records = [store.records[item.id] for item in items]
+  questions = Questions(name, subject, folder, protocol, console)
+  if hasattr(task, "run"):
+    records, summary = task.run(options, subject, questions, limit)
+  else:
+    items = task.items(options, subject)
+    records = questions.ask(
+      items[:limit] if limit else items,
+      functools.partial(task.measure, options, subject),
+    )
+    summary = task.summarize(options, records)
   results = {
-    "protocol": protocol,
-    "notes": notes(subject, items),
-    "summary": task.summarize(options, records),
+    "protocol": questions.protocol,
+    "notes": questions.notes,
+    "summary": summary,
     "items": records,
   }
   if distributed.is_first():
