@@ -54,9 +54,14 @@ class SubjectLM(lm_eval_model.TemplateLM):
       ask: answers items with records; by default at once and without saving.
       expected: all requests that will ever come. If given, the first call asks for
         all of them, so that they share batches.
+
+    Raises:
+      UserError: the tokenizer has no token that could stand before a text.
     """
     super().__init__()
     self.tokenizer = subject.tokenizer
+    if self.prefix_token_id is None:
+      raise errors.UserError("the tokenizer has neither a bos nor an eos token")
     self.truncated = self.planned = 0
     self._subject = subject
     self._ask = ask or self._ask_at_once
@@ -68,7 +73,7 @@ class SubjectLM(lm_eval_model.TemplateLM):
     return self.tokenizer.eos_token_id
 
   @property
-  def prefix_token_id(self) -> int:
+  def prefix_token_id(self) -> int | None:
     """Stands before a text that has nothing before it."""
     bos = self.tokenizer.bos_token_id
     return self.tokenizer.eos_token_id if bos is None else bos
@@ -135,7 +140,8 @@ class SubjectLM(lm_eval_model.TemplateLM):
     return self._answer(requests)
 
   def _loglikelihood_tokens(self, requests, **_):
-    raise NotImplementedError("loglikelihood needs whole requests")
+    # Abstract in the base class, whose `loglikelihood` alone would call it.
+    raise NotImplementedError
 
   def _ask_at_once(self, items: Sequence[items_lib.Item]) -> list[dict[str, Any]]:
     found = {
