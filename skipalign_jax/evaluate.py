@@ -49,8 +49,6 @@ def main(argv: list[str] | None = None) -> int:
   results = runner.run(
     args.task, tasks.TASKS[args.task], options, subject, folder, console, args.limit
   )
-  if results is None:
-    return 0
   for note in results["notes"]:
     console.print(f"note: {note}")
   for line in report(results["summary"]):

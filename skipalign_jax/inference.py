@@ -207,6 +207,36 @@ class Engine:
       for row, count in enumerate(counts)
     ]
 
+  def score_next(
+    self, prompts: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]
+  ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """How likely each of some tokens comes next: choices behind one question.
+
+    Args:
+      prompts: token ids, none empty.
+      candidates: for each prompt, token ids, at least one.
+
+    Returns:
+      For each prompt: log p of its candidates, fp32, and whether each is the
+      likeliest of all tokens, bool; both [len(candidates)].
+    """
+    batch = self._batch(prompts)
+    B, K = len(batch["tokens"]), bucket(max(map(len, candidates)), 1)
+    targets_BK = np.zeros((B, K), np.int32)
+    for row, tokens in enumerate(candidates):
+      targets_BK[row, : len(tokens)] = tokens
+    *_, (_, hidden_BCD) = self._hidden_parts(batch)
+    with self._on_mesh():
+      hidden_BKD = jnp.repeat(hidden_BCD[:, -1:], K, axis=1)  # rows end with a token
+      log_p_BK, likeliest_BK = map(
+        np.asarray,
+        score_targets(self.params, self.config, hidden_BKD, self._place(targets_BK)),
+      )
+    return [
+      (log_p_BK[row, : len(tokens)], likeliest_BK[row, : len(tokens)])
+      for row, tokens in enumerate(candidates)
+    ]
+
   def _batch(self, rows: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
     """tokens, segment_ids and positions, int32 [B, L]."""
     if not all(rows):

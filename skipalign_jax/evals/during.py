@@ -69,7 +69,7 @@ def run(
   trained again may differ.
 
   Returns:
-    The numbers of the summary, as "NAME/KEY"; none but in process 0.
+    The numbers of the summary, as "NAME/KEY".
   """
   folder = workdir / "evals" / scheduled.name / str(step)
   if distributed.is_first():
@@ -90,9 +90,8 @@ def run(
     console,
     scheduled.limit,
   )
-  summary = results["summary"] if results else {}
   return {
     f"{scheduled.name}/{key}": value
-    for key, value in summary.items()
+    for key, value in results["summary"].items()
     if isinstance(value, (int, float))
   }

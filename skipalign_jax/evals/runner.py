@@ -11,12 +11,13 @@ that are left: so a joined evaluation equals an uninterrupted one.
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -32,11 +33,10 @@ Record = items_lib.Record
 
 
 class Store:
-  """The records of one evaluation, in its folder. Process 0 reads and writes it.
+  """The records of one evaluation, in its folder, which process 0 reads and writes.
 
   Attributes:
-    done: ids of the items whose records are there; the same in all processes.
-    records: id → record, whole in process 0.
+    records: id → record, of this and earlier runs; the same in all processes.
   """
 
   def __init__(self, folder: pathlib.Path, protocol: dict[str, Any]):
@@ -48,25 +48,27 @@ class Store:
     self._folder = folder
     self._path = folder / "records.jsonl"
     self.records: dict[str, Record] = {}
+    lines: list[str] = []
     with distributed.together():
       if distributed.is_first():
-        self._open(protocol)
-    told = distributed.exchange(json.dumps(list(self.records)))[0]
-    self.done = set(json.loads(told))
+        lines = self._open(protocol)
+    for i in range(int(distributed.exchange(str(len(lines)))[0])):
+      line = distributed.exchange(lines[i] if lines else "")[0]
+      self.records |= {record["id"]: record for record in json.loads(line)}
 
-  def _open(self, protocol: dict[str, Any]) -> None:
+  def _open(self, protocol: dict[str, Any]) -> list[str]:
     folder = self._folder
     try:
       folder.mkdir(parents=True, exist_ok=True)
       if (folder / "protocol.json").exists():
         self._check_same(protocol)
-        self._read()
-      elif any(folder.iterdir()):
+        return self._read()
+      if any(folder.iterdir()):
         raise errors.UserError(
           f"--out={folder} has files but no evaluation in it; name a new folder"
         )
-      else:
-        safetensors_io.write_json(folder / "protocol.json", protocol)
+      safetensors_io.write_json(folder / "protocol.json", protocol)
+      return []
     except OSError as error:
       raise errors.UserError(f"--out={folder} cannot be used: {error}") from error
 
@@ -85,23 +87,21 @@ class Store:
         + "\nName a new folder."
       )
 
-  def _read(self) -> None:
-    """Takes whole lines; a killed run may leave half a batch."""
+  def _read(self) -> list[str]:
+    """The whole lines, a batch each; a killed run may leave half a one."""
     if not self._path.exists():
-      return
-    whole = b""
-    for line in self._path.read_bytes().splitlines(keepends=True):
-      try:
-        batch = json.loads(line)
-      except ValueError:
+      return []
+    data = self._path.read_bytes()
+    lines = []
+    for line in data.splitlines(keepends=True):
+      if not (line.endswith(b"\n") and _is_json(line)):
         break
-      if not line.endswith(b"\n"):
-        break
-      self.records |= {record["id"]: record for record in batch}
-      whole += line
-    half = self._path.with_suffix(".new")
-    half.write_bytes(whole)
-    half.replace(self._path)
+      lines.append(line)
+    if (whole := b"".join(lines)) != data:
+      half = self._path.with_suffix(".new")
+      half.write_bytes(whole)
+      half.replace(self._path)
+    return [line.decode() for line in lines]
 
   def add(self, batch: Sequence[Record]) -> None:
     """Saves the records of a batch: one line, on disk when this returns.
@@ -109,19 +109,98 @@ class Store:
     Raises:
       UserError: the disk is full, or the folder is gone.
     """
-    if distributed.is_first():
-      try:
-        with self._path.open("a", encoding="utf-8") as file:
-          file.write(json.dumps(list(batch)) + "\n")
-          file.flush()
-          os.fsync(file.fileno())
-      except OSError as error:
-        raise errors.UserError(
-          f"{self._path} cannot be written ({error}). {len(self.records)} items are "
-          "saved; make room, and the same command goes on from there."
-        ) from error
+    with distributed.together():
+      if distributed.is_first():
+        self._append(json.dumps(list(batch)) + "\n")
     self.records |= {record["id"]: record for record in batch}
-    self.done |= self.records.keys()
+
+  def _append(self, line: str) -> None:
+    try:
+      with self._path.open("a", encoding="utf-8") as file:
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError as error:
+      raise errors.UserError(
+        f"{self._path} cannot be written ({error}). {len(self.records)} items are "
+        "saved; make room, and the same command goes on from there."
+      ) from error
+
+
+def _is_json(line: bytes) -> bool:
+  try:
+    json.loads(line)
+  except ValueError:  # of JSON or of UTF-8
+    return False
+  return True
+
+
+class Questions:
+  """Puts a task's items to the model, each once: what the store has is not asked.
+
+  Attributes:
+    protocol: what makes this evaluation the same as another.
+    notes: what a reader of the results has to know.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    subject: subject_lib.Subject,
+    folder: pathlib.Path,
+    protocol: dict[str, Any],
+    console: rich_console.Console,
+  ):
+    """Touches no file yet."""
+    self.protocol = protocol
+    self.notes: list[str] = []
+    self._name = name
+    self._subject = subject
+    self._folder = folder
+    self._console = console
+
+  def ask(
+    self,
+    items: Sequence[items_lib.Item],
+    measure: Callable[[Sequence[items_lib.Item]], Sequence[Record]],
+    **identity: Any,
+  ) -> list[Record]:
+    """Asks in batches; once an evaluation.
+
+    Args:
+      items: all of them.
+      measure: gives a record an item of a batch.
+      identity: more that makes two evaluations the same; JSON.
+
+    Returns:
+      A record an item: its id, `item.record` and what was measured.
+
+    Raises:
+      UserError: no items, or a folder that cannot be used.
+    """
+    if not items:
+      raise errors.UserError(f"{self._name}: these options leave nothing to ask")
+    assert len({item.id for item in items}) == len(items), "ids must be unique"
+    self.protocol |= {"items_sha256": items_lib.digest(items), **identity}
+    self.notes += notes(self._subject, items)
+    store = Store(self._folder, self.protocol)
+    if store.records:
+      self._console.print(
+        f"{self._name}: {len(store.records)} of {len(items)} items are done"
+      )
+    with Progress(self._console, self._name, len(items)) as bar:
+      for batch in items_lib.batches(self._subject, items):
+        if not all(item.id in store.records for item in batch):
+          measured = measure(batch)
+          assert len(measured) == len(batch)
+          store.add(
+            [
+              {"id": item.id} | item.record | found
+              for item, found in zip(batch, measured, strict=True)
+            ]
+          )
+        bar.advance(len(batch))
+    return [store.records[item.id] for item in items]
 
 
 def run(
@@ -132,12 +211,13 @@ def run(
   folder: pathlib.Path,
   console: rich_console.Console,
   limit: int = 0,
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
   """Evaluates, or goes on with what is in `folder`.
 
   Args:
     name: of the task.
-    task: its module, with `items`, `measure` and `summarize`, and maybe `draw`.
+    task: its module, with `items`, `measure` and `summarize`, or with `run`, which
+      asks `Questions` itself; and maybe `draw`.
     options: its `Options`.
     subject: the model.
     folder: for records, results and pictures.
@@ -145,60 +225,51 @@ def run(
     limit: takes only the first so many items; 0 takes all.
 
   Returns:
-    What results.json holds; None in all processes but the first.
+    What results.json holds.
 
   Raises:
     UserError: options, data or folder that cannot be used.
   """
-  items = task.items(options, subject)
-  if limit:
-    items = items[:limit]
-  if not items:
-    raise errors.UserError(f"{name}: these options leave nothing to ask")
-  assert len({item.id for item in items}) == len(items), "ids must be unique"
   protocol = {
     "task": name,
     "options": dataclasses.asdict(options),
     "limit": limit,
     **subject.identity,
     "batch_tokens": subject.batch_tokens,
-    "items_sha256": items_lib.digest(items),
     "skipalign_jax": importlib.metadata.version("skipalign_jax"),
   }
-  store = Store(folder, protocol)
-  if store.done:
-    console.print(f"{name}: {len(store.done)} of {len(items)} items are done")
-  with Progress(console, name, len(items)) as bar:
-    for batch in items_lib.batches(subject, items):
-      if not store.done.issuperset(item.id for item in batch):
-        measured = task.measure(options, subject, batch)
-        assert len(measured) == len(batch)
-        store.add(
-          [
-            {"id": item.id} | item.record | found
-            for item, found in zip(batch, measured, strict=True)
-          ]
-        )
-      bar.advance(len(batch))
-  if not distributed.is_first():
-    return None
-  records = [store.records[item.id] for item in items]
+  questions = Questions(name, subject, folder, protocol, console)
+  if hasattr(task, "run"):
+    records, summary = task.run(options, subject, questions, limit)
+  else:
+    items = task.items(options, subject)
+    records = questions.ask(
+      items[:limit] if limit else items,
+      functools.partial(task.measure, options, subject),
+    )
+    summary = task.summarize(options, records)
   results = {
-    "protocol": protocol,
-    "notes": notes(subject, items),
-    "summary": task.summarize(options, records),
+    "protocol": questions.protocol,
+    "notes": questions.notes,
+    "summary": summary,
     "items": records,
   }
+  with distributed.together():
+    if distributed.is_first():
+      _write(task, options, results, folder, console)
+  return results
+
+
+def _write(task, options, results, folder, console) -> None:
   try:
     safetensors_io.write_json(folder / "results.json", results)
     for picture in task.draw(options, results, folder) if hasattr(task, "draw") else ():
-      console.print(f"{name}: drawn in {picture}")
+      console.print(f"{results['protocol']['task']}: drawn in {picture}")
   except OSError as error:
     raise errors.UserError(
       f"results cannot be written to {folder} ({error}). All items are saved; make "
       "room and run the same command again."
     ) from error
-  return results
 
 
 def notes(subject: subject_lib.Subject, items: Sequence[items_lib.Item]) -> list[str]:

@@ -1,0 +1,133 @@
+"""SmolLM2 asked by lm-evaluation-harness: ours against its own adapter (HFLM), fp32."""
+
+import dataclasses
+import os
+import pathlib
+
+os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+import numpy as np
+import pytest
+from lm_eval.api import instance
+
+from skipalign_jax import convert, inference
+from skipalign_jax.evals import code_eval, harness_lm, harness_tasks
+from skipalign_jax.evals import subject as subject_lib
+from skipalign_jax.hf import reference
+
+pytestmark = [pytest.mark.weights, pytest.mark.torch]
+
+ROOT = pathlib.Path(__file__).parent.parent
+GGUF = os.environ.get(
+  "SKIPALIGN_SMOLLM2", str(ROOT / ".cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+)
+BENCHMARKS = ROOT.parent / "shared/data/short_benchmarks"
+WINDOW = 160  # shorter than the model's, so that texts are cut and windows roll
+TEXT = (
+  "The lighthouse keeper counted the ships every evening. In spring there were more "
+  "of them, and in winter he counted gulls instead.\n\n"
+)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+  out = tmp_path_factory.mktemp("export") / "hf"
+  assert (
+    convert.main(["export", f"--model={GGUF}", f"--out={out}", "--dtype=float32"]) == 0
+  )
+  return str(out)
+
+
+def ours(window=None):
+  opened = reference.open_model(GGUF)
+  config = dataclasses.replace(opened.config, window=window or opened.config.window)
+  tokenizer = reference.load_tokenizer(GGUF)
+  engine = inference.Engine(reference.load_params(opened), config, "float32")
+  identity = subject_lib.identity("smollm2", config, tokenizer, "float32")
+  return harness_lm.SubjectLM(
+    subject_lib.Subject(engine, tokenizer, identity, batch_tokens=4096)
+  )
+
+
+def theirs(exported, window=None):
+  huggingface = pytest.importorskip("lm_eval.models.huggingface")
+  return huggingface.HFLM(
+    exported, dtype="float32", device="cpu", batch_size=4, max_length=window
+  )
+
+
+def requests(kind, arguments):
+  return [
+    instance.Instance(kind, {}, args, 0, ("t", doc, 1))
+    for doc, args in enumerate(arguments)
+  ]
+
+
+def same_scores(found, expected):
+  assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+  np.testing.assert_allclose(
+    [log_p for log_p, _ in found], [log_p for log_p, _ in expected], atol=1e-3
+  )
+
+
+def test_what_is_cut_scored_and_rolled(exported):
+  """Boundaries of context and continuation, and texts longer than the window."""
+  us, them = ours(WINDOW), theirs(exported, WINDOW)
+  pairs = [
+    ("The capital of France is", " Paris"),
+    ("The capital of France is ", "Paris"),
+    ("The capital of France is  ", "Paris, a city"),
+    ("Question: 2+2=\nAnswer:\n", "4"),
+    ("", "Once upon a time"),
+    ("", "<|im_start|>user"),
+    ("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", "Hello"),
+    ("un", "believable"),
+    (TEXT * 8 + "The keeper counted", " ships"),
+    (TEXT * 8 + "The keeper counted", " the ships every evening."),
+  ]
+  asked = requests("loglikelihood", pairs)
+  same_scores(us.loglikelihood(asked), them.loglikelihood(asked))
+  assert us.truncated == 2
+
+  texts = [(TEXT,), (TEXT * 9,), ("Hi",)]
+  asked = requests("loglikelihood_rolling", texts)
+  np.testing.assert_allclose(
+    us.loglikelihood_rolling(asked), them.loglikelihood_rolling(asked), atol=5e-3
+  )
+
+  options = {"until": [".", "\n\n"], "do_sample": False, "max_gen_toks": 24}
+  chat = them.apply_chat_template([{"role": "user", "content": "Name two colours."}])
+  assert chat == us.apply_chat_template(
+    [{"role": "user", "content": "Name two colours."}]
+  )
+  asked = requests(
+    "generate_until",
+    [
+      ("The capital of France is", options),
+      (TEXT * 8 + "The keeper", options),
+      (chat, options | {"until": []}),
+      (chat, options | {"until": [" and"]}),
+    ],
+  )
+  assert us.generate_until(asked) == them.generate_until(asked)
+
+
+def test_real_tasks(exported):
+  """MMLU and BBH as the harness asks them."""
+  if not BENCHMARKS.is_dir():
+    pytest.skip(f"needs benchmarks in {BENCHMARKS}")
+  us, them = ours(), theirs(exported)
+  with code_eval.installed():
+    found = harness_tasks.load(
+      ["mmlu_high_school_geography", "bbh_cot_fewshot_boolean_expressions"],
+      str(BENCHMARKS),
+      unsafe_code=False,
+      num_fewshot=2,
+      note=print,
+    )
+  mmlu, bbh = found["tasks"].values()
+  bbh.config.generation_kwargs["max_gen_toks"] = 64
+  mmlu.build_all_requests(limit=5)
+  bbh.build_all_requests(limit=3)
+  same_scores(us.loglikelihood(mmlu.instances), them.loglikelihood(mmlu.instances))
+  assert us.generate_until(bbh.instances) == them.generate_until(bbh.instances)
