@@ -4,9 +4,9 @@ import dataclasses
 from typing import Any
 
 from skipalign_jax import errors
-from skipalign_jax.evals import needle
+from skipalign_jax.evals import longbench, needle
 
-TASKS = {"needle": needle}
+TASKS = {"longbench": longbench, "needle": needle}
 
 
 def options(name: str, given: dict[str, Any]) -> Any:
