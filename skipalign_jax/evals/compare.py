@@ -61,7 +61,8 @@ def run(
     except OSError as error:
       raise errors.UserError(f"--out={out} cannot be written: {error}") from error
     pictures = " and needle.png" if panels else ""
-    console.print(f"written to {folder}: compare.md, compare.json{pictures}")
+    written = f"written to {folder}: compare.md, compare.json{pictures}"
+    console.print(written, soft_wrap=True, markup=False, highlight=False)
   return content
 
 
@@ -218,7 +219,7 @@ def headline(one: table_lib.Results) -> dict[str, table_lib.Cell]:
     if isinstance(value, dict) and "mean" in value:
       value = value["mean"]
     if isinstance(value, int | float) and not isinstance(value, bool):
-      column = name if key == "average" else f"{name} {key}"
+      column = name if key in ("average", one.task) else f"{name} {key}"
       return {column: table_lib.Cell(value, column, _limited(one))}
   return {}
 

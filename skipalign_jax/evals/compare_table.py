@@ -99,25 +99,23 @@ def join(
     name, rope = one.model[0], one.protocol.get("rope") or {}
     if len(ropes[name]) > 1:
       name += f", rope {rope.get('kind')} × {rope.get('factor')}"
-    if mine:
+    if any(row.name == name for row in rows):
       name += f" [{one.folder}]"
     rows.append(Row(name, one.model, dict(cells), [one]))
-  return Table(title, list(columns), rows, _notes(rows), form)
+  return Table(title, list(columns), rows, _notes(rows, found), form)
 
 
-def _notes(rows: Sequence[Row]) -> list[str]:
-  by_kind: dict[str, list[Results]] = {}
-  notes = []
+def _notes(
+  rows: Sequence[Row], found: Sequence[tuple[Results, dict[str, Cell]]]
+) -> list[str]:
+  """Each once: of the runner, of partial cells, of protocols that differ."""
+  notes = [f"{one.folder}: {note}" for one, _ in found for note in one.notes]
   for row in rows:
-    for one in row.results:
-      notes += [f"{one.folder}: {note}" for note in one.notes]
-    for cell in row.cells.values():
-      if cell.partial:
-        notes.append(f"* {row.name}: {cell.partial}")
-      by_kind.setdefault(cell.kind, [])
-      by_kind[cell.kind] += [
-        one for one in row.results if one not in by_kind[cell.kind]
-      ]
+    notes += [f"* {row.name}: {c.partial}" for c in row.cells.values() if c.partial]
+  by_kind: dict[str, list[Results]] = {}
+  for one, cells in found:
+    for kind in dict.fromkeys(cell.kind for cell in cells.values()):
+      by_kind.setdefault(kind, []).append(one)
   for kind, results in by_kind.items():
     notes += [f"{kind}: protocols differ, {text}" for text in differences(results)]
   return list(dict.fromkeys(notes))
