@@ -113,7 +113,9 @@ def test_an_incomplete_average_is_marked(tmp_path):
   assert values(table) == {"base": {"Avg.": 32.8, "Summ": 22.0, "Few-shot": 40.0}}
   cells = table["rows"][0]["cells"]
   assert not cells["Few-shot"]["partial"]  # all of its sets
-  assert cells["Avg."]["partial"].startswith("mean of 5 sets (narrativeqa: 0 of 200 re")
+  assert cells["Avg."]["partial"].startswith(
+    "mean of 5 set(s); multi_news: 40 of 200 records; not asked: narrativeqa, qasper, "
+  )
   assert cells["Summ"]["partial"] == (
     "Summ: gov_report 0 of 200 records, multi_news 40 of 200 records"
   )

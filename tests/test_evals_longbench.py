@@ -249,19 +249,30 @@ def test_the_average_is_the_plain_mean_of_the_14():
   assert summary["truncated"] == 14
 
 
-def test_a_part_is_not_called_complete():
-  sizes = longbench.expected(e=False)
-  whole = {name: [1.0] * size for name, size in sizes.items()}
-  for part in (
-    {"qasper": [1.0] * 200},
-    whole | {"qmsum": [1.0] * 199},
-    {name: found for name, found in whole.items() if name != "lcc"},
-    whole | {"passage_count": [1.0]},
-  ):
-    summary = longbench.summarize(longbench.Options(), records_of(part))
-    assert not summary["complete"] and summary["average"] == 100
-    assert summary["lacks"]
-  assert "passage_count: not one of these" in summary["lacks"]
+SIZES = longbench.expected(e=False)
+
+
+@pytest.mark.parametrize(
+  ("changes", "lacks"),
+  [
+    ({"qmsum": 199}, ["qmsum: 199 of 200 records"]),
+    ({"lcc": 0, "qasper": 0}, ["not asked: qasper, lcc"]),
+    ({"passage_count": 1}, ["counts too: passage_count"]),
+    (
+      dict.fromkeys(SIZES, 0) | {"trec": 7, "passage_count": 1},
+      [
+        "trec: 7 of 200 records",
+        f"not asked: {', '.join(name for name in SIZES if name != 'trec')}",
+        "counts too: passage_count",
+      ],
+    ),
+  ],
+)
+def test_a_part_is_not_called_complete(changes, lacks):
+  records = records_of({name: [1.0] * n for name, n in (SIZES | changes).items()})
+  summary = longbench.summarize(longbench.Options(), records)
+  assert not summary["complete"] and summary["average"] == 100
+  assert summary["lacks"] == lacks
 
 
 def test_sets_are_rounded_to_two_digits_and_have_intervals():

@@ -171,9 +171,7 @@ def long_e_cells(one: table_lib.Results) -> dict[str, table_lib.Cell]:
 def _lacks(one: table_lib.Results) -> str:
   if one.summary["complete"]:
     return ""
-  lacks = one.summary["lacks"]
-  more = f" and {len(lacks) - 3} more" if len(lacks) > 3 else ""
-  return f"mean of {len(one.summary['sets'])} sets ({'; '.join(lacks[:3])}{more})"
+  return f"mean of {len(one.summary['sets'])} set(s); {'; '.join(one.summary['lacks'])}"
 
 
 def short_cells(

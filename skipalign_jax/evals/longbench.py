@@ -207,21 +207,23 @@ def summarize(options: Options, records: Sequence[items_lib.Record]) -> dict[str
   """Scores 0 to 100 with two digits: of sets, of categories, and their plain mean.
 
   "average" is the mean over the sets asked. It is the paper's only if "complete": all
-  sets of the benchmark, with all their records; "lacks" says what keeps it from that.
+  sets of the benchmark, with all their records; "lacks" says what it is not.
   A category is the mean of those of its sets that were asked.
   """
   by_set: dict[str, list[items_lib.Record]] = {}
   for record in records:
     by_set.setdefault(record["set"], []).append(record)
   sets = {name: _percent(found) for name, found in by_set.items()}
-  lacks = []
-  for name, size in expected(options.e).items():
-    asked = len(by_set.get(name, ()))
-    if asked != size:
-      lacks.append(f"{name}: {asked} of {size} records")
-  lacks += [
-    f"{name}: not one of these" for name in sets if name not in expected(options.e)
+  sizes = expected(options.e)
+  lacks = [
+    f"{name}: {len(found)} of {sizes[name]} records"
+    for name, found in by_set.items()
+    if name in sizes and len(found) != sizes[name]
   ]
+  absent = [name for name in sizes if name not in by_set]
+  other = [name for name in by_set if name not in sizes]
+  lacks += [f"not asked: {', '.join(absent)}"] if absent else []
+  lacks += [f"counts too: {', '.join(other)}"] if other else []
   categories = {}
   for category in (*CATEGORIES, SYNTHETIC):
     means = [sets[name]["mean"] for name in sets if SETS[name].category == category]
