@@ -137,7 +137,7 @@ def test_full_disk_loses_nothing(tmp_path, monkeypatch):
 
 def test_limit_and_nothing_to_ask(tmp_path):
   assert len(run(tmp_path / "two", limit=2)["items"]) == 2
-  empty = types.SimpleNamespace(items=lambda options, subject: [], measure=None)
+  empty = types.SimpleNamespace(items=lambda *_: [], measure=needle.measure)
   with pytest.raises(errors.UserError, match="nothing to ask"):
     run(tmp_path / "none", empty)
 

@@ -4,9 +4,9 @@ import dataclasses
 from typing import Any
 
 from skipalign_jax import errors
-from skipalign_jax.evals import harness, needle
+from skipalign_jax.evals import harness, longbench, needle
 
-TASKS = {"needle": needle, "lm_eval": harness}
+TASKS = {"needle": needle, "longbench": longbench, "lm_eval": harness}
 
 
 def options(name: str, given: dict[str, Any]) -> Any:
