@@ -4,9 +4,14 @@ import dataclasses
 from typing import Any
 
 from skipalign_jax import errors
-from skipalign_jax.evals import needle
+from skipalign_jax.evals import misalignment, needle, perplexity, ruler
 
-TASKS = {"needle": needle}
+TASKS = {
+  "needle": needle,
+  "ruler": ruler,
+  "perplexity": perplexity,
+  "misalignment": misalignment,
+}
 
 
 def options(name: str, given: dict[str, Any]) -> Any:
