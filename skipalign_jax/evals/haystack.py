@@ -32,7 +32,7 @@ ENDINGS = (
   "as the bells rang", "in the afternoon", "until it was dark", "for a good reason",
   "while others slept", "with great care", "near the river", "after the holidays",
 )  # fmt: skip
-# Two of them make a word that stands in no dictionary, and in no other such word.
+# None stands in another one, and no two of them in a row in two others in a row.
 PARTS = (
   "amber", "apple", "arrow", "basil", "beach", "bell", "birch", "bird", "bone", "book",
   "bread", "brick", "bridge", "brush", "cabin", "candle", "castle", "cedar", "chalk",
@@ -67,12 +67,12 @@ def sentences(count: int, seed: int) -> str:
 
 
 def words(count: int, rng: np.random.Generator) -> list[str]:
-  """Different words, none a part of another: two nouns in one, or three if need be.
+  """Different words, none a part of another: nouns, or two or three of them in one.
 
-  There are 21,000 of two parts, millions of three.
+  As few as give so many: there are 147 nouns, 21,000 pairs, millions of three.
   """
   n = len(PARTS)
-  parts = 2 if count <= n * (n - 1) else 3
+  parts = 1 if count <= n else 2 if count <= n * (n - 1) else 3
   found: dict[str, None] = {}
   while len(found) < count:
     for row in rng.integers(n, size=(count, parts)):

@@ -141,7 +141,9 @@ def _chain_lead(value: str) -> str:
 def common_words(rng: np.random.Generator, units: int, length: int) -> Question:
   """The ten words that stand most often in a list; `units` other words are rare.
 
-  Common and rare words stand 30 and 3 times, 6 times and once below 4096 tokens.
+  Common and rare words stand 30 and 3 times, 6 times and once below 4096 tokens. One
+  word more than there are nouns makes all words longer, so that a prompt between those
+  two lengths ends early; its true length is in its record.
   """
   often, seldom = (30, 3) if length >= 4096 else (6, 1)
   shown = (10, 3, 30) if length >= 4096 else (3, 1, 10)
