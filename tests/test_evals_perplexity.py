@@ -188,7 +188,7 @@ def test_takes_as_many_windows_as_there_are(texts, tmp_path):
   [
     (dict(files=""), "--files is needed"),
     (dict(files="nowhere.txt"), "--files: nowhere.txt cannot be read"),
-    (dict(length=151), "has 150 tokens, fewer than a window of --length=151"),
+    (dict(length=151), "has 150 tokens; a window of --length=151 needs 151"),
     (dict(length=1), "no token to score"),
     (dict(length=-5), "no token to score"),
     (dict(documents=0), "at least one"),

@@ -57,32 +57,30 @@ def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item
   Raises:
     UserError: numbers out of range; a file is missing, or shorter than a window.
   """
-  head, _ = subject.around(False)
+  head, _ = subject.around(False)  # begins every window, as it begins every text
   _check(options, len(head))
-  step = options.stride or options.length - len(head)
+  width = options.length - len(head)
   found = []
   for name, text in haystack.read_files("files", options.files).items():
-    tokens = [*head, *subject.encode(text)]
-    if len(tokens) < options.length:
+    tokens = subject.encode(text)
+    if len(tokens) < width:
       raise errors.UserError(
-        f"--files: {name} has {len(tokens)} tokens, fewer than a window of "
-        f"--length={options.length}"
+        f"--files: {name} has {len(tokens)} tokens; a window of "
+        f"--length={options.length} needs {width}"
       )
     for i in range(options.documents):
-      # What begins every text begins every window that is not joined to the last.
-      first = len(head) + i * step
-      rest = tokens[first : first + options.length - len(head)]
-      if len(rest) < options.length - len(head):
+      first = i * (options.stride or width)
+      window = tokens[first : first + width]
+      if len(window) < width:
         break
-      new = options.stride if options.stride and i else len(rest)
-      # Nothing stands before the very first token, if the tokenizer puts nothing there.
-      start = max(1, options.length - new)
+      new = options.stride if options.stride and i else width
       found.append(
         items_lib.Item(
           id=f"{name}/{i}",
           places=options.length,
-          ask=Window((*head, *rest), start),
-          record={"file": name, "first": first - len(head)},
+          # Nothing stands before the very first token of a window without a head.
+          ask=Window((*head, *window), max(1, options.length - new)),
+          record={"file": name, "first": first},
         )
       )
   return found
