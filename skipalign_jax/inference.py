@@ -143,7 +143,7 @@ class Engine:
     for step in range(max_new_tokens):
       key = jax.random.fold_in(jax.random.key(seed), step)
       banned = tuple(stop_ids) if step < min_new_tokens else ()
-      with self._on_mesh():
+      with self.on_mesh():
         next_B = choose(logits_BV, key, temperature, top_p, banned)
       if step + 1 < max_new_tokens:  # dispatched before this step's tokens are read
         token = {
@@ -197,7 +197,7 @@ class Engine:
     for at, hidden_BCD in self._hidden_parts(batch):
       if at.stop <= L - max(counts):
         continue  # nothing of this part is scored
-      with self._on_mesh():
+      with self.on_mesh():
         log_p_BC, likeliest_BC = score_targets(
           self.params, self.config, hidden_BCD, self._place(targets_BL[:, at])
         )
@@ -226,7 +226,7 @@ class Engine:
     for row, tokens in enumerate(candidates):
       targets_BK[row, : len(tokens)] = tokens
     *_, (_, hidden_BCD) = self._hidden_parts(batch)
-    with self._on_mesh():
+    with self.on_mesh():
       hidden_BKD = jnp.repeat(hidden_BCD[:, -1:], K, axis=1)  # rows end with a token
       log_p_BK, likeliest_BK = map(
         np.asarray,
@@ -268,7 +268,7 @@ class Engine:
   def _empty(self, batch: dict[str, np.ndarray], new_tokens: int) -> model.Cache:
     B, L = batch["tokens"].shape
     dtype = jnp.dtype(self._dtype)
-    with self._on_mesh():
+    with self.on_mesh():
       return self._programs.empty(self.config, B, self.room(L + new_tokens), dtype)
 
   def _hidden_parts(
@@ -295,7 +295,7 @@ class Engine:
         self.config.head_dim,
         max_segments=3,  # padding comes first, which cuDNN cannot be told by a length
       )
-    with self._on_mesh():
+    with self.on_mesh():
       return program(
         self.params,
         *arrays,
@@ -305,7 +305,8 @@ class Engine:
         backend=backend,
       )
 
-  def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+  def on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+    """Programs that read `hidden` run in this, so that their shardings are known."""
     return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
 
   def _place(self, x: Any) -> Any:

@@ -10,7 +10,7 @@ import tiny_subject
 from skipalign_jax import errors
 from skipalign_jax.evals import haystack, needle
 
-SUBJECT = tiny_subject.subject()
+SUBJECT = tiny_subject.make(window=256)
 OPTIONS = needle.Options(lengths="400,700", depths="0,0.5,1", max_new_tokens=4)
 
 
@@ -46,7 +46,7 @@ def test_prompts_are_exact_and_needles_follow_a_full_stop(variant, chat):
     if length == 700:  # back to the last stop, no further than a sentence
       assert where[length, 0.5] > 0
   assert len(keys) == (6 if variant == "passkey" else 0)
-  again = needle.items(options, tiny_subject.subject())
+  again = needle.items(options, tiny_subject.make(window=256))
   assert [item.ask for item in again] == [item.ask for item in items]
 
 

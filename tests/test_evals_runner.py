@@ -13,7 +13,7 @@ from rich import console as rich_console
 from skipalign_jax import errors
 from skipalign_jax.evals import intervals, items, needle, runner
 
-SUBJECT = tiny_subject.subject(batch_tokens=1024)
+SUBJECT = tiny_subject.make(batch_tokens=1024, window=256)
 OPTIONS = needle.Options(lengths="300,400,500", depths="2", max_new_tokens=3)
 
 

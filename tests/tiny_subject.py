@@ -1,28 +1,39 @@
-"""A random byte-level model under test, and the same one as a folder."""
+"""A tiny random model that reads bytes, as a subject of evaluations and as a folder."""
 
+import dataclasses
 import pathlib
 
 import jax
 import safetensors.numpy
 import tiny
+from tokenizers import processors
 
 from skipalign_jax import inference, model_config, sharding
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.hf import export, safetensors_io, weights
 
-TOKENIZER = tokenizer_lib.byte_tokenizer()
-CONFIG = tiny.config(vocab_size=len(TOKENIZER), window=256, tie_embeddings=True)
+CONFIG = tiny.config(vocab_size=260)
 PARAMS = tiny.params(CONFIG)
 
 
-def subject(batch_tokens: int = 1024) -> subject_lib.Subject:
-  engine = inference.Engine(PARAMS, CONFIG, "float32")
-  named = subject_lib.identity("tiny", CONFIG, TOKENIZER, "float32")
-  return subject_lib.Subject(engine, TOKENIZER, named, batch_tokens)
+def make(begin="", batch_tokens=4096, window=64):
+  """The subject; `begin`, a special token, stands in front of every text."""
+  tokenizer = tokenizer_lib.byte_tokenizer()
+  if begin:
+    backend = tokenizer.backend_tokenizer
+    template = {"single": f"{begin} $A", "special_tokens": [(begin, 1)]}
+    backend.post_processor = processors.TemplateProcessing(**template)
+  config = dataclasses.replace(CONFIG, window=window)
+  return subject_lib.Subject(
+    inference.Engine(PARAMS, config, "float32"),
+    tokenizer,
+    subject_lib.identity("tiny", config, tokenizer, "float32"),
+    batch_tokens,
+  )
 
 
-def folder(path: pathlib.Path) -> pathlib.Path:
+def folder(path: pathlib.Path, window=256) -> pathlib.Path:
   """A Hugging Face folder of that model."""
   path.mkdir()
   parameters = {}
@@ -32,6 +43,7 @@ def folder(path: pathlib.Path) -> pathlib.Path:
     parameters[name] = weights.Parameter(name, value.shape, value.dtype, read)
   tensors = dict(weights.hf_tensors(parameters, "float32"))
   safetensors.numpy.save_file(tensors, path / "model.safetensors")
-  safetensors_io.write_json(path / "config.json", model_config.to_hf(CONFIG))
-  export.save_tokenizer(TOKENIZER, path)
+  config = dataclasses.replace(CONFIG, window=window)
+  safetensors_io.write_json(path / "config.json", model_config.to_hf(config))
+  export.save_tokenizer(tokenizer_lib.byte_tokenizer(), path)
   return path

@@ -4,9 +4,23 @@ import dataclasses
 from typing import Any
 
 from skipalign_jax import errors
-from skipalign_jax.evals import harness, longbench, needle
+from skipalign_jax.evals import (
+  harness,
+  longbench,
+  misalignment,
+  needle,
+  perplexity,
+  ruler,
+)
 
-TASKS = {"needle": needle, "longbench": longbench, "lm_eval": harness}
+TASKS = {
+  "needle": needle,
+  "longbench": longbench,
+  "ruler": ruler,
+  "misalignment": misalignment,
+  "perplexity": perplexity,
+  "lm_eval": harness,
+}
 
 
 def options(name: str, given: dict[str, Any]) -> Any:
