@@ -96,3 +96,14 @@ def test_default_folder_and_report():
     {"x": 0.5, "by": {"1": {"mean": 0.25, "low": 0.0, "high": 1.0, "n": 4}}}
   )
   assert lines == ["x: 0.5000", "by", "  1: 0.2500 (0.0000 to 1.0000, n 4)"]
+
+
+def test_compare_sets_folders_side_by_side(model, tmp_path, capsys):
+  run(model, tmp_path / "a", *NEEDLE, "--limit=1")
+  run(model, tmp_path / "b", *NEEDLE)
+  command = ["compare", str(tmp_path / "a"), str(tmp_path / "b")]
+  assert evaluate.main([*command, f"--out={tmp_path / 'both'}"]) == 0
+  assert "needle" in capsys.readouterr().out
+  assert (tmp_path / "both/needle.png").read_bytes().startswith(b"\x89PNG")
+  with pytest.raises(errors.UserError, match=r"results\.json"):
+    evaluate.main(["compare", str(tmp_path)])

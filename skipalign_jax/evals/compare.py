@@ -13,7 +13,8 @@ from rich import console as rich_console
 
 from skipalign_jax import errors
 from skipalign_jax.evals import compare_table as table_lib
-from skipalign_jax.evals import heatmap, longbench, needle, runner
+from skipalign_jax.evals import heatmap, longbench, needle
+from skipalign_jax.hf import safetensors_io
 
 # SkipAlign's Table 2: what lm_eval's tasks are called, or begin with.
 SHORT = {
@@ -55,7 +56,7 @@ def run(
     try:
       folder.mkdir(parents=True, exist_ok=True)
       (folder / "compare.md").write_text(text + "\n", encoding="utf-8")
-      runner.write_json(folder / "compare.json", content)
+      safetensors_io.write_json(folder / "compare.json", content)
       if panels:
         heatmap.draw(panels, folder / "needle.png")
     except OSError as error:
