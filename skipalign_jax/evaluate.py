@@ -88,9 +88,15 @@ def _parser() -> argparse.ArgumentParser:
       "--mesh", default="fsdp=-1", help="devices an axis: data, fsdp, tensor, context"
     )
     add("--distributed", default="auto", help="auto, off or HOST:PORT,COUNT,INDEX")
+    comments = tasks.comments(name)
     for field in dataclasses.fields(task.Options):
       kind = _boolean if field.type in (bool, "bool") else type(field.default)
-      add(f"--{field.name}", type=kind, default=field.default, help=f"{kind.__name__}")
+      add(
+        f"--{field.name}",
+        type=kind,
+        default=field.default,
+        help=comments.get(field.name, "see above"),
+      )
   command = commands.add_parser("compare", help="tables and maps of several folders")
   command.add_argument("folders", nargs="+", help="with a results.json each")
   command.add_argument("--out", default="", help="folder for compare.md, .json, .png")

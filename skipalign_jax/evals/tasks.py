@@ -1,6 +1,8 @@
 """All tasks by name. Each module has Options, items, measure, summarize, maybe draw."""
 
 import dataclasses
+import inspect
+import re
 from typing import Any
 
 from skipalign_jax import errors
@@ -21,6 +23,12 @@ TASKS = {
   "perplexity": perplexity,
   "lm_eval": harness,
 }
+
+
+def comments(name: str) -> dict[str, str]:
+  """Option → the comment behind it, which is its help."""
+  source = inspect.getsource(TASKS[name].Options)
+  return dict(re.findall(r"^ +(\w+): .*?  # (.*)$", source, re.MULTILINE))
 
 
 def options(name: str, given: dict[str, Any]) -> Any:
