@@ -10,10 +10,12 @@ bit-identical.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from skipalign_jax import cpu
 
 BLOCK, SPANS = 128, 32  # queries of a block, spans of blocks in a row
+LONG, TILE = 1024, 256  # rows longer than LONG go by tiles of TILE × TILE scores
 MASKED = -1e30
 KEPT = "attention"  # name of what the backward pass needs, for remat policies
 
@@ -135,83 +137,112 @@ def _blockwise(q_BKGLH, k_BKLH, v_BKLH, segment_ids_BL):
   return _forward(q_BKGLH, k_BKLH, v_BKLH, segment_ids_BL)[0]
 
 
-def _forward(q_BKGLH, k_BKLH, v_BKLH, segment_ids_BL):
-  B, K, G, L, H = q_BKGLH.shape
+def _forward(*inputs):
+  q_BKGLH = inputs[0]
+  attend = _attend_tiles if q_BKGLH.shape[3] > LONG else _attend_spans
+  out_BKGLH, log_sum_BKGL = (cpu.named(x, KEPT) for x in attend(*inputs))
+  return out_BKGLH, (*inputs, out_BKGLH, log_sum_BKGL)
 
-  def attend(start, q_BKGCH, segment_ids_BC, end):
-    """One block of queries, from place `start` on, to the keys before `end`."""
-    C = q_BKGCH.shape[3]
-    q_BKTH = q_BKGCH.reshape(B, K, G * C, H)
-    score_BKTS = _product("bkth,bksh->bkts", q_BKTH, k_BKLH[:, :, :end]) * H**-0.5
-    may_attend_BCS = mask(
-      start + jnp.arange(C), segment_ids_BC, segment_ids_BL[:, :end]
-    )
-    score_BKGCS = jnp.where(
-      may_attend_BCS[:, None, None], score_BKTS.reshape(B, K, G, C, end), MASKED
-    )
-    top_BKGC1 = jnp.max(score_BKGCS, axis=-1, keepdims=True)
-    weight_BKGCS = _once(jnp.exp(score_BKGCS - top_BKGC1).astype(v_BKLH.dtype))
-    sum_BKGC1 = jnp.sum(weight_BKGCS, axis=-1, keepdims=True, dtype=jnp.float32)
-    weight_BKTS = weight_BKGCS.reshape(B, K, G * C, end)
-    out_BKTH = _product("bkts,bksh->bkth", weight_BKTS, v_BKLH[:, :, :end])
-    out_BKGCH = (out_BKTH.reshape(B, K, G, C, H) / sum_BKGC1).astype(q_BKGLH.dtype)
-    return out_BKGCH, (top_BKGC1 + jnp.log(sum_BKGC1))[..., 0]
 
+def _backward(residuals, d_out_BKGLH):
+  *inputs, out_BKGLH, log_sum_BKGL = residuals
+  q_BKGLH = inputs[0]
+  dot_BKGL = _product("bkglh,bkglh->bkgl", out_BKGLH, d_out_BKGLH)
+  gradients = _gradients_tiles if q_BKGLH.shape[3] > LONG else _gradients_spans
+  found = gradients(*inputs, d_out_BKGLH, log_sum_BKGL, dot_BKGL)
+  return *(x.astype(q_BKGLH.dtype) for x in found), None
+
+
+def _attend(q_BKGCH, k_BKSH, v_BKSH, may_attend_BCS):
+  """A block of queries and some keys.
+
+  Returns:
+    Sum over the keys of exp(score - top) · value; top, the largest score; sum of
+    exp(score - top). In fp32; the last two with an axis of one at the end.
+  """
+  B, K, G, C, H = q_BKGCH.shape
+  S = k_BKSH.shape[2]
+  q_BKTH = q_BKGCH.reshape(B, K, G * C, H)
+  score_BKTS = _product("bkth,bksh->bkts", q_BKTH, k_BKSH) * H**-0.5
+  score_BKGCS = jnp.where(
+    may_attend_BCS[:, None, None], score_BKTS.reshape(B, K, G, C, S), MASKED
+  )
+  top_BKGC1 = jnp.max(score_BKGCS, axis=-1, keepdims=True)
+  weight_BKGCS = _once(jnp.exp(score_BKGCS - top_BKGC1).astype(v_BKSH.dtype))
+  sum_BKGC1 = jnp.sum(weight_BKGCS, axis=-1, keepdims=True, dtype=jnp.float32)
+  weight_BKTS = weight_BKGCS.reshape(B, K, G * C, S)
+  out_BKTH = _product("bkts,bksh->bkth", weight_BKTS, v_BKSH)
+  return out_BKTH.reshape(B, K, G, C, H), top_BKGC1, sum_BKGC1
+
+
+def _gradients(
+  q_BKGCH, k_BKSH, k_BKHS, v_BKSH, d_out_BKGCH, log_sum_BKGC, dot_BKGC, may_attend_BSC
+):
+  """d_q, d_k and d_v in fp32 of a block of queries and some keys.
+
+  Works on transposed scores (keys × queries). So the left operand of each product
+  contracts its last axis, which is the layout that is fast everywhere.
+  """
+  B, K, G, C, H = q_BKGCH.shape
+  S, dtype = k_BKSH.shape[2], q_BKGCH.dtype
+  q_BKTH = q_BKGCH.reshape(B, K, G * C, H)
+  d_out_BKTH = d_out_BKGCH.reshape(B, K, G * C, H)
+  of_query = lambda x_BKGC: x_BKGC[:, :, None]
+  split = lambda x_BKST: x_BKST.reshape(B, K, S, G, C)
+  merge = lambda x_BKSGC: x_BKSGC.reshape(B, K, S, G * C)
+
+  score_BKSGC = split(_product("bksh,bkth->bkst", k_BKSH, q_BKTH)) * H**-0.5
+  score_BKSGC = jnp.where(may_attend_BSC[:, None, :, None], score_BKSGC, MASKED)
+  weight_BKSGC = _once(jnp.exp(score_BKSGC - of_query(log_sum_BKGC)).astype(dtype))
+  d_weight_BKSGC = split(_product("bksh,bkth->bkst", v_BKSH, d_out_BKTH))
+  d_score_BKSGC = weight_BKSGC * (d_weight_BKSGC - of_query(dot_BKGC)) * H**-0.5
+  d_score_BKST = merge(d_score_BKSGC.astype(dtype))
+  d_v_BKSH = _product("bkst,bkth->bksh", merge(weight_BKSGC), d_out_BKTH)
+  d_k_BKSH = _product("bkst,bkth->bksh", d_score_BKST, q_BKTH)
+  # Behind a barrier: XLA for CPUs cannot run a bf16 product that writes transposed.
+  d_q_BKHT = _once(_product("bkhs,bkst->bkht", k_BKHS, d_score_BKST))
+  return d_q_BKHT.swapaxes(2, 3).reshape(B, K, G, C, H), d_k_BKSH, d_v_BKSH
+
+
+def _mask_of_keys(first, query_segments_BC, key_segments_BS) -> jax.Array:
+  """may_attend_BSC: `mask`, but made in the layout in which gradients use it.
+
+  `first` is the place of the first query, counted from the first key.
+  """
+  places_C = first + jnp.arange(query_segments_BC.shape[1])
+  causal_SC = jnp.arange(key_segments_BS.shape[1])[:, None] <= places_C
+  return causal_SC & (key_segments_BS[:, :, None] == query_segments_BC[:, None, :])
+
+
+def _attend_spans(q_BKGLH, k_BKLH, v_BKLH, segment_ids_BL):
+  """Output and log-sum-exp, span by span."""
   parts = []
-  for start, end, size in _spans(L):
+  for start, end, size in _spans(q_BKGLH.shape[3]):
+    k_BKSH, v_BKSH = k_BKLH[:, :, :end], v_BKLH[:, :, :end]
+
+    def attend(block, k_BKSH=k_BKSH, v_BKSH=v_BKSH, end=end):
+      first, q_BKGCH, segments_BC = block
+      places_C = first + jnp.arange(q_BKGCH.shape[3])
+      may_attend_BCS = mask(places_C, segments_BC, segment_ids_BL[:, :end])
+      out_BKGCH, top_BKGC1, sum_BKGC1 = _attend(q_BKGCH, k_BKSH, v_BKSH, may_attend_BCS)
+      log_sum_BKGC = (top_BKGC1 + jnp.log(sum_BKGC1))[..., 0]
+      return (out_BKGCH / sum_BKGC1).astype(q_BKGCH.dtype), log_sum_BKGC
+
     blocks = (
       start + jnp.arange(0, end - start, size),
       _split(q_BKGLH[:, :, :, start:end], 3, size),
       _split(segment_ids_BL[:, start:end], 1, size),
     )
-    attend_span = lambda block: attend(*block, end)  # noqa: B023
-    outs, log_sums = _map(attend_span, blocks)
-    parts.append((_join(outs, 3), _join(log_sums, 3)))
-  out_BKGLH, log_sum_BKGL = (
-    cpu.named(jnp.concatenate(part, axis=3), KEPT) for part in zip(*parts, strict=True)
-  )
-  return out_BKGLH, (q_BKGLH, k_BKLH, v_BKLH, segment_ids_BL, out_BKGLH, log_sum_BKGL)
+    parts.append([_join(x, 3) for x in _map(attend, blocks)])
+  return [jnp.concatenate(part, axis=3) for part in zip(*parts, strict=True)]
 
 
-def _backward(residuals, d_out_BKGLH):
-  """Works on transposed scores (keys × queries).
-
-  So the left operand of each product contracts its last axis, which is the
-  layout that is fast everywhere.
-  """
-  q_BKGLH, k_BKLH, v_BKLH, segment_ids_BL, out_BKGLH, log_sum_BKGL = residuals
-  B, K, G, L, H = q_BKGLH.shape
-  dtype = q_BKGLH.dtype
-  dot_BKGL = _product("bkglh,bkglh->bkgl", out_BKGLH, d_out_BKGLH)
-  key_index_L = jnp.arange(L)
-
-  def gradients(start, q_BKGCH, d_out_BKGCH, log_sum_BKGC, dot_BKGC, segment_BC, end):
-    C = q_BKGCH.shape[3]
-    k_BKSH, v_BKSH = k_BKLH[:, :, :end], v_BKLH[:, :, :end]
-    q_BKTH = q_BKGCH.reshape(B, K, G * C, H)
-    d_out_BKTH = d_out_BKGCH.reshape(B, K, G * C, H)
-    of_query = lambda x_BKGC: x_BKGC[:, :, None]
-    split = lambda x_BKST: x_BKST.reshape(B, K, end, G, C)
-    merge = lambda x_BKSGC: x_BKSGC.reshape(B, K, end, G * C)
-
-    score_BKSGC = split(_product("bksh,bkth->bkst", k_BKSH, q_BKTH)) * H**-0.5
-    # `mask`, but made in the layout in which it is used.
-    causal_SC = key_index_L[:end, None] <= start + jnp.arange(C)
-    same_BSC = segment_ids_BL[:, :end, None] == segment_BC[:, None, :]
-    may_attend_BKSGC = (causal_SC & same_BSC)[:, None, :, None]
-    score_BKSGC = jnp.where(may_attend_BKSGC, score_BKSGC, MASKED)
-    weight_BKSGC = _once(jnp.exp(score_BKSGC - of_query(log_sum_BKGC)).astype(dtype))
-    d_weight_BKSGC = split(_product("bksh,bkth->bkst", v_BKSH, d_out_BKTH))
-    d_score_BKSGC = weight_BKSGC * (d_weight_BKSGC - of_query(dot_BKGC)) * H**-0.5
-    d_score_BKST = merge(d_score_BKSGC.astype(dtype))
-    d_v_BKSH = _product("bkst,bkth->bksh", merge(weight_BKSGC), d_out_BKTH)
-    d_k_BKSH = _product("bkst,bkth->bksh", d_score_BKST, q_BKTH)
-    d_q_BKHT = _product("bkhs,bkst->bkht", k_BKSH.swapaxes(2, 3), d_score_BKST)
-    return d_k_BKSH, d_v_BKSH, d_q_BKHT.swapaxes(2, 3).reshape(B, K, G, C, H)
-
+def _gradients_spans(
+  q_BKGLH, k_BKLH, v_BKLH, segment_ids_BL, d_out_BKGLH, log_sum_BKGL, dot_BKGL
+):
   d_k_BKLH, d_v_BKLH = jnp.zeros((2, *k_BKLH.shape), jnp.float32)
   d_q = []
-  for start, end, size in _spans(L):
+  for start, end, size in _spans(q_BKGLH.shape[3]):
     blocks = (
       start + jnp.arange(0, end - start, size),
       *(
@@ -220,9 +251,14 @@ def _backward(residuals, d_out_BKGLH):
       ),
       _split(segment_ids_BL[:, start:end], 1, size),
     )
+    k_BKSH, v_BKSH = k_BKLH[:, :, :end], v_BKLH[:, :, :end]
 
-    def add(totals, block):
-      d_k_BKSH, d_v_BKSH, d_q_BKGCH = gradients(*block, end)  # noqa: B023
+    def add(totals, block, k_BKSH=k_BKSH, v_BKSH=v_BKSH, end=end):
+      first, q_BKGCH, *of_queries, segments_BC = block
+      may_attend_BSC = _mask_of_keys(first, segments_BC, segment_ids_BL[:, :end])
+      d_q_BKGCH, d_k_BKSH, d_v_BKSH = _gradients(
+        q_BKGCH, k_BKSH, k_BKSH.swapaxes(2, 3), v_BKSH, *of_queries, may_attend_BSC
+      )
       return (totals[0] + d_k_BKSH, totals[1] + d_v_BKSH), d_q_BKGCH
 
     totals = d_k_BKLH[:, :, :end], d_v_BKLH[:, :, :end]
@@ -230,8 +266,82 @@ def _backward(residuals, d_out_BKGLH):
     d_k_BKLH = d_k_BKLH.at[:, :, :end].set(d_k_BKSH)
     d_v_BKLH = d_v_BKLH.at[:, :, :end].set(d_v_BKSH)
     d_q.append(_join(d_q_blocks, 3))
-  d_q_BKGLH = jnp.concatenate(d_q, axis=3)
-  return *(x.astype(dtype) for x in (d_q_BKGLH, d_k_BKLH, d_v_BKLH)), None
+  return jnp.concatenate(d_q, axis=3), d_k_BKLH, d_v_BKLH
+
+
+def _attend_tiles(q_BKGLH, k_BKLH, v_BKLH, segment_ids_BL):
+  """Output and log-sum-exp, tile by tile with a running softmax."""
+  B, K, G, L, H = q_BKGLH.shape
+  q_BKGPH, k_BKPH, v_BKPH = _whole(q_BKGLH, 3), _whole(k_BKLH, 2), _whole(v_BKLH, 2)
+  segment_ids_BP = _whole(segment_ids_BL, 1)
+  P = k_BKPH.shape[2]
+
+  def add(totals, tile):
+    i, j = tile * TILE
+    may_attend_BCS = mask(
+      i - j + jnp.arange(TILE), _take(segment_ids_BP, 1, i), _take(segment_ids_BP, 1, j)
+    )
+    out, top, total = _attend(
+      _take(q_BKGPH, 3, i), _take(k_BKPH, 2, j), _take(v_BKPH, 2, j), may_attend_BCS
+    )
+    old_out, old_top, old_total = (_take(x, 3, i) for x in totals)
+    new_top = jnp.maximum(old_top, top)
+    shrink, old_shrink = jnp.exp(top - new_top), jnp.exp(old_top - new_top)
+    new = (
+      old_out * old_shrink + out * shrink,
+      new_top,
+      old_total * old_shrink + total * shrink,
+    )
+    return [_put(x, 3, i, part) for x, part in zip(totals, new, strict=True)], None
+
+  totals = [
+    jnp.zeros((B, K, G, P, H), jnp.float32),
+    jnp.full((B, K, G, P, 1), MASKED, jnp.float32),
+    jnp.zeros((B, K, G, P, 1), jnp.float32),
+  ]
+  # All tiles of one block of queries, then those of the next.
+  tiles = np.stack(np.tril_indices(P // TILE), axis=1)
+  totals, _ = jax.lax.scan(add, totals, tiles)
+  out_BKGLH, top_BKGL1, sum_BKGL1 = (x[:, :, :, :L] for x in totals)
+  log_sum_BKGL = (top_BKGL1 + jnp.log(sum_BKGL1))[..., 0]
+  return (out_BKGLH / sum_BKGL1).astype(q_BKGLH.dtype), log_sum_BKGL
+
+
+def _gradients_tiles(
+  q_BKGLH, k_BKLH, v_BKLH, segment_ids_BL, d_out_BKGLH, log_sum_BKGL, dot_BKGL
+):
+  L = q_BKGLH.shape[3]
+  k_BKPH, v_BKPH = _whole(k_BKLH, 2), _whole(v_BKLH, 2)
+  # Transposed once; transposed tile by tile, XLA for CPUs would multiply in fp32.
+  k_BKHP = _once(k_BKPH.swapaxes(2, 3))
+  segment_ids_BP = _whole(segment_ids_BL, 1)
+  q_BKGPH, *of_queries = (
+    _whole(x, 3) for x in (q_BKGLH, d_out_BKGLH, log_sum_BKGL, dot_BKGL)
+  )
+
+  def add(totals, tile):
+    j, i = tile * TILE
+    may_attend_BSC = _mask_of_keys(
+      i - j, _take(segment_ids_BP, 1, i), _take(segment_ids_BP, 1, j)
+    )
+    found = _gradients(
+      _take(q_BKGPH, 3, i),
+      _take(k_BKPH, 2, j),
+      _take(k_BKHP, 3, j),
+      _take(v_BKPH, 2, j),
+      *(_take(x, 3, i) for x in of_queries),
+      may_attend_BSC,
+    )
+    return [
+      _put(x, axis, at, _take(x, axis, at) + part)
+      for x, axis, at, part in zip(totals, (3, 2, 2), (i, j, j), found, strict=True)
+    ], None
+
+  totals = [jnp.zeros(x.shape, jnp.float32) for x in (q_BKGPH, k_BKPH, v_BKPH)]
+  # All tiles of one block of keys, then those of the next.
+  tiles = np.stack(np.triu_indices(k_BKPH.shape[2] // TILE), axis=1)
+  (d_q_BKGPH, d_k_BKPH, d_v_BKPH), _ = jax.lax.scan(add, totals, tiles)
+  return d_q_BKGPH[:, :, :, :L], d_k_BKPH[:, :, :L], d_v_BKPH[:, :, :L]
 
 
 _blockwise.defvjp(_forward, _backward)
@@ -259,6 +369,21 @@ def _spans(L: int) -> list[tuple[int, int, int]]:
     if end > whole:
       spans.append((whole, end, end - whole))
   return spans
+
+
+def _whole(x: jax.Array, axis: int) -> jax.Array:
+  """Zeros behind a row that does not end with a tile; nothing attends to them."""
+  pads = [(0, 0)] * x.ndim
+  pads[axis] = (0, -x.shape[axis] % TILE)
+  return jnp.pad(x, pads)
+
+
+def _take(x: jax.Array, axis: int, start: jax.Array) -> jax.Array:
+  return jax.lax.dynamic_slice_in_dim(x, start, TILE, axis)
+
+
+def _put(x: jax.Array, axis: int, start: jax.Array, part: jax.Array) -> jax.Array:
+  return jax.lax.dynamic_update_slice_in_dim(x, part, start, axis)
 
 
 def _split(x: jax.Array, axis: int, size: int) -> jax.Array:

@@ -1,11 +1,15 @@
 """Attention: blocks change nothing, and nothing leaks."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from skipalign_jax import attention
+from skipalign_jax.planning import flops
 
 # Unsorted on purpose in row 1: sharing a segment is all that counts.
 SEGMENTS = np.array(
@@ -16,7 +20,7 @@ SEGMENTS = np.array(
 def inputs(L, heads, kv_heads, head_dim=4, seed=0):
   rng = np.random.default_rng(seed)
   draw = lambda n: rng.standard_normal((2, L, n, head_dim)).astype(np.float32)
-  segments_BL = np.tile(SEGMENTS, 3)[:, :L]
+  segments_BL = np.tile(SEGMENTS, 9)[:, :L]
   return (draw(heads), draw(kv_heads), draw(kv_heads)), segments_BL, draw(heads)
 
 
@@ -65,6 +69,44 @@ def test_blockwise_equals_plain(monkeypatch, L, heads, kv_heads, spans):
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-6)
 
 
+@pytest.mark.parametrize(
+  ("L", "heads", "kv_heads"),
+  [
+    (8, 4, 2),  # whole tiles, grouped heads
+    (11, 4, 4),  # a short last tile
+    (30, 4, 1),  # many tiles
+  ],
+)
+def test_tiles_equal_plain(monkeypatch, L, heads, kv_heads):
+  monkeypatch.setattr(attention, "LONG", 7)
+  monkeypatch.setattr(attention, "TILE", 4)
+  expected = with_gradients(plain, *inputs(L, heads, kv_heads))
+  got = with_gradients(attention.blockwise, *inputs(L, heads, kv_heads))
+  for one, other in zip(got, expected, strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-6)
+
+
+def test_long_rows_compute_no_tile_ahead_and_hold_one(monkeypatch):
+  """FLOPs of n(n+1)/2 tiles; nothing as large as a block of all keys' scores."""
+  monkeypatch.setattr(attention, "LONG", 16)
+  monkeypatch.setattr(attention, "TILE", 16)
+  n, H, heads = 6, 4, 4
+  qkv, _, d_out_BLNH = inputs(16 * n, heads, 2, H)
+  segments_BL = np.ones((2, 16 * n), np.int32)
+  traced = jax.jit(
+    lambda qkv, d: jax.vjp(lambda *x: attention.blockwise(*x, segments_BL), *qkv)[1](d)
+  ).trace(qkv, d_out_BLNH)
+  product = 2 * 2 * heads * 16 * 16 * H  # multiply-adds of both rows
+  row_sums = 2 * 2 * heads * 16 * n * H
+  assert flops.executed(traced.jaxpr) == 7 * n * (n + 1) // 2 * product + row_sums
+  largest = max(
+    math.prod(shape)
+    for shape in re.findall(r"tensor<([\dx]+)xf32>", traced.lower().as_text())
+    for shape in [map(int, shape.split("x"))]
+  )
+  assert largest == max(2 * heads * 16 * 16, 2 * heads * 16 * n * H)
+
+
 def test_mask_is_array_order_and_segments():
   keys_BS = SEGMENTS[:, :9]
   index_L, queries_BL = np.array([2, 7, 8]), SEGMENTS[:, [2, 7, 8]]
@@ -74,10 +116,16 @@ def test_mask_is_array_order_and_segments():
     assert mask_BLS[b, i, s] == allowed
 
 
-@pytest.mark.parametrize("attend", [plain, attention.blockwise])
-def test_nothing_leaks(monkeypatch, attend):
+@pytest.mark.parametrize(
+  ("attend", "longest"),
+  [(plain, 99), (attention.blockwise, 99), (attention.blockwise, 0)],
+  ids=["plain", "blocks", "tiles"],
+)
+def test_nothing_leaks(monkeypatch, attend, longest):
   """Gradients of place t are exactly zero for later and for foreign places s."""
   monkeypatch.setattr(attention, "BLOCK", 4)
+  monkeypatch.setattr(attention, "LONG", longest)
+  monkeypatch.setattr(attention, "TILE", 4)
   L = 11
   qkv, segments_BL, d_out_BLNH = inputs(L, 4, 2)
 
@@ -92,8 +140,11 @@ def test_nothing_leaks(monkeypatch, attend):
   assert not np.any(np.any(d_k, (3, 4)) & ~allowed_LBL)
 
 
-def test_bf16_is_close_to_fp32(monkeypatch):
+@pytest.mark.parametrize("longest", [99, 0])
+def test_bf16_is_close_to_fp32(monkeypatch, longest):
   monkeypatch.setattr(attention, "BLOCK", 8)
+  monkeypatch.setattr(attention, "LONG", longest)
+  monkeypatch.setattr(attention, "TILE", 8)
   qkv, segments_BL, d_out_BLNH = inputs(22, 4, 2)
   qkv = [jnp.asarray(x, jnp.bfloat16) for x in qkv]
   got = with_gradients(attention.blockwise, qkv, segments_BL, d_out_BLNH)
@@ -105,7 +156,10 @@ def test_bf16_is_close_to_fp32(monkeypatch):
     np.testing.assert_allclose(one.astype(np.float32), other, rtol=0.05, atol=0.05)
 
 
-def test_large_scores_do_not_overflow():
+@pytest.mark.parametrize("longest", [99, 0])
+def test_large_scores_do_not_overflow(monkeypatch, longest):
+  monkeypatch.setattr(attention, "LONG", longest)
+  monkeypatch.setattr(attention, "TILE", 4)
   (q_BLNH, k_BLKH, v_BLKH), segments_BL, d_out_BLNH = inputs(11, 2, 2)
   large = (100 * q_BLNH, 100 * k_BLKH, v_BLKH)
   got = with_gradients(attention.blockwise, large, segments_BL, d_out_BLNH)
