@@ -8,7 +8,8 @@ turns. prefill is the time to the first token; decode the time from the first to
 the last, over new_tokens - 1. transformers runs a plain loop of forward passes on
 its DynamicCache, which is faster than its `generate`; ours is `inference.Engine`.
 
-How many of the tokens agree is printed: all of them in float32, but for ties.
+How many of the tokens agree is printed: all of them in float32, but for ties. The
+peak is of a whole process: libraries and weights too.
 """
 
 import time
@@ -35,6 +36,10 @@ class Ours:
     first = time.perf_counter()
     tokens += [token for (token,) in steps]
     return first - begin, time.perf_counter() - first, tokens
+
+  def peak(self) -> int:
+    """Most bytes that this process ever held."""
+    return harness.resident_bytes("VmHWM")
 
 
 class Torch:
@@ -73,6 +78,10 @@ class Torch:
       rest = [token.item() for token in tokens[1:]]
       return first - begin, time.perf_counter() - first, [first_token, *rest]
 
+  def peak(self) -> int:
+    """Most bytes that this process ever held."""
+    return harness.resident_bytes("VmHWM")
+
 
 def measure(args, length: int, dtype: str) -> dict:
   """Both sides at one length and dtype."""
@@ -92,6 +101,7 @@ def measure(args, length: int, dtype: str) -> dict:
     first, failed = harness.rounds(turns, 1)  # compiles; not timed
     turns = {name: turn for name, turn in turns.items() if name in first}
     results, failed_later = harness.rounds(turns, args.rounds)
+    peaks = {name: running[name]("peak") for name in results}
   finally:
     for worker in running.values():
       worker.close()
@@ -105,6 +115,7 @@ def measure(args, length: int, dtype: str) -> dict:
     "dtype": dtype,
     "prefill_seconds": {n: harness.spread(x) for n, x in prefill.items()},
     "decode_seconds_a_token": {n: harness.spread(x) for n, x in decode.items()},
+    "peak_bytes": peaks,
     "left_out": {n: w for n, w in workers.items() if isinstance(w, str)}
     | failed
     | failed_later,
@@ -132,10 +143,11 @@ def show(result: dict) -> None:
         f"{result['length'] / prefill['median']:.0f}",
         harness.show(decode, ".4f"),
         f"{1 / decode['median']:.1f}",
+        f"{result['peak_bytes'][name] / 2**30:.2f}",
       ]
     )
   print(f"\nprompt of {result['length']} tokens, {result['dtype']}")
-  head = ["", "prefill, s", "tok/s", "decode, s a token", "tok/s"]
+  head = ["", "prefill, s", "tok/s", "decode, s a token", "tok/s", "peak, GiB"]
   print(harness.table(head, rows))
   if "equal_tokens" in result:
     print(f"  prefill: {result['prefill_ratio']['text']}")

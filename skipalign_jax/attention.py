@@ -87,7 +87,7 @@ def cached(
 
   Args:
     q_BLNH: rotated queries.
-    k_ABKSH, v_ABKSH: [layers, B, K, S, H]; `block` divides S.
+    k_ABKSH, v_ABKSH: [layers, B, K, S, H], maybe as bits; `block` divides S.
     query_segments_BL, key_segments_BS: int32.
     start: place of the first query.
     layer: which of the cache's layers.
@@ -102,7 +102,7 @@ def cached(
   def add_block(i, carry):
     top_BKT1, sum_BKT1, out_BKTH = carry
     at = (layer, 0, 0, i * block, 0)
-    take = lambda x: jax.lax.dynamic_slice(x, at, (1, B, K, block, H))[0]
+    take = lambda x: cpu.from_bits(jax.lax.dynamic_slice(x, at, (1, B, K, block, H))[0])
     segments_BS = jax.lax.dynamic_slice(key_segments_BS, (0, i * block), (B, block))
     score_BKTS = _product("bkth,bksh->bkts", q_BKTH, take(k_ABKSH)) * H**-0.5
     may_attend_BLS = mask(places_L - i * block, query_segments_BL, segments_BS)
@@ -110,7 +110,7 @@ def cached(
     score_BKGLS = jnp.where(may_attend_BLS[:, None, None], score_BKGLS, MASKED)
     score_BKTS = score_BKGLS.reshape(B, K, N // K * L, block)
     new_top_BKT1 = jnp.maximum(top_BKT1, jnp.max(score_BKTS, axis=-1, keepdims=True))
-    weight_BKTS = _once(jnp.exp(score_BKTS - new_top_BKT1).astype(v_ABKSH.dtype))
+    weight_BKTS = _once(jnp.exp(score_BKTS - new_top_BKT1).astype(q_BLNH.dtype))
     shrink_BKT1 = jnp.exp(top_BKT1 - new_top_BKT1)
     block_sum_BKT1 = jnp.sum(weight_BKTS, axis=-1, keepdims=True, dtype=jnp.float32)
     return (

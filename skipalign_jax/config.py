@@ -105,6 +105,11 @@ def default() -> ConfigDict:
   c.eval = ConfigDict()
   c.eval.every = 100  # steps between held-out losses; 0 only at the end
 
+  # Tasks of `evaluate` during training: name → dict(task=…, every=steps, limit=0,
+  # batch_tokens=16384 and the task's options); once before and once at the end, too.
+  # c.evals.passkey = dict(task="needle", every=100, lengths="1024,2048")
+  c.evals = ConfigDict()
+
   c.checkpoint = ConfigDict()
   c.checkpoint.every = 500  # steps; 0 saves at the end only
   c.checkpoint.keep = 2  # latest ones

@@ -1,7 +1,8 @@
 """Evaluates a model: python -m skipalign_jax.evaluate TASK --model=REF [--out=DIR] …
 
 Writes results.json and pictures to DIR. The same command goes on where it was stopped.
-`evaluate TASK --help` lists a task's options.
+`evaluate TASK --help` lists a task's options, `evaluate compare DIR DIR …` sets results
+side by side.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from skipalign_jax import (
 )
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import chat
-from skipalign_jax.evals import runner, tasks
+from skipalign_jax.evals import compare, runner, tasks
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.hf import reference
 
@@ -32,8 +33,12 @@ DTYPES = ("bfloat16", "float32")
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs one task; returns the exit status."""
+  """Runs one task, or compares; returns the exit status."""
   args = _parser().parse_args(argv)
+  console = rich_console.Console(highlight=False, soft_wrap=True, markup=False)
+  if args.task == "compare":
+    compare.run(args.folders, args.out, console)
+    return 0
   given = {
     field.name: getattr(args, field.name)
     for field in dataclasses.fields(tasks.TASKS[args.task].Options)
@@ -41,9 +46,7 @@ def main(argv: list[str] | None = None) -> int:
   options = tasks.options(args.task, given)
   distributed.initialize(args.distributed)
   compile_cache.enable()
-  console = rich_console.Console(
-    highlight=False, soft_wrap=True, markup=False, quiet=not distributed.is_first()
-  )
+  console.quiet = not distributed.is_first()
   subject = open_subject(args)
   folder = pathlib.Path(args.out or default_folder(args.task, args.model))
   results = runner.run(
@@ -85,9 +88,18 @@ def _parser() -> argparse.ArgumentParser:
       "--mesh", default="fsdp=-1", help="devices an axis: data, fsdp, tensor, context"
     )
     add("--distributed", default="auto", help="auto, off or HOST:PORT,COUNT,INDEX")
+    comments = tasks.comments(name)
     for field in dataclasses.fields(task.Options):
       kind = _boolean if field.type in (bool, "bool") else type(field.default)
-      add(f"--{field.name}", type=kind, default=field.default, help=f"{kind.__name__}")
+      add(
+        f"--{field.name}",
+        type=kind,
+        default=field.default,
+        help=comments.get(field.name, "see above"),
+      )
+  command = commands.add_parser("compare", help="tables and maps of several folders")
+  command.add_argument("folders", nargs="+", help="with a results.json each")
+  command.add_argument("--out", default="", help="folder for compare.md, .json, .png")
   return parser
 
 

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from skipalign_jax import errors, kernels, losses, model, model_config, sharding
+from skipalign_jax import cpu, errors, kernels, losses, model, model_config, sharding
 
-PART = 512  # places of a prompt that a CPU reads at a time
+PART = 256  # places of a prompt that a CPU reads at a time
 SCORED = 128  # places a row whose logits exist at one time
 
 
@@ -74,10 +74,10 @@ class Engine:
     mesh: jax.sharding.Mesh | None = None,
     part: int | None = None,
   ):
-    """Compiles nothing yet.
+    """Casts the weights to the compute dtype.
 
     Args:
-      params: weights, laid out over `mesh` if there is one.
+      params: weights, laid out over `mesh` if there is one; not kept.
       config: the model.
       compute_dtype: of products and cache, "float32" or "bfloat16".
       mesh: rows of a batch go over data × fsdp, a cache's places over context.
@@ -85,11 +85,11 @@ class Engine:
         the fused kernels. Default: PART on CPUs, whole prompts elsewhere.
     """
     self.config = config
-    self.params = params
     self._dtype = compute_dtype
     self._mesh = mesh
     devices = jax.devices() if mesh is None else list(mesh.devices.flat)
     self._platform = devices[0].platform
+    self.params = cast(params, compute_dtype, layers_as_bits=self._platform == "cpu")
     self._part = (PART if self._platform == "cpu" else 0) if part is None else part
     self._programs = programs(mesh, config)
 
@@ -143,7 +143,7 @@ class Engine:
     for step in range(max_new_tokens):
       key = jax.random.fold_in(jax.random.key(seed), step)
       banned = tuple(stop_ids) if step < min_new_tokens else ()
-      with self._on_mesh():
+      with self.on_mesh():
         next_B = choose(logits_BV, key, temperature, top_p, banned)
       if step + 1 < max_new_tokens:  # dispatched before this step's tokens are read
         token = {
@@ -197,7 +197,7 @@ class Engine:
     for at, hidden_BCD in self._hidden_parts(batch):
       if at.stop <= L - max(counts):
         continue  # nothing of this part is scored
-      with self._on_mesh():
+      with self.on_mesh():
         log_p_BC, likeliest_BC = score_targets(
           self.params, self.config, hidden_BCD, self._place(targets_BL[:, at])
         )
@@ -226,7 +226,7 @@ class Engine:
     for row, tokens in enumerate(candidates):
       targets_BK[row, : len(tokens)] = tokens
     *_, (_, hidden_BCD) = self._hidden_parts(batch)
-    with self._on_mesh():
+    with self.on_mesh():
       hidden_BKD = jnp.repeat(hidden_BCD[:, -1:], K, axis=1)  # rows end with a token
       log_p_BK, likeliest_BK = map(
         np.asarray,
@@ -268,7 +268,7 @@ class Engine:
   def _empty(self, batch: dict[str, np.ndarray], new_tokens: int) -> model.Cache:
     B, L = batch["tokens"].shape
     dtype = jnp.dtype(self._dtype)
-    with self._on_mesh():
+    with self.on_mesh():
       return self._programs.empty(self.config, B, self.room(L + new_tokens), dtype)
 
   def _hidden_parts(
@@ -295,7 +295,7 @@ class Engine:
         self.config.head_dim,
         max_segments=3,  # padding comes first, which cuDNN cannot be told by a length
       )
-    with self._on_mesh():
+    with self.on_mesh():
       return program(
         self.params,
         *arrays,
@@ -305,7 +305,8 @@ class Engine:
         backend=backend,
       )
 
-  def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+  def on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+    """Programs that read `hidden` run in this, so that their shardings are known."""
     return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
 
   def _place(self, x: Any) -> Any:
@@ -314,6 +315,15 @@ class Engine:
       return x
     at = sharding.batch_sharding(self._mesh)
     return jax.make_array_from_callback(x.shape, at, lambda index: x[index])
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def cast(params: model.Params, dtype: str, layers_as_bits: bool) -> model.Params:
+  """Weights in a dtype; the layers', which a scan goes through, maybe as bits."""
+  params = jax.tree.map(lambda x: x.astype(dtype), params)
+  if layers_as_bits:
+    params["layers"] = jax.tree.map(cpu.to_bits, params["layers"])
+  return params
 
 
 def bucket(n: int, multiple: int) -> int:

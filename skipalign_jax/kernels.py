@@ -13,7 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from skipalign_jax import attention, errors, sharding
+from skipalign_jax import attention, cpu, errors, sharding
 
 TILE = 128  # the kernels' length granularity
 CPU_BLOCK, ACCELERATOR_BLOCK = 512, 2048  # keys of a cache at a time
@@ -141,7 +141,7 @@ def attend_cache(
     may_attend_BLS = attention.mask(
       start + jnp.arange(q_BLNH.shape[1]), query_segments_BL, key_segments_BS
     )
-    k_BSKH, v_BSKH = (x[layer].swapaxes(1, 2) for x in (k_ABKSH, v_ABKSH))
+    k_BSKH, v_BSKH = _layer(k_ABKSH, layer), _layer(v_ABKSH, layer)
     return attention.plain(q_BLNH, k_BSKH, v_BSKH, may_attend_BLS)
   if not sharding.is_split():
     return attention.cached(
@@ -168,10 +168,19 @@ def attend_cache(
       how.block,
     )
 
-  k_BSKH, v_BSKH = (x[layer].swapaxes(1, 2) for x in (k_ABKSH, v_ABKSH))
   return sharding.over_heads(attend)(
-    q_BLNH, k_BSKH, v_BSKH, query_segments_BL, key_segments_BS, start
+    q_BLNH,
+    _layer(k_ABKSH, layer),
+    _layer(v_ABKSH, layer),
+    query_segments_BL,
+    key_segments_BS,
+    start,
   )
+
+
+def _layer(x_ABKSH: jax.Array, layer: jax.Array) -> jax.Array:
+  """x_BSKH, what a cache holds of one layer."""
+  return cpu.from_bits(x_ABKSH[layer]).swapaxes(1, 2)
 
 
 def reference(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL):

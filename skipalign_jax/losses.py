@@ -88,6 +88,43 @@ def target_log_probs(
   return tuple(jnp.moveaxis(x, 0, 2).reshape(B, L) for x in parts)
 
 
+def long_short_terms(
+  one_BLD: jax.Array, other_BLD: jax.Array, head_VD: jax.Array, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+  """How far apart two next-token distributions p and q are, place by place.
+
+  Symmetric cross entropy H(p, q) + H(q, p) (Long-Short Alignment, 2506.11769) and
+  KL(p‖q) + KL(q‖p), which is the first less H(p) + H(q): 0 where they agree, as the
+  first one never is. Full logits never exist; when differentiated, those of a chunk
+  are made again.
+
+  Args:
+    one_BLD: final hidden states, compute dtype, that give p.
+    other_BLD: those that give q; same shape.
+    head_VD: output matrix.
+    chunk: places a row whose logits exist at one time.
+
+  Returns:
+    sce_BL and symmetric_kl_BL, fp32, nats.
+  """
+  B, L = one_BLD.shape[:2]
+  chunk = min(chunk, L)
+  head_VD = head_VD.astype(one_BLD.dtype)
+  pad = lambda x: jnp.pad(x, [(0, 0), (0, -L % chunk), (0, 0)])
+
+  @jax.checkpoint
+  def compare(hidden):
+    log_p_BCV, log_q_BCV = (
+      jax.nn.log_softmax(_product("bcd,vd->bcv", x_BCD, head_VD)) for x_BCD in hidden
+    )
+    p_BCV, q_BCV = jnp.exp(log_p_BCV), jnp.exp(log_q_BCV)
+    sce_BC = -jnp.sum(p_BCV * log_q_BCV + q_BCV * log_p_BCV, axis=-1)
+    return sce_BC, jnp.sum((p_BCV - q_BCV) * (log_p_BCV - log_q_BCV), axis=-1)
+
+  parts = jax.lax.map(compare, _chunks((pad(one_BLD), pad(other_BLD)), chunk))
+  return tuple(jnp.moveaxis(x, 0, 2).reshape(B, -1)[:, :L] for x in parts)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _cross_entropy(hidden_BLD, head_VD, targets_BL, weight_BL, chunk):
   head_VD = head_VD.astype(hidden_BLD.dtype)

@@ -29,7 +29,7 @@ class Cache:
   """Rotated keys and values of all layers, and which places are in use.
 
   Attributes:
-    k, v: [layers, B, K, S, H].
+    k, v: [layers, B, K, S, H]; bf16 as bits (see `cpu.to_bits`).
     segment_ids: [B, S]; 0 where nothing was written.
     length: places written so far, the same for all rows.
   """
@@ -46,8 +46,8 @@ def empty_cache(
   """A cache for `length` tokens a row."""
   kv = (config.num_layers, batch, config.num_kv_heads, length, config.head_dim)
   return Cache(
-    k=jnp.zeros(kv, dtype),
-    v=jnp.zeros(kv, dtype),
+    k=cpu.to_bits(jnp.zeros(kv, dtype)),
+    v=cpu.to_bits(jnp.zeros(kv, dtype)),
     segment_ids=jnp.zeros((batch, length), jnp.int32),
     length=jnp.int32(0),
   )
@@ -68,7 +68,10 @@ def linear(x_TI: jax.Array, weight_OI: jax.Array) -> jax.Array:
 
 
 def _linear_forward(x_TI, weight_OI):
-  out_TO = _product("ti,oi->to", x_TI, weight_OI.astype(x_TI.dtype), x_TI.dtype)
+  weight_cast_OI = weight_OI.astype(x_TI.dtype)
+  out_TO = cpu.few_rows(
+    lambda x_TI: _product("ti,oi->to", x_TI, weight_cast_OI, x_TI.dtype), x_TI
+  )
   return cpu.named(out_TO, PRODUCT), (x_TI, weight_OI)
 
 
@@ -175,8 +178,8 @@ class Attention(nnx.Module):
       start = (layer, 0, 0, cache.length, 0)
       cache = dataclasses.replace(
         cache,
-        k=jax.lax.dynamic_update_slice(cache.k, k_BLKH.swapaxes(1, 2)[None], start),
-        v=jax.lax.dynamic_update_slice(cache.v, v_BLKH.swapaxes(1, 2)[None], start),
+        k=jax.lax.dynamic_update_slice(cache.k, _layer_of_cache(k_BLKH), start),
+        v=jax.lax.dynamic_update_slice(cache.v, _layer_of_cache(v_BLKH), start),
       )
     if isinstance(backend, kernels.FromCache):
       out_BLNH = kernels.attend_cache(
@@ -193,6 +196,10 @@ class Attention(nnx.Module):
       attend = functools.partial(kernels.attend, backend=backend)
       out_BLNH = sharding.over_heads(attend)(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL)
     return self.o(out_BLNH.reshape(B, L, -1)), cache
+
+
+def _layer_of_cache(x_BLKH: jax.Array) -> jax.Array:
+  return cpu.to_bits(x_BLKH.swapaxes(1, 2)[None])
 
 
 class MLP(nnx.Module):
@@ -281,7 +288,7 @@ class Decoder(nnx.Module):
     def run_layer(carry, params_and_index):
       x_BLD, cache = carry
       params, index = params_and_index
-      layer = nnx.merge(layer_def, params)
+      layer = nnx.merge(layer_def, jax.tree.map(cpu.from_bits, params))
       return layer(x_BLD, rotation, segment_ids_BL, backend, cache, index), None
 
     indices = jnp.arange(self.config.num_layers)

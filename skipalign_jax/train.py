@@ -36,6 +36,7 @@ from skipalign_jax import config as config_lib
 from skipalign_jax import step as step_lib
 from skipalign_jax.data import pipeline
 from skipalign_jax.data import tokenizer as tokenizer_lib
+from skipalign_jax.evals import during
 from skipalign_jax.hf import reference
 
 USAGE = (
@@ -63,6 +64,7 @@ def run(
   # What is to be trained, on what.
   with distributed.together():
     position_recipe = resolve.check(config)
+    evaluations = during.schedule(config)
     opened = None
     if config.model.init_from:
       opened = reference.open_model(config.model.init_from)
@@ -117,13 +119,31 @@ def run(
     total, weight = np.sum(np.array(jax.device_get(sums)), axis=0)
     return float(total / weight)
 
+  def evaluate(step: int, last: bool) -> None:
+    for task in evaluations:
+      if last or step == 0 or due(step, task.every):
+        numbers = during.run(
+          task,
+          step,
+          state.params,
+          shape,
+          recipe.compute_dtype,
+          tokenizer,
+          mesh,
+          folder,
+          console,
+        )
+        log.evaluated(step, numbers)
+
   # The loop: dispatch step t, then read the numbers of step t−1.
   due = lambda step, every: every and step % every == 0
   log = Log(config, folder, console, start, data.steps)
   votes, status = distributed.Votes(), 0
   with jax.set_mesh(mesh), contextlib.closing(saved), signals.Stop(first) as stop, log:
-    if not start and data.eval_batches:
-      log.held_out(0, held_out_loss())
+    if not start:
+      if data.eval_batches:
+        log.held_out(0, held_out_loss())
+      evaluate(0, last=False)
     for step in range(start + 1, data.steps + 1):
       state, numbers = train_step(state, place(next(iterator)))
       log.read_pending()
@@ -131,6 +151,7 @@ def run(
       last = step == data.steps
       if data.eval_batches and (due(step, config.eval.every) or last):
         log.held_out(step, held_out_loss())
+      evaluate(step, last)
       status = votes.cast(stop.status)
       if due(step, config.checkpoint.every) or last or status:
         log.flush()  # the records of a saved step are on disk before the state
@@ -288,6 +309,14 @@ class Log:
     self.eval_losses[step] = loss
     self._writer.write({"step": step, "eval_loss": loss})
     self._console.print(f"step {step}: held-out loss {loss:.4f}")
+    self._read_at = time.monotonic()
+
+  def evaluated(self, step: int, numbers: metrics.Record) -> None:
+    """Records what a task found."""
+    self.read_pending()
+    self._writer.write({"step": step} | numbers)
+    told = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+    self._console.print(f"step {step}: {told}")
     self._read_at = time.monotonic()
 
   def flush(self) -> None:

@@ -4,6 +4,7 @@ workdir/
   config.json    resolved config and model shape; makes the folder a model reference
   tokenizer/     as transformers saves it
   checkpoints/   see checkpoint.py
+  evals/         NAME/STEP/: what config.evals found
   metrics.jsonl, tensorboard/, positions.png
 """
 
@@ -24,6 +25,7 @@ from skipalign_jax.hf import card, export, native, reference
 FREE = (
   "log_every",
   "eval.every",
+  "evals.",
   "checkpoint.",
   "mesh.",
   "data.cache_dir",

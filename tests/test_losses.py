@@ -1,4 +1,4 @@
-"""Cross entropy in chunks equals the one with all logits."""
+"""Losses in chunks equal those with all logits."""
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +109,71 @@ def sizes(jaxpr):
       inner = getattr(value, "jaxpr", value)
       if hasattr(inner, "eqns"):
         yield from sizes(inner)
+
+
+def naive_terms(one_BLD, other_BLD, head_VD):
+  """Both terms by their definitions, from full probabilities."""
+  p_BLV, q_BLV = (jax.nn.softmax(x @ head_VD.T) for x in (one_BLD, other_BLD))
+  cross = lambda a, b: -jnp.sum(a * jnp.log(b), axis=-1)
+  sce_BL = cross(p_BLV, q_BLV) + cross(q_BLV, p_BLV)
+  return sce_BL, sce_BL - cross(p_BLV, p_BLV) - cross(q_BLV, q_BLV)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5, 12, 100])
+def test_long_short_terms_equal_their_definitions(chunk):
+  one_BLD, head_VD, _, weight_BL = arrays()
+  other_BLD = arrays(1)[0]
+  found = losses.long_short_terms(one_BLD, other_BLD, head_VD, chunk)
+  for ours, expected in zip(
+    found, naive_terms(one_BLD, other_BLD, head_VD), strict=True
+  ):
+    assert ours.shape == (B, L) and ours.dtype == jnp.float32
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+  def weighted(terms):
+    def loss(one_BLD, other_BLD, head_VD):
+      sce_BL, symmetric_kl_BL = terms(one_BLD, other_BLD, head_VD)
+      return jnp.sum(weight_BL * (sce_BL + 2 * symmetric_kl_BL))
+
+    return jax.jit(jax.grad(loss, (0, 1, 2)))(one_BLD, other_BLD, head_VD)
+
+  ours = weighted(lambda *arrays: losses.long_short_terms(*arrays, chunk))
+  for one, expected in zip(ours, weighted(naive_terms), strict=True):
+    np.testing.assert_allclose(one, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_long_short_terms_of_equal_states():
+  one_BLD, head_VD, _, _ = arrays()
+  sce_BL, symmetric_kl_BL = losses.long_short_terms(one_BLD, one_BLD, head_VD, 5)
+  assert not np.any(symmetric_kl_BL)
+  log_p_BLV = jax.nn.log_softmax(one_BLD @ head_VD.T)
+  entropy_BL = -jnp.sum(jnp.exp(log_p_BLV) * log_p_BLV, axis=-1)
+  np.testing.assert_allclose(sce_BL, 2 * entropy_BL, rtol=1e-5)
+
+
+def test_long_short_terms_are_symmetric_and_finite():
+  one_BLD, head_VD, _, _ = arrays()
+  other_BLD = 100 * arrays(1)[0]  # probabilities that are 0 in fp32
+  found = losses.long_short_terms(one_BLD, other_BLD, head_VD, 5)
+  turned = losses.long_short_terms(other_BLD, one_BLD, head_VD, 5)
+  for one, other in zip(found, turned, strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+    assert np.all(np.isfinite(one)) and np.all(np.asarray(one) > 0)
+
+
+def test_long_short_terms_never_have_all_logits():
+  rows, length, dim, vocab = 2, 64, 3, 50
+
+  def largest(chunk):
+    def loss(*arrays):
+      return sum(map(jnp.sum, losses.long_short_terms(*arrays, chunk)))
+
+    shapes = [(rows, length, dim), (rows, length, dim), (vocab, dim)]
+    structs = [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
+    return max(sizes(jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(*structs).jaxpr))
+
+  assert largest(16) == rows * 16 * vocab
+  assert largest(64) == rows * 64 * vocab
 
 
 def test_all_logits_never_exist():

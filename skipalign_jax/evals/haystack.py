@@ -32,6 +32,26 @@ ENDINGS = (
   "as the bells rang", "in the afternoon", "until it was dark", "for a good reason",
   "while others slept", "with great care", "near the river", "after the holidays",
 )  # fmt: skip
+# None stands in another one, and no two of them in a row in two others in a row.
+PARTS = (
+  "amber", "apple", "arrow", "basil", "beach", "bell", "birch", "bird", "bone", "book",
+  "bread", "brick", "bridge", "brush", "cabin", "candle", "castle", "cedar", "chalk",
+  "cloud", "clover", "coal", "copper", "coral", "corn", "cotton", "creek", "crown",
+  "daisy", "desk", "dove", "drum", "eagle", "feather", "fern", "field", "finch",
+  "fish", "flag", "flint", "flower", "forest", "fox", "frost", "garden", "gate",
+  "ginger", "glass", "goat", "gold", "grape", "grass", "hammer", "hawk", "hazel",
+  "hill", "honey", "iron", "island", "ivory", "jade", "jewel", "kettle",
+  "kite", "lake", "lamp", "lantern", "leaf", "lemon", "lily", "linen", "lion", "lock",
+  "maple", "marble", "meadow", "melon", "mill", "mint", "moon", "moss", "moth",
+  "night", "ocean", "olive", "onion", "orchard", "paper", "pearl", "pebble", "petal",
+  "pine", "plum", "pond", "poppy", "quill", "rabbit", "raven", "ribbon", "river",
+  "robin", "rock", "root", "rope", "ruby", "saddle", "sage", "salt", "sand", "seed",
+  "shell", "silk", "silver", "snow", "spark", "spring", "stone", "storm", "straw",
+  "stream", "sugar", "summer", "swan", "table", "thistle", "thorn", "thunder", "tide",
+  "tiger", "timber", "tower", "tulip", "turtle", "valley", "velvet", "village", "vine",
+  "violet", "wagon", "walnut", "water", "wheel", "willow", "winter", "wolf", "wood",
+  "wool",
+)  # fmt: skip
 
 
 def sentences(count: int, seed: int) -> str:
@@ -46,24 +66,52 @@ def sentences(count: int, seed: int) -> str:
   return " ".join(lines)
 
 
+def words(count: int, rng: np.random.Generator) -> list[str]:
+  """Different words, none a part of another: nouns, or two or three of them in one.
+
+  As few as give so many: there are 147 nouns, 21,000 pairs, millions of three.
+  """
+  n = len(PARTS)
+  parts = 1 if count <= n else 2 if count <= n * (n - 1) else 3
+  found: dict[str, None] = {}
+  while len(found) < count:
+    for row in rng.integers(n, size=(count, parts)):
+      if len(set(row)) == parts:
+        found["".join(PARTS[i] for i in row)] = None
+  return list(found)[:count]
+
+
 def read(files: str) -> str:
   """The texts of .txt or .txt.gz files (commas between them), one behind the other.
 
   Raises:
     UserError: a file is missing, empty or not UTF-8 text.
   """
-  texts = []
-  for name in files.split(","):
-    path = pathlib.Path(name.strip()).expanduser()
+  return "\n\n".join(read_files("haystack", files).values())
+
+
+def read_files(flag: str, files: str) -> dict[str, str]:
+  """File name → text of .txt or .txt.gz files, commas between them.
+
+  Args:
+    flag: that named them, for error messages.
+    files: a file named twice is read once.
+
+  Raises:
+    UserError: a file is missing, empty or not UTF-8 text.
+  """
+  texts = {}
+  for name in map(str.strip, files.split(",")):
+    path = pathlib.Path(name).expanduser()
     try:
       data = path.read_bytes()
       text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-      raise errors.UserError(f"--haystack: {path} cannot be read: {error}") from error
+      raise errors.UserError(f"--{flag}: {path} cannot be read: {error}") from error
     if not text.strip():
-      raise errors.UserError(f"--haystack: {path} is empty")
-    texts.append(text)
-  return "\n\n".join(texts)
+      raise errors.UserError(f"--{flag}: {path} is empty")
+    texts[name] = text
+  return texts
 
 
 class Haystack:

@@ -12,6 +12,7 @@ that are left: so a joined evaluation equals an uninterrupted one.
 
 import dataclasses
 import functools
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -23,19 +24,19 @@ from typing import Any
 from rich import console as rich_console
 from rich import progress
 
-import skipalign_jax
 from skipalign_jax import distributed, errors
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
+from skipalign_jax.hf import safetensors_io
 
 Record = items_lib.Record
 
 
 class Store:
-  """The records of one evaluation, in its folder.
+  """The records of one evaluation, in its folder, which process 0 reads and writes.
 
   Attributes:
-    records: id → record, of this and earlier runs.
+    records: id → record, of this and earlier runs; the same in all processes.
   """
 
   def __init__(self, folder: pathlib.Path, protocol: dict[str, Any]):
@@ -47,17 +48,27 @@ class Store:
     self._folder = folder
     self._path = folder / "records.jsonl"
     self.records: dict[str, Record] = {}
+    lines: list[str] = []
+    with distributed.together():
+      if distributed.is_first():
+        lines = self._open(protocol)
+    for i in range(int(distributed.exchange(str(len(lines)))[0])):
+      line = distributed.exchange(lines[i] if lines else "")[0]
+      self.records |= {record["id"]: record for record in json.loads(line)}
+
+  def _open(self, protocol: dict[str, Any]) -> list[str]:
+    folder = self._folder
     try:
       folder.mkdir(parents=True, exist_ok=True)
       if (folder / "protocol.json").exists():
         self._check_same(protocol)
-        self._read()
-      elif any(folder.iterdir()):
+        return self._read()
+      if any(folder.iterdir()):
         raise errors.UserError(
           f"--out={folder} has files but no evaluation in it; name a new folder"
         )
-      else:
-        write_json(folder / "protocol.json", protocol)
+      safetensors_io.write_json(folder / "protocol.json", protocol)
+      return []
     except OSError as error:
       raise errors.UserError(f"--out={folder} cannot be used: {error}") from error
 
@@ -76,23 +87,21 @@ class Store:
         + "\nName a new folder."
       )
 
-  def _read(self) -> None:
-    """Takes whole lines; a killed run may leave half a batch."""
+  def _read(self) -> list[str]:
+    """The whole lines, a batch each; a killed run may leave half a one."""
     if not self._path.exists():
-      return
-    whole = b""
-    for line in self._path.read_bytes().splitlines(keepends=True):
-      try:
-        batch = json.loads(line)
-      except ValueError:
+      return []
+    data = self._path.read_bytes()
+    lines = []
+    for line in data.splitlines(keepends=True):
+      if not (line.endswith(b"\n") and _is_json(line)):
         break
-      if not line.endswith(b"\n"):
-        break
-      self.records |= {record["id"]: record for record in batch}
-      whole += line
-    half = self._path.with_suffix(".new")
-    half.write_bytes(whole)
-    half.replace(self._path)
+      lines.append(line)
+    if (whole := b"".join(lines)) != data:
+      half = self._path.with_suffix(".new")
+      half.write_bytes(whole)
+      half.replace(self._path)
+    return [line.decode() for line in lines]
 
   def add(self, batch: Sequence[Record]) -> None:
     """Saves the records of a batch: one line, on disk when this returns.
@@ -100,18 +109,30 @@ class Store:
     Raises:
       UserError: the disk is full, or the folder is gone.
     """
-    if distributed.is_first():
-      try:
-        with self._path.open("a", encoding="utf-8") as file:
-          file.write(json.dumps(list(batch)) + "\n")
-          file.flush()
-          os.fsync(file.fileno())
-      except OSError as error:
-        raise errors.UserError(
-          f"{self._path} cannot be written ({error}). {len(self.records)} items are "
-          "saved; make room, and the same command goes on from there."
-        ) from error
+    with distributed.together():
+      if distributed.is_first():
+        self._append(json.dumps(list(batch)) + "\n")
     self.records |= {record["id"]: record for record in batch}
+
+  def _append(self, line: str) -> None:
+    try:
+      with self._path.open("a", encoding="utf-8") as file:
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError as error:
+      raise errors.UserError(
+        f"{self._path} cannot be written ({error}). {len(self.records)} items are "
+        "saved; make room, and the same command goes on from there."
+      ) from error
+
+
+def _is_json(line: bytes) -> bool:
+  try:
+    json.loads(line)
+  except ValueError:  # of JSON or of UTF-8
+    return False
+  return True
 
 
 class Questions:
@@ -215,7 +236,7 @@ def run(
     "limit": limit,
     **subject.identity,
     "batch_tokens": subject.batch_tokens,
-    "skipalign_jax": skipalign_jax.__version__,
+    "skipalign_jax": importlib.metadata.version("skipalign_jax"),
   }
   questions = Questions(name, subject, folder, protocol, console)
   if hasattr(task, "run"):
@@ -233,18 +254,22 @@ def run(
     "summary": summary,
     "items": records,
   }
-  if distributed.is_first():
-    try:
-      write_json(folder / "results.json", results)
-      if hasattr(task, "draw"):
-        for picture in task.draw(options, results, folder):
-          console.print(f"{name}: drawn in {picture}")
-    except OSError as error:
-      raise errors.UserError(
-        f"results cannot be written to {folder} ({error}). All items are saved; make "
-        "room and run the same command again."
-      ) from error
+  with distributed.together():
+    if distributed.is_first():
+      _write(task, options, results, folder, console)
   return results
+
+
+def _write(task, options, results, folder, console) -> None:
+  try:
+    safetensors_io.write_json(folder / "results.json", results)
+    for picture in task.draw(options, results, folder) if hasattr(task, "draw") else ():
+      console.print(f"{results['protocol']['task']}: drawn in {picture}")
+  except OSError as error:
+    raise errors.UserError(
+      f"results cannot be written to {folder} ({error}). All items are saved; make "
+      "room and run the same command again."
+    ) from error
 
 
 def notes(subject: subject_lib.Subject, items: Sequence[items_lib.Item]) -> list[str]:
@@ -256,13 +281,6 @@ def notes(subject: subject_lib.Subject, items: Sequence[items_lib.Item]) -> list
     f"{beyond} of {len(items)} items need more than the model's window of "
     f"{subject.window} positions; they were asked whole, at positions beyond it"
   ]
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Replaces a file at once, so that no reader sees half of it."""
-  half = path.with_name(f".{path.name}.new")
-  half.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-  half.replace(path)
 
 
 class Progress:

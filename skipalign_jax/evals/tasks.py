@@ -1,12 +1,34 @@
 """All tasks by name. Each module has Options, items, measure, summarize, maybe draw."""
 
 import dataclasses
+import inspect
+import re
 from typing import Any
 
 from skipalign_jax import errors
-from skipalign_jax.evals import harness, needle
+from skipalign_jax.evals import (
+  harness,
+  longbench,
+  misalignment,
+  needle,
+  perplexity,
+  ruler,
+)
 
-TASKS = {"needle": needle, "lm_eval": harness}
+TASKS = {
+  "needle": needle,
+  "longbench": longbench,
+  "ruler": ruler,
+  "misalignment": misalignment,
+  "perplexity": perplexity,
+  "lm_eval": harness,
+}
+
+
+def comments(name: str) -> dict[str, str]:
+  """Option → the comment behind it, which is its help."""
+  source = inspect.getsource(TASKS[name].Options)
+  return dict(re.findall(r"^ +(\w+): .*?  # (.*)$", source, re.MULTILINE))
 
 
 def options(name: str, given: dict[str, Any]) -> Any:

@@ -1,0 +1,243 @@
+"""Evaluations side by side: SkipAlign's Tables 1 and 2, heat maps, everything else.
+
+Reads only results.json of each folder. A cell without a result is "-"; * is a number
+over a part of what its column promises. Protocols that differ stand under the table.
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from rich import console as rich_console
+
+from skipalign_jax import errors
+from skipalign_jax.evals import compare_table as table_lib
+from skipalign_jax.evals import heatmap, longbench, needle
+from skipalign_jax.hf import safetensors_io
+
+# SkipAlign's Table 2: what lm_eval's tasks are called, or begin with.
+SHORT = {
+  "MMLU": "mmlu",
+  "BBH": "bbh",
+  "TydiQA": "tydiqa",
+  "Codex-Eval (HumanEval)": "humaneval",
+}
+METRICS = ("acc", "f1", "pass@1", "exact_match")  # the first that a task has is shown
+
+
+def run(
+  folders: Sequence[str], out: str, console: rich_console.Console
+) -> dict[str, Any]:
+  """Prints the tables of these evaluations, and writes them where `out` is given.
+
+  Args:
+    folders: of evaluations.
+    out: folder for compare.md, compare.json and, with needle results, needle.png;
+      empty to write nothing.
+    console: for the tables, in Markdown.
+
+  Returns:
+    What compare.json holds.
+
+  Raises:
+    UserError: results that cannot be read, or a folder that cannot be written.
+  """
+  if not folders:
+    raise errors.UserError("compare needs folders of evaluations")
+  results = [read(folder) for folder in dict.fromkeys(folders)]
+  found = tables(results)
+  text = "\n\n".join(map(table_lib.markdown, found))
+  console.print(text, soft_wrap=True, markup=False, highlight=False)
+  content = {"tables": [table_lib.as_json(table) for table in found]}
+  if out:
+    panels = [_panel(one) for one in results if one.task == "needle"]
+    folder = pathlib.Path(out).expanduser()
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      (folder / "compare.md").write_text(text + "\n", encoding="utf-8")
+      safetensors_io.write_json(folder / "compare.json", content)
+      if panels:
+        heatmap.draw(panels, folder / "needle.png")
+    except OSError as error:
+      raise errors.UserError(f"--out={out} cannot be written: {error}") from error
+    pictures = " and needle.png" if panels else ""
+    written = f"written to {folder}: compare.md, compare.json{pictures}"
+    console.print(written, soft_wrap=True, markup=False, highlight=False)
+  return content
+
+
+def read(folder: str) -> table_lib.Results:
+  """The results of one evaluation.
+
+  Raises:
+    UserError: there are none, or they are damaged.
+  """
+  path = pathlib.Path(folder).expanduser() / "results.json"
+  try:
+    content = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError as error:
+    unfinished = (path.parent / "protocol.json").exists()
+    raise errors.UserError(
+      f"{path}: no such file; "
+      + (
+        "the evaluation is not finished, run its command again"
+        if unfinished
+        else "name folders that `evaluate` wrote"
+      )
+    ) from error
+  except (OSError, ValueError) as error:
+    raise errors.UserError(
+      f"{path} cannot be read ({error}); delete it and run its evaluation again: its "
+      "items are saved"
+    ) from error
+  kinds = {"protocol": dict, "summary": dict, "items": list, "notes": list}
+  for key, kind in kinds.items():
+    if not isinstance(content, dict) or not isinstance(content.get(key), kind):
+      raise errors.UserError(f"{path} has no {key!r}; it is not written by `evaluate`")
+  for key, kind in {"task": str, "model": str, "options": dict}.items():
+    if not isinstance(content["protocol"].get(key), kind):
+      raise errors.UserError(f"{path}: its protocol has no {key!r}")
+  return table_lib.Results(path.parent, *(content[key] for key in kinds))
+
+
+def tables(results: Sequence[table_lib.Results]) -> list[table_lib.Table]:
+  """All tables that have rows.
+
+  Raises:
+    UserError: a summary without what its task writes.
+  """
+  table_1, table_e, table_2, others = [], [], [], []
+  for one in results:
+    try:
+      if one.task == "longbench" and one.protocol["options"]["e"]:
+        table_e.append((one, long_e_cells(one)))
+      elif one.task == "longbench":
+        cells = long_cells(one)
+        table_1.append((one, cells))
+        table_2.append((one, {"LongBench": cells["Avg."]}))
+      elif one.task == "lm_eval":
+        short, rest = short_cells(one)
+        table_2.append((one, short))
+        others.append((one, rest))
+      else:
+        others.append((one, headline(one)))
+    except (KeyError, TypeError, AttributeError) as error:
+      raise errors.UserError(
+        f"{one.folder / 'results.json'}: the summary lacks what {one.task} writes "
+        f"({error!r}); run the evaluation again in a new folder"
+      ) from error
+  if not any(one.task == "lm_eval" and cells for one, cells in table_2):
+    table_2 = []  # nothing that Table 1 does not say
+  rest = sorted({column for _, cells in others for column in cells})
+  found = [
+    table_lib.join("LongBench (Table 1)", ["Avg.", *longbench.CATEGORIES], table_1),
+    table_lib.join("LongBench-E", ["Avg.", *longbench.BUCKETS], table_e),
+    table_lib.join("Long and short tasks (Table 2)", ["LongBench", *SHORT], table_2),
+    table_lib.join("Other tasks, as they report", rest, others, ".4g"),
+  ]
+  return [table for table in found if table.rows]
+
+
+def long_cells(one: table_lib.Results) -> dict[str, table_lib.Cell]:
+  """Columns of Table 1; those over a part of their sets or records are partial."""
+  sizes = longbench.expected(e=False)
+  asked = {name: found["n"] for name, found in one.summary["sets"].items()}
+  cells = {"Avg.": table_lib.Cell(one.summary["average"], "longbench", _lacks(one))}
+  for category in longbench.CATEGORIES:
+    if category in one.summary["categories"]:
+      its = [name for name in sizes if longbench.SETS[name].category == category]
+      short = [
+        f"{name} {asked.get(name, 0)} of {sizes[name]} records"
+        for name in its
+        if asked.get(name) != sizes[name]
+      ]
+      value = one.summary["categories"][category]
+      partial = f"{category}: {', '.join(short)}" if short else ""
+      cells[category] = table_lib.Cell(value, "longbench", partial)
+  return cells
+
+
+def long_e_cells(one: table_lib.Results) -> dict[str, table_lib.Cell]:
+  """LongBench-E: the mean over its sets, of all records and by length."""
+  lacks = _lacks(one)
+  by_length = one.summary["by_length"]
+  cells = {"Avg.": table_lib.Cell(one.summary["average"], "longbench-e", lacks)}
+  for bucket in longbench.BUCKETS:
+    if by_length[bucket] is not None:
+      cells[bucket] = table_lib.Cell(by_length[bucket], "longbench-e", lacks)
+  return cells
+
+
+def _lacks(one: table_lib.Results) -> str:
+  if one.summary["complete"]:
+    return ""
+  return f"mean of {len(one.summary['sets'])} set(s); {'; '.join(one.summary['lacks'])}"
+
+
+def short_cells(
+  one: table_lib.Results,
+) -> tuple[dict[str, table_lib.Cell], dict[str, table_lib.Cell]]:
+  """Columns of Table 2 that an lm_eval result fills, and its other tasks."""
+  scores = lm_eval_scores(one.summary)
+  cells = {}
+  for column, name in SHORT.items():
+    parts = [task for task in scores if task.startswith(f"{name}_")]
+    if name in scores:
+      cells[column] = table_lib.Cell(scores[name], column, _limited(one))
+    elif parts:
+      value = sum(scores[part] for part in parts) / len(parts)
+      some = ", ".join(parts[:3]) + (", …" if len(parts) > 3 else "")
+      partial = f"{column}: mean of {len(parts)} tasks ({some})"
+      cells[column] = table_lib.Cell(value, column, partial)
+    for task in (name, *parts):
+      scores.pop(task, None)
+  return cells, {
+    task: table_lib.Cell(score, task, _limited(one)) for task, score in scores.items()
+  }
+
+
+def lm_eval_scores(summary: dict[str, Any]) -> dict[str, float]:
+  """Percent by task: the first of METRICS, whatever filter stands behind its name."""
+  scores = {}
+  for task, found in summary["tasks"].items():
+    plain = {metric.partition(",")[0]: value for metric, value in found.items()}
+    for metric in METRICS:
+      if metric in plain:
+        scores[task] = 100 * plain[metric]["mean"]
+        break
+  return scores
+
+
+def headline(one: table_lib.Results) -> dict[str, table_lib.Cell]:
+  """The number of any other task: "average", or what its summary begins with."""
+  name = one.task
+  if "variant" in one.protocol["options"]:
+    name += f" {one.protocol['options']['variant']}"
+  for key, value in sorted(one.summary.items(), key=lambda kv: kv[0] != "average"):
+    if isinstance(value, dict) and "mean" in value:
+      value = value["mean"]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+      column = name if key in ("average", one.task) else f"{name} {key}"
+      return {column: table_lib.Cell(value, column, _limited(one))}
+  return {}
+
+
+def _limited(one: table_lib.Results) -> str:
+  limit = one.protocol.get("limit")
+  return f"the first {limit} items only" if limit else ""
+
+
+def _panel(one: table_lib.Results) -> dict[str, Any]:
+  try:
+    panel = needle.panel(
+      {"protocol": one.protocol, "summary": one.summary, "items": one.items}
+    )
+    for cell in panel["cells"]:
+      float(cell["length"]), float(cell["depth"]), float(cell["score"])
+  except (KeyError, TypeError, ValueError) as error:
+    raise errors.UserError(
+      f"{one.folder / 'results.json'} lacks what a heat map needs ({error!r}); run the "
+      "evaluation again in a new folder"
+    ) from error
+  return panel

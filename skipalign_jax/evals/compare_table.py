@@ -1,0 +1,202 @@
+"""Tables of evaluations: a row a model, and notes on what cannot be compared.
+
+Results of one model and one rope share a row as long as they fill different columns;
+a second result for a column gets a row of its own, named by its folder.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+NAMED_ONLY = ("datasets", "tasks")  # options that say what was asked, not how
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+  """What a folder holds."""
+
+  folder: pathlib.Path
+  protocol: dict[str, Any]
+  summary: dict[str, Any]
+  items: list[dict[str, Any]]
+  notes: list[str]
+
+  @property
+  def task(self) -> str:
+    """Its name."""
+    return self.protocol["task"]
+
+  @property
+  def model(self) -> tuple[str, str]:
+    """Equal for results of one model with one rope."""
+    return self.protocol["model"], json.dumps(self.protocol.get("rope"))
+
+
+class Cell(NamedTuple):
+  """A number of a table.
+
+  Attributes:
+    value: as it is shown.
+    kind: numbers of one kind are compared with each other.
+    partial: why it is not the number that the column promises; "" if it is.
+  """
+
+  value: float
+  kind: str
+  partial: str = ""
+
+
+@dataclasses.dataclass
+class Row:
+  """A model's cells, by column, and the results that they come from."""
+
+  name: str
+  model: tuple[str, str]
+  cells: dict[str, Cell]
+  results: list[Results]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """Rows under a title, and what a reader has to know of them."""
+
+  title: str
+  columns: list[str]
+  rows: list[Row]
+  notes: list[str]
+  form: str
+
+
+def join(
+  title: str,
+  columns: Sequence[str],
+  found: Sequence[tuple[Results, dict[str, Cell]]],
+  form: str = ".1f",
+) -> Table:
+  """A table of these results.
+
+  Args:
+    title: of the table.
+    columns: in their order.
+    found: results and their cells; those without cells are left out.
+    form: of numbers.
+  """
+  found = [(one, cells) for one, cells in found if cells]
+  ropes: dict[str, set[str]] = {}
+  for one, _ in found:
+    ropes.setdefault(one.model[0], set()).add(one.model[1])
+  rows: list[Row] = []
+  for one, cells in found:
+    mine = [row for row in rows if row.model == one.model]
+    free = [row for row in mine if not row.cells.keys() & cells.keys()]
+    if free:
+      free[0].cells |= cells
+      free[0].results.append(one)
+      continue
+    name, rope = one.model[0], one.protocol.get("rope") or {}
+    if len(ropes[name]) > 1:
+      name += f", rope {rope.get('kind')} × {rope.get('factor')}"
+    if any(row.name == name for row in rows):
+      name += f" [{one.folder}]"
+    rows.append(Row(name, one.model, dict(cells), [one]))
+  return Table(title, list(columns), rows, _notes(rows, found), form)
+
+
+def _notes(
+  rows: Sequence[Row], found: Sequence[tuple[Results, dict[str, Cell]]]
+) -> list[str]:
+  """Each once: of the runner, of partial cells, of protocols that differ."""
+  notes = [f"{one.folder}: {note}" for one, _ in found for note in one.notes]
+  for row in rows:
+    notes += [f"* {row.name}: {c.partial}" for c in row.cells.values() if c.partial]
+  by_kind: dict[str, list[Results]] = {}
+  for one, cells in found:
+    for kind in dict.fromkeys(cell.kind for cell in cells.values()):
+      by_kind.setdefault(kind, []).append(one)
+  for kind, results in by_kind.items():
+    notes += [f"{kind}: protocols differ, {text}" for text in differences(results)]
+  return list(dict.fromkeys(notes))
+
+
+def differences(results: Sequence[Results]) -> list[str]:
+  """Where the protocols of results differ: "--max_length is 3500 in a, 15500 in b"."""
+  protocols = [_protocol(one) for one in results]
+  texts = []
+  for key in dict.fromkeys(key for protocol in protocols for key in protocol):
+    folders: dict[str, list[str]] = {}
+    for one, protocol in zip(results, protocols, strict=True):
+      value = str(protocol.get(key, "not recorded"))
+      folders.setdefault(value, []).append(str(one.folder))
+    if len(folders) > 1:
+      parts = [f"{value} in {' and '.join(at)}" for value, at in folders.items()]
+      texts.append(f"{key} is {', '.join(parts)}")
+  return texts
+
+
+def _protocol(one: Results) -> dict[str, Any]:
+  """How it was asked. Prompts count by what they say, not by their folder."""
+  protocol = {
+    f"--{key}": value
+    for key, value in one.protocol["options"].items()
+    if key not in NAMED_ONLY
+  }
+  if "prompts" in one.summary:
+    protocol["--prompts"] = one.summary["prompts"]
+  return protocol | {
+    "--limit": one.protocol.get("limit"),
+    "--dtype": one.protocol.get("compute_dtype"),
+    "skipalign_jax": one.protocol.get("skipalign_jax"),
+  }
+
+
+def markdown(table: Table) -> str:
+  """The table, its columns aligned, and its notes."""
+  lines = [["Model", *table.columns]]
+  for row in table.rows:
+    lines.append(
+      [
+        _escape(row.name),
+        *(_shown(row.cells.get(c), table.form) for c in table.columns),
+      ]
+    )
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+  rows = []
+  for line in lines:
+    cells = [line[0].ljust(widths[0])]
+    cells += [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]
+    rows.append("| " + " | ".join(cells) + " |")
+  notes = [""] + [f"- {_escape(note)}" for note in table.notes] if table.notes else []
+  return "\n".join([f"### {table.title}", "", *rows, *notes])
+
+
+def _shown(cell: Cell | None, form: str) -> str:
+  return "-" if cell is None else f"{cell.value:{form}}" + "*" * bool(cell.partial)
+
+
+def _escape(text: str) -> str:
+  return text.replace("*", "\\*").replace("|", "\\|")
+
+
+def as_json(table: Table) -> dict[str, Any]:
+  """The table for machines; numbers that are not finite are left out."""
+  return {
+    "title": table.title,
+    "columns": table.columns,
+    "rows": [
+      {
+        "model": row.name,
+        "folders": [str(one.folder) for one in row.results],
+        "cells": {
+          column: {"value": cell.value, "partial": cell.partial}
+          for column, cell in row.cells.items()
+          if math.isfinite(cell.value)
+        },
+      }
+      for row in table.rows
+    ],
+    "notes": table.notes,
+  }

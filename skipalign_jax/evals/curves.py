@@ -1,0 +1,62 @@
+"""Line charts that can be read without telling colours apart."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+# Okabe and Ito's palette without its yellow; each line also has its own marker.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+
+Point = tuple[float, float]
+
+
+def draw(
+  lines: Mapping[str, Sequence[Point]],
+  path: pathlib.Path,
+  title: str,
+  xlabel: str,
+  ylabel: str,
+  window: int | None = None,
+  highest: float | None = None,
+) -> pathlib.Path:
+  """A PNG with a line each; x, tokens, is drawn in powers of two.
+
+  Args:
+    lines: name → (x, y) from left to right; at most seven lines are told apart.
+    path: of the PNG.
+    title: above it.
+    xlabel: of the axis of tokens.
+    ylabel: of the other one.
+    window: positions that the model was built for; a dashed line, if it lies among x.
+    highest: upper end of y, which then starts at 0.
+
+  Returns:
+    `path`.
+  """
+  figure, axes = plt.subplots(figsize=(6.4, 3.8))
+  for i, (name, points) in enumerate(lines.items()):
+    x, y = zip(*points, strict=True)
+    style = dict(color=COLORS[i % len(COLORS)], marker=MARKERS[i % len(MARKERS)])
+    axes.plot(x, y, label=name, linewidth=1.4, markersize=4.5, **style)
+  axes.set_xscale("log", base=2)
+  found = sorted({x for points in lines.values() for x, _ in points})
+  shown = found if len(found) <= 12 else [x for x in found if x & (x - 1) == 0]
+  axes.set_xticks(shown, [f"{x:,}" for x in shown], rotation=45, ha="right")
+  axes.minorticks_off()
+  if window and found[0] <= window < found[-1]:
+    axes.axvline(window, color="black", linestyle="--", linewidth=1)
+  if highest is not None:
+    axes.set_ylim(-0.03 * highest, 1.03 * highest)
+  axes.set(xlabel=xlabel, ylabel=ylabel)
+  axes.set_title(title, fontsize=9)
+  axes.grid(color="#DDDDDD", linewidth=0.6)
+  if len(lines) > 1:
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+  figure.savefig(path, dpi=130, bbox_inches="tight")
+  plt.close(figure)
+  return path

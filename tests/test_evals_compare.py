@@ -1,0 +1,357 @@
+"""Tables of evaluations: layouts, joins, what is partial, what cannot be compared."""
+
+import io
+import json
+
+import pytest
+from rich import console as rich_console
+
+from skipalign_jax import errors
+from skipalign_jax.evals import compare, longbench, needle
+
+ROPE = {"kind": "ntk", "theta": 5e5, "factor": 8.0}
+
+
+def interval(mean, n=4):
+  return {"mean": mean, "low": None, "high": None, "n": n}
+
+
+def save(folder, task, summary, model="llama", options=None, items=(), **changes):
+  """A folder as the runner writes it."""
+  protocol = {
+    "task": task,
+    "model": model,
+    "rope": ROPE,
+    "window": 4096,
+    "compute_dtype": "bfloat16",
+    "limit": 0,
+    "options": options or {},
+    "skipalign_jax": "0.1.0",
+  }
+  content = {
+    "protocol": protocol | changes,
+    "notes": changes.pop("notes", []),
+    "summary": summary,
+    "items": list(items),
+  }
+  content["protocol"].pop("notes", None)
+  folder.mkdir(parents=True)
+  (folder / "results.json").write_text(json.dumps(content), encoding="utf-8")
+  return str(folder)
+
+
+def long_summary(scores, options=None, sizes=None):
+  """What `longbench.summarize` says of sets whose records all have one score."""
+  options = options or longbench.Options()
+  sizes = longbench.expected(options.e) | (sizes or {})
+  records = [
+    dict(set=name, score=score / 100, length=5000, truncated=False, prompts="official")
+    for name, score in scores.items()
+    for _ in range(sizes[name])
+  ]
+  return longbench.summarize(options, records)
+
+
+WHOLE = dict(zip(longbench.expected(False), range(10, 80, 5), strict=True))
+OPTIONS = {"e": False, "max_length": 15_500, "prompts": "/a", "datasets": "all"}
+
+
+def run(*folders, out=""):
+  """(text printed, tables by title)"""
+  shown = io.StringIO()
+  content = compare.run(folders, out, rich_console.Console(file=shown, width=60))
+  return shown.getvalue(), {table["title"]: table for table in content["tables"]}
+
+
+def values(table):
+  """{model: {column: value}}"""
+  return {
+    row["model"]: {column: cell["value"] for column, cell in row["cells"].items()}
+    for row in table["rows"]
+  }
+
+
+TABLE_1 = "LongBench (Table 1)"
+TABLE_2 = "Long and short tasks (Table 2)"
+OTHERS = "Other tasks, as they report"
+
+
+def test_table_1(tmp_path):
+  a = save(tmp_path / "a", "longbench", long_summary(WHOLE), "base", OPTIONS)
+  better = {name: score + 2 for name, score in WHOLE.items()}
+  b = save(tmp_path / "b", "longbench", long_summary(better), "tuned", OPTIONS)
+  text, tables = run(a, b)
+  assert set(tables) == {TABLE_1}
+  base = {
+    "Avg.": 42.5, "S-Doc QA": 15.0, "M-Doc QA": 30.0, "Summ": 45.0, "Few-shot": 60.0,
+    "Code": 72.5,
+  }  # fmt: skip
+  assert list(base) == tables[TABLE_1]["columns"]
+  assert values(tables[TABLE_1]) == {
+    "base": base,
+    "tuned": {column: value + 2 for column, value in base.items()},
+  }
+  assert tables[TABLE_1]["notes"] == []
+  assert text.splitlines() == [
+    "### LongBench (Table 1)",
+    "",
+    "| Model | Avg. | S-Doc QA | M-Doc QA | Summ | Few-shot | Code |",
+    "| ----- | ---: | -------: | -------: | ---: | -------: | ---: |",
+    "| base  | 42.5 |     15.0 |     30.0 | 45.0 |     60.0 | 72.5 |",
+    "| tuned | 44.5 |     17.0 |     32.0 | 47.0 |     62.0 | 74.5 |",
+  ]
+
+
+def test_an_incomplete_average_is_marked(tmp_path):
+  summary = long_summary(
+    {"qmsum": 20, "multi_news": 24, "trec": 50, "triviaqa": 40, "samsum": 30},
+    sizes={"multi_news": 40},
+  )
+  a = save(tmp_path / "a", "longbench", summary, "base", OPTIONS)
+  text, tables = run(a)
+  table = tables[TABLE_1]
+  assert values(table) == {"base": {"Avg.": 32.8, "Summ": 22.0, "Few-shot": 40.0}}
+  cells = table["rows"][0]["cells"]
+  assert not cells["Few-shot"]["partial"]  # all of its sets
+  assert cells["Avg."]["partial"].startswith(
+    "mean of 5 set(s); multi_news: 40 of 200 records; not asked: narrativeqa, qasper, "
+  )
+  assert cells["Summ"]["partial"] == (
+    "Summ: gov_report 0 of 200 records, multi_news 40 of 200 records"
+  )
+  row = next(line for line in text.splitlines() if line.startswith("| base"))
+  shown = [cell.strip() for cell in row.strip("|").split("|")]
+  assert shown == ["base", "32.8*", "-", "-", "22.0*", "40.0", "-"]
+  assert "- \\* base: Summ: gov_report 0 of 200 records" in text
+
+
+def lm_eval(**tasks):
+  return {"tasks": tasks}
+
+
+def test_table_2_joins_results_of_a_model(tmp_path):
+  a = save(tmp_path / "a", "longbench", long_summary(WHOLE), "base", OPTIONS)
+  b = save(tmp_path / "b", "longbench", long_summary(WHOLE), "other", OPTIONS)
+  short = lm_eval(
+    mmlu={"acc": interval(0.642), "acc_norm": interval(0.1)},
+    bbh={"exact_match,get-answer": interval(0.43)},
+    humaneval={"pass@1,create_test": interval(0.199)},
+  )
+  c = save(tmp_path / "c", "lm_eval", short, "base", {"tasks": "mmlu,bbh"})
+  tydi = lm_eval(
+    tydiqa={"exact_match": interval(0.1), "f1": interval(0.162)},
+    piqa={"acc": interval(0.7)},
+  )
+  d = save(tmp_path / "d", "lm_eval", tydi, "base", {"tasks": "tydiqa"})
+  e = save(tmp_path / "e", "lm_eval", short, "third", {"tasks": "mmlu,bbh"})
+  text, tables = run(a, b, c, d, e)
+  table = tables[TABLE_2]
+  assert table["columns"] == [
+    "LongBench", "MMLU", "BBH", "TydiQA", "Codex-Eval (HumanEval)"
+  ]  # fmt: skip
+  found = values(table)
+  assert list(found) == ["base", "other", "third"]
+  assert found["base"] == pytest.approx(
+    {"LongBench": 42.5, "MMLU": 64.2, "BBH": 43.0, "TydiQA": 16.2,
+     "Codex-Eval (HumanEval)": 19.9}
+  )  # fmt: skip
+  assert found["other"] == {"LongBench": 42.5}
+  assert "LongBench" not in found["third"]
+  assert [line for line in text.splitlines() if line.startswith("| third")] == [
+    "| third |         - | 64.2 | 43.0 |      - |                   19.9 |"
+  ]
+  assert table["notes"] == []  # other tasks are no other protocol
+  assert values(tables[OTHERS]) == {"base": {"piqa": pytest.approx(70.0)}}
+
+
+def test_parts_of_a_short_benchmark_are_marked(tmp_path):
+  parts = lm_eval(
+    mmlu_law={"acc": interval(0.4)}, mmlu_art={"acc": interval(0.6)},
+    bbh={"exact_match": interval(0.5)}, bbh_dates={"exact_match": interval(0.1)},
+  )  # fmt: skip
+  a = save(tmp_path / "a", "lm_eval", parts)
+  _, tables = run(a)
+  assert values(tables[TABLE_2]) == {"llama": {"MMLU": 50.0, "BBH": 50.0}}
+  assert tables[TABLE_2]["notes"] == [
+    "* llama: MMLU: mean of 2 tasks (mmlu_law, mmlu_art)"
+  ]
+  b = save(
+    tmp_path / "b", "lm_eval", lm_eval(bbh={"exact_match": interval(0.5)}), limit=9
+  )
+  _, tables = run(b)
+  assert tables[TABLE_2]["notes"] == ["* llama: the first 9 items only"]
+
+
+@pytest.mark.parametrize(
+  ("changes", "note"),
+  [
+    (dict(options=OPTIONS | {"max_length": 3500}),
+     "--max_length is 15500 in {a}, 3500 in {b}"),
+    (dict(limit=7), "--limit is 0 in {a}, 7 in {b}"),
+    (dict(compute_dtype="float32"), "--dtype is bfloat16 in {a}, float32 in {b}"),
+    (dict(skipalign_jax="0.2"), "skipalign_jax is 0.1.0 in {a}, 0.2 in {b}"),
+    (dict(options=OPTIONS | {"new": 1}), "--new is not recorded in {a}, 1 in {b}"),
+  ],
+)  # fmt: skip
+def test_other_protocols_are_told(tmp_path, changes, note):
+  summary = long_summary(WHOLE)
+  a = save(tmp_path / "a", "longbench", summary, "base", OPTIONS)
+  fields = dict(model="tuned", options=OPTIONS) | changes
+  b = save(tmp_path / "b", "longbench", summary, **fields)
+  text, tables = run(a, b)
+  wanted = "longbench: protocols differ, " + note.format(a=a, b=b)
+  assert tables[TABLE_1]["notes"] == [wanted]
+  assert f"- {wanted}" in text
+
+
+def test_prompts_count_by_what_they_say(tmp_path):
+  summary = long_summary(WHOLE)
+  a = save(tmp_path / "a", "longbench", summary, "base", OPTIONS)
+  b = save(tmp_path / "b", "longbench", summary, "b", OPTIONS | {"prompts": "/other"})
+  assert run(a, b)[1][TABLE_1]["notes"] == []
+  changed = summary | {"prompts": "lm_eval 0.4.13"}
+  c = save(tmp_path / "c", "longbench", changed, "c", OPTIONS)
+  (note,) = run(a, b, c)[1][TABLE_1]["notes"]
+  assert note == (
+    f"longbench: protocols differ, --prompts is official in {a} and {b}, "
+    f"lm_eval 0.4.13 in {c}"
+  )
+
+
+def test_a_second_result_of_a_model_has_a_row_of_its_own(tmp_path):
+  summary = long_summary(WHOLE)
+  a = save(tmp_path / "a", "longbench", summary, "base", OPTIONS)
+  short = OPTIONS | {"max_length": 3500}
+  b = save(tmp_path / "b", "longbench", summary, "base", short)
+  c = save(tmp_path / "c", "longbench", summary, "base", OPTIONS, rope={"kind": "none"})
+  _, tables = run(a, b, a, c)  # a twice is one result
+  assert [row["model"] for row in tables[TABLE_1]["rows"]] == [
+    "base, rope ntk × 8.0",
+    f"base, rope ntk × 8.0 [{b}]",
+    "base, rope none × None",
+  ]
+  assert [row["folders"] for row in tables[TABLE_1]["rows"]] == [[a], [b], [c]]
+
+
+def test_longbench_e_has_a_table_by_length(tmp_path):
+  options = longbench.Options(e=True)
+  whole = dict.fromkeys(longbench.expected(True), 30)
+  a = save(
+    tmp_path / "a", "longbench", long_summary(whole, options), options={"e": True}
+  )
+  _, tables = run(a)
+  assert set(tables) == {"LongBench-E"}
+  assert tables["LongBench-E"]["columns"] == ["Avg.", "0-4k", "4-8k", "8k+"]
+  assert values(tables["LongBench-E"]) == {"llama": {"Avg.": 30.0, "4-8k": 30.0}}
+
+
+def needle_results(folder, variant="passkey", model="llama", **changes):
+  options = needle.Options(variant=variant)
+  items = [
+    {"id": f"{n}/{d}", "length": n, "depth": d, "score": float(n < 2000)}
+    for n in (1024, 2048)
+    for d in (0.1, 0.9)
+  ]
+  summary = needle.summarize(options, items)
+  given = {"variant": variant, "lengths": "1024,2048"} | changes
+  return save(folder, "needle", summary, model, given, items)
+
+
+def test_other_tasks_and_heat_maps(tmp_path):
+  folders = [
+    needle_results(tmp_path / "a"),
+    needle_results(tmp_path / "b", "sandwich"),
+    needle_results(tmp_path / "c", model="tuned", lengths="1024,2048,4096"),
+    save(tmp_path / "d", "ruler", {"x": "text", "average": 0.25}, notes=["3 beyond"]),
+    save(tmp_path / "e", "perplexity", {"done": True, "perplexity": interval(12.3456)}),
+  ]
+  text, tables = run(*folders, out=str(tmp_path / "out"))
+  assert set(tables) == {OTHERS}
+  assert values(tables[OTHERS]) == {
+    "llama": {
+      "needle passkey": 0.5,
+      "needle sandwich": 0.5,
+      "ruler": 0.25,
+      "perplexity": 12.3456,
+    },
+    "tuned": {"needle passkey": 0.5},
+  }
+  assert tables[OTHERS]["notes"] == [
+    f"{folders[3]}: 3 beyond",
+    f"needle passkey: protocols differ, --lengths is 1024,2048 in {folders[0]}, "
+    f"1024,2048,4096 in {folders[2]}",
+  ]
+  written = tmp_path / "out"
+  assert (written / "needle.png").read_bytes().startswith(b"\x89PNG")
+  assert (written / "compare.md").read_text() in text + "\n"
+  assert json.loads((written / "compare.json").read_text())["tables"] == [
+    tables[OTHERS]
+  ]
+  assert "|      12.35 |" in text
+  assert f"written to {written}: compare.md, compare.json and needle.png\n" in text
+
+
+def test_nothing_is_written_without_out(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  run(needle_results(tmp_path / "a"))
+  assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_numbers_that_are_not_finite_are_shown_and_not_in_the_json(tmp_path):
+  a = save(tmp_path / "a", "perplexity", {"average": float("nan")})
+  text, tables = run(a)
+  assert "nan" in text and values(tables[OTHERS]) == {"llama": {}}
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    (None, "no such file; name folders that `evaluate` wrote"),
+    ("{", "cannot be read"),
+    ("[]", "has no 'protocol'"),
+    ('{"protocol": {}}', "has no 'summary'"),
+    ('{"protocol": {}, "summary": {}, "items": [], "notes": []}', "has no 'task'"),
+  ],
+)
+def test_bad_folders_are_named(tmp_path, content, message):
+  if content is not None:
+    (tmp_path / "results.json").write_text(content, encoding="utf-8")
+  with pytest.raises(errors.UserError, match=message) as caught:
+    run(str(tmp_path))
+  assert str(tmp_path / "results.json") in str(caught.value)
+
+
+def test_an_unfinished_evaluation_is_told_from_a_wrong_folder(tmp_path):
+  (tmp_path / "protocol.json").write_text("{}")
+  with pytest.raises(errors.UserError, match="not finished, run its command again"):
+    run(str(tmp_path))
+  with pytest.raises(errors.UserError, match="needs folders"):
+    run()
+
+
+@pytest.mark.parametrize(
+  ("task", "summary"),
+  [
+    ("longbench", {}),
+    ("longbench", {"sets": {"lcc": 3}, "average": 1}),
+    ("lm_eval", {"tasks": {"mmlu": {"acc": 0.5}}}),
+    ("lm_eval", {"tasks": None}),
+  ],
+)
+def test_damaged_summaries_are_named(tmp_path, task, summary):
+  a = save(tmp_path / "a", task, summary, options={"e": False})
+  with pytest.raises(errors.UserError, match=f"lacks what {task} writes"):
+    run(a)
+
+
+def test_damaged_needle_items_and_a_bad_out_are_named(tmp_path):
+  a = save(
+    tmp_path / "a", "needle", {"average": 0.5, "score": "fu"}, items=[{"length": 1}],
+    options={"variant": "passkey"},
+  )  # fmt: skip
+  with pytest.raises(errors.UserError, match="what a heat map needs"):
+    run(a, out=str(tmp_path / "out"))
+  b = needle_results(tmp_path / "b")
+  (tmp_path / "file").write_text("")
+  with pytest.raises(errors.UserError, match="cannot be written"):
+    run(b, out=str(tmp_path / "file"))

@@ -1,0 +1,95 @@
+"""Tasks during training: when they run, what they leave, what is refused."""
+
+import json
+
+import pytest
+import test_train
+
+from skipalign_jax import config as config_lib
+from skipalign_jax import errors
+from skipalign_jax.evals import during
+
+NEEDLE = dict(task="needle", lengths="320", depths="2", max_new_tokens=2)
+
+
+def configured(cache_dir, **entries):
+  c = test_train.load("llama2_ntk")
+  c.update_from_flattened_dict(
+    {
+      "batch_size": 2,
+      "data.seq_len": 128,
+      "steps": 4,
+      "eval.every": 2,
+      "checkpoint.every": 4,
+      "data.cache_dir": cache_dir,
+    }
+  )
+  c.evals = config_lib.ConfigDict(entries)
+  return c
+
+
+def test_tasks_run_before_when_due_and_at_the_end(cache_dir, tmp_path):
+  folder = tmp_path / "run"
+  c = configured(
+    cache_dir,
+    passkey=NEEDLE | dict(every=3),
+    sandwich=NEEDLE | dict(every=0, variant="sandwich", limit=1),
+  )
+  assert test_train.run(c, folder) == 0
+  found = {
+    (record["step"], name): value
+    for record in test_train.records(folder)
+    for name, value in record.items()
+    if "/" in name
+  }
+  assert {step for step, name in found if name == "passkey/average"} == {0, 3, 4}
+  assert {step for step, name in found if name == "sandwich/average"} == {0, 4}
+  results = json.loads((folder / "evals/passkey/3/results.json").read_text())
+  assert results["summary"]["average"] == found[3, "passkey/average"]
+  assert results["protocol"]["model"] == f"{folder}@3"
+  assert len(results["items"]) == 2
+  # The held-out losses are recorded all the same, and evals may change.
+  assert sum("eval_loss" in r for r in test_train.records(folder)) == 3
+  c.evals = config_lib.ConfigDict({})
+  assert test_train.run(c, folder) == 0
+
+
+def test_training_is_the_same_with_and_without(cache_dir, tmp_path):
+  with_task = configured(cache_dir, needle=NEEDLE | dict(every=2, limit=1))
+  test_train.run(with_task, tmp_path / "with")
+  test_train.run(configured(cache_dir), tmp_path / "without")
+  losses = [
+    [
+      record["loss"]
+      for record in test_train.records(tmp_path / name)
+      if "loss" in record
+    ]
+    for name in ("with", "without")
+  ]
+  assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+@pytest.mark.parametrize(
+  ("entry", "message"),
+  [
+    (dict(task="needles", every=1), "evals.x: there is no task 'needles'"),
+    (dict(task="needle", every=1, length=5), "no option 'length'"),
+    (dict(task="needle"), "evals.x.every must say"),
+    (dict(task="needle", every=-1), "evals.x.every must say"),
+    (dict(every=5), "there is no task 'x'"),
+  ],
+)
+def test_mistakes_are_told_before_anything_runs(cache_dir, tmp_path, entry, message):
+  c = configured(cache_dir, x=entry)
+  with pytest.raises(errors.UserError) as caught:
+    test_train.run(c, tmp_path / "run")
+  assert message in str(caught.value)
+  assert not (tmp_path / "run").exists()
+
+
+def test_defaults_of_a_configured_task():
+  c = config_lib.default()
+  c.evals = config_lib.ConfigDict({"needle": dict(every=5)})
+  (task,) = during.schedule(c)
+  assert (task.name, task.task, task.every) == ("needle", "needle", 5)
+  assert (task.limit, task.batch_tokens) == (0, 16_384)

@@ -1,0 +1,162 @@
+"""Needles: exact lengths, places, scores, and what the options refuse."""
+
+import dataclasses
+import gzip
+
+import numpy as np
+import pytest
+import tiny_subject
+
+from skipalign_jax import errors
+from skipalign_jax.evals import haystack, needle
+
+SUBJECT = tiny_subject.make(window=256)
+OPTIONS = needle.Options(lengths="400,700", depths="0,0.5,1", max_new_tokens=4)
+
+
+def text_of(item):
+  return SUBJECT.tokenizer.decode(item.ask.tokens)
+
+
+@pytest.mark.parametrize("variant", ["passkey", "sandwich"])
+@pytest.mark.parametrize("chat", [True, False])
+def test_prompts_are_exact_and_needles_follow_a_full_stop(variant, chat):
+  options = dataclasses.replace(OPTIONS, variant=variant, chat=chat)
+  items = needle.items(options, SUBJECT)
+  assert len(items) == 6
+  keys, where = set(), {}
+  for item in items:
+    length, depth = item.record["length"], item.record["depth"]
+    assert len(item.ask.tokens) == length == item.record["tokens"]
+    text = text_of(item)
+    hidden = needle.FACT
+    if variant == "passkey":
+      hidden = needle.KEY.format(key=item.record["answer"])
+      keys.add(item.record["answer"])
+    assert text.count(hidden) == 1
+    begin = text.index(needle.BEFORE) + len(needle.BEFORE)
+    hay_before = text[begin : text.index(hidden)]
+    assert hay_before.strip() == "" or hay_before.rstrip().endswith(".")
+    hay = length - (len(text) - len(text.replace(hidden, "")))
+    assert len(hay_before) <= depth * hay + 1
+    where[length, depth] = len(hay_before)
+    assert text.endswith("assistant\n") == chat
+  for length in (400, 700):
+    assert where[length, 0] <= 1 and where[length, 0.5] < where[length, 1]
+    if length == 700:  # back to the last stop, no further than a sentence
+      assert where[length, 0.5] > 0
+  assert len(keys) == (6 if variant == "passkey" else 0)
+  again = needle.items(options, tiny_subject.make(window=256))
+  assert [item.ask for item in again] == [item.ask for item in items]
+
+
+def test_stops_are_right_behind_full_stops():
+  text = haystack.Haystack(SUBJECT, "", seed=0)
+  ids, stops = text.cut(500)
+  assert len(ids) == 500 and len(stops) > 5
+  words = SUBJECT.tokenizer.decode(ids)
+  assert stops == [0] + [i + 1 for i, c in enumerate(words) if c == "." and i < 499] + (
+    [500] if words.endswith(".") else []
+  )
+
+
+def test_a_short_text_starts_again_and_files_join(tmp_path):
+  (tmp_path / "a.txt").write_text("One a. Two a. ")
+  with gzip.open(tmp_path / "b.txt.gz", "wt") as file:
+    file.write("Three b. ")
+  text = haystack.Haystack(SUBJECT, f"{tmp_path}/a.txt,{tmp_path}/b.txt.gz", 0)
+  ids, _ = text.cut(100)
+  words = SUBJECT.tokenizer.decode(ids)
+  assert len(ids) == 100 and words.startswith("One a. Two a. \n\nThree b.")
+  assert words.count("One a.") > 1
+
+
+@pytest.mark.parametrize(
+  ("reply", "fu", "recall"),
+  [
+    (needle.FACT_ANSWER, 11 / 12, 1.0),
+    ("EAT A SANDWICH and sit in dolores park on a sunny DAY.", 11 / 12, 1.0),
+    ("Eat a sandwich", 3 / 12, 3 / 11),
+    ("on a sunny day", 3 / 12, 4 / 11),  # "day" is not "day." for Fu et al.
+    ("", 0.0, 0.0),
+    ("a a a a", 1 / 12, 1 / 11),
+  ],
+)
+def test_scores_by_hand(reply, fu, recall):
+  assert needle.fu_score(reply, needle.FACT_ANSWER) == pytest.approx(fu)
+  assert needle.recall(reply, needle.FACT_ANSWER) == pytest.approx(recall)
+
+
+def test_replies_are_scored_as_the_variant_says(monkeypatch):
+  items = needle.items(OPTIONS, SUBJECT)[:3]
+  key = items[0].record["answer"]
+  replies = [f"It is {key}.", "no idea", key[:4]]
+  monkeypatch.setattr(needle.items_lib, "answers", lambda subject, batch: replies)
+  found = needle.measure(OPTIONS, SUBJECT, items)
+  assert [record["score"] for record in found] == [1.0, 0.0, 0.0]
+  sandwich = dataclasses.replace(OPTIONS, variant="sandwich", score="recall")
+  replies[:] = [needle.FACT_ANSWER, "", "a sandwich"]
+  found = needle.measure(sandwich, SUBJECT, needle.items(sandwich, SUBJECT)[:3])
+  assert [r["score"] for r in found] == [1.0, 0.0, pytest.approx(2 / 11)]
+  assert found[0]["fu"] == pytest.approx(11 / 12)
+
+
+def test_summary_is_the_mean_over_cells():
+  records = [dict(length=n, depth=0.5, score=s) for n, s in ((1, 1), (1, 0), (2, 1))]
+  summary = needle.summarize(OPTIONS, records)
+  assert summary["average"] == pytest.approx(2 / 3)
+  assert summary["by_length"]["1"]["mean"] == 0.5
+  low, high = summary["interval"]["low"], summary["interval"]["high"]
+  np.testing.assert_allclose([low, high], [0.2077, 0.9385], atol=1e-4)  # Wilson's
+
+
+def test_depths_and_lengths():
+  assert needle.spread("5") == [0.1, 0.3, 0.5, 0.7, 0.9]
+  assert needle.spread("1") == [0.5] and needle.spread("1,0.25") == [0.25, 1.0]
+  assert needle.numbers("lengths", "512,256,512") == [256, 512]
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    (dict(variant="pin"), "passkey or sandwich"),
+    (dict(score="rouge"), "fu or recall"),
+    (dict(lengths="1k"), "--lengths=1k"),
+    (dict(lengths="0"), "positive"),
+    (dict(lengths="64"), "alone have"),
+    (dict(depths="1.5"), "--depths"),
+    (dict(depths="x"), "--depths"),
+    (dict(haystack="nowhere.txt"), "nowhere.txt cannot be read"),
+  ],
+)
+def test_bad_options_are_refused(changes, message):
+  with pytest.raises(errors.UserError, match=message):
+    needle.items(dataclasses.replace(OPTIONS, **changes), SUBJECT)
+
+
+def test_unreadable_haystacks_are_told(tmp_path):
+  for name, data in (("e.txt", b" "), ("u.txt", b"\xff\xfe"), ("c.txt.gz", b"no")):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(errors.UserError, match=name):
+      haystack.read(str(tmp_path / name))
+
+
+def test_sentences_do_not_repeat_soon():
+  lines = haystack.sentences(200, seed=1).split(". ")
+  assert len(set(lines)) > 190
+  assert haystack.sentences(20, 1) != haystack.sentences(20, 2)
+
+
+def test_map_is_drawn(tmp_path):
+  cells = [
+    dict(length=n, depth=d, score=n * d / 4096)
+    for n in (1024, 4096)
+    for d in (0.1, 0.9)
+  ]
+  results = dict(
+    protocol=dict(model="tiny", options=dict(variant="passkey"), window=2048),
+    summary=dict(score="exact", average=0.3),
+    items=cells,
+  )
+  (path,) = needle.draw(OPTIONS, results, tmp_path)
+  assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000

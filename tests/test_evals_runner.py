@@ -1,0 +1,185 @@
+"""Evaluations: batches, records, going on after a kill, folders that do not fit."""
+
+import dataclasses
+import errno
+import io
+import json
+import types
+
+import pytest
+import tiny_subject
+from rich import console as rich_console
+
+from skipalign_jax import errors
+from skipalign_jax.evals import intervals, items, needle, runner
+
+SUBJECT = tiny_subject.make(batch_tokens=1024, window=256)
+OPTIONS = needle.Options(lengths="300,400,500", depths="2", max_new_tokens=3)
+
+
+class KilledError(Exception):
+  pass
+
+
+def quiet():
+  return rich_console.Console(file=io.StringIO())
+
+
+def run(folder, task=needle, options=OPTIONS, subject=SUBJECT, **more):
+  return runner.run("needle", task, options, subject, folder, quiet(), **more)
+
+
+def killed_after(batches):
+  """The needle task, whose process dies after so many batches."""
+  left = [batches]
+
+  def measure(*args):
+    if not left[0]:
+      raise KilledError
+    left[0] -= 1
+    return needle.measure(*args)
+
+  return types.SimpleNamespace(
+    items=needle.items,
+    measure=measure,
+    summarize=needle.summarize,
+    draw=needle.draw,
+  )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("evals") / "whole"
+  return run(folder), folder
+
+
+def test_results_say_everything(whole):
+  results, folder = whole
+  assert results == json.loads((folder / "results.json").read_text())
+  assert (folder / "needle.png").exists()
+  protocol = results["protocol"]
+  assert protocol["options"] == dataclasses.asdict(OPTIONS)
+  assert protocol["parameters"] == tiny_subject.CONFIG.num_params()
+  assert protocol["window"] == 256 and protocol["rope"]["kind"] == "none"
+  assert [r["id"] for r in results["items"]] == [
+    f"{n}/{d}/0" for n in (300, 400, 500) for d in (0.25, 0.75)
+  ]
+  assert all(
+    {"tokens", "depth", "answer", "reply", "score"} <= record.keys()
+    for record in results["items"]
+  )
+  assert results["notes"] == [
+    "6 of 6 items need more than the model's window of 256 positions; they were asked "
+    "whole, at positions beyond it"
+  ]
+
+
+def test_killed_twice_equals_an_uninterrupted_run(whole, tmp_path):
+  folder = tmp_path / "killed"
+  with pytest.raises(KilledError):
+    run(folder, killed_after(0))
+  with pytest.raises(KilledError):
+    run(folder, killed_after(1))
+  assert not (folder / "results.json").exists()
+  records = folder / "records.jsonl"
+  one = records.read_text()
+  assert len(one.splitlines()) == 1
+  records.write_text(one + one[:40])  # a kill in the middle of writing
+  assert run(folder) == whole[0]
+  assert len(records.read_text().splitlines()) > 1
+  before = records.read_text()
+  assert run(folder, killed_after(0)) == whole[0]  # nothing is asked again
+  assert records.read_text() == before
+
+
+def test_folder_of_something_else_is_refused(whole, tmp_path):
+  _, folder = whole
+  other = dataclasses.replace(OPTIONS, seed=1)
+  with pytest.raises(errors.UserError, match="holds another evaluation") as caught:
+    run(folder, options=other)
+  assert "'seed': 1" in str(caught.value)
+  with pytest.raises(errors.UserError, match="limit"):
+    run(folder, limit=2)
+  (tmp_path / "notes.txt").write_text("mine")
+  with pytest.raises(errors.UserError, match="no evaluation in it"):
+    run(tmp_path)
+  with pytest.raises(errors.UserError, match="cannot be used"):
+    run(tmp_path / "notes.txt" / "sub")
+
+
+def test_other_texts_are_another_evaluation(tmp_path):
+  text = tmp_path / "text.txt"
+  text.write_text("One thing. " * 100)
+  options = dataclasses.replace(OPTIONS, haystack=str(text), lengths="300", depths="1")
+  run(tmp_path / "out", options=options)
+  text.write_text("Other thing. " * 100)
+  with pytest.raises(errors.UserError, match="items_sha256"):
+    run(tmp_path / "out", options=options)
+
+
+def test_full_disk_loses_nothing(tmp_path, monkeypatch):
+  folder = tmp_path / "full"
+  real = runner.os.fsync
+  calls = []
+
+  def fsync(file):
+    calls.append(file)
+    if len(calls) > 1:
+      raise OSError(errno.ENOSPC, "No space left on device")
+    real(file)
+
+  monkeypatch.setattr(runner.os, "fsync", fsync)
+  with pytest.raises(errors.UserError, match=r"No space left.*items are saved"):
+    run(folder)
+  monkeypatch.undo()
+  assert run(folder)["summary"]["interval"]["n"] == 6
+
+
+def test_limit_and_nothing_to_ask(tmp_path):
+  assert len(run(tmp_path / "two", limit=2)["items"]) == 2
+  empty = types.SimpleNamespace(items=lambda *_: [], measure=needle.measure)
+  with pytest.raises(errors.UserError, match="nothing to ask"):
+    run(tmp_path / "none", empty)
+
+
+def test_batches_hold_items_of_like_length_and_one_group():
+  prompt = lambda n, stop: items.Prompt((1,) * n, 4, (stop,))
+  given = [
+    items.asked(f"{n}/{stop}/{i}", prompt(n, stop))
+    for n in (30, 500)
+    for stop in (2, 3)
+    for i in range(3)
+  ]
+  found = list(items.batches(SUBJECT, given))
+  assert sorted(i.id for batch in found for i in batch) == sorted(i.id for i in given)
+  rooms = [{SUBJECT.engine.room(i.places) for i in batch} for batch in found]
+  assert all(len(room) == 1 for room in rooms)
+  assert [max(room) for room in rooms] == sorted(map(max, rooms), reverse=True)
+  assert all(len({i.group for i in batch}) == 1 for batch in found)
+  assert all(
+    len(batch) * max(room) <= SUBJECT.batch_tokens
+    for batch, room in zip(found, rooms, strict=True)
+  )
+  assert max(map(len, found)) > 1
+
+
+def test_answers_stop_where_each_prompt_says():
+  prompts = [
+    items.Prompt(tuple(range(4, 4 + n)), new, ()) for n, new in ((9, 2), (5, 6))
+  ]
+  batch = [items.asked(str(i), prompt) for i, prompt in enumerate(prompts)]
+  together = items.answers(SUBJECT, batch)
+  alone = [items.answers(SUBJECT, [item])[0] for item in batch]
+  assert together == alone
+  tokens = [t for (t,) in SUBJECT.engine.generate([prompts[0].tokens], 6, ())]
+  assert together[0] == SUBJECT.decode(tokens[:2]) != SUBJECT.decode(tokens)
+
+
+def test_intervals():
+  sure = intervals.of_scores([1.0] * 5)
+  assert sure["mean"] == 1 and sure["high"] == pytest.approx(1)
+  assert sure["low"] == pytest.approx(5 / (5 + 1.959964**2))  # not a certainty
+  values = intervals.of_values([1.0, 2.0, 3.0])
+  assert values["mean"] == 2
+  assert values["high"] - 2 == pytest.approx(1.959964 / 3**0.5)
+  assert intervals.of_values([4.0])["low"] is None

@@ -1,0 +1,151 @@
+"""The engine: log-probabilities, hidden states, parts, minimum lengths, meshes."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from skipalign_jax import errors, inference, kernels, model, sharding
+
+CONFIG = tiny.config(num_heads=8)
+PARAMS = tiny.params(CONFIG)
+RNG = np.random.default_rng(0)
+SEQUENCES = [RNG.integers(1, 40, n).tolist() for n in (21, 9, 14, 2)]
+STARTS = [1, 4, 13, 1]
+MESHES = (dict(fsdp=4, context=2), dict(data=2, tensor=4), dict(context=8))
+
+
+def expected(sequence, start):
+  """log p and whether likeliest, by full logits of the sequence alone."""
+  n = len(sequence)
+  logits_LV = tiny.naive_logits(
+    PARAMS, CONFIG, np.array(sequence), np.arange(n), np.tri(n, dtype=bool)
+  )
+  log_p_LV = np.asarray(jax.nn.log_softmax(logits_LV))[start - 1 : -1]
+  targets = sequence[start:]
+  log_p = np.take_along_axis(log_p_LV, np.array(targets)[:, None], 1)[:, 0]
+  return log_p, log_p_LV.argmax(-1) == targets
+
+
+@pytest.fixture(autouse=True)
+def small_lengths(monkeypatch):
+  monkeypatch.setattr(kernels, "TILE", 4)
+  monkeypatch.setattr(kernels, "CPU_BLOCK", 8)
+
+
+@pytest.mark.parametrize("part", [0, 8, 256])
+def test_scores_are_those_of_each_sequence_alone(part):
+  engine = inference.Engine(PARAMS, CONFIG, "float32", part=part)
+  scored = engine.score(SEQUENCES, STARTS)
+  likeliest = 0
+  for (log_p, is_likeliest), sequence, start in zip(
+    scored, SEQUENCES, STARTS, strict=True
+  ):
+    want, want_likeliest = expected(sequence, start)
+    assert log_p.shape == (len(sequence) - start,)
+    np.testing.assert_allclose(log_p, want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(is_likeliest, want_likeliest)
+    likeliest += is_likeliest.sum()
+  greedy = [token for (token,) in engine.generate([SEQUENCES[1]], 4, ())]
+  ((_, is_likeliest),) = engine.score([SEQUENCES[1] + greedy], [len(SEQUENCES[1])])
+  assert is_likeliest.all() and likeliest < 30  # both kinds were seen
+
+
+def test_hidden_states_end_at_the_right():
+  engine = inference.Engine(PARAMS, CONFIG, "float32", part=8)
+  hidden_BLD = engine.hidden(SEQUENCES)
+  assert hidden_BLD.shape[:2] == (4, 24)
+  head_VD = np.asarray(PARAMS["lm_head"]["weight"])
+  for row, sequence in enumerate(SEQUENCES):
+    n = len(sequence)
+    want_LV = tiny.naive_logits(
+      PARAMS, CONFIG, np.array(sequence), np.arange(n), np.tri(n, dtype=bool)
+    )
+    got_LV = np.asarray(hidden_BLD[row, -n:]) @ head_VD.T
+    np.testing.assert_allclose(got_LV, want_LV, rtol=1e-3, atol=1e-3)
+
+
+def test_a_reply_of_at_least_so_many_tokens_has_no_stop_before():
+  engine = inference.Engine(PARAMS, CONFIG, "float32")
+  prompt = SEQUENCES[0]
+  (first,), *_ = engine.generate([prompt], 3, ())
+  assert list(engine.generate([prompt], 3, (first,))) == []
+  reply = [
+    token for (token,) in engine.generate([prompt], 3, (first,), min_new_tokens=1)
+  ]
+  assert reply and first not in reply
+  ban_all_but = [t for t in range(CONFIG.vocab_size) if t != 7]
+  (only,), *_ = engine.generate([prompt], 3, ban_all_but, min_new_tokens=3)
+  assert only == 7
+
+
+def test_bfloat16_weights_are_kept_as_bits_on_a_cpu_and_mean_the_same():
+  rounded = jax.tree.map(lambda x: x.astype("bfloat16").astype("float32"), PARAMS)
+  narrow = inference.Engine(PARAMS, CONFIG, "bfloat16", part=8)
+  assert narrow.params["layers"]["mlp"]["up"]["weight"].dtype == np.uint16
+  wide = inference.Engine(rounded, CONFIG, "float32", part=8)
+  close = lambda engine: np.concatenate([x for x, _ in engine.score(SEQUENCES, STARTS)])
+  np.testing.assert_allclose(close(narrow), close(wide), atol=0.15)
+  # One row and several go through different products.
+  alone = np.concatenate(
+    [narrow.score([x], [s])[0][0] for x, s in zip(SEQUENCES, STARTS, strict=True)]
+  )
+  np.testing.assert_allclose(alone, close(narrow), atol=0.15)
+
+
+def test_lengths_are_rounded_to_few():
+  lengths = {inference.bucket(n, 8) for n in range(1, 1025)}
+  assert len(lengths) <= 24 and max(lengths) == 1024
+  assert all(n <= inference.bucket(n, 1) <= 1.25 * n + 1 for n in range(1, 5000))
+
+
+def test_empty_prompts_are_refused():
+  with pytest.raises(errors.UserError, match="no tokens"):
+    inference.Engine(PARAMS, CONFIG, "float32").hidden([[1], []])
+
+
+def on_meshes():
+  """What the process of eight devices does: replies and scores a mesh, as JSON."""
+  found = {}
+  for part in (0, 8):
+    for sizes in MESHES:
+      axes = dict.fromkeys(sharding.AXES, 1) | sizes
+      mesh = sharding.make_mesh(axes)
+      at = sharding.params_shardings(mesh, model.definition(CONFIG)[1])
+      params = jax.device_put(PARAMS, at)
+      engine = inference.Engine(params, CONFIG, "float32", mesh, part)
+      replies = [list(row) for row in engine.generate(SEQUENCES, 5, ())]
+      scores = [x.tolist() for x, _ in engine.score(SEQUENCES, STARTS)]
+      found[f"{part} {sizes}"] = (replies, scores)
+  print(json.dumps(found))
+
+
+@pytest.mark.multidevice
+def test_eight_devices_answer_as_one():
+  done = subprocess.run(
+    [sys.executable, __file__],
+    env=tiny.environment(devices=8),
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  engine = inference.Engine(PARAMS, CONFIG, "float32", part=8)
+  replies = [list(row) for row in engine.generate(SEQUENCES, 5, ())]
+  scores = np.concatenate([x for x, _ in engine.score(SEQUENCES, STARTS)])
+  found = json.loads(done.stdout.splitlines()[-1])
+  assert len(found) == 2 * len(MESHES)
+  for name, (theirs, their_scores) in found.items():
+    assert theirs == replies, name
+    np.testing.assert_allclose(
+      np.concatenate(their_scores), scores, rtol=1e-4, atol=1e-4, err_msg=name
+    )
+
+
+if __name__ == "__main__":
+  kernels.TILE, kernels.CPU_BLOCK = 4, 8
+  on_meshes()

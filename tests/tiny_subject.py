@@ -1,0 +1,49 @@
+"""A tiny random model that reads bytes, as a subject of evaluations and as a folder."""
+
+import dataclasses
+import pathlib
+
+import jax
+import safetensors.numpy
+import tiny
+from tokenizers import processors
+
+from skipalign_jax import inference, model_config, sharding
+from skipalign_jax.data import tokenizer as tokenizer_lib
+from skipalign_jax.evals import subject as subject_lib
+from skipalign_jax.hf import export, safetensors_io, weights
+
+CONFIG = tiny.config(vocab_size=260)
+PARAMS = tiny.params(CONFIG)
+
+
+def make(begin="", batch_tokens=4096, window=64):
+  """The subject; `begin`, a special token, stands in front of every text."""
+  tokenizer = tokenizer_lib.byte_tokenizer()
+  if begin:
+    backend = tokenizer.backend_tokenizer
+    template = {"single": f"{begin} $A", "special_tokens": [(begin, 1)]}
+    backend.post_processor = processors.TemplateProcessing(**template)
+  config = dataclasses.replace(CONFIG, window=window)
+  return subject_lib.Subject(
+    inference.Engine(PARAMS, config, "float32"),
+    tokenizer,
+    subject_lib.identity("tiny", config, tokenizer, "float32"),
+    batch_tokens,
+  )
+
+
+def folder(path: pathlib.Path, window=256) -> pathlib.Path:
+  """A Hugging Face folder of that model."""
+  path.mkdir()
+  parameters = {}
+  for key_path, value in jax.tree_util.tree_leaves_with_path(PARAMS):
+    name = sharding.path_of(key_path)
+    read = lambda index, dtype, value=value: value[index].astype(dtype)
+    parameters[name] = weights.Parameter(name, value.shape, value.dtype, read)
+  tensors = dict(weights.hf_tensors(parameters, "float32"))
+  safetensors.numpy.save_file(tensors, path / "model.safetensors")
+  config = dataclasses.replace(CONFIG, window=window)
+  safetensors_io.write_json(path / "config.json", model_config.to_hf(config))
+  export.save_tokenizer(tokenizer_lib.byte_tokenizer(), path)
+  return path
