@@ -1,4 +1,4 @@
-"""SmolLM2 asked by lm-evaluation-harness: ours against its own adapter (HFLM), fp32."""
+"""Asked by lm-evaluation-harness: ours against its own adapter (HFLM), in fp32."""
 
 import dataclasses
 import os
@@ -8,25 +8,51 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 import numpy as np
 import pytest
+import test_hf_tiny
 from lm_eval.api import instance
+from tokenizers import processors
 
 from skipalign_jax import convert, inference
 from skipalign_jax.evals import code_eval, harness_lm, harness_tasks
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.hf import reference
 
-pytestmark = [pytest.mark.weights, pytest.mark.torch]
+pytestmark = pytest.mark.torch
 
 ROOT = pathlib.Path(__file__).parent.parent
 GGUF = os.environ.get(
   "SKIPALIGN_SMOLLM2", str(ROOT / ".cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 )
 BENCHMARKS = ROOT.parent / "shared/data/short_benchmarks"
-WINDOW = 160  # shorter than the model's, so that texts are cut and windows roll
+WINDOW = 160  # shorter than the models', so that texts are cut and windows roll
 TEXT = (
   "The lighthouse keeper counted the ships every evening. In spring there were more "
   "of them, and in winter he counted gulls instead.\n\n"
 )
+
+
+def adapters(ref, folder, tokenizer, window=None):
+  """Ours on a model reference, theirs on a Hugging Face folder of the same model."""
+  huggingface = pytest.importorskip("lm_eval.models.huggingface")
+  opened = reference.open_model(str(ref))
+  config = dataclasses.replace(opened.config, window=window or opened.config.window)
+  engine = inference.Engine(reference.load_params(opened), config, "float32")
+  subject = subject_lib.Subject(
+    engine,
+    tokenizer,
+    subject_lib.identity(str(ref), config, tokenizer, "float32"),
+    batch_tokens=4096,
+  )
+  theirs = huggingface.HFLM(
+    str(folder),
+    tokenizer=tokenizer,
+    dtype="float32",
+    device="cpu",
+    batch_size=4,
+    max_length=window,
+  )
+  theirs.model.generation_config.eos_token_id = list(subject.stop_ids)
+  return harness_lm.SubjectLM(subject), theirs
 
 
 @pytest.fixture(scope="module")
@@ -35,25 +61,7 @@ def exported(tmp_path_factory):
   assert (
     convert.main(["export", f"--model={GGUF}", f"--out={out}", "--dtype=float32"]) == 0
   )
-  return str(out)
-
-
-def ours(window=None):
-  opened = reference.open_model(GGUF)
-  config = dataclasses.replace(opened.config, window=window or opened.config.window)
-  tokenizer = reference.load_tokenizer(GGUF)
-  engine = inference.Engine(reference.load_params(opened), config, "float32")
-  identity = subject_lib.identity("smollm2", config, tokenizer, "float32")
-  return harness_lm.SubjectLM(
-    subject_lib.Subject(engine, tokenizer, identity, batch_tokens=4096)
-  )
-
-
-def theirs(exported, window=None):
-  huggingface = pytest.importorskip("lm_eval.models.huggingface")
-  return huggingface.HFLM(
-    exported, dtype="float32", device="cpu", batch_size=4, max_length=window
-  )
+  return out
 
 
 def requests(kind, arguments):
@@ -70,9 +78,8 @@ def same_scores(found, expected):
   )
 
 
-def test_what_is_cut_scored_and_rolled(exported):
+def agree(us, them):
   """Boundaries of context and continuation, and texts longer than the window."""
-  us, them = ours(WINDOW), theirs(exported, WINDOW)
   pairs = [
     ("The capital of France is", " Paris"),
     ("The capital of France is ", "Paris"),
@@ -109,14 +116,35 @@ def test_what_is_cut_scored_and_rolled(exported):
       (chat, options | {"until": [" and"]}),
     ],
   )
-  assert us.generate_until(asked) == them.generate_until(asked)
+  replies = us.generate_until(asked)
+  assert replies == them.generate_until(asked)
+  return replies
 
 
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_tiny_model(adds_bos, tmp_path):
+  tokenizer = test_hf_tiny.tokenizer()
+  if adds_bos:
+    bos = tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+      single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
+  folder = test_hf_tiny.hf_folder(tmp_path / "hf", dtype=np.float32)
+  replies = agree(*adapters(folder, folder, tokenizer, WINDOW))
+  assert len(set(replies)) > 1
+
+
+@pytest.mark.weights
+def test_smollm2(exported):
+  agree(*adapters(GGUF, exported, reference.load_tokenizer(GGUF), WINDOW))
+
+
+@pytest.mark.weights
 def test_real_tasks(exported):
   """MMLU and BBH as the harness asks them."""
   if not BENCHMARKS.is_dir():
     pytest.skip(f"needs benchmarks in {BENCHMARKS}")
-  us, them = ours(), theirs(exported)
+  us, them = adapters(GGUF, exported, reference.load_tokenizer(GGUF))
   with code_eval.installed():
     found = harness_tasks.load(
       ["mmlu_high_school_geography", "bbh_cot_fewshot_boolean_expressions"],

@@ -175,10 +175,11 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
   shown = {name: _metrics(values) for name, values in found["results"].items()}
   groups = found["group_subtasks"]
   inside = {child for children in groups.values() for child in children}
-  told = {
-    "tasks": {name: shown[name] for name in shown if name not in groups},
-    "groups": {name: shown[name] for name in shown if name in groups and shown[name]},
+  told: dict[str, Any] = {
+    "tasks": {name: shown[name] for name in shown if name not in groups}
   }
+  if combined := {n: shown[n] for n in shown if n in groups and shown[n]}:
+    told["groups"] = combined
   shares = []
   for name in shown.keys() - inside:
     key, value = next(iter(shown[name].items()), ("", {"mean": -1.0}))
@@ -190,14 +191,18 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _metrics(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
-  """metric or metric,filter → mean, 95 % interval and number of documents."""
+  """metric or metric,filter → mean, 95 % interval and number of documents.
+
+  There is no interval without a standard error, nor where all documents have one
+  score: its standard error is 0 however few they are.
+  """
   found = {}
   for key, value in values.items():
     metric, comma, chosen = key.partition(",")
     if not comma or metric.endswith("_stderr"):
       continue
     error = values.get(f"{metric}_stderr,{chosen}", "N/A")
-    half = None if error == "N/A" else intervals.Z * float(error)
+    half = None if error in ("N/A", 0) else intervals.Z * float(error)
     found[metric if chosen == "none" else key] = {
       "mean": float(value),
       "low": None if half is None else float(value) - half,
