@@ -117,33 +117,41 @@ def test_an_incomplete_average_is_marked(tmp_path):
     "mean of 5 set(s); multi_news: 40 of 200 records; not asked: narrativeqa, qasper, "
   )
   assert cells["Summ"]["partial"] == (
-    "Summ: gov_report 0 of 200 records, multi_news 40 of 200 records"
+    "gov_report 0 of 200 records, multi_news 40 of 200 records"
   )
   row = next(line for line in text.splitlines() if line.startswith("| base"))
   shown = [cell.strip() for cell in row.strip("|").split("|")]
   assert shown == ["base", "32.8*", "-", "-", "22.0*", "40.0", "-"]
-  assert "- \\* base: Summ: gov_report 0 of 200 records" in text
+  assert "- \\* base, Summ: gov_report 0 of 200 records" in text
 
 
-def lm_eval(**tasks):
-  return {"tasks": tasks}
+def lm_eval(groups=None, **tasks):
+  return {"average": 0.1, "tasks": tasks} | ({"groups": groups} if groups else {})
 
 
 def test_table_2_joins_results_of_a_model(tmp_path):
   a = save(tmp_path / "a", "longbench", long_summary(WHOLE), "base", OPTIONS)
   b = save(tmp_path / "b", "longbench", long_summary(WHOLE), "other", OPTIONS)
   short = lm_eval(
-    mmlu={"acc": interval(0.642), "acc_norm": interval(0.1)},
-    bbh={"exact_match,get-answer": interval(0.43)},
+    dict(
+      mmlu={"acc": interval(0.642), "acc_norm": interval(0.1)},
+      bbh={"exact_match,get-answer": interval(0.43)},
+    ),
+    mmlu_law={"acc": interval(0.1)},
+    bbh_cot_fewshot_dates={"exact_match,get-answer": interval(0.2)},
     humaneval={"pass@1,create_test": interval(0.199)},
   )
-  c = save(tmp_path / "c", "lm_eval", short, "base", {"tasks": "mmlu,bbh"})
+  c = save(tmp_path / "c", "lm_eval", short, "base", {"tasks": "mmlu,bbh,humaneval"})
   tydi = lm_eval(
-    tydiqa={"exact_match": interval(0.1), "f1": interval(0.162)},
-    piqa={"acc": interval(0.7)},
+    dict(tydiqa_gold={"exact_match": interval(0.1), "f1": interval(0.162)}),
+    tydiqa_gold_thai={"f1": interval(0.1)},
+    gsm8k={
+      "exact_match,strict": interval(0.25),
+      "exact_match,flexible": interval(0.5),
+    },
   )
-  d = save(tmp_path / "d", "lm_eval", tydi, "base", {"tasks": "tydiqa"})
-  e = save(tmp_path / "e", "lm_eval", short, "third", {"tasks": "mmlu,bbh"})
+  d = save(tmp_path / "d", "lm_eval", tydi, "base", {"tasks": "tydiqa_gold,gsm8k"})
+  e = save(tmp_path / "e", "lm_eval", short, "third", {"tasks": "humaneval,mmlu,bbh"})
   text, tables = run(a, b, c, d, e)
   table = tables[TABLE_2]
   assert table["columns"] == [
@@ -161,7 +169,7 @@ def test_table_2_joins_results_of_a_model(tmp_path):
     "| third |         - | 64.2 | 43.0 |      - |                   19.9 |"
   ]
   assert table["notes"] == []  # other tasks are no other protocol
-  assert values(tables[OTHERS]) == {"base": {"piqa": pytest.approx(70.0)}}
+  assert values(tables[OTHERS]) == {"base": {"gsm8k": 25.0}}
 
 
 def test_parts_of_a_short_benchmark_are_marked(tmp_path):
@@ -173,13 +181,19 @@ def test_parts_of_a_short_benchmark_are_marked(tmp_path):
   _, tables = run(a)
   assert values(tables[TABLE_2]) == {"llama": {"MMLU": 50.0, "BBH": 50.0}}
   assert tables[TABLE_2]["notes"] == [
-    "* llama: MMLU: mean of 2 tasks (mmlu_law, mmlu_art)"
+    "* llama, MMLU: mean of 2 task(s), mmlu_law, mmlu_art"
   ]
-  b = save(
-    tmp_path / "b", "lm_eval", lm_eval(bbh={"exact_match": interval(0.5)}), limit=9
+  few = lm_eval(
+    bbh={"exact_match": interval(0.5)},
+    humaneval={"pass@1": interval(0.5)},
+    mmlu_law={"acc": interval(0.4)},
   )
+  b = save(tmp_path / "b", "lm_eval", few, limit=9)
   _, tables = run(b)
-  assert tables[TABLE_2]["notes"] == ["* llama: the first 9 items only"]
+  assert tables[TABLE_2]["notes"] == [
+    "* llama, MMLU: mean of 1 task(s), mmlu_law; the first 9 only",
+    "* llama, BBH, Codex-Eval (HumanEval): the first 9 only",
+  ]
 
 
 @pytest.mark.parametrize(
@@ -187,9 +201,10 @@ def test_parts_of_a_short_benchmark_are_marked(tmp_path):
   [
     (dict(options=OPTIONS | {"max_length": 3500}),
      "--max_length is 15500 in {a}, 3500 in {b}"),
-    (dict(limit=7), "--limit is 0 in {a}, 7 in {b}"),
-    (dict(compute_dtype="float32"), "--dtype is bfloat16 in {a}, float32 in {b}"),
+    (dict(limit=7), "limit is 0 in {a}, 7 in {b}"),
+    (dict(compute_dtype="float32"), "compute_dtype is bfloat16 in {a}, float32 in {b}"),
     (dict(skipalign_jax="0.2"), "skipalign_jax is 0.1.0 in {a}, 0.2 in {b}"),
+    (dict(lm_eval="0.5"), "lm_eval is not recorded in {a}, 0.5 in {b}"),
     (dict(options=OPTIONS | {"new": 1}), "--new is not recorded in {a}, 1 in {b}"),
   ],
 )  # fmt: skip

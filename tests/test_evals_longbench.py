@@ -1,9 +1,11 @@
 """LongBench: records, prompts, truncation, templates, scores, bad data."""
 
 import gzip
+import importlib.metadata
 import importlib.util
 import io
 import json
+import types
 import zipfile
 
 import pytest
@@ -494,3 +496,26 @@ def test_without_a_folder_and_lm_eval_there_are_no_prompts(
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(errors.UserError, match=r"lm_eval.*is not installed"):
     longbench.items(options(prompts="", datasets="qasper"), subject)
+
+
+def test_lm_evals_texts_are_rendered_as_it_does(
+  monkeypatch, subject, options, tmp_path
+):
+  path = tmp_path / "tasks" / "longbench" / "qasper.yaml"
+  path.parent.mkdir(parents=True)
+  spec = types.SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+  monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9")
+  given = options(prompts="", datasets="qasper", chat=False)
+  task = 'doc_to_text: "{{context}}|{{question}}\\n"\nmetric: !function a.b\n'
+  path.write_text(task + "generation_kwargs: {max_gen_toks: 5}\n")
+  item = longbench.items(given, subject)[0]
+  assert text_of(subject, item) == "qasper 0|what?\n"  # with its last newline
+  assert item.ask.max_new_tokens == 5 and item.record["prompts"] == "lm_eval 9.9"
+  for broken in (task, "[", "", task.replace("question", "ask")):
+    path.write_text(broken)
+    with pytest.raises(errors.UserError, match=r"lm_eval 9.9: .*qasper.yaml does not"):
+      longbench.items(given, subject)
+  path.unlink()
+  with pytest.raises(errors.UserError, match=r"lm_eval 9.9: .*qasper.yaml does not"):
+    longbench.items(given, subject)

@@ -16,11 +16,11 @@ from skipalign_jax.evals import compare_table as table_lib
 from skipalign_jax.evals import heatmap, longbench, needle
 from skipalign_jax.hf import safetensors_io
 
-# SkipAlign's Table 2: what lm_eval's tasks are called, or begin with.
+# SkipAlign's Table 2: lm_eval's groups and tasks; NAME_… is a part of NAME.
 SHORT = {
   "MMLU": "mmlu",
   "BBH": "bbh",
-  "TydiQA": "tydiqa",
+  "TydiQA": "tydiqa_gold",
   "Codex-Eval (HumanEval)": "humaneval",
 }
 METRICS = ("acc", "f1", "pass@1", "exact_match")  # the first that a task has is shown
@@ -153,8 +153,7 @@ def long_cells(one: table_lib.Results) -> dict[str, table_lib.Cell]:
         if asked.get(name) != sizes[name]
       ]
       value = one.summary["categories"][category]
-      partial = f"{category}: {', '.join(short)}" if short else ""
-      cells[category] = table_lib.Cell(value, "longbench", partial)
+      cells[category] = table_lib.Cell(value, "longbench", ", ".join(short))
   return cells
 
 
@@ -179,34 +178,39 @@ def short_cells(
   one: table_lib.Results,
 ) -> tuple[dict[str, table_lib.Cell], dict[str, table_lib.Cell]]:
   """Columns of Table 2 that an lm_eval result fills, and its other tasks."""
-  scores = lm_eval_scores(one.summary)
+  tasks, groups = lm_eval_scores(one.summary)
+  scores = tasks | groups
   cells = {}
   for column, name in SHORT.items():
-    parts = [task for task in scores if task.startswith(f"{name}_")]
+    parts = [task for task in tasks if task.startswith(f"{name}_")]
     if name in scores:
       cells[column] = table_lib.Cell(scores[name], column, _limited(one))
     elif parts:
-      value = sum(scores[part] for part in parts) / len(parts)
+      value = sum(tasks[part] for part in parts) / len(parts)
       some = ", ".join(parts[:3]) + (", …" if len(parts) > 3 else "")
-      partial = f"{column}: mean of {len(parts)} tasks ({some})"
+      limited = f"; {_limited(one)}" if _limited(one) else ""
+      partial = f"mean of {len(parts)} task(s), {some}{limited}"
       cells[column] = table_lib.Cell(value, column, partial)
-    for task in (name, *parts):
-      scores.pop(task, None)
+    for task in list(scores):
+      if task == name or task.startswith(f"{name}_"):
+        del scores[task]
   return cells, {
     task: table_lib.Cell(score, task, _limited(one)) for task, score in scores.items()
   }
 
 
-def lm_eval_scores(summary: dict[str, Any]) -> dict[str, float]:
-  """Percent by task: the first of METRICS, whatever filter stands behind its name."""
-  scores = {}
-  for task, found in summary["tasks"].items():
-    plain = {metric.partition(",")[0]: value for metric, value in found.items()}
-    for metric in METRICS:
-      if metric in plain:
-        scores[task] = 100 * plain[metric]["mean"]
-        break
-  return scores
+def lm_eval_scores(
+  summary: dict[str, Any],
+) -> tuple[dict[str, float], dict[str, float]]:
+  """Percent by task and by group: the first of METRICS, of its first filter."""
+  found: tuple[dict[str, float], dict[str, float]] = ({}, {})
+  for scores, kind in zip(found, ("tasks", "groups"), strict=True):
+    for name, metrics in summary.get(kind, {}).items():
+      plain = {key.partition(",")[0]: key for key in reversed(metrics)}
+      metric = next((metric for metric in METRICS if metric in plain), None)
+      if metric:
+        scores[name] = 100 * metrics[plain[metric]]["mean"]
+  return found
 
 
 def headline(one: table_lib.Results) -> dict[str, table_lib.Cell]:
@@ -225,7 +229,7 @@ def headline(one: table_lib.Results) -> dict[str, table_lib.Cell]:
 
 def _limited(one: table_lib.Results) -> str:
   limit = one.protocol.get("limit")
-  return f"the first {limit} items only" if limit else ""
+  return f"the first {limit} only" if limit else ""
 
 
 def _panel(one: table_lib.Results) -> dict[str, Any]:

@@ -11,7 +11,12 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-NAMED_ONLY = ("datasets", "tasks")  # options that say what was asked, not how
+WHAT = ("datasets", "tasks")  # options that say what was asked, not how
+# Parts of a protocol that are the model's, or need not be equal to be comparable.
+OF_THE_MODEL = (
+  "task", "options", "model", "parameters", "rope", "window", "tokenizer_sha256",
+  "batch_tokens", "items_sha256",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +116,11 @@ def _notes(
   """Each once: of the runner, of partial cells, of protocols that differ."""
   notes = [f"{one.folder}: {note}" for one, _ in found for note in one.notes]
   for row in rows:
-    notes += [f"* {row.name}: {c.partial}" for c in row.cells.values() if c.partial]
+    columns: dict[str, list[str]] = {}
+    for column, cell in row.cells.items():
+      if cell.partial:
+        columns.setdefault(cell.partial, []).append(column)
+    notes += [f"* {row.name}, {', '.join(at)}: {why}" for why, at in columns.items()]
   by_kind: dict[str, list[Results]] = {}
   for one, cells in found:
     for kind in dict.fromkeys(cell.kind for cell in cells.values()):
@@ -138,18 +147,15 @@ def differences(results: Sequence[Results]) -> list[str]:
 
 def _protocol(one: Results) -> dict[str, Any]:
   """How it was asked. Prompts count by what they say, not by their folder."""
-  protocol = {
+  options = {
     f"--{key}": value
     for key, value in one.protocol["options"].items()
-    if key not in NAMED_ONLY
+    if key not in WHAT
   }
   if "prompts" in one.summary:
-    protocol["--prompts"] = one.summary["prompts"]
-  return protocol | {
-    "--limit": one.protocol.get("limit"),
-    "--dtype": one.protocol.get("compute_dtype"),
-    "skipalign_jax": one.protocol.get("skipalign_jax"),
-  }
+    options["--prompts"] = one.summary["prompts"]
+  others = {k: v for k, v in one.protocol.items() if k not in OF_THE_MODEL}
+  return options | others
 
 
 def markdown(table: Table) -> str:
