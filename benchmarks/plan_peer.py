@@ -196,7 +196,7 @@ def row(result: dict, available: int) -> list[str]:
   head = [f"{result['contender']}, {result['dtype']}", result["remat"]]
   head.append(f"{result['rows_per_device']}")
   if result["refused"]:
-    return [*head, result["refused"], *[""] * 5]
+    return [*head, result["refused"], *[""] * 4]
   collectives = result["traffic"]["collectives"]
   return [
     *head,
