@@ -14,8 +14,9 @@ import numpy as np
 
 from skipalign_jax import cpu
 
-BLOCK, SPANS = 128, 32  # queries of a block, spans of blocks in a row
-LONG, TILE = 1024, 256  # rows longer than LONG go by tiles of TILE × TILE scores
+# Rows of up to LONG places go by blocks of queries (each a copy in the program, all
+# keys before its end at once), longer ones by tiles of TILE queries × TILE keys.
+BLOCK, LONG, TILE = 128, 1024, 256
 MASKED = -1e30
 KEPT = "attention"  # name of what the backward pass needs, for remat policies
 
@@ -56,11 +57,12 @@ def blockwise(
   v_BLKH: jax.Array,
   segment_ids_BL: jax.Array,
 ) -> jax.Array:
-  """Self-attention that holds the scores of one block of queries at a time.
+  """Self-attention that holds the scores of a block or a tile at a time.
 
-  Equal to `plain` under the causal segment mask. Keys ahead of a block are
-  never computed. The backward pass keeps only the log-sum-exp of each query and
-  makes the scores again, as FlashAttention (2205.14135) does.
+  Equal to `plain` under the causal segment mask. Blocks and tiles of keys ahead
+  of all their queries are never computed. The backward pass keeps only the
+  log-sum-exp of each query and makes the scores again, as FlashAttention
+  (2205.14135) does.
   """
   B, L, N, H = q_BLNH.shape
   K = k_BLKH.shape[2]
@@ -139,7 +141,7 @@ def _blockwise(q_BKGLH, k_BKLH, v_BKLH, segment_ids_BL):
 
 def _forward(*inputs):
   q_BKGLH = inputs[0]
-  attend = _attend_tiles if q_BKGLH.shape[3] > LONG else _attend_spans
+  attend = _attend_tiles if q_BKGLH.shape[3] > LONG else _attend_blocks
   out_BKGLH, log_sum_BKGL = (cpu.named(x, KEPT) for x in attend(*inputs))
   return out_BKGLH, (*inputs, out_BKGLH, log_sum_BKGL)
 
@@ -148,7 +150,7 @@ def _backward(residuals, d_out_BKGLH):
   *inputs, out_BKGLH, log_sum_BKGL = residuals
   q_BKGLH = inputs[0]
   dot_BKGL = _product("bkglh,bkglh->bkgl", out_BKGLH, d_out_BKGLH)
-  gradients = _gradients_tiles if q_BKGLH.shape[3] > LONG else _gradients_spans
+  gradients = _gradients_tiles if q_BKGLH.shape[3] > LONG else _gradients_blocks
   found = gradients(*inputs, d_out_BKGLH, log_sum_BKGL, dot_BKGL)
   return *(x.astype(q_BKGLH.dtype) for x in found), None
 
@@ -214,58 +216,48 @@ def _mask_of_keys(first, query_segments_BC, key_segments_BS) -> jax.Array:
   return causal_SC & (key_segments_BS[:, :, None] == query_segments_BC[:, None, :])
 
 
-def _attend_spans(q_BKGLH, k_BKLH, v_BKLH, segment_ids_BL):
-  """Output and log-sum-exp, span by span."""
-  parts = []
-  for start, end, size in _spans(q_BKGLH.shape[3]):
-    k_BKSH, v_BKSH = k_BKLH[:, :, :end], v_BKLH[:, :, :end]
-
-    def attend(block, k_BKSH=k_BKSH, v_BKSH=v_BKSH, end=end):
-      first, q_BKGCH, segments_BC = block
-      places_C = first + jnp.arange(q_BKGCH.shape[3])
-      may_attend_BCS = mask(places_C, segments_BC, segment_ids_BL[:, :end])
-      out_BKGCH, top_BKGC1, sum_BKGC1 = _attend(q_BKGCH, k_BKSH, v_BKSH, may_attend_BCS)
-      log_sum_BKGC = (top_BKGC1 + jnp.log(sum_BKGC1))[..., 0]
-      return (out_BKGCH / sum_BKGC1).astype(q_BKGCH.dtype), log_sum_BKGC
-
-    blocks = (
-      start + jnp.arange(0, end - start, size),
-      _split(q_BKGLH[:, :, :, start:end], 3, size),
-      _split(segment_ids_BL[:, start:end], 1, size),
+def _attend_blocks(q_BKGLH, k_BKLH, v_BKLH, segment_ids_BL):
+  """Output and log-sum-exp, a block of queries after the other."""
+  outs, log_sums = [], []
+  for start, end in _blocks(q_BKGLH.shape[3]):
+    may_attend_BCS = mask(
+      jnp.arange(start, end), segment_ids_BL[:, start:end], segment_ids_BL[:, :end]
     )
-    parts.append([_join(x, 3) for x in _map(attend, blocks)])
-  return [jnp.concatenate(part, axis=3) for part in zip(*parts, strict=True)]
+    out_BKGCH, top_BKGC1, sum_BKGC1 = _attend(
+      q_BKGLH[:, :, :, start:end],
+      k_BKLH[:, :, :end],
+      v_BKLH[:, :, :end],
+      may_attend_BCS,
+    )
+    outs.append((out_BKGCH / sum_BKGC1).astype(q_BKGLH.dtype))
+    log_sums.append((top_BKGC1 + jnp.log(sum_BKGC1))[..., 0])
+  return jnp.concatenate(outs, axis=3), jnp.concatenate(log_sums, axis=3)
 
 
-def _gradients_spans(
+def _gradients_blocks(
   q_BKGLH, k_BKLH, v_BKLH, segment_ids_BL, d_out_BKGLH, log_sum_BKGL, dot_BKGL
 ):
   d_k_BKLH, d_v_BKLH = jnp.zeros((2, *k_BKLH.shape), jnp.float32)
   d_q = []
-  for start, end, size in _spans(q_BKGLH.shape[3]):
-    blocks = (
-      start + jnp.arange(0, end - start, size),
-      *(
-        _split(x[:, :, :, start:end], 3, size)
-        for x in (q_BKGLH, d_out_BKGLH, log_sum_BKGL, dot_BKGL)
-      ),
-      _split(segment_ids_BL[:, start:end], 1, size),
+  for start, end in _blocks(q_BKGLH.shape[3]):
+    may_attend_BSC = _mask_of_keys(
+      start, segment_ids_BL[:, start:end], segment_ids_BL[:, :end]
     )
-    k_BKSH, v_BKSH = k_BKLH[:, :, :end], v_BKLH[:, :, :end]
-
-    def add(totals, block, k_BKSH=k_BKSH, v_BKSH=v_BKSH, end=end):
-      first, q_BKGCH, *of_queries, segments_BC = block
-      may_attend_BSC = _mask_of_keys(first, segments_BC, segment_ids_BL[:, :end])
-      d_q_BKGCH, d_k_BKSH, d_v_BKSH = _gradients(
-        q_BKGCH, k_BKSH, k_BKSH.swapaxes(2, 3), v_BKSH, *of_queries, may_attend_BSC
-      )
-      return (totals[0] + d_k_BKSH, totals[1] + d_v_BKSH), d_q_BKGCH
-
-    totals = d_k_BKLH[:, :, :end], d_v_BKLH[:, :, :end]
-    (d_k_BKSH, d_v_BKSH), d_q_blocks = _scan(add, totals, blocks)
-    d_k_BKLH = d_k_BKLH.at[:, :, :end].set(d_k_BKSH)
-    d_v_BKLH = d_v_BKLH.at[:, :, :end].set(d_v_BKSH)
-    d_q.append(_join(d_q_blocks, 3))
+    k_BKSH = k_BKLH[:, :, :end]
+    q_BKGCH, *of_queries = (
+      x[:, :, :, start:end] for x in (q_BKGLH, d_out_BKGLH, log_sum_BKGL, dot_BKGL)
+    )
+    d_q_BKGCH, d_k_BKSH, d_v_BKSH = _gradients(
+      q_BKGCH,
+      k_BKSH,
+      k_BKSH.swapaxes(2, 3),
+      v_BKLH[:, :, :end],
+      *of_queries,
+      may_attend_BSC,
+    )
+    d_k_BKLH = d_k_BKLH.at[:, :, :end].set(d_k_BKLH[:, :, :end] + d_k_BKSH)
+    d_v_BKLH = d_v_BKLH.at[:, :, :end].set(d_v_BKLH[:, :, :end] + d_v_BKSH)
+    d_q.append(d_q_BKGCH)
   return jnp.concatenate(d_q, axis=3), d_k_BKLH, d_v_BKLH
 
 
@@ -352,23 +344,9 @@ def _once(x: jax.Array) -> jax.Array:
   return jax.lax.optimization_barrier(x)
 
 
-def _spans(L: int) -> list[tuple[int, int, int]]:
-  """(start, end, block) of each span of queries.
-
-  The queries of a span see the keys up to its end, a block of them at a time. So
-  the program has at most SPANS copies of the block however long the row is, and
-  a block of scores grows with L, not with L².
-  """
-  blocks_a_span = -(-L // (BLOCK * SPANS))
-  spans = []
-  for start in range(0, L, BLOCK * blocks_a_span):
-    end = min(start + BLOCK * blocks_a_span, L)
-    whole = end - (end - start) % BLOCK
-    if whole > start:
-      spans.append((start, whole, BLOCK))
-    if end > whole:
-      spans.append((whole, end, end - whole))
-  return spans
+def _blocks(L: int) -> list[tuple[int, int]]:
+  """(start, end) of each block of queries; it sees the keys up to its end."""
+  return [(start, min(start + BLOCK, L)) for start in range(0, L, BLOCK)]
 
 
 def _whole(x: jax.Array, axis: int) -> jax.Array:
@@ -384,30 +362,6 @@ def _take(x: jax.Array, axis: int, start: jax.Array) -> jax.Array:
 
 def _put(x: jax.Array, axis: int, start: jax.Array, part: jax.Array) -> jax.Array:
   return jax.lax.dynamic_update_slice_in_dim(x, part, start, axis)
-
-
-def _split(x: jax.Array, axis: int, size: int) -> jax.Array:
-  """[…, n·size, …] → [n, …, size, …]."""
-  shape = (*x.shape[:axis], -1, size, *x.shape[axis + 1 :])
-  return jnp.moveaxis(x.reshape(shape), axis, 0)
-
-
-def _join(x: jax.Array, axis: int) -> jax.Array:
-  """Undoes `_split`."""
-  x = jnp.moveaxis(x, 0, axis)
-  return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
-
-
-def _scan(function, carry, blocks):
-  """lax.scan, without a loop where there is one block."""
-  if blocks[0].shape[0] > 1:
-    return jax.lax.scan(function, carry, blocks)
-  carry, out = function(carry, jax.tree.map(lambda x: x[0], blocks))
-  return carry, jax.tree.map(lambda x: x[None], out)
-
-
-def _map(function, blocks):
-  return _scan(lambda carry, block: (carry, function(block)), None, blocks)[1]
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:

@@ -51,34 +51,19 @@ def test_plain_equals_loops():
     np.testing.assert_allclose(out_BLNH[b, t, n], expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-  ("L", "heads", "kv_heads", "spans"),
-  [
-    (3, 2, 2, 32),  # less than a block
-    (8, 4, 2, 32),  # whole blocks, grouped heads
-    (11, 4, 4, 32),  # a short last block
-    (22, 4, 1, 2),  # no more than two spans, so they have several blocks
-  ],
-)
-def test_blockwise_equals_plain(monkeypatch, L, heads, kv_heads, spans):
-  monkeypatch.setattr(attention, "BLOCK", 4)
-  monkeypatch.setattr(attention, "SPANS", spans)
-  expected = with_gradients(plain, *inputs(L, heads, kv_heads))
-  got = with_gradients(attention.blockwise, *inputs(L, heads, kv_heads))
-  for one, other in zip(got, expected, strict=True):
-    np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-6)
-
-
+@pytest.mark.parametrize("longest", [99, 0], ids=["blocks", "tiles"])
 @pytest.mark.parametrize(
   ("L", "heads", "kv_heads"),
   [
-    (8, 4, 2),  # whole tiles, grouped heads
-    (11, 4, 4),  # a short last tile
-    (30, 4, 1),  # many tiles
+    (3, 2, 2),  # less than one
+    (8, 4, 2),  # whole ones, grouped heads
+    (11, 4, 4),  # a short last one
+    (30, 4, 1),  # many
   ],
 )
-def test_tiles_equal_plain(monkeypatch, L, heads, kv_heads):
-  monkeypatch.setattr(attention, "LONG", 7)
+def test_blockwise_equals_plain(monkeypatch, longest, L, heads, kv_heads):
+  monkeypatch.setattr(attention, "LONG", longest)
+  monkeypatch.setattr(attention, "BLOCK", 4)
   monkeypatch.setattr(attention, "TILE", 4)
   expected = with_gradients(plain, *inputs(L, heads, kv_heads))
   got = with_gradients(attention.blockwise, *inputs(L, heads, kv_heads))

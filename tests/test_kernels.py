@@ -106,7 +106,7 @@ def compile_cudnn_for_hopper():
 
   from skipalign_jax.planning import compiler, hardware
 
-  compiler._start("cuda", os.devnull)
+  compiler.prepare("cuda", os.devnull)
   # JAX asks the device that is here, and none is.
   fused.check_compute_capability = lambda capability: True
   (topology,) = hardware.parse("h100:8")

@@ -14,6 +14,7 @@ import re
 import tempfile
 import time
 from concurrent.futures import process
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -79,7 +80,7 @@ class Compiler:
         self._pool = concurrent.futures.ProcessPoolExecutor(
           max_workers=1,
           mp_context=multiprocessing.get_context("spawn"),
-          initializer=_start,
+          initializer=prepare,
           initargs=(self.topology.hardware.platform, str(self._log)),
         )
       try:
@@ -105,8 +106,13 @@ def _last_words(log: pathlib.Path) -> str:
   return (fatal or lines or ["it left no message"])[-1][-300:]
 
 
-def _start(platform: str, log: str) -> None:
-  """Prepares a fresh process, before JAX starts a backend."""
+def prepare(platform: str, log: str) -> None:
+  """Makes a fresh process ready to compile, before JAX starts a backend.
+
+  Args:
+    platform: "cuda" or "tpu".
+    log: file that takes the process' stderr.
+  """
   stream = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
   os.dup2(stream, 2)  # warnings of XLA, of which a plan makes many
   os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"
@@ -127,7 +133,7 @@ def _start(platform: str, log: str) -> None:
 
 
 def devices(topology: hardware.Topology) -> list[jax.Device]:
-  """Stand-ins for the devices of a topology, in a process that `_start` prepared."""
+  """Stand-ins for the devices of a topology, in a process made ready by `prepare`."""
   kind = topology.hardware
   if kind.platform == "cuda":
     per_host = topology.devices_per_host
@@ -146,7 +152,7 @@ def devices(topology: hardware.Topology) -> list[jax.Device]:
 
 
 def measure(topology: hardware.Topology, job: estimate.Job) -> Measured:
-  """Compiles one job in this process, which `_start` has prepared."""
+  """Compiles one job in this process, which `prepare` made ready."""
   begin, executed = time.monotonic(), 0
   try:
     mesh = sharding.make_mesh(job.axes, devices(topology))
@@ -158,6 +164,13 @@ def measure(topology: hardware.Topology, job: estimate.Job) -> Measured:
     message = str(error).strip().splitlines()[0]
     took = time.monotonic() - begin
     return Measured(0, 0, refused_bytes(message), message, executed, None, took)
+  return read(topology, compiled, executed, time.monotonic() - begin)
+
+
+def read(
+  topology: hardware.Topology, compiled: Any, executed: int, seconds: float
+) -> Measured:
+  """What a compiled program (jax.stages.Compiled) says of itself."""
   memory = compiled.memory_analysis()
   return Measured(
     arguments=memory.argument_size_in_bytes,
@@ -166,7 +179,7 @@ def measure(topology: hardware.Topology, job: estimate.Job) -> Measured:
     refused="",
     executed=executed,
     traffic=hlo.traffic(compiled.as_text(), topology.devices_per_host),
-    seconds=time.monotonic() - begin,
+    seconds=seconds,
   )
 
 
