@@ -40,6 +40,7 @@ from skipalign_jax import step as step_lib
 from skipalign_jax.data import chat, recall
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import reference, weights
+from skipalign_jax.planning import flops as flops_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMOLLM2 = ".cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -432,6 +433,12 @@ class Steps:
         lowered = self._steps[strategy].lower(self.state, batch)
         self._compiled[key] = lowered.compile()
     return self._compiled[key]
+
+  def executed(self, strategy: str, batch: dict[str, np.ndarray]) -> int:
+    """FLOPs of the products that the step runs, what it computes again included."""
+    with jax.set_mesh(self.mesh):
+      traced = self._steps[strategy].trace(self.state, batch)
+    return flops_lib.executed(traced.jaxpr)
 
   def step(
     self, strategy: str, batch: dict[str, np.ndarray]

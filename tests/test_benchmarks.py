@@ -113,5 +113,8 @@ def test_positions_and_growth_run():
   growth = load("growth")
   contender = growth.Ours("tiny", "float32", "full")
   assert contender.step(256) > 0
-  assert contender.planned(256)["temporaries"] > 0
+  planned = contender.planned(256)
+  assert planned["temporaries"] > 0
+  config = harness.open_model("tiny").config
+  assert planned["executed_flops"] > sum(harness.flops(config, 256).values())
   assert harness.resident_bytes("VmHWM") >= harness.resident_bytes("VmRSS") > 0
