@@ -140,8 +140,7 @@ class SubjectLM(lm_eval_model.TemplateLM):
     return self._answer(requests)
 
   def _loglikelihood_tokens(self, requests, **_):
-    # Abstract in the base class, whose `loglikelihood` alone would call it.
-    raise NotImplementedError
+    raise AssertionError("abstract in the base class; only its loglikelihood calls it")
 
   def _ask_at_once(self, items: Sequence[items_lib.Item]) -> list[dict[str, Any]]:
     found = {

@@ -1,4 +1,7 @@
-"""All tasks by name. Each module has Options, items, measure, summarize, maybe draw."""
+"""All tasks by name.
+
+Each module has Options; items, measure and summarize, or run; and maybe draw.
+"""
 
 import dataclasses
 import inspect
