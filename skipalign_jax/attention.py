@@ -74,8 +74,8 @@ def blockwise(
 
 def cached(
   q_BLNH: jax.Array,
-  k_ABKSH: jax.Array,
-  v_ABKSH: jax.Array,
+  k_ABSKH: jax.Array,
+  v_ABSKH: jax.Array,
   query_segments_BL: jax.Array,
   key_segments_BS: jax.Array,
   start: jax.Array,
@@ -91,24 +91,24 @@ def cached(
 
   Args:
     q_BLNH: rotated queries.
-    k_ABKSH, v_ABKSH: [layers, B, K, S, H], maybe as bits; `block` divides S.
+    k_ABSKH, v_ABSKH: [layers, B, S, K, H], maybe as bits; `block` divides S.
     query_segments_BL, key_segments_BS: int32.
     start: place of the first query.
     layer: which of the cache's layers.
     block: keys whose scores exist at one time.
   """
   B, L, N, H = q_BLNH.shape
-  K = k_ABKSH.shape[2]
+  K = k_ABSKH.shape[3]
   q_BKTH = q_BLNH.reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4)
   q_BKTH = q_BKTH.reshape(B, K, N // K * L, H)
   places_L = start + jnp.arange(L)
 
   def add_block(i, carry):
     top_BKT1, sum_BKT1, out_BKTH = carry
-    at = (layer, 0, 0, i * block, 0)
-    take = lambda x: cpu.from_bits(jax.lax.dynamic_slice(x, at, (1, B, K, block, H))[0])
+    at = (layer, 0, i * block, 0, 0)
+    take = lambda x: cpu.from_bits(jax.lax.dynamic_slice(x, at, (1, B, block, K, H))[0])
     segments_BS = jax.lax.dynamic_slice(key_segments_BS, (0, i * block), (B, block))
-    score_BKTS = _product("bkth,bksh->bkts", q_BKTH, take(k_ABKSH)) * H**-0.5
+    score_BKTS = _product("bkth,bskh->bkts", q_BKTH, take(k_ABSKH)) * H**-0.5
     may_attend_BLS = mask(places_L - i * block, query_segments_BL, segments_BS)
     score_BKGLS = score_BKTS.reshape(B, K, N // K, L, block)
     score_BKGLS = jnp.where(may_attend_BLS[:, None, None], score_BKGLS, MASKED)
@@ -120,7 +120,7 @@ def cached(
     return (
       new_top_BKT1,
       sum_BKT1 * shrink_BKT1 + block_sum_BKT1,
-      out_BKTH * shrink_BKT1 + _product("bkts,bksh->bkth", weight_BKTS, take(v_ABKSH)),
+      out_BKTH * shrink_BKT1 + _product("bkts,bskh->bkth", weight_BKTS, take(v_ABSKH)),
     )
 
   empty = (

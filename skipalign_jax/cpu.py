@@ -46,7 +46,7 @@ def few_rows(product: Callable[[jax.Array], jax.Array], x_TI: jax.Array) -> jax.
 
 
 def to_bits(x: jax.Array) -> jax.Array:
-  """bf16 as uint16, anything else as it is. Free on all platforms.
+  """bf16 as uint16, anything else as it is.
 
   On CPUs, XLA reads or updates a part of a bf16 array by converting all of it to fp32
   (and back); of an integer array it takes just the part.
@@ -54,6 +54,11 @@ def to_bits(x: jax.Array) -> jax.Array:
   if x.dtype != jnp.bfloat16:
     return x
   return jax.lax.bitcast_convert_type(x, jnp.uint16)
+
+
+def bits_dtype(dtype: jnp.dtype) -> jnp.dtype:
+  """The dtype of `to_bits` of an array."""
+  return jnp.dtype(jnp.uint16) if dtype == jnp.bfloat16 else dtype
 
 
 def from_bits(x: jax.Array) -> jax.Array:

@@ -268,6 +268,8 @@ class Engine:
   def _empty(self, batch: dict[str, np.ndarray], new_tokens: int) -> model.Cache:
     B, L = batch["tokens"].shape
     dtype = jnp.dtype(self._dtype)
+    if self._platform == "cpu":
+      dtype = cpu.bits_dtype(dtype)
     with self.on_mesh():
       return self._programs.empty(self.config, B, self.room(L + new_tokens), dtype)
 

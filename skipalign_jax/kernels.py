@@ -128,8 +128,8 @@ def attend(
 
 def attend_cache(
   q_BLNH: jax.Array,
-  k_ABKSH: jax.Array,
-  v_ABKSH: jax.Array,
+  k_ABSKH: jax.Array,
+  v_ABSKH: jax.Array,
   query_segments_BL: jax.Array,
   key_segments_BS: jax.Array,
   start: jax.Array,
@@ -141,13 +141,13 @@ def attend_cache(
     may_attend_BLS = attention.mask(
       start + jnp.arange(q_BLNH.shape[1]), query_segments_BL, key_segments_BS
     )
-    k_BSKH, v_BSKH = _layer(k_ABKSH, layer), _layer(v_ABKSH, layer)
+    k_BSKH, v_BSKH = _layer(k_ABSKH, layer), _layer(v_ABSKH, layer)
     return attention.plain(q_BLNH, k_BSKH, v_BSKH, may_attend_BLS)
   if not sharding.is_split():
     return attention.cached(
       q_BLNH,
-      k_ABKSH,
-      v_ABKSH,
+      k_ABSKH,
+      v_ABSKH,
       query_segments_BL,
       key_segments_BS,
       start,
@@ -156,7 +156,7 @@ def attend_cache(
     )
 
   def attend(q_BLNH, k_BSKH, v_BSKH, query_segments_BL, key_segments_BS, start):
-    one_layer = lambda x_BSKH: x_BSKH.swapaxes(1, 2)[None]
+    one_layer = lambda x_BSKH: x_BSKH[None]
     return attention.cached(
       q_BLNH,
       one_layer(k_BSKH),
@@ -170,17 +170,17 @@ def attend_cache(
 
   return sharding.over_heads(attend)(
     q_BLNH,
-    _layer(k_ABKSH, layer),
-    _layer(v_ABKSH, layer),
+    _layer(k_ABSKH, layer),
+    _layer(v_ABSKH, layer),
     query_segments_BL,
     key_segments_BS,
     start,
   )
 
 
-def _layer(x_ABKSH: jax.Array, layer: jax.Array) -> jax.Array:
+def _layer(x_ABSKH: jax.Array, layer: jax.Array) -> jax.Array:
   """x_BSKH, what a cache holds of one layer."""
-  return cpu.from_bits(x_ABKSH[layer]).swapaxes(1, 2)
+  return cpu.from_bits(x_ABSKH[layer])
 
 
 def reference(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL):

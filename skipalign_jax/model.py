@@ -29,7 +29,7 @@ class Cache:
   """Rotated keys and values of all layers, and which places are in use.
 
   Attributes:
-    k, v: [layers, B, K, S, H]; bf16 as bits (see `cpu.to_bits`).
+    k, v: [layers, B, S, K, H]; on CPUs bf16 as bits, uint16 (see `cpu.to_bits`).
     segment_ids: [B, S]; 0 where nothing was written.
     length: places written so far, the same for all rows.
   """
@@ -44,10 +44,10 @@ def empty_cache(
   config: ModelConfig, batch: int, length: int, dtype: jnp.dtype
 ) -> Cache:
   """A cache for `length` tokens a row."""
-  kv = (config.num_layers, batch, config.num_kv_heads, length, config.head_dim)
+  kv = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
   return Cache(
-    k=cpu.to_bits(jnp.zeros(kv, dtype)),
-    v=cpu.to_bits(jnp.zeros(kv, dtype)),
+    k=jnp.zeros(kv, dtype),
+    v=jnp.zeros(kv, dtype),
     segment_ids=jnp.zeros((batch, length), jnp.int32),
     length=jnp.int32(0),
   )
@@ -175,11 +175,11 @@ class Attention(nnx.Module):
     k_BLKH = rotate(self.k(x_BLD).reshape(B, L, c.num_kv_heads, c.head_dim))
     v_BLKH = self.v(x_BLD).reshape(B, L, c.num_kv_heads, c.head_dim)
     if cache is not None:
-      start = (layer, 0, 0, cache.length, 0)
+      start = (layer, 0, cache.length, 0, 0)
       cache = dataclasses.replace(
         cache,
-        k=jax.lax.dynamic_update_slice(cache.k, _layer_of_cache(k_BLKH), start),
-        v=jax.lax.dynamic_update_slice(cache.v, _layer_of_cache(v_BLKH), start),
+        k=jax.lax.dynamic_update_slice(cache.k, _for_cache(k_BLKH, cache.k), start),
+        v=jax.lax.dynamic_update_slice(cache.v, _for_cache(v_BLKH, cache.v), start),
       )
     if isinstance(backend, kernels.FromCache):
       out_BLNH = kernels.attend_cache(
@@ -198,8 +198,8 @@ class Attention(nnx.Module):
     return self.o(out_BLNH.reshape(B, L, -1)), cache
 
 
-def _layer_of_cache(x_BLKH: jax.Array) -> jax.Array:
-  return cpu.to_bits(x_BLKH.swapaxes(1, 2)[None])
+def _for_cache(x_BLKH: jax.Array, cached: jax.Array) -> jax.Array:
+  return cpu.to_bits(x_BLKH[None]) if cached.dtype == jnp.uint16 else x_BLKH[None]
 
 
 class MLP(nnx.Module):

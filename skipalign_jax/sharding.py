@@ -188,9 +188,9 @@ def is_split() -> bool:
 
 
 def cache_spec(mesh: AnyMesh, num_kv_heads: int) -> PartitionSpec:
-  """Of a KV cache [layers, B, K, S, H]: places over context, heads over tensor."""
+  """Of a KV cache [layers, B, S, K, H]: places over context, heads over tensor."""
   heads = "tensor" if num_kv_heads % mesh.shape["tensor"] == 0 else None
-  return PartitionSpec(None, BATCH, heads, "context", None)
+  return PartitionSpec(None, BATCH, "context", heads, None)
 
 
 def row_shards(mesh: AnyMesh) -> int:

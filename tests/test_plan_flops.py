@@ -216,3 +216,13 @@ def test_bounds_and_estimate():
   assert worst == pytest.approx(2 + 2 + least.memory)
   assert np.isclose(least.memory * kind.memory_bandwidth,
                     estimate.least_memory_traffic(whole))  # fmt: skip
+
+
+def test_of_code_for_one_platform_the_default_counts():
+  def product(x):
+    twice = lambda x: jnp.concatenate([x, x]) @ x
+    once = lambda x: jnp.concatenate([x @ x, x])
+    return jax.lax.platform_dependent(x, cpu=twice, default=once)
+
+  jaxpr = jax.make_jaxpr(product)(jnp.ones((8, 8)))
+  assert flops.executed(jaxpr) == 2 * 8**3

@@ -88,7 +88,10 @@ def _count_equation(equation: Any) -> int:
   if name == "pallas_call":
     return _pallas(equation)
   if name == "cond":
-    return max(_count(branch.jaxpr) for branch in params["branches"])
+    branches = [_count(branch.jaxpr) for branch in params["branches"]]
+    platforms = params.get("branches_platforms")
+    # lax.platform_dependent: plans are for others than what cpu.py is for.
+    return branches[platforms.index(None)] if platforms else max(branches)
   times = 1
   if name == "scan":
     times = params["length"]
