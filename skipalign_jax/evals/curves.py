@@ -7,6 +7,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib import ticker
 
 # Okabe and Ito's palette without its yellow; each line also has its own marker.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -33,7 +34,7 @@ def draw(
     xlabel: of the axis of tokens.
     ylabel: of the other one.
     window: positions that the model was built for; a dashed line, if it lies among x.
-    highest: upper end of y, which then starts at 0.
+    highest: upper end of y, which then starts at 0; else y is logarithmic.
 
   Returns:
     `path`.
@@ -50,7 +51,12 @@ def draw(
   axes.minorticks_off()
   if window and found[0] <= window < found[-1]:
     axes.axvline(window, color="black", linestyle="--", linewidth=1)
-  if highest is not None:
+  if highest is None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,g}"))
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
+  else:
     axes.set_ylim(-0.03 * highest, 1.03 * highest)
   axes.set(xlabel=xlabel, ylabel=ylabel)
   axes.set_title(title, fontsize=9)
