@@ -121,8 +121,10 @@ def prepare(platform: str, log: str) -> None:
     given = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{given} --xla_gpu_autotune_level=0".strip()
   else:
-    # Else libtpu looks for a TPU host's metadata server.
+    # Else libtpu looks for a TPU host's metadata server, and refuses to be loaded
+    # while another process compiles.
     os.environ |= {
+      "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
       "TPU_SKIP_MDS_QUERY": "1",
       "TPU_WORKER_HOSTNAMES": "localhost",
       "TPU_WORKER_ID": "0",
