@@ -54,6 +54,15 @@ PLANS = {
     "--topology=a100-80gb:8",
     "--config.mesh.context=8",
   ),
+  "Yi-6B, 200K prompt, the last part of 8192": (
+    YI,
+    "--job=generate",
+    "--length=204800",
+    "--part=8192",
+    "--config.mesh.fsdp=1",
+    "--topology=a100-80gb:8",
+    "--config.mesh.context=8",
+  ),
 }
 
 

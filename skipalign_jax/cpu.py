@@ -35,8 +35,8 @@ def weight_gradient(
 def few_rows(product: Callable[[jax.Array], jax.Array], x_TI: jax.Array) -> jax.Array:
   """product(x) for T tokens, with enough rows to be fast.
 
-  A bf16 product of one row converts the whole matrix to fp32 first: 14 times
-  slower for a vocabulary than two rows (benchmarks/one_row.py).
+  A bf16 product of one row converts the whole matrix to fp32 first, and takes several
+  times as long as one of two rows (benchmarks/one_row.py).
   """
   T = x_TI.shape[0]
   if x_TI.dtype != jnp.bfloat16 or T >= FAST_ROWS:

@@ -175,11 +175,11 @@ class Attention(nnx.Module):
     k_BLKH = rotate(self.k(x_BLD).reshape(B, L, c.num_kv_heads, c.head_dim))
     v_BLKH = self.v(x_BLD).reshape(B, L, c.num_kv_heads, c.head_dim)
     if cache is not None:
-      start = (layer, 0, cache.length, 0, 0)
+      write = lambda cached, new_BLKH: sharding.write_places(
+        cached, _for_cache(new_BLKH, cached), layer, cache.length
+      )
       cache = dataclasses.replace(
-        cache,
-        k=jax.lax.dynamic_update_slice(cache.k, _for_cache(k_BLKH, cache.k), start),
-        v=jax.lax.dynamic_update_slice(cache.v, _for_cache(v_BLKH, cache.v), start),
+        cache, k=write(cache.k, k_BLKH), v=write(cache.v, v_BLKH)
       )
     if isinstance(backend, kernels.FromCache):
       out_BLNH = kernels.attend_cache(
@@ -199,7 +199,7 @@ class Attention(nnx.Module):
 
 
 def _for_cache(x_BLKH: jax.Array, cached: jax.Array) -> jax.Array:
-  return cpu.to_bits(x_BLKH[None]) if cached.dtype == jnp.uint16 else x_BLKH[None]
+  return cpu.to_bits(x_BLKH) if cached.dtype == jnp.uint16 else x_BLKH
 
 
 class MLP(nnx.Module):

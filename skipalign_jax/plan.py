@@ -5,6 +5,7 @@ Compiles the real training step (or prefill and decode) for hardware that is not
 there; docs/design.md says what is counted and what is assumed.
 """
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -30,7 +31,7 @@ from skipalign_jax.planning import (
 
 USAGE = (
   "python -m skipalign_jax.plan --config=FILE[:variant] --topology=T[,T…] [--out=DIR] "
-  "[--job=train|generate --length=N] [--samples=N] [--search=0|1] "
+  "[--job=train|generate --length=N [--part=N]] [--samples=N] [--search=0|1] "
   "[--config.some.key=value …]"
 )
 TULU_SAMPLES = 326_154  # of allenai/tulu-v2-sft-mixture, by its dataset card
@@ -39,7 +40,15 @@ TULU_SAMPLES = 326_154  # of allenai/tulu-v2-sft-mixture, by its dataset card
 def main() -> int:
   jax.config.update("jax_platforms", "cpu")  # a plan never touches an accelerator
   config, given = cli.parse(
-    sys.argv, USAGE, topology="", out="", job="train", length=0, samples=0, search=1
+    sys.argv,
+    USAGE,
+    topology="",
+    out="",
+    job="train",
+    length=0,
+    part=0,
+    samples=0,
+    search=1,
   )
   console = rich_console.Console(highlight=False, soft_wrap=True, markup=False)
   records = run(config, given, console)
@@ -103,6 +112,13 @@ def _check(given: dict[str, str | int]) -> None:
       "--length is for --job=generate; the rows of training have "
       "--config.data.seq_len tokens"
     )
+  if given["part"] and (
+    given["job"] == "train" or given["part"] < 2 or given["length"] % given["part"]
+  ):
+    raise errors.UserError(
+      f"--part={given['part']}: the places of a prompt that --job=generate reads at a "
+      f"time, at least 2; they must divide --length={given['length']}"
+    )
   if given["samples"] < 0:
     raise errors.UserError(f"--samples={given['samples']} must be positive")
 
@@ -139,6 +155,7 @@ def _job(config, given, recipe, topology) -> estimate.Job:
     rows=rows,
     length=length,
     steps=config.steps or 1000,
+    part=given["part"],
   )
 
 
@@ -180,8 +197,7 @@ def _plan(job, topology, searching, steps, note, console) -> report.Record:
 
 
 def _of_kind(job, kind) -> estimate.Job:
-  fields = {name: getattr(job, name) for name in job.__dataclass_fields__}
-  return estimate.Job(**fields | {"kind": kind})
+  return dataclasses.replace(job, kind=kind)
 
 
 def _too_large(job, topology) -> list[str]:

@@ -193,6 +193,39 @@ def cache_spec(mesh: AnyMesh, num_kv_heads: int) -> PartitionSpec:
   return PartitionSpec(None, BATCH, "context", heads, None)
 
 
+def write_places(
+  cached_ABSKH: jax.Array, new_BLKH: jax.Array, layer: jax.Array, start: jax.Array
+) -> jax.Array:
+  """The cache with L new places of one layer in it, from `start` on.
+
+  Where the places of a cache are split, each device picks its own ones of a part:
+  told to update a slice, XLA would bring the whole cache together first.
+  """
+  L = new_BLKH.shape[1]
+  mesh = jax.sharding.get_abstract_mesh()
+  if L == 1 or mesh.empty or mesh.shape["context"] == 1:
+    at = (layer, 0, start, 0, 0)
+    return jax.lax.dynamic_update_slice(cached_ABSKH, new_BLKH[None], at)
+
+  def write_own(cached_ABSKH, new_BLKH, layer, start):
+    S = cached_ABSKH.shape[2]
+    source_S = jax.lax.axis_index("context") * S + jnp.arange(S) - start
+    new_BSKH = jnp.take(new_BLKH, source_S, axis=1, mode="clip")
+    is_new_S11 = ((source_S >= 0) & (source_S < L))[:, None, None]
+    old_BSKH = jax.lax.dynamic_index_in_dim(cached_ABSKH, layer, keepdims=False)
+    written_BSKH = jnp.where(is_new_S11, new_BSKH, old_BSKH)
+    return jax.lax.dynamic_update_index_in_dim(cached_ABSKH, written_BSKH, layer, 0)
+
+  cache_at = cache_spec(mesh, new_BLKH.shape[2])
+  _, rows, _, heads, _ = cache_at
+  return jax.shard_map(
+    write_own,
+    in_specs=(cache_at, PartitionSpec(rows, None, heads), *2 * [PartitionSpec()]),
+    out_specs=cache_at,
+    check_vma=False,
+  )(cached_ABSKH, new_BLKH, layer, start)
+
+
 def row_shards(mesh: AnyMesh) -> int:
   """Devices over which the rows of a batch are split."""
   return mesh.shape["data"] * mesh.shape["fsdp"]

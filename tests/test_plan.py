@@ -14,7 +14,9 @@ from skipalign_jax import errors, plan, shapes
 from skipalign_jax.planning import compiler, hardware, hlo, report, search
 
 LLAMA = "meta-llama/Llama-2-7b-hf"
-GIVEN = dict(topology="a100-80gb:8", out="", job="train", length=0, samples=0, search=0)
+GIVEN = dict(
+  topology="a100-80gb:8", out="", job="train", length=0, part=0, samples=0, search=0
+)
 
 
 def llama(**changes):
@@ -87,6 +89,8 @@ def test_each_gpu_is_described_to_xla():
     ({}, dict(job="serve"), "choose train or generate"),
     ({}, dict(job="generate"), "needs --length=N"),
     ({}, dict(length=9), "is for --job=generate"),
+    ({}, dict(part=4), "--part=4"),
+    ({}, dict(job="generate", length=9, part=4), "must divide --length=9"),
     ({}, dict(samples=-1), "must be positive"),
     ({"batch_size": 12}, {}, "does not spread over 8 devices"),
     ({"mesh.tensor": 3}, {}, "does not fit 8 devices"),
@@ -125,7 +129,7 @@ def test_known_shapes_need_no_files_and_no_network(no_compiler, monkeypatch):
 KEYS = {
   "": "topology device devices mode job mesh parameters settings programs search "
   "duration advice assumptions",
-  "program": "program compiled refused compile_seconds rows length rows_per_device "
+  "program": "program compiled refused compile_seconds rows length new rows_per_device "
   "bytes_per_device fits flops collectives loops_of_unknown_length "
   "sent_bytes_per_device bounds_seconds estimate",
   "bytes_per_device": "state arguments temporaries peak peak_is reserve needed "
@@ -292,6 +296,18 @@ def test_the_tiny_generation_compiles():
   (record,), _ = run(small(**changes), job="generate", length=256)
   check_keys(record)
   assert all(p["compiled"] and p["fits"] for p in record["programs"])
+
+
+@pytest.mark.plan
+def test_a_part_of_a_prompt_compiles_with_the_cache_over_devices():
+  changes = {"mesh.fsdp": 2, "mesh.context": 4}
+  given = dict(job="generate", length=4096)
+  (record,), _ = run(small(**changes, **{"model.num_layers": 16}), part=512, **given)
+  part = record["programs"][0]
+  assert part["compiled"] and part["fits"] and part["new"] == 512
+  # Each layer's own places come together, once: not the whole cache in every layer.
+  cache = 16 * 4096 * 2 * (2 * 16) * 4
+  assert 0.5 * cache < part["sent_bytes_per_device"] < 3 * cache
 
 
 @pytest.mark.plan

@@ -87,9 +87,17 @@ def test_prefill_and_decode():
   only_last = FIRST - (L - 1) * B * HEAD
   assert executed(job("prefill")) == only_last + 5 * NORM
   one = B * (2 * (QKVO + GATE_UP + DOWN) + HEAD) + 2 * 2 * PRODUCT // L
-  assert flops.decode(tiny.config(), B, L) == one
+  assert flops.generation(tiny.config(), B, L, 1) == one
   assert executed(job("decode")) == one + 5 * NORM // L
-  assert flops.prefill(tiny.config(), B, L) < only_last
+  assert flops.generation(tiny.config(), B, L, L) < only_last
+
+
+def test_the_parts_of_a_prompt_are_the_prompt():
+  whole, parts = (
+    [flops.generation(tiny.config(), B, length, new) for length, new in reads]
+    for reads in ([(16, 16)], [(4, 4), (8, 4), (12, 4), (16, 4)])
+  )
+  assert sum(parts) == whole[0] + 3 * B * HEAD  # each part asks for a next token
 
 
 def test_seven_billion_is_six_n_d_and_attention():

@@ -28,6 +28,8 @@ class Job:
     rows: of one step (or prompts), over all devices.
     length: tokens of a row, or places of the KV cache.
     steps: of the run; shapes the learning rate only.
+    part: places of a prompt that a prefill reads at a time, behind all others; 0
+      reads it whole.
   """
 
   kind: str
@@ -37,6 +39,14 @@ class Job:
   rows: int
   length: int
   steps: int
+  part: int = 0
+
+  @property
+  def new(self) -> int:
+    """Places of a row that one run of the program computes."""
+    return {"train": self.length, "prefill": self.part or self.length, "decode": 1}[
+      self.kind
+    ]
 
   @property
   def axes(self) -> dict[str, int]:
@@ -66,8 +76,10 @@ class Job:
 
 def model_flops(job: Job) -> int:
   """What the model needs for one run of the program, over all devices."""
-  count = {"train": flops.training, "prefill": flops.prefill, "decode": flops.decode}
-  return count[job.kind](job.recipe.model, job.rows, job.length)
+  shape, rows, length = job.recipe.model, job.rows, job.length
+  if job.kind == "train":
+    return flops.training(shape, rows, length)
+  return flops.generation(shape, rows, length, job.new)
 
 
 def parameter_shards(job: Job) -> int:
@@ -106,7 +118,7 @@ def activation_bytes(job: Job) -> int:
   """
   shape, recipe = job.recipe.model, job.recipe
   width, split = _width(job), job.axes["tensor"]
-  tokens = job.micro_rows * job.length // job.axes["context"]
+  tokens = job.micro_rows * job.new // job.axes["context"]
   query, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
   products = (query + 2 * kv + 2 * shape.ffn_dim) / split + 2 * shape.embed_dim
   layer = 2 * width * tokens * (products + shape.ffn_dim / split)
@@ -137,7 +149,7 @@ def least_memory_traffic(job: Job) -> int:
   """
   shape, width = job.recipe.model, _width(job)
   weights = width * flops.matrix_params(shape) / job.axes["tensor"]
-  tokens = job.micro_rows * job.length // job.axes["context"]
+  tokens = job.micro_rows * job.new // job.axes["context"]
   inputs = width * tokens * shape.num_layers * shape.embed_dim
   if job.kind == "decode":
     return state_bytes(job)
@@ -158,8 +170,7 @@ def least_traffic(job: Job, per_host: int) -> dict[bool, float]:
   Used where nothing is compiled; the compiled program's own are used elsewhere.
   """
   shape, width, axes = job.recipe.model, _width(job), job.axes
-  length = 1 if job.kind == "decode" else job.length // axes["context"]
-  tokens = job.micro_rows * length
+  tokens = job.micro_rows * -(-job.new // axes["context"])
   total = {False: 0.0, True: 0.0}
   ring = lambda n: (n - 1) / n
   values = shape.num_params() / axes["tensor"]

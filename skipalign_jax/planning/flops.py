@@ -48,16 +48,18 @@ def training(shape: model_config.ModelConfig, rows: int, length: int) -> int:
   return 3 * forward(shape, rows, length)
 
 
-def prefill(shape: model_config.ModelConfig, rows: int, length: int) -> int:
-  """A forward pass whose vocabulary head sees the last token only."""
-  head = 2 * rows * (length - 1) * shape.vocab_size * shape.embed_dim
-  return forward(shape, rows, length) - head
+def generation(
+  shape: model_config.ModelConfig, rows: int, length: int, new: int
+) -> int:
+  """The last `new` of `length` tokens a row: a prompt, a part of one, one token.
 
-
-def decode(shape: model_config.ModelConfig, rows: int, length: int) -> int:
-  """One more token a row, with `length` keys in the cache."""
-  pairs = rows * length * shape.num_layers
-  return 2 * rows * matrix_params(shape) + pairs * 4 * shape.num_heads * shape.head_dim
+  The vocabulary head sees the last token only.
+  """
+  unseen = rows * (new - 1) * shape.vocab_size * shape.embed_dim
+  products = 2 * (rows * new * matrix_params(shape) - unseen)
+  pairs = causal_pairs(length) - causal_pairs(length - new)
+  scores = rows * pairs * shape.num_layers
+  return products + scores * 4 * shape.num_heads * shape.head_dim
 
 
 class UnknownPrimitiveError(RuntimeError):

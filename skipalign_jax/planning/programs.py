@@ -67,10 +67,10 @@ def _generate(job, mesh):
   programs = inference.programs(mesh, config)
   empty = jax.eval_shape(lambda: model.empty_cache(config, job.rows, job.length, dtype))
   cache = jax.tree.map(_at, empty, inference.cache_shardings(mesh, config))
-  new, backend = job.length, job.recipe.attention
-  if job.kind == "decode":
-    new, backend = 1, kernels.FromCache(0)
-  tokens_BL = _abstract((job.rows, new), jnp.int32, rows)
+  backend = job.recipe.attention
+  if job.new < job.length:
+    backend = kernels.choose_cached("gpu", job.new)  # as on any accelerator
+  tokens_BL = _abstract((job.rows, job.new), jnp.int32, rows)
   arguments = (params, tokens_BL, tokens_BL, tokens_BL, cache)
   return programs.extend, (*arguments, config, job.recipe.compute_dtype, backend)
 

@@ -41,18 +41,21 @@ def program(
     sent = _sent(measured.traffic) if known else estimate.least_traffic(
       job, topology.devices_per_host
     )  # fmt: skip
+  wanted = estimate.model_flops(job)
+  if job.part and job.kind == "prefill":
+    executed = wanted  # its loop runs as often as there are keys: not in the program
   least = estimate.bounds(job, kind, executed, sent)
   low, high = estimate.seconds(least)
-  wanted = estimate.model_flops(job)
   at_peak = wanted / topology.devices / kind.flops
-  new = job.rows * (1 if job.kind == "decode" else job.length)
+  new = job.rows * job.new
   return {
-    "program": {"train": "train_step"}.get(job.kind, job.kind),
+    "program": "train_step" if job.kind == "train" else job.kind,
     "compiled": known,
     "refused": measured.refused if measured else "",
     "compile_seconds": round(measured.seconds, 1) if measured else None,
     "rows": job.rows,
     "length": job.length,
+    "new": job.new,
     "rows_per_device": job.micro_rows,
     "bytes_per_device": {
       "state": state,
@@ -250,6 +253,7 @@ ROWS = (
   ("mesh", lambda r, p: " ".join(f"{a}={n}" for a, n in r["mesh"].items() if n > 1)
     or "one device"),
   ("rows x tokens, all devices", lambda r, p: f"{p['rows']} x {p['length']:,}"),
+  ("places computed at a time", lambda r, p: f"{p['new']:,}"),
   ("rows of a microbatch", lambda r, p: str(p["rows_per_device"])),
   ("microbatches", lambda r, p: str(r["settings"]["grad_accum"])),
   ("remat, loss chunk", lambda r, p:
