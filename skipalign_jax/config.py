@@ -78,12 +78,16 @@ def default() -> ConfigDict:
   c.data.cache_dir = ""  # tokenized samples; "": ~/.cache/skipalign_jax
 
   c.positions = ConfigDict()
-  c.positions.strategy = "skip_outer"  # contiguous | skip_all | _inner | _outer
+  # contiguous | skip_all | skip_inner | skip_outer; of other papers: pose | randpos |
+  # cream. LongRecipe is skip_all, skip_prob 1, uniform gaps, on sentences.
+  c.positions.strategy = "skip_outer"
   c.positions.max_position = 100_000  # L: positions stay below it
   c.positions.skip_prob = 0.5  # p
   c.positions.prob_per = "block"  # eq. 4's ε for each block, or one a "sample"
   c.positions.resample = "never"  # a new draw every "epoch", or "never"
   c.positions.gaps = "sequential"  # the paper's eq. 3, or "uniform" layouts
+  c.positions.chunks = 2  # of PoSE
+  c.positions.skip_below = 0  # longer samples stay as they are; 0: none does
 
   c.optim = ConfigDict()
   c.optim.learning_rate = 1e-5

@@ -23,12 +23,13 @@ Shapes: B rows, L tokens a row, N blocks a row (at most L, so N = L here).
 """
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 
-from skipalign_jax import errors
+from skipalign_jax import errors, position_baselines
 
 # DO_SKIP of each strategy, given whether a block is a response. Block 0 of a
 # sample never moves. skip_outer, the paper's default, leaves a single turn as
@@ -39,6 +40,7 @@ DO_SKIP = {
   "skip_inner": lambda is_response: is_response,
   "skip_outer": lambda is_response: ~is_response,
 }
+STRATEGIES = (*DO_SKIP, *position_baselines.METHODS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,7 @@ class PositionConfig:
   """How positions are drawn.
 
   Attributes:
-    strategy: a key of `DO_SKIP`.
+    strategy: one of `STRATEGIES`.
     max_position: L; every position is below it.
     skip_prob: p, the share of eligible blocks (or samples) that skip.
     prob_per: "block" draws ε for each block (eq. 4), "sample" once a sample.
@@ -55,6 +57,9 @@ class PositionConfig:
     gaps: "sequential" is eq. 3, whose early gaps take most of the room;
       "uniform" makes all ordered layouts of the gaps equally likely (as
       LongRecipe, 2409.00509, does over sentences).
+    chunks: of PoSE.
+    skip_below: samples of at least so many tokens, which teach long dependencies
+      as they are, stay contiguous; 0 for none.
   """
 
   strategy: str
@@ -63,10 +68,12 @@ class PositionConfig:
   prob_per: str
   resample: str
   gaps: str
+  chunks: int = 2
+  skip_below: int = 0
 
   def __post_init__(self):
     choices = dict(
-      strategy=tuple(DO_SKIP),
+      strategy=STRATEGIES,
       prob_per=("block", "sample"),
       resample=("never", "epoch"),
       gaps=("sequential", "uniform"),
@@ -82,6 +89,12 @@ class PositionConfig:
     if not 0 < self.max_position < 2**30:
       raise errors.UserError(
         f"positions.max_position={self.max_position} is not in [1, 2^30)"
+      )
+    if self.chunks < 2:
+      raise errors.UserError(f"positions.chunks={self.chunks} must be at least 2")
+    if self.skip_below < 0:
+      raise errors.UserError(
+        f"positions.skip_below={self.skip_below} is a number of tokens, or 0"
       )
 
 
@@ -112,10 +125,11 @@ def synthesize(
 
     # One entry a block, in row order; the entries behind the last are unused.
     first_N = jnp.nonzero(new_block_L, size=L, fill_value=L - 1)[0]
+    size_N = segment_size_L[first_N]
     blocks = Blocks(
       count=new_block_L.sum(),
       index=block_L[first_N],
-      room=jnp.maximum(config.max_position - segment_size_L[first_N], 0),
+      room=jnp.where(_moves(config, size_N), config.max_position - size_N, 0),
       key=jax.vmap(sample_key, (None, None, 0, 0))(
         base, config.resample, epoch_L[first_N], sample_id_L[first_N]
       ),
@@ -129,9 +143,12 @@ def synthesize(
     return jnp.where(segment_L > 0, at_L - segment_start_L + bias_L, 0)
 
   names = ("segment_ids", "block_ids", "is_response", "sample_ids", "epochs")
+  arrays = [jnp.asarray(batch[name]) for name in names]
   if config.strategy == "contiguous":  # no draws: keep them out of the program
-    return contiguous(batch["segment_ids"])
-  return jax.vmap(row)(*(jnp.asarray(batch[name]) for name in names))
+    return contiguous(arrays[0])
+  if config.strategy in position_baselines.METHODS:
+    return jax.vmap(functools.partial(_baseline_row, config, base))(*arrays)
+  return jax.vmap(row)(*arrays)
 
 
 def contiguous(segment_ids_BL: jax.Array) -> jax.Array:
@@ -221,3 +238,73 @@ def _coin(config: PositionConfig, blocks: Blocks) -> jax.Array:
 def _changes(x_L: jax.Array) -> jax.Array:
   """True where a value differs from the one before it; True at 0."""
   return jnp.concatenate([jnp.ones(1, bool), x_L[1:] != x_L[:-1]])
+
+
+def crop(
+  config: PositionConfig, seed: int, batch: Mapping[str, jax.Array], N: int
+) -> dict[str, jax.Array]:
+  """Rows of N places cut out of longer ones, with their `positions`.
+
+  For plain text under PoSE and CREAM, which say what part of the text stands at which
+  position.
+
+  Args:
+    config: its strategy is one of `position_baselines.CROPS`.
+    seed: of the run.
+    batch: as `synthesize` takes it, [B, W] with W ≥ N, one sample a row.
+    N: tokens of the rows that are returned.
+
+  Returns:
+    The arrays of `batch`, [B, N], and positions_BN int32.
+  """
+  base = jax.random.key(seed)
+
+  def row(arrays):
+    length = jnp.sum(arrays["segment_ids"] > 0)
+    key = sample_key(
+      base, config.resample, arrays["epochs"][0], arrays["sample_ids"][0]
+    )
+    content_N, position_N = _baseline(config)(key, length, N, config.max_position)
+    stays = ~_moves(config, jnp.minimum(length, N))
+    content_N = jnp.where(stays, jnp.arange(N), content_N)
+    position_N = jnp.where(stays, jnp.arange(N), position_N)
+    used_N = jnp.arange(N) < length
+    cut = {
+      name: jnp.where(used_N, jnp.take(x_W, content_N, mode="clip"), x_W.dtype.type(0))
+      for name, x_W in arrays.items()
+    }
+    return cut | {"positions": jnp.where(used_N, position_N, 0)}
+
+  return jax.vmap(row)(dict(batch))
+
+
+def _baseline(config: PositionConfig) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  method = position_baselines.METHODS[config.strategy]
+  if config.strategy == "pose":
+    return functools.partial(method, chunks=config.chunks)
+  return method
+
+
+def _baseline_row(
+  config, base, segment_L, block_L, is_response_L, sample_id_L, epoch_L
+):
+  """Positions of a row, sample by sample: these methods know no blocks."""
+  L = segment_L.shape[0]
+  at_L = jnp.arange(L)
+
+  def place(segment, position_L):
+    inside_L = segment_L == segment
+    first, m = jnp.argmax(inside_L), jnp.sum(inside_L)
+    key = sample_key(base, config.resample, epoch_L[first], sample_id_L[first])
+    _, drawn_L = _baseline(config)(key, m, L, config.max_position)
+    drawn_L = jnp.where(_moves(config, m), drawn_L, at_L)
+    return jnp.where(inside_L, jnp.roll(drawn_L, first), position_L)
+
+  zeros_L = jnp.zeros(L, jnp.int32)
+  return jax.lax.fori_loop(1, jnp.max(segment_L) + 1, place, zeros_L)
+
+
+def _moves(config: PositionConfig, size: jax.Array) -> jax.Array:
+  """Whether a sample of this many tokens has room and reason to move."""
+  moves = size < config.max_position
+  return moves & (size < config.skip_below) if config.skip_below else moves

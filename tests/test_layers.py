@@ -4,7 +4,7 @@ import ast
 import pathlib
 
 LAYERS = (
-  {"errors"},
+  {"errors", "position_baselines"},
   {
     "compile_cache",
     "config",
