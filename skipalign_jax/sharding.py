@@ -201,9 +201,9 @@ def write_places(
   Where the places of a cache are split, each device picks its own ones of a part:
   told to update a slice, XLA would bring the whole cache together first.
   """
-  L = new_BLKH.shape[1]
+  L, all_places = new_BLKH.shape[1], cached_ABSKH.shape[2]
   mesh = jax.sharding.get_abstract_mesh()
-  if L == 1 or mesh.empty or mesh.shape["context"] == 1:
+  if L in (1, all_places) or mesh.empty or mesh.shape["context"] == 1:
     at = (layer, 0, start, 0, 0)
     return jax.lax.dynamic_update_slice(cached_ABSKH, new_BLKH[None], at)
 
