@@ -89,6 +89,13 @@ def default() -> ConfigDict:
   c.positions.chunks = 2  # of PoSE
   c.positions.skip_below = 0  # longer samples stay as they are; 0: none does
 
+  # Long-Short Alignment (arXiv 2506.11769): the answer of a short context is to be
+  # that of the long one. Costs a second forward and backward pass.
+  c.long_short = ConfigDict()
+  c.long_short.alpha = 0.0  # its weight; 0 is off, the paper's best are 0.1 to 0.3
+  c.long_short.stop_gradient = "none"  # the side taken as given: none | long | short
+  c.long_short.min_context = 0  # tokens that the short context has at least
+
   c.optim = ConfigDict()
   c.optim.learning_rate = 1e-5
   c.optim.warmup_fraction = 0.03  # linear warm-up, then linear decay to 0

@@ -4,6 +4,7 @@ Shapes: B batch, L length, C chunk, D model, V vocab.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,12 +80,12 @@ def target_log_probs(
 
   def score(arrays):
     hidden_BCD, targets_BC = arrays
-    logits_BCV = _product("bcd,vd->bcv", hidden_BCD, head_VD)
+    logits_BCV = product("bcd,vd->bcv", hidden_BCD, head_VD)
     target_BC1 = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)
     log_p_BC = target_BC1[..., 0] - jax.nn.logsumexp(logits_BCV, axis=-1)
     return log_p_BC, jnp.argmax(logits_BCV, axis=-1) == targets_BC
 
-  parts = jax.lax.map(score, _chunks((hidden_BLD, targets_BL), chunk))
+  parts = jax.lax.map(score, chunks_of((hidden_BLD, targets_BL), chunk))
   return tuple(jnp.moveaxis(x, 0, 2).reshape(B, L) for x in parts)
 
 
@@ -115,13 +116,13 @@ def long_short_terms(
   @jax.checkpoint
   def compare(hidden):
     log_p_BCV, log_q_BCV = (
-      jax.nn.log_softmax(_product("bcd,vd->bcv", x_BCD, head_VD)) for x_BCD in hidden
+      jax.nn.log_softmax(product("bcd,vd->bcv", x_BCD, head_VD)) for x_BCD in hidden
     )
     p_BCV, q_BCV = jnp.exp(log_p_BCV), jnp.exp(log_q_BCV)
     sce_BC = -jnp.sum(p_BCV * log_q_BCV + q_BCV * log_p_BCV, axis=-1)
     return sce_BC, jnp.sum((p_BCV - q_BCV) * (log_p_BCV - log_q_BCV), axis=-1)
 
-  parts = jax.lax.map(compare, _chunks((pad(one_BLD), pad(other_BLD)), chunk))
+  parts = jax.lax.map(compare, chunks_of((pad(one_BLD), pad(other_BLD)), chunk))
   return tuple(jnp.moveaxis(x, 0, 2).reshape(B, -1)[:, :L] for x in parts)
 
 
@@ -134,7 +135,7 @@ def _cross_entropy(hidden_BLD, head_VD, targets_BL, weight_BL, chunk):
     loss_BC, _ = _chunk_loss(hidden_BCD, head_VD, targets_BC)
     return total + jnp.sum(weight_BC * loss_BC), None
 
-  chunks = _chunks((hidden_BLD, targets_BL, weight_BL), chunk)
+  chunks = chunks_of((hidden_BLD, targets_BL, weight_BL), chunk)
   return jax.lax.scan(add_chunk, jnp.float32(0), chunks)[0]
 
 
@@ -150,12 +151,12 @@ def _forward(hidden_BLD, head_VD, targets_BL, weight_BL, chunk):
     one_hot_BCV = jax.nn.one_hot(targets_BC, V, dtype=jnp.float32)
     d_logits_BCV = weight_BC[..., None] * (probability_BCV - one_hot_BCV)
     d_logits_BCV = d_logits_BCV.astype(dtype)
-    d_hidden_BCD = _product("bcv,vd->bcd", d_logits_BCV, head_cast_VD)
-    d_head_VD += _product("bcv,bcd->vd", d_logits_BCV, hidden_BCD)
+    d_hidden_BCD = product("bcv,vd->bcd", d_logits_BCV, head_cast_VD)
+    d_head_VD += product("bcv,bcd->vd", d_logits_BCV, hidden_BCD)
     total += jnp.sum(weight_BC * loss_BC)
     return (total, d_head_VD), (d_hidden_BCD.astype(dtype), loss_BC)
 
-  chunks = _chunks((hidden_BLD, targets_BL, weight_BL), chunk)
+  chunks = chunks_of((hidden_BLD, targets_BL, weight_BL), chunk)
   start = (jnp.float32(0), jnp.zeros(head_VD.shape, jnp.float32))
   (total, d_head_VD), per_chunk = jax.lax.scan(add_chunk, start, chunks)
   d_hidden_BLD, d_weight_BL = (
@@ -176,13 +177,13 @@ _cross_entropy.defvjp(_forward, _backward)
 
 def _chunk_loss(hidden_BCD, head_VD, targets_BC):
   """−log p(target) and p over the vocabulary, fp32."""
-  logits_BCV = _product("bcd,vd->bcv", hidden_BCD, head_VD)
+  logits_BCV = product("bcd,vd->bcv", hidden_BCD, head_VD)
   log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
   target_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
   return log_z_BC - target_BC, jnp.exp(logits_BCV - log_z_BC[..., None])
 
 
-def _chunks(arrays, chunk):
+def chunks_of(arrays: Any, chunk: int) -> Any:
   """[B, L, …] → [L / chunk, B, chunk, …], to scan over.
 
   Chunk i takes every (L / chunk)-th place from i on: where devices share a row,
@@ -192,7 +193,8 @@ def _chunks(arrays, chunk):
   return jax.tree.map(split, arrays)
 
 
-def _product(equation, left, right):
+def product(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
+  """An einsum that accumulates in fp32, and is exact for fp32 operands."""
   precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
   return jnp.einsum(
     equation, left, right, preferred_element_type=jnp.float32, precision=precision

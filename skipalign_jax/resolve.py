@@ -11,7 +11,7 @@ from typing import Any
 
 import ml_collections
 
-from skipalign_jax import errors, model_config, positions, rope
+from skipalign_jax import errors, long_short, model_config, positions, rope
 
 SHAPE_FIELDS = tuple(
   field.name
@@ -23,6 +23,7 @@ SHAPE_FIELDS = tuple(
 def check(config: ml_collections.ConfigDict) -> positions.PositionConfig:
   """Validates keys that need no model; returns the position recipe."""
   recipe = positions.PositionConfig(**config.positions)
+  long_short.LongShortConfig(**config.long_short)
   if recipe.strategy != "contiguous" and recipe.max_position < config.data.seq_len:
     raise errors.UserError(
       f"positions.max_position={recipe.max_position} is smaller than "

@@ -15,7 +15,7 @@ import ml_collections
 import optax
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import kernels, losses, model, positions, sharding
+from skipalign_jax import kernels, long_short, losses, model, positions, sharding
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -37,6 +37,8 @@ class Recipe:
 
   model: model.ModelConfig
   positions: positions.PositionConfig
+  long_short: long_short.LongShortConfig
+  crop: int  # tokens that a longer row of text is cut to; 0 for rows as they are
   seed: int
   compute_dtype: str
   remat: str
@@ -62,17 +64,21 @@ def recipe_from(
   Raises:
     UserError: the attention backend does not exist there.
   """
+  regulariser = long_short.LongShortConfig(**config.long_short)
+  parts = 2 if regulariser.alpha else 1  # a short window cuts each sample in two
   backend = kernels.choose(
     config.attention.backend,
     platform,
     config.model.compute_dtype,
     config.data.seq_len,
     shape.head_dim,
-    config_lib.most_samples(config.data) + 1,  # and the padding
+    parts * config_lib.most_samples(config.data) + 1,  # and the padding
   )
   return Recipe(
     model=shape,
     positions=position_recipe,
+    long_short=regulariser,
+    crop=0,
     seed=config.seed,
     compute_dtype=config.model.compute_dtype,
     remat=config.model.remat,
@@ -90,18 +96,67 @@ def loss_sum(
   targets_BL, weight_BL = losses.next_token_targets(
     batch["tokens"], batch["segment_ids"], batch["loss_weight"]
   )
-  hidden_BLD, _ = decoder(
-    batch["tokens"],
-    positions_BL,
-    batch["segment_ids"],
-    recipe.compute_dtype,
-    recipe.remat,
-    backend=recipe.attention,
-  )
+  hidden_BLD = read(recipe, decoder, batch, positions_BL, batch["segment_ids"])
   total = losses.cross_entropy(
     hidden_BLD, decoder.head(), targets_BL, weight_BL, recipe.loss_chunk
   )
   return total, jnp.sum(weight_BL)
+
+
+def read(recipe, decoder, batch: Batch, positions_BL, segment_ids_BL) -> jax.Array:
+  """Final hidden states of a batch."""
+  hidden_BLD, _ = decoder(
+    batch["tokens"],
+    positions_BL,
+    segment_ids_BL,
+    recipe.compute_dtype,
+    recipe.remat,
+    backend=recipe.attention,
+  )
+  return hidden_BLD
+
+
+def regularised_loss(
+  recipe: Recipe,
+  params: model.Params,
+  batch: Batch,
+  positions_BL: jax.Array,
+  weights: jax.Array,
+  pairs: jax.Array,
+) -> tuple[jax.Array, Metrics]:
+  """Cross entropy and Long-Short Alignment of a microbatch: two forward passes.
+
+  Args:
+    recipe: of the step.
+    params: fp32 master weights.
+    batch: with the arrays of `long_short.windows`.
+    positions_BL: of both windows; their differences count.
+    weights: Σ weight of the whole step.
+    pairs: Σ pair_weight of the whole step.
+
+  Returns:
+    What is minimised, and this microbatch's parts of the step's means.
+  """
+  decoder, alpha = model.bind(recipe.model, params), recipe.long_short.alpha
+  targets_BL, weight_BL = losses.next_token_targets(
+    batch["tokens"], batch["segment_ids"], batch["loss_weight"]
+  )
+  long_BLD = read(recipe, decoder, batch, positions_BL, batch["segment_ids"])
+  short_BLD = read(recipe, decoder, batch, positions_BL, batch["short_segment_ids"])
+  if recipe.long_short.stop_gradient == "short":
+    short_BLD = jax.lax.stop_gradient(short_BLD)  # no backward pass through it
+  total, (loss, sce, symmetric_kl) = long_short.regularised(
+    long_BLD,
+    short_BLD,
+    decoder.head(),
+    targets_BL,
+    weight_BL / weights,
+    alpha * batch["pair_weight"] / pairs,
+    recipe.loss_chunk,
+    recipe.long_short.stop_gradient,
+  )
+  parts = {"loss": loss, "sce": sce / alpha, "symmetric_kl": symmetric_kl / alpha}
+  return total, parts
 
 
 def make_train_step(
@@ -112,38 +167,50 @@ def make_train_step(
   """The step as a plain function of (state, batch)."""
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    positions_BL = positions.synthesize(recipe.positions, recipe.seed, batch)
+    if recipe.crop:
+      batch = positions.crop(recipe.positions, recipe.seed, batch, recipe.crop)
+    else:
+      drawn_BL = positions.synthesize(recipe.positions, recipe.seed, batch)
+      batch = batch | {"positions": drawn_BL}
     _, weight_BL = losses.next_token_targets(
       batch["tokens"], batch["segment_ids"], batch["loss_weight"]
     )
-    denominator = jnp.maximum(jnp.sum(weight_BL), 1.0)  # of the whole step
+    weights = jnp.maximum(jnp.sum(weight_BL), 1.0)  # of the whole step
+    if recipe.long_short.alpha:
+      batch |= long_short.windows(
+        recipe.long_short, recipe.seed, state.step, batch, weight_BL
+      )
+      pairs = jnp.maximum(jnp.sum(batch["pair_weight"]), 1.0)
 
     def micro_loss(params, micro):
-      total, _ = loss_sum(recipe, params, micro, micro["positions"])
-      return total / denominator
+      positions_BL = micro["positions"]
+      if recipe.long_short.alpha:
+        return regularised_loss(recipe, params, micro, positions_BL, weights, pairs)
+      total, _ = loss_sum(recipe, params, micro, positions_BL)
+      return total / weights, {"loss": total / weights}
 
-    loss, grads = accumulate(
-      jax.value_and_grad(micro_loss),
+    (total, means), grads = accumulate(
+      jax.value_and_grad(micro_loss, has_aux=True),
       state.params,
-      batch | {"positions": positions_BL},
+      batch,
       recipe.grad_accum,
     )
     grad_norm = optax.global_norm(grads)
     updates, opt = optimizer.update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
 
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
     params, opt = jax.tree.map(  # a NaN step leaves the model as it was
       lambda new, old: jnp.where(finite, new, old),
       (params, opt),
       (state.params, state.opt),
     )
-    metrics = {
-      "loss": loss,
+    metrics = means | {
       "learning_rate": schedule(state.step),
       "grad_norm": grad_norm,
       "finite": finite,
-    } | describe(batch, weight_BL, positions_BL)
+    }
+    metrics |= describe(batch, weight_BL, batch["positions"])
     return TrainState(state.step + finite, params, opt), metrics
 
   return train_step
@@ -163,7 +230,11 @@ def accumulate(value_and_grad, params, batch: Batch, parts: int):
   def add(total, part):
     return jax.tree.map(jnp.add, total, value_and_grad(params, part)), None
 
-  zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
+  first = jax.tree.map(lambda x: x[0], micro)
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype),
+    jax.eval_shape(value_and_grad, params, first),
+  )
   return jax.lax.scan(add, zeros, micro)[0]
 
 

@@ -19,7 +19,7 @@ LAYERS = (
     "sharding",
     "signals",
   },
-  {"attention", "cli", "model_config"},
+  {"attention", "cli", "long_short", "model_config"},
   {"kernels", "resolve", "shapes"},
   {"model"},
   {"hf", "inference", "step"},

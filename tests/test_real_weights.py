@@ -7,6 +7,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+import tiny
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
@@ -133,15 +134,11 @@ def test_first_loss_equals_transformers_masked_loss(
 
   scaled = dataclasses.replace(opened.config.rope, kind="ntk", factor=4.0)
   shape = dataclasses.replace(opened.config, rope=scaled)
-  recipe = step_lib.Recipe(
+  recipe = tiny.recipe(
     model=shape,
     positions=positions.PositionConfig(**c.positions),
-    seed=0,
-    compute_dtype="float32",
-    remat="none",
     attention=kernels.Backend("blockwise", 2),
     loss_chunk=128,
-    grad_accum=1,
   )
   positions_BL = positions.synthesize(recipe.positions, 0, batch)
   assert (int(positions_BL.max()) > 5_000) == (strategy == "skip_outer")

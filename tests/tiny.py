@@ -13,6 +13,7 @@ import numpy as np
 
 from skipalign_jax import (
   kernels,
+  long_short,
   model,
   model_config,
   optimizer,
@@ -113,6 +114,8 @@ def recipe(**changes):
   fields = dict(
     model=config(),
     positions=SKIPS,
+    long_short=long_short.LongShortConfig(0.0, "none", 0),
+    crop=0,
     seed=0,
     compute_dtype="float32",
     remat="none",

@@ -78,7 +78,8 @@ def model_flops(job: Job) -> int:
   """What the model needs for one run of the program, over all devices."""
   shape, rows, length = job.recipe.model, job.rows, job.length
   if job.kind == "train":
-    return flops.training(shape, rows, length)
+    windows = 2 if job.recipe.long_short.alpha else 1
+    return windows * flops.training(shape, rows, length)
   return flops.generation(shape, rows, length, job.new)
 
 
