@@ -392,20 +392,30 @@ def cut_into_samples(batch: dict[str, np.ndarray], turns: int) -> dict[str, np.n
 
 
 def make_recipe(
-  config: model_config.ModelConfig, strategy: str, dtype: str, remat: str
+  config: model_config.ModelConfig, changes: Mapping[str, Any], dtype: str, remat: str
 ) -> step_lib.Recipe:
   """The step's recipe: the defaults of config.py but for what is varied here."""
   c = config_lib.default()
-  c.positions.strategy = strategy
+  c.update_from_flattened_dict(changes)
   c.model.compute_dtype, c.model.remat = dtype, remat
   position_recipe = positions.PositionConfig(**c.positions)
   return step_lib.recipe_from(c, config, position_recipe, "cpu")
 
 
 class Steps:
-  """Our training step, compiled per strategy, on one state that all share."""
+  """Our training step, compiled per variant, on one state that all share.
 
-  def __init__(self, name: str, dtype: str, remat: str, strategies: Sequence[str]):
+  A variant is a strategy, or has a name and its changes of the default config.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    dtype: str,
+    remat: str,
+    strategies: Sequence[str] = (),
+    **variants: Mapping[str, Any],
+  ):
     c = config_lib.default()
     opened = open_model(name)
     # Every device on one axis of the mesh that a row of one cannot be split by.
@@ -413,7 +423,11 @@ class Steps:
     self.mesh = sharding.make_mesh(dict(c.mesh), jax.local_devices()[:1])
     self._update = optimizer.make(c.optim, 1000)
     schedule = optimizer.schedule(c.optim, 1000)
-    self.recipes = {s: make_recipe(opened.config, s, dtype, remat) for s in strategies}
+    variants |= {s: {"positions.strategy": s} for s in strategies}
+    self.recipes = {
+      variant: make_recipe(opened.config, changes, dtype, remat)
+      for variant, changes in variants.items()
+    }
     self._compiled: dict[Any, Any] = {}
     self._steps = {
       s: step_lib.compile_steps(recipe, self._update, schedule, self.mesh)[0]
@@ -425,26 +439,26 @@ class Steps:
         reference.load_params(opened, "float32"), self._update, at
       )
 
-  def compile(self, strategy: str, batch: dict[str, np.ndarray]) -> Any:
+  def compile(self, variant: str, batch: dict[str, np.ndarray]) -> Any:
     """The compiled step for batches of this shape; its first call takes longer."""
-    key = (strategy, batch["tokens"].shape)
+    key = (variant, batch["tokens"].shape)
     if key not in self._compiled:
       with jax.set_mesh(self.mesh):
-        lowered = self._steps[strategy].lower(self.state, batch)
+        lowered = self._steps[variant].lower(self.state, batch)
         self._compiled[key] = lowered.compile()
     return self._compiled[key]
 
-  def executed(self, strategy: str, batch: dict[str, np.ndarray]) -> int:
+  def executed(self, variant: str, batch: dict[str, np.ndarray]) -> int:
     """FLOPs of the products that the step runs, what it computes again included."""
     with jax.set_mesh(self.mesh):
-      traced = self._steps[strategy].trace(self.state, batch)
+      traced = self._steps[variant].trace(self.state, batch)
     return flops_lib.executed(traced.jaxpr)
 
   def step(
-    self, strategy: str, batch: dict[str, np.ndarray]
+    self, variant: str, batch: dict[str, np.ndarray]
   ) -> tuple[float, dict[str, float]]:
     """One update: (seconds, metrics)."""
-    run = self.compile(strategy, batch)
+    run = self.compile(variant, batch)
     begin = time.perf_counter()
     with jax.set_mesh(self.mesh):
       batch = jax.device_put(batch, sharding.batch_sharding(self.mesh))
