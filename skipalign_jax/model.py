@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from skipalign_jax import attention, cpu, kernels, model_config, rope, sharding
+from skipalign_jax import attention, cpu, kernels, model_config, norm, rope, sharding
 
 ModelConfig = model_config.ModelConfig
 Params = dict[str, Any]  # the nested dict of `hf.names`: embed, layers, norm, …
@@ -113,51 +113,6 @@ class Linear(nnx.Module):
     return y_BLO if self.bias is None else y_BLO + self.bias[...].astype(y_BLO.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def rms_norm(x_BLD: jax.Array, weight_D: jax.Array, eps: float) -> jax.Array:
-  """x / sqrt(mean x² + ε) · weight, computed in fp32, returned in x's dtype.
-
-  With a gradient rule that keeps x itself and one number a place; the default one
-  keeps and converts several fp32 arrays, a sixth of a step on a CPU.
-  """
-  return _rms_norm_forward(x_BLD, weight_D, eps)[0]
-
-
-def _rms_norm_forward(x_BLD, weight_D, eps):
-  x32_BLD = x_BLD.astype(jnp.float32)
-  rate_BL = jax.lax.rsqrt(_mean_product(x32_BLD, x32_BLD) + eps)
-  y_BLD = (x32_BLD * rate_BL[..., None] * weight_D).astype(x_BLD.dtype)
-  return y_BLD, (x_BLD, weight_D, rate_BL)
-
-
-def _rms_norm_backward(eps, residuals, d_y_BLD):
-  x_BLD, weight_D, rate_BL = residuals
-  rate_BL1 = rate_BL[..., None]
-  unit_BLD = x_BLD.astype(jnp.float32) * rate_BL1  # y before the weight
-  d_y_BLD = d_y_BLD.astype(jnp.float32)
-  d_unit_BLD = d_y_BLD * weight_D
-  along_BL1 = _mean_product(d_unit_BLD, unit_BLD)[..., None]
-  d_x_BLD = rate_BL1 * (d_unit_BLD - unit_BLD * along_BL1)
-  d_weight_D = _product("bld,bld->d", d_y_BLD, unit_BLD, jnp.float32)
-  return d_x_BLD.astype(x_BLD.dtype), d_weight_D
-
-
-def _mean_product(left_BLD, right_BLD):
-  return _product("bld,bld->bl", left_BLD, right_BLD, jnp.float32) / left_BLD.shape[-1]
-
-
-rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
-
-
-class RMSNorm(nnx.Module):
-  def __init__(self, dim: int, eps: float):
-    self.weight = nnx.Param(jnp.ones(dim))
-    self.eps = eps
-
-  def __call__(self, x_BLD: jax.Array) -> jax.Array:
-    return rms_norm(x_BLD, self.weight[...], self.eps)
-
-
 class Attention(nnx.Module):
   def __init__(self, c: ModelConfig, rngs: nnx.Rngs):
     query, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
@@ -214,9 +169,9 @@ class MLP(nnx.Module):
 
 class Layer(nnx.Module):
   def __init__(self, c: ModelConfig, rngs: nnx.Rngs):
-    self.attn_norm = RMSNorm(c.embed_dim, c.norm_eps)
+    self.attn_norm = norm.RMSNorm(c.embed_dim, c.norm_eps)
     self.attn = Attention(c, rngs)
-    self.mlp_norm = RMSNorm(c.embed_dim, c.norm_eps)
+    self.mlp_norm = norm.RMSNorm(c.embed_dim, c.norm_eps)
     self.mlp = MLP(c, rngs)
 
   def __call__(self, x_BLD, rotation, segment_ids_BL, backend, cache, layer):
@@ -239,7 +194,7 @@ class Decoder(nnx.Module):
     self.embed = Embedding(c, rngs)
     new_layer = nnx.vmap(lambda rngs: Layer(c, rngs))
     self.layers = new_layer(rngs.fork(split=c.num_layers))
-    self.norm = RMSNorm(c.embed_dim, c.norm_eps)
+    self.norm = norm.RMSNorm(c.embed_dim, c.norm_eps)
     self.lm_head = None if c.tie_embeddings else Embedding(c, rngs)
 
   def head(self) -> jax.Array:

@@ -20,7 +20,7 @@ LAYERS = (
     "signals",
   },
   {"attention", "cli", "long_short", "model_config"},
-  {"kernels", "resolve", "shapes"},
+  {"kernels", "norm", "resolve", "shapes"},
   {"model"},
   {"hf", "inference", "step"},
   {"checkpoint", "data", "workdir"},
