@@ -51,6 +51,8 @@ def default() -> ConfigDict:
   c.model.attention_bias = optional(bool)
   c.model.mlp_bias = optional(bool)
   c.model.window = optional(int)  # positions the model was built for
+  c.model.family = optional(str)  # mistral, qwen2, qwen3, smollm3; from scratch llama
+  c.model.nope_layers = optional(tuple)  # layers without rope; smollm3 only
   c.model.compute_dtype = "bfloat16"  # master weights are always float32
   c.model.remat = "full"  # none | dots (keep products) | full (keep layer inputs)
 
@@ -146,6 +148,7 @@ def tiny(c: ConfigDict) -> ConfigDict:
   m.norm_eps, m.tie_embeddings = 1e-5, True
   m.attention_bias = m.mlp_bias = False
   m.window, m.compute_dtype = 256, "float32"
+  m.family, m.nope_layers = "llama", ()
   c.rope.theta = 10_000.0
   c.data.tokenizer, c.data.template = "bytes", "model"
   c.data.train, c.data.eval = "builtin:recall:64", "holdout:8"

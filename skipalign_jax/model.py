@@ -1,4 +1,4 @@
-"""A LLaMA-family decoder (Llama, Yi, SmolLM2) in Flax NNX.
+"""A LLaMA-family decoder (see `families`) in Flax NNX.
 
 Shapes: B batch, L length, S cache length, D model, F ffn, N heads, K kv heads,
 H head dim, V vocab, I/O in/out features. Matrices are [O, I] as in HF's files,
@@ -119,16 +119,20 @@ class Attention(nnx.Module):
     self.q = Linear(c.embed_dim, query, c.attention_bias, rngs)
     self.k = Linear(c.embed_dim, kv, c.attention_bias, rngs)
     self.v = Linear(c.embed_dim, kv, c.attention_bias, rngs)
-    self.o = Linear(query, c.embed_dim, c.attention_bias, rngs)
+    self.o = Linear(query, c.embed_dim, c.o_bias, rngs)
+    self.q_norm = norm.RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else None
+    self.k_norm = norm.RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else None
     self.config = c
 
   def __call__(self, x_BLD, rotation, segment_ids_BL, backend, cache, layer):
     c = self.config
     B, L, _ = x_BLD.shape
-    rotate = lambda x_BLNH: rope.apply(x_BLNH, *rotation)
-    q_BLNH = rotate(self.q(x_BLD).reshape(B, L, c.num_heads, c.head_dim))
-    k_BLKH = rotate(self.k(x_BLD).reshape(B, L, c.num_kv_heads, c.head_dim))
+    q_BLNH = self.q(x_BLD).reshape(B, L, c.num_heads, c.head_dim)
+    k_BLKH = self.k(x_BLD).reshape(B, L, c.num_kv_heads, c.head_dim)
     v_BLKH = self.v(x_BLD).reshape(B, L, c.num_kv_heads, c.head_dim)
+    if c.qk_norm:
+      q_BLNH, k_BLKH = self.q_norm(q_BLNH), self.k_norm(k_BLKH)
+    q_BLNH, k_BLKH = rope.apply(q_BLNH, *rotation), rope.apply(k_BLKH, *rotation)
     if cache is not None:
       write = lambda cached, new_BLKH: sharding.write_places(
         cached, _for_cache(new_BLKH, cached), layer, cache.length
@@ -244,7 +248,11 @@ class Decoder(nnx.Module):
       x_BLD, cache = carry
       params, index = params_and_index
       layer = nnx.merge(layer_def, jax.tree.map(cpu.from_bits, params))
-      return layer(x_BLD, rotation, segment_ids_BL, backend, cache, index), None
+      turn = rotation
+      if self.config.nope_layers:
+        rotates = jnp.all(index != jnp.array(self.config.nope_layers))
+        turn = rope.only_if(rotates, *rotation)
+      return layer(x_BLD, turn, segment_ids_BL, backend, cache, index), None
 
     indices = jnp.arange(self.config.num_layers)
     (x_BLD, cache), _ = jax.lax.scan(

@@ -4,9 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from skipalign_jax import errors, rope
-
-SUPPORTED = ("llama",)  # Llama 1-3, Yi, SmolLM2 and TinyLlama share this type
+from skipalign_jax import errors, families, rope
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +21,12 @@ class ModelConfig:
     head_dim: width of one head, H; even.
     norm_eps: RMSNorm epsilon.
     tie_embeddings: the output matrix is the embedding.
-    attention_bias, mlp_bias: biases on the projections.
+    attention_bias: biases on q, k, v and, if `o_bias`, o.
+    mlp_bias: biases on gate, up and down.
     window: positions the model was built for (max_position_embeddings).
     rope: how positions become angles.
+    family: a model_type of transformers; see `families.TABLE` for what it fixes.
+    nope_layers: indices of layers whose q and k are not rotated (NoPE).
   """
 
   vocab_size: int
@@ -41,6 +42,8 @@ class ModelConfig:
   mlp_bias: bool
   window: int
   rope: rope.RopeConfig
+  family: str = "llama"
+  nope_layers: tuple[int, ...] = ()
 
   def __post_init__(self):
     for name in ("vocab_size", "num_layers", "embed_dim", "ffn_dim", "num_heads"):
@@ -53,12 +56,42 @@ class ModelConfig:
       )
     if self.head_dim < 2 or self.head_dim % 2:
       raise errors.UserError(f"model.head_dim={self.head_dim} must be even")
+    if self.family not in families.TABLE:
+      raise errors.UserError(
+        f"model.family={self.family!r} is unknown; choose one of "
+        f"{', '.join(families.TABLE)}"
+      )
+    for name, value in families.TABLE[self.family].fixed.items():
+      if getattr(self, name) != value:
+        raise errors.UserError(
+          f"model.{name}={not value}, but with model.family={self.family} it is {value}"
+        )
+    if self.nope_layers and not families.TABLE[self.family].nope:
+      raise errors.UserError(
+        f"model.nope_layers={self.nope_layers}: model.family={self.family} has no "
+        "layers without rope; smollm3 does"
+      )
+    if not all(0 <= i < self.num_layers for i in self.nope_layers):
+      raise errors.UserError(
+        f"model.nope_layers={self.nope_layers} must lie in 0 … {self.num_layers - 1}"
+      )
+
+  @property
+  def o_bias(self) -> bool:
+    """Whether o has a bias."""
+    return self.attention_bias and families.TABLE[self.family].o_bias
+
+  @property
+  def qk_norm(self) -> bool:
+    """Whether each head of q and k goes through an RMSNorm before rope."""
+    return families.TABLE[self.family].qk_norm
 
   def num_params(self) -> int:
     """Number of trainable values."""
     query, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
     attention = 2 * self.embed_dim * (query + kv)
-    attention += self.attention_bias * (query + 2 * kv + self.embed_dim)
+    attention += self.attention_bias * (query + 2 * kv) + self.o_bias * self.embed_dim
+    attention += self.qk_norm * 2 * self.head_dim
     mlp = 3 * self.embed_dim * self.ffn_dim
     mlp += self.mlp_bias * (2 * self.ffn_dim + self.embed_dim)
     layer = attention + mlp + 2 * self.embed_dim
@@ -71,19 +104,11 @@ def from_hf(hf: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
   """Reads a transformers v4 or v5 config (a parsed config.json).
 
   Raises:
-    UserError: unsupported architecture, missing keys, or a `rope_scaling` that
-      disagrees with `rope_parameters`.
+    UserError: unsupported architecture, missing keys, keys that would change the
+      mathematics, or a `rope_scaling` that disagrees with `rope_parameters`.
   """
-  model_type = hf.get("model_type")
-  if model_type not in SUPPORTED:
-    raise errors.UserError(
-      f"{where}: model_type {model_type!r} is not supported; supported: "
-      f"{', '.join(SUPPORTED)}"
-    )
-  activation = hf.get("hidden_act", "silu")
-  if activation != "silu":
-    raise errors.UserError(f"{where}: hidden_act {activation!r}, expected 'silu'")
   try:
+    family, hf = families.complete(hf, where)
     heads = int(hf["num_attention_heads"])
     return ModelConfig(
       vocab_size=int(hf["vocab_size"]),
@@ -91,14 +116,16 @@ def from_hf(hf: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
       embed_dim=int(hf["hidden_size"]),
       ffn_dim=int(hf["intermediate_size"]),
       num_heads=heads,
-      num_kv_heads=int(hf.get("num_key_value_heads") or heads),
-      head_dim=int(hf.get("head_dim") or hf["hidden_size"] // heads),
-      norm_eps=float(hf.get("rms_norm_eps", 1e-6)),
-      tie_embeddings=bool(hf.get("tie_word_embeddings", False)),
-      attention_bias=bool(hf.get("attention_bias", False)),
-      mlp_bias=bool(hf.get("mlp_bias", False)),
-      window=int(hf.get("max_position_embeddings", 2048)),
-      rope=_rope_from_hf(hf, where),
+      num_kv_heads=int(hf["num_key_value_heads"] or heads),
+      head_dim=int(hf["head_dim"] or hf["hidden_size"] // heads),
+      norm_eps=float(hf["rms_norm_eps"]),
+      tie_embeddings=bool(hf["tie_word_embeddings"]),
+      attention_bias=bool(hf["attention_bias"]),
+      mlp_bias=bool(hf["mlp_bias"]),
+      window=int(hf["max_position_embeddings"]),
+      rope=_rope_from_hf(hf, where, family.theta),
+      family=hf["model_type"],
+      nope_layers=families.nope_layers(family, hf, where),
     )
   except KeyError as error:
     raise errors.UserError(f"{where}: key {error} is missing") from error
@@ -108,11 +135,13 @@ def from_hf(hf: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     raise errors.UserError(f"{where}: a value of the wrong type ({error})") from error
 
 
-def _rope_from_hf(hf: Mapping[str, Any], where: str) -> rope.RopeConfig:
+def _rope_from_hf(
+  hf: Mapping[str, Any], where: str, default_theta: float
+) -> rope.RopeConfig:
   v4 = _rope_spelling(
-    {"rope_theta": hf.get("rope_theta")} | (hf.get("rope_scaling") or {})
+    {"rope_theta": hf.get("rope_theta")} | (hf.get("rope_scaling") or {}), default_theta
   )
-  v5 = _rope_spelling(hf.get("rope_parameters") or {})
+  v5 = _rope_spelling(hf.get("rope_parameters") or {}, default_theta)
   if v4 and v5 and v4 != v5:
     raise errors.UserError(
       f"{where}: rope_theta/rope_scaling say {v4} but rope_parameters say {v5};"
@@ -128,7 +157,7 @@ def _rope_from_hf(hf: Mapping[str, Any], where: str) -> rope.RopeConfig:
   kind = given.get("rope_type", "default")
   if kind in ("linear", "yarn", "llama3") and "factor" not in given:
     raise errors.UserError(f"{where}: rope_type {kind} needs a factor")
-  window = int(hf.get("max_position_embeddings", 2048))
+  window = int(hf["max_position_embeddings"])
   factor = float(given.get("factor", 1.0))
   original = given.get("original_max_position_embeddings") or window
   if kind == "llama3" and "original_max_position_embeddings" not in given:
@@ -137,7 +166,7 @@ def _rope_from_hf(hf: Mapping[str, Any], where: str) -> rope.RopeConfig:
     )
   return rope.RopeConfig(
     kind="none" if kind == "default" else kind,
-    theta=float(given.get("rope_theta", 10_000.0)),
+    theta=float(given.get("rope_theta", default_theta)),
     factor=factor,
     original_window=int(original),
     beta_fast=float(given.get("beta_fast") or 32.0),
@@ -162,7 +191,7 @@ _ROPE_KEYS = {
 }
 
 
-def _rope_spelling(raw: Mapping[str, Any]) -> dict[str, Any]:
+def _rope_spelling(raw: Mapping[str, Any], default_theta: float) -> dict[str, Any]:
   """One of the two spellings with its defaults filled in; {} if it says nothing."""
   given = {key: value for key, value in raw.items() if value is not None}
   if not given:
@@ -175,7 +204,7 @@ def _rope_spelling(raw: Mapping[str, Any]) -> dict[str, Any]:
     del given["truncate"]
   if given.get("partial_rotary_factor") == 1:
     del given["partial_rotary_factor"]
-  return {"rope_type": "default", "rope_theta": 10_000.0} | given
+  return {"rope_type": "default", "rope_theta": default_theta} | given
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
@@ -183,6 +212,15 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
 
   NTK has no HF rope type: its base goes into `rope_theta` with type default.
   """
+  family = families.TABLE[config.family]
+  free = {
+    name: getattr(config, name)
+    for name in ("attention_bias", "mlp_bias")
+    if name not in family.fixed
+  }
+  if family.nope:
+    rotated = [int(i not in config.nope_layers) for i in range(config.num_layers)]
+    free["no_rope_layers"] = rotated
   r = config.rope
   theta = r.theta
   if r.kind == "ntk":
@@ -202,8 +240,8 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
       "high_freq_factor": r.high_freq_factor,
     }
   return {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
+    "architectures": [family.architecture],
+    "model_type": config.family,
     "vocab_size": config.vocab_size,
     "num_hidden_layers": config.num_layers,
     "hidden_size": config.embed_dim,
@@ -214,8 +252,8 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     "hidden_act": "silu",
     "rms_norm_eps": config.norm_eps,
     "tie_word_embeddings": config.tie_embeddings,
-    "attention_bias": config.attention_bias,
-    "mlp_bias": config.mlp_bias,
+    **free,
+    **family.no_sliding,
     "max_position_embeddings": config.window,
     "rope_theta": theta,
     "rope_scaling": scaling or None,

@@ -19,6 +19,12 @@ SHAPE_FIELDS = tuple(
   if field.name != "rope"
 )
 
+_HAVE_DEFAULTS = {
+  field.name
+  for field in dataclasses.fields(model_config.ModelConfig)
+  if field.default is not dataclasses.MISSING
+}
+
 
 def check(config: ml_collections.ConfigDict) -> positions.PositionConfig:
   """Validates keys that need no model; returns the position recipe."""
@@ -102,6 +108,11 @@ def model_from(
   if base is None:
     if given["vocab_size"] is None:
       given["vocab_size"] = vocab_size
+    given = {
+      name: value
+      for name, value in given.items()
+      if value is not None or name not in _HAVE_DEFAULTS
+    }
     missing = [f"model.{name}" for name, value in given.items() if value is None]
     if config.rope.theta is None:
       missing.append("rope.theta")

@@ -137,6 +137,13 @@ def rotation(
   return jnp.cos(angle_BLP) * scale, jnp.sin(angle_BLP) * scale
 
 
+def only_if(
+  rotates: jax.Array, cos_BLP: jax.Array, sin_BLP: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The rotation, or one that changes nothing: for layers without rope."""
+  return jnp.where(rotates, cos_BLP, 1.0), jnp.where(rotates, sin_BLP, 0.0)
+
+
 def apply(x_BLNH: jax.Array, cos_BLP: jax.Array, sin_BLP: jax.Array) -> jax.Array:
   """Rotates the pairs (h, h + H/2) of every head, in fp32."""
   cos_BL1P, sin_BL1P = cos_BLP[:, :, None], sin_BLP[:, :, None]

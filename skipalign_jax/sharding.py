@@ -31,6 +31,7 @@ TABLE = (
   (r"layers/attn/[qkv]/bias", PartitionSpec(None, "tensor")),
   (r"layers/attn/o/weight", PartitionSpec(None, SHARDS, "tensor")),
   (r"layers/attn/o/bias", PartitionSpec(None, SHARDS)),
+  (r"layers/attn/[qk]_norm/weight", PartitionSpec(None, None)),  # H, of all heads
   (r"layers/mlp/(gate|up)/weight", PartitionSpec(None, "tensor", SHARDS)),
   (r"layers/mlp/(gate|up)/bias", PartitionSpec(None, "tensor")),
   (r"layers/mlp/down/weight", PartitionSpec(None, SHARDS, "tensor")),

@@ -102,6 +102,48 @@ MODELS = {
   | {"max_position_embeddings": 65_536, "rope_parameters": ROPES["yarn_16"]},
   "llama3": _TINY
   | {"max_position_embeddings": 65_536, "rope_parameters": ROPES["llama3_8"]},
+  "mistral": _TINY
+  | {
+    "model_type": "mistral",
+    "num_key_value_heads": 2,
+    "head_dim": 16,  # 4 × 16 is not hidden_size
+    "sliding_window": None,
+    "max_position_embeddings": 32_768,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+  },
+  "qwen2": _TINY
+  | {
+    "model_type": "qwen2",
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
+    "sliding_window": 16,  # not used
+    "max_position_embeddings": 32_768,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+  },
+  "qwen3": _TINY
+  | {
+    "model_type": "qwen3",
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 40_960,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+  },
+  "smollm3": _TINY  # yarn scales what is rotated, and only that
+  | {
+    "model_type": "smollm3",
+    "num_key_value_heads": 1,
+    "num_hidden_layers": 3,
+    "no_rope_layers": [1, 0, 1],
+    "tie_word_embeddings": True,
+    "pad_token_id": None,  # SmolLM3's own ids lie beyond 61
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "max_position_embeddings": 65_536,
+    "rope_parameters": ROPES["yarn_16"],
+  },
 }
 
 
@@ -132,7 +174,7 @@ def tokens(vocab_size: int) -> np.ndarray:
 
 def main() -> None:
   import torch
-  from transformers import LlamaConfig, LlamaForCausalLM
+  from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
   from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
   ropes = {}
@@ -158,7 +200,9 @@ def main() -> None:
 
   logits = {}
   for seed, (name, hf) in enumerate(MODELS.items()):
-    model = LlamaForCausalLM(LlamaConfig(**json.loads(json.dumps(hf)))).eval()
+    model = AutoModelForCausalLM.from_config(
+      AutoConfig.for_model(**json.loads(json.dumps(hf)))
+    ).eval()
     state = model.state_dict()
     if hf["tie_word_embeddings"]:
       del state["lm_head.weight"]

@@ -1,5 +1,6 @@
 """Our logits equal those of transformers: goldens, and live where torch is."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -65,9 +66,17 @@ def test_positions_and_biases_reach_the_logits(name):
   contiguous = GOLDENS[f"{name}/contiguous"]
   skipped = GOLDENS[f"{name}/skipped"]
   assert np.abs(contiguous - skipped).max() > 0.02
+  attn, others = params["layers"]["attn"], []
   if config.attention_bias:
-    params["layers"]["attn"]["q"]["bias"] *= 0
-    changed = run(config, params, make_goldens.positions("contiguous", 0))
+    others.append((config, attn | {"q": attn["q"] | {"bias": 0 * attn["q"]["bias"]}}))
+  if config.qk_norm:
+    ones = {"weight": jnp.ones_like(attn["k_norm"]["weight"])}
+    others.append((config, attn | {"k_norm": ones}))
+  if config.nope_layers:
+    others.append((dataclasses.replace(config, nope_layers=()), attn))
+  for other, attn in others:
+    layers = params["layers"] | {"attn": attn}
+    changed = run(other, params | {"layers": layers}, np.arange(make_goldens.LENGTH))
     assert np.abs(changed - contiguous).max() > 0.02
 
 
@@ -85,10 +94,14 @@ def test_exported_folder_loads_in_transformers(name, tmp_path):
   seed = list(make_goldens.MODELS).index(name)
   drawn = make_goldens.weights(names.hf_shapes(config), seed)
   safetensors_io.write_tensors(tmp_path, drawn.items(), 4096)
-  (tmp_path / "config.json").write_text(json.dumps(model_config.to_hf(config)))
-  theirs = transformers.AutoModelForCausalLM.from_pretrained(
-    tmp_path, dtype=torch.float32
+  written = model_config.to_hf(config) | {"pad_token_id": None}  # as export writes it
+  (tmp_path / "config.json").write_text(json.dumps(written))
+  theirs, loading = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path, dtype=torch.float32, output_loading_info=True
   )
+  assert type(theirs).__name__ == written["architectures"][0]
+  assert type(theirs).config_class.model_type == hf["model_type"]
+  assert not any(loading.values()), loading
   for kind in ("contiguous", "skipped"):
     positions_L = make_goldens.positions(kind, config.window)
     with torch.no_grad():

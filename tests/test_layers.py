@@ -10,6 +10,7 @@ LAYERS = (
     "config",
     "cpu",
     "distributed",
+    "families",
     "losses",
     "metrics",
     "optimizer",

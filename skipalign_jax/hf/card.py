@@ -47,8 +47,8 @@ def write(
     "",
   ]
   lines.append(
-    f"A llama-architecture model of {config.num_params():,} parameters in {dtype}, "
-    "exported by skipalign_jax."
+    f"A {config.family}-architecture model of {config.num_params():,} parameters in "
+    f"{dtype}, exported by skipalign_jax."
   )
   rows = [*_model_rows(config, base)]
   if trained:
@@ -66,10 +66,10 @@ def write(
 
 
 _USE = (
-  "Use it as any llama model. In training code of your own that skips positions, "
-  "pass an explicit all-ones `attention_mask` next to `position_ids`: without one, "
-  "transformers 5 takes every jump for the start of another packed sequence and "
-  "cuts attention there.",
+  "Use it as any model of its kind. In training code of your own that skips "
+  "positions, pass an explicit all-ones `attention_mask` next to `position_ids`: "
+  "without one, transformers 5 takes every jump for the start of another packed "
+  "sequence and cuts attention there.",
 )
 
 

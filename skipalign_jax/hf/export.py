@@ -101,11 +101,12 @@ def hf_config(
     "pad_token_id": tokenizer.pad_token_id,
     "eos_token_id": _one_or_list(stop_ids),
   }
-  ids = {k: v for k, v in ids.items() if v is not None}
+  # Ids that nobody names are null: without the key, SmolLM3's class has its own.
   return (
-    kept
+    dict.fromkeys(ids)
+    | kept
     | model_config.to_hf(config)
-    | ids
+    | {k: v for k, v in ids.items() if v is not None}
     | {
       "torch_dtype": dtype,
       "dtype": dtype,

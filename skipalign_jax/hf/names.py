@@ -30,6 +30,14 @@ TABLE = (
     )
     for leaf in ("weight", "bias")
   ),
+  *(
+    (
+      f"layers/attn/{short}_norm/weight",
+      f"model.layers.{{i}}.self_attn.{short}_norm.weight",
+      f"blk.{{i}}.attn_{short}_norm.weight",
+    )
+    for short in ("q", "k")
+  ),
   (
     "layers/mlp_norm/weight",
     "model.layers.{i}.post_attention_layernorm.weight",
@@ -62,8 +70,10 @@ def expected_shapes(
   layer: dict[str, tuple[int, ...]] = {"attn_norm/weight": (D,)}
   for short, shape in {"q": (Q, D), "k": (G, D), "v": (G, D), "o": (D, Q)}.items():
     layer[f"attn/{short}/weight"] = shape
-    if config.attention_bias:
+    if config.o_bias if short == "o" else config.attention_bias:
       layer[f"attn/{short}/bias"] = shape[:1]
+  if config.qk_norm:
+    layer["attn/q_norm/weight"] = layer["attn/k_norm/weight"] = (config.head_dim,)
   layer["mlp_norm/weight"] = (D,)
   for short, shape in {"gate": (F, D), "up": (F, D), "down": (D, F)}.items():
     layer[f"mlp/{short}/weight"] = shape
@@ -98,7 +108,7 @@ def path_of_hf(name: str) -> tuple[str, int | None]:
   for path, hf, _ in TABLE:
     if hf == generic:
       return path, layer
-  raise errors.UserError(f"{name!r} is not a tensor of a llama model")
+  raise errors.UserError(f"{name!r} is not a tensor of a supported model")
 
 
 def gguf_names(config: model_config.ModelConfig) -> dict[str, str]:

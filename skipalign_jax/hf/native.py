@@ -68,6 +68,7 @@ def read_config(workdir: str | os.PathLike[str]) -> Description:
   try:
     shape = dict(value["model_config"])
     shape["rope"] = rope.RopeConfig(**shape["rope"])
+    shape["nope_layers"] = tuple(shape.get("nope_layers", ()))
     known = {field.name for field in dataclasses.fields(Description)}
     rest = {key: value[key] for key in known - {"model_config"} if key in value}
     return Description(model_config=model_config.ModelConfig(**shape), **rest)

@@ -40,8 +40,10 @@ def compare(opened: reference.Model, length: int) -> Iterator[tuple[str, float, 
     raise errors.UserError(f"a comparison needs at least 3 tokens, not {length}")
   config = opened.config
   tokens_BL = np.random.default_rng(0).integers(0, config.vocab_size, (1, length))
-  theirs = transformers.LlamaForCausalLM(
-    transformers.LlamaConfig(**model_config.to_hf(config))
+  # No padding id, whatever the class has: it need not lie in this vocabulary.
+  hf_config = model_config.to_hf(config) | {"pad_token_id": None}
+  theirs = transformers.AutoModelForCausalLM.from_config(
+    transformers.AutoConfig.for_model(**hf_config)
   )
   state = {
     name: torch.tensor(tensor)

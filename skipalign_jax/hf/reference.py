@@ -141,7 +141,7 @@ def open_model(reference: str) -> Model:
   """Opens a model without reading its weights.
 
   Raises:
-    UserError: not found, not a llama model, or weights that are incomplete.
+    UserError: not found, not of a supported family, or weights that are incomplete.
   """
   location = locate(reference)
   generation = None

@@ -145,8 +145,8 @@ def check_tensors(config: model_config.ModelConfig, source: TensorSource) -> Non
   ]
   if extra:
     raise errors.UserError(
-      f"{source.where}: {len(extra)} tensors are not part of a llama model of this "
-      f"config.json and would be dropped: {_some(extra)}"
+      f"{source.where}: {len(extra)} tensors are not part of a {config.family} model "
+      f"of this config.json and would be dropped: {_some(extra)}"
     )
 
 
