@@ -110,6 +110,7 @@ _NEUTRAL = {
   "attention_chunk_size": (None,),
   "num_experts": (None, 0),
   "num_local_experts": (None, 0),
+  "is_causal": (None, True),
 }
 
 

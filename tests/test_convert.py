@@ -5,6 +5,7 @@ import importlib.util
 import json
 
 import jax.numpy as jnp
+import make_goldens
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
@@ -22,8 +23,18 @@ def run(command, ref, out=None, *more):
   return convert.main(arguments if out is None else [*arguments, f"--out={out}"])
 
 
-@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float32])
-@pytest.mark.parametrize("name", ["llama2_gqa", "smollm2_tied", "biases"])
+@pytest.mark.parametrize(
+  ("name", "dtype"),
+  [
+    ("llama2_gqa", ml_dtypes.bfloat16),
+    ("smollm2_tied", np.float16),
+    ("biases", np.float32),
+    ("mistral", ml_dtypes.bfloat16),
+    ("qwen2", np.float16),
+    ("qwen3", np.float32),
+    ("smollm3", ml_dtypes.bfloat16),
+  ],
+)
 def test_export_of_import_is_the_same_bits(tmp_path, name, dtype, capsys):
   source = tiny.hf_folder(tmp_path / "hf", name, dtype, shards=2)
   assert run("import", source, tmp_path / "native") == 0
@@ -36,6 +47,7 @@ def test_export_of_import_is_the_same_bits(tmp_path, name, dtype, capsys):
     assert ours[key].tobytes() == tensor.tobytes(), key
   again = reference.open_model(str(tmp_path / "out"))
   assert again.config == tiny.config(name)
+  assert again.hf_config["model_type"] == make_goldens.MODELS[name]["model_type"]
   assert again.generation_config["temperature"] == 0.5
   printed = capsys.readouterr().out
   assert f"--config.model.init_from={tmp_path / 'native'}" in printed

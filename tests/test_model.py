@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tiny
 
-from skipalign_jax import kernels, model, positions
+from skipalign_jax import kernels, model, positions, sharding
 from skipalign_jax import step as step_lib
+from skipalign_jax.hf import names
 
 CONFIG = tiny.config()
 PARAMS = tiny.params(CONFIG)
@@ -19,6 +20,8 @@ KINDS = {
   "tied": tiny.config(tie_embeddings=True, num_kv_heads=1),
   "untied": CONFIG,
   "biases": tiny.config(attention_bias=True, mlp_bias=True),
+  "qk_norm": tiny.config(family="qwen3"),
+  "nope": tiny.config(family="smollm3", nope_layers=(1,), attention_bias=True),
 }
 
 logits = jax.jit(model.logits, static_argnums=(1, 5))
@@ -170,14 +173,20 @@ def read(params, config, tokens_BL, positions_BL, segments_BL, cache, backend):
   return hidden_BLD @ model.bind(config, params).head().T, cache
 
 
-@pytest.mark.parametrize("block", [0, 1, 13])
-@pytest.mark.parametrize("parts", [None, (0, 2, 6, 9)])
-def test_prompt_and_decoding_equal_the_whole_sample_alone(parts, block):
+@pytest.mark.parametrize(
+  ("kind", "parts", "block"),
+  [
+    *itertools.product(["biases"], [None, (0, 2, 6, 9)], [0, 1, 13]),
+    ("qk_norm", (0, 2, 6, 9), 0),
+    ("nope", (0, 2, 6, 9), 0),
+  ],
+)
+def test_prompt_and_decoding_equal_the_whole_sample_alone(kind, parts, block):
   """Unequal prompts, padded on the left, with positions that skip.
 
   Prompts are read whole by a kernel, or in parts that attend to the cache.
   """
-  config = KINDS["biases"]
+  config = KINDS[kind]
   params = tiny.params(config)
   rng = np.random.default_rng(0)
   prompts, new, L = [5, 9, 2], 4, 9
@@ -214,10 +223,14 @@ def test_prompt_and_decoding_equal_the_whole_sample_alone(parts, block):
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_num_params_is_the_number_of_parameters(kind):
-  _, shapes = model.definition(KINDS[kind])
-  assert sum(x.size for x in jax.tree.leaves(shapes)) == KINDS[kind].num_params()
+@pytest.mark.parametrize("kind", [*KINDS, "qwen2"])
+def test_the_parameters_are_those_of_the_table_and_the_count(kind):
+  config = (KINDS | {"qwen2": tiny.config(family="qwen2", attention_bias=True)})[kind]
+  _, tree = model.definition(config)
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  shapes = {sharding.path_of(path): x.shape for path, x in leaves}
+  assert shapes == names.expected_shapes(config)
+  assert sum(x.size for _, x in leaves) == config.num_params()
 
 
 def test_init_draws_each_matrix_anew():

@@ -4,8 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+import transformers
 
-from skipalign_jax import errors, model_config, rope
+from skipalign_jax import errors, families, model_config, rope, shapes
 
 LLAMA2_7B = {
   "architectures": ["LlamaForCausalLM"],
@@ -63,12 +64,79 @@ SMOLLM2_135M = {
   "rope_theta": 100_000,
   "tie_word_embeddings": True,
 }
+MISTRAL_7B_V03 = LLAMA31_8B | {
+  "model_type": "mistral",
+  "architectures": ["MistralForCausalLM"],
+  "vocab_size": 32_768,
+  "max_position_embeddings": 32_768,
+  "rope_theta": 1_000_000.0,
+  "rope_scaling": None,
+  "sliding_window": None,
+}
+QWEN25_7B = {
+  "model_type": "qwen2",
+  "vocab_size": 152_064,
+  "hidden_size": 3584,
+  "intermediate_size": 18_944,
+  "num_hidden_layers": 28,
+  "num_attention_heads": 28,
+  "num_key_value_heads": 4,
+  "max_position_embeddings": 131_072,
+  "max_window_layers": 28,
+  "rms_norm_eps": 1e-06,
+  "rope_theta": 1_000_000.0,
+  "sliding_window": 131_072,
+  "use_sliding_window": False,
+  "tie_word_embeddings": False,
+}
+QWEN3_8B = QWEN25_7B | {
+  "model_type": "qwen3",
+  "vocab_size": 151_936,
+  "hidden_size": 4096,
+  "intermediate_size": 12_288,
+  "num_hidden_layers": 36,
+  "num_attention_heads": 32,
+  "num_key_value_heads": 8,
+  "head_dim": 128,
+  "attention_bias": False,
+  "max_position_embeddings": 40_960,
+  "max_window_layers": 36,
+  "sliding_window": None,
+}
+SMOLLM3_3B = {  # tied, which it does not say
+  "model_type": "smollm3",
+  "vocab_size": 128_256,
+  "hidden_size": 2048,
+  "intermediate_size": 11_008,
+  "num_hidden_layers": 36,
+  "num_attention_heads": 16,
+  "num_key_value_heads": 4,
+  "max_position_embeddings": 65_536,
+  "rms_norm_eps": 1e-06,
+  "rope_theta": 5_000_000.0,
+  "no_rope_layer_interval": 4,
+  "no_rope_layers": [1, 1, 1, 0] * 9,
+  "layer_types": ["full_attention"] * 36,
+}
 MODELS = {
   "llama2_7b": (LLAMA2_7B, 6_738_415_616),
   "llama2_13b": (LLAMA2_13B, 13_015_864_320),
   "yi_6b_200k": (YI_6B_200K, 6_061_035_520),
   "llama31_8b": (LLAMA31_8B, 8_030_261_248),
   "smollm2_135m": (SMOLLM2_135M, 134_515_008),
+  "mistral_7b_v03": (MISTRAL_7B_V03, 7_248_023_552),
+  "qwen25_7b": (QWEN25_7B, 7_615_616_512),
+  "qwen3_8b": (QWEN3_8B, 8_190_735_360),
+  "smollm3_3b": (SMOLLM3_3B, 3_075_098_624),
+}
+KNOWN = {
+  "meta-llama/Llama-2-7b-hf": LLAMA2_7B,
+  "meta-llama/Llama-2-13b-hf": LLAMA2_13B,
+  "meta-llama/Llama-3.1-8B": LLAMA31_8B,
+  "mistralai/Mistral-7B-v0.3": MISTRAL_7B_V03,
+  "Qwen/Qwen2.5-7B": QWEN25_7B,
+  "Qwen/Qwen3-8B": QWEN3_8B,
+  "HuggingFaceTB/SmolLM3-3B": SMOLLM3_3B,
 }
 
 
@@ -78,10 +146,19 @@ def test_number_of_parameters(name):
   assert model_config.from_hf(hf).num_params() == expected
 
 
+@pytest.mark.parametrize("name", KNOWN)
+def test_shapes_known_by_name_are_those_of_config_json(name):
+  config = model_config.from_hf(KNOWN[name])
+  plain = config.rope.kind == "none"  # then the original window means nothing
+  where = dataclasses.replace(config.rope, original_window=0) if plain else config.rope
+  assert shapes.KNOWN[name] == dataclasses.replace(config, rope=where)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_round_trip(name):
   config = model_config.from_hf(MODELS[name][0])
   written = model_config.to_hf(config)
+  assert written["model_type"] == MODELS[name][0]["model_type"]
   assert model_config.from_hf(written) == config
   assert model_config.to_hf(model_config.from_hf(written)) == written
 
@@ -141,8 +218,26 @@ def test_ntk_is_exported_as_its_base(length):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"model_type": "mistral"}, "model_type 'mistral' is not supported"),
-    ({"hidden_act": "gelu"}, "hidden_act"),
+    ({"model_type": "gemma"}, r"'gemma' is not supported; supported: llama .*smollm3"),
+    ({"model_type": "mixtral"}, "model_type 'mixtral' is not supported"),
+    ({"model_type": None}, "model_type None is not supported"),
+    ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported.* 'silu'"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
+    ({"logits_scaling": 8.0}, "logits_scaling 8.0 is not supported"),
+    ({"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0"),
+    ({"num_local_experts": 8}, "num_local_experts 8"),
+    ({"layer_types": ["full_attention", "chunked_attention"]}, "chunked_attention"),
+    ({"no_rope_layers": [1, 0]}, "is this a smollm3 model"),
+    (
+      {"model_type": "mistral", "max_position_embeddings": 32_768},
+      r"window \(4096 of 32768 positions.*set sliding_window to null",
+    ),
+    ({"model_type": "mistral", "sliding_window": 1024}, r"window \(1024 of 4096"),
+    (
+      {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 512},
+      r"window \(512 of 4096",
+    ),
+    ({"model_type": "smollm3", "no_rope_layers": [1, 0]}, "2 entries for 32 layers"),
     ({"hidden_size": "wide"}, "wrong type"),
     ({"hidden_size": None}, "wrong type"),
     ({"num_key_value_heads": 5}, "must divide"),
@@ -169,3 +264,54 @@ def test_missing_key_is_named_with_its_file():
   hf = {key: value for key, value in LLAMA2_7B.items() if key != "hidden_size"}
   with pytest.raises(errors.UserError, match=r"some/config.json: key 'hidden_size'"):
     model_config.from_hf(hf, "some/config.json")
+
+
+def test_dropout_and_windows_as_long_as_the_model_are_harmless():
+  for hf in (
+    LLAMA2_7B | {"attention_dropout": 0.1, "pretraining_tp": 2},
+    LLAMA2_7B | {"model_type": "mistral"},  # its default of 4096 is the whole window
+    QWEN25_7B | {"use_sliding_window": True},
+  ):
+    written = model_config.to_hf(model_config.from_hf(hf))
+    # A longer window must not wake the other one.
+    assert written.get("sliding_window") is None
+    assert not written.get("use_sliding_window")
+
+
+@pytest.mark.parametrize("model_type", families.TABLE)
+def test_keys_that_are_left_out_mean_what_they_mean_to_transformers(model_type):
+  size = {  # 64 is not 4096 / 32, the sizes of the classes
+    "hidden_size": 2048,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 8,
+    "intermediate_size": 100,
+    "vocab_size": 100,
+  }
+  theirs = transformers.AutoConfig.for_model(model_type, **size)
+  no_window = {"sliding_window": None} if model_type == "mistral" else {}
+  ours = model_config.from_hf({"model_type": model_type, **size, **no_window})
+  assert ours.num_kv_heads == theirs.num_key_value_heads
+  assert ours.head_dim == (getattr(theirs, "head_dim", None) or 64)
+  assert ours.window == theirs.max_position_embeddings
+  assert ours.norm_eps == theirs.rms_norm_eps
+  assert ours.tie_embeddings == theirs.tie_word_embeddings
+  assert ours.rope.theta == theirs.rope_parameters["rope_theta"]
+  rotated = getattr(theirs, "no_rope_layers", [1] * 8)
+  assert ours.nope_layers == tuple(i for i in range(8) if not rotated[i])
+  if model_type == "mistral":
+    assert families.TABLE["mistral"].defaults["sliding_window"] == theirs.sliding_window
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"family": "gemma"}, "model.family='gemma' is unknown; choose one of llama"),
+    ({"family": "qwen2"}, "with model.family=qwen2 it is True"),
+    ({"family": "mistral", "mlp_bias": True}, "with model.family=mistral it is False"),
+    ({"nope_layers": (1,)}, "model.family=llama has no layers without rope"),
+    ({"family": "smollm3", "nope_layers": (32,)}, r"must lie in 0 … 31"),
+  ],
+)
+def test_a_family_is_not_what_it_cannot_be(changes, message):
+  with pytest.raises(errors.UserError, match=message):
+    dataclasses.replace(model_config.from_hf(LLAMA2_7B), **changes)

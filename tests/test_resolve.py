@@ -43,9 +43,19 @@ def test_scratch_takes_fields_from_config_and_vocabulary_from_tokenizer(config):
   assert (shape.vocab_size, shape.num_layers, shape.rope.theta) == (260, 2, 10_000)
 
 
+def test_scratch_takes_a_family_and_its_layers_without_rope(config):
+  c = config_lib.tiny(config)
+  c.model.family, c.model.nope_layers = "smollm3", (1,)
+  shape = resolve.model_from(c, None, 260)
+  assert (shape.family, shape.nope_layers) == ("smollm3", (1,))
+  c.model.family, c.model.nope_layers = None, None  # both have defaults
+  assert resolve.model_from(c, None, 260).family == "llama"
+
+
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
+    ({"model.family": "qwen3"}, "model.family=qwen3 but some/llama has llama"),
     ({"rope.target_length": 8192}, "rope.target_length needs rope.kind"),
     ({"rope.kind": "ntk", "rope.target_length": 1024}, "below the model's window"),
     ({"rope.kind": "dynamic"}, "cannot be trained"),

@@ -13,11 +13,12 @@ from jax.sharding import AbstractMesh
 
 from skipalign_jax import errors, model, shapes, sharding
 
-FAMILY = {
-  (tied, bias): tiny.config(tie_embeddings=tied, attention_bias=bias, mlp_bias=bias)
-  for tied in (True, False)
-  for bias in (True, False)
-}
+FAMILY = [
+  tiny.config(),
+  tiny.config(tie_embeddings=True, attention_bias=True, mlp_bias=True),
+  tiny.config(attention_bias=True, family="qwen2"),
+  tiny.config(family="qwen3"),
+]
 
 
 def by_path(tree):
@@ -35,7 +36,7 @@ def specs(config, **sizes):
 
 def test_each_parameter_matches_one_row_and_each_row_a_parameter():
   used = set()
-  for config in FAMILY.values():
+  for config in FAMILY:
     for path, shape in by_path(model.definition(config)[1]).items():
       assert len(sharding.spec(path)) == len(shape.shape), path
       used |= {row for row, _ in sharding.TABLE if re.fullmatch(row, path)}
@@ -44,7 +45,7 @@ def test_each_parameter_matches_one_row_and_each_row_a_parameter():
 
 @pytest.mark.parametrize(
   "path",
-  ["layers/attn/q_norm/weight", "decoder/embed/weight", "layers/mlp/up/weight/scale"],
+  ["layers/attn/v_norm/weight", "decoder/embed/weight", "layers/mlp/up/weight/scale"],
 )
 def test_an_unknown_parameter_has_no_layout(path):
   with pytest.raises(AssertionError, match="0 rows"):
@@ -77,6 +78,8 @@ LAYOUT = {
     ("meta-llama/Llama-2-70b-hf", 68.977, (4000, 1024), (128, 1024), (1024, 3584)),
     ("01-ai/Yi-6B-200K", 6.061, (8000, 512), (64, 512), (512, 1376)),
     ("01-ai/Yi-34B-200K", 34.389, (8000, 896), (128, 896), (896, 2560)),
+    ("meta-llama/Llama-3.1-8B", 8.030, (16_032, 512), (128, 512), (512, 1792)),
+    ("mistralai/Mistral-7B-v0.3", 7.248, (4096, 512), (128, 512), (512, 1792)),
   ],
 )
 def test_layouts_of_known_models(name, billions, embed, kv, down):

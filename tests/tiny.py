@@ -177,7 +177,9 @@ def naive_logits(params, config, tokens_L, positions_L, mask_LL):
   def head(x, n):
     return x[:, n * config.head_dim : (n + 1) * config.head_dim]
 
-  def rotate(x):
+  def rotate(x, layer):
+    if layer in config.nope_layers:
+      return x
     pairs = config.head_dim // 2
     rate_P = config.rope.theta ** (-jnp.arange(pairs) / pairs)
     turned = (x[:, :pairs] + 1j * x[:, pairs:]) * jnp.exp(
@@ -190,10 +192,15 @@ def naive_logits(params, config, tokens_L, positions_L, mask_LL):
     p = jax.tree.map(lambda w: w[i], params["layers"])  # noqa: B023
     y = norm(x, p["attn_norm"]["weight"])
     q, k, v = (linear(y, p["attn"][name]) for name in "qkv")
+    scaled = lambda x, name: (  # a norm of its own for each head
+      norm(x, p["attn"][name]["weight"]) if config.qk_norm else x  # noqa: B023
+    )
     outs = []
     for n in range(config.num_heads):
       kv = n * config.num_kv_heads // config.num_heads
-      score_LL = rotate(head(q, n)) @ rotate(head(k, kv)).T / config.head_dim**0.5
+      q_LH = rotate(scaled(head(q, n), "q_norm"), i)
+      k_LH = rotate(scaled(head(k, kv), "k_norm"), i)
+      score_LL = q_LH @ k_LH.T / config.head_dim**0.5
       e_LL = jnp.where(mask_LL, jnp.exp(score_LL), 0)
       outs.append(e_LL / jnp.sum(e_LL, -1, keepdims=True) @ head(v, kv))
     x = x + linear(jnp.concatenate(outs, -1), p["attn"]["o"])

@@ -1,0 +1,33 @@
+"""RMSNorm against its formula, and its gradients against JAX's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from skipalign_jax import norm
+
+EPS = 1e-2
+
+
+def plain(x, weight):
+  return x / jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + EPS) * weight
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (2, 3, 5), (2, 3, 4, 5)])
+def test_values_and_gradients(shape):
+  draw = np.random.default_rng(0).standard_normal
+  x, weight_D, d_y = (np.float32(draw(s)) for s in (shape, shape[-1:], shape))
+  got, pull = jax.vjp(lambda x, w: norm.rms_norm(x, w, EPS), x, weight_D)
+  want, pull_plain = jax.vjp(plain, x, weight_D)
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+  for ours, theirs in zip(pull(d_y), pull_plain(d_y), strict=True):
+    assert ours.shape == theirs.shape
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_goes_in_and_out_and_fp32_in_between():
+  x = jnp.full((2, 4096), 3.0, jnp.bfloat16)
+  y = norm.rms_norm(x, jnp.full(4096, 1.5), 1e-6)
+  assert y.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(np.float32(y), 1.5)  # a bf16 sum would stop at 256·9
