@@ -60,6 +60,13 @@ AGAIN = {
 }
 
 
+def test_norms_of_heads_are_executed_but_not_needed():
+  normed = tiny.config(family="qwen3")
+  heads = 2 * 2 * TOKENS * (4 + 2) * 8  # two layers, 4 + 2 heads of 8
+  assert executed(job(shape=normed)) == BOTH + 3 * heads
+  assert flops.training(normed, B, L) == flops.training(tiny.config(), B, L)
+
+
 @pytest.mark.parametrize("remat", AGAIN)
 def test_the_step_executes_what_a_hand_counts(remat):
   assert executed(job(remat=remat)) == BOTH + AGAIN[remat]
