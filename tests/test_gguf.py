@@ -19,7 +19,9 @@ SMOLLM2 = pathlib.Path(
 )
 
 
-@pytest.mark.parametrize("name", ["llama2_gqa", "llama2_mha", "smollm2_tied", "biases"])
+@pytest.mark.parametrize(
+  "name", ["llama2_gqa", "llama2_mha", "smollm2_tied", "biases", "qwen2", "qwen3"]
+)
 def test_weights_come_back_in_hf_order(name, tmp_path):
   opened = reference.open_model(str(tiny.gguf_file(tmp_path / "m.gguf", name)))
   assert opened.kind == "gguf"
@@ -37,9 +39,13 @@ def test_weights_come_back_in_hf_order(name, tmp_path):
   np.testing.assert_array_equal(
     norm, expected["model.layers.1.post_attention_layernorm.weight"]
   )
-  if name == "biases":
+  if name == "qwen3":
+    k = opened.weights["layers/attn/k_norm/weight"].layer(1)
+    np.testing.assert_array_equal(k, expected["model.layers.1.self_attn.k_norm.weight"])
+  if name in ("biases", "qwen2"):
     k = opened.weights["layers/attn/k/bias"].layer(0)
     np.testing.assert_array_equal(k, expected["model.layers.0.self_attn.k_proj.bias"])
+  if name == "biases":
     up = opened.weights["layers/mlp/up/bias"].layer(1)
     np.testing.assert_array_equal(up, expected["model.layers.1.mlp.up_proj.bias"])
 
@@ -76,6 +82,15 @@ def test_llama3_splits_three_digits_and_starts_with_bos(tmp_path):
   assert [text for text, _ in split] == ["It", "'s", "Ġ", "202", "45", "ĊĊ", "Ġx"]
   assert tok("a")["input_ids"][0] == tok.bos_token_id
   assert tok("a", add_special_tokens=False)["input_ids"][0] != tok.bos_token_id
+
+
+def test_qwen2_splits_digits_one_by_one_and_composes_letters(tmp_path):
+  path = tiny.gguf_file(tmp_path / "m.gguf", "qwen2", pre="qwen2")
+  tok = reference.load_tokenizer(str(path))
+  split = tok.backend_tokenizer.pre_tokenizer.pre_tokenize_str("It's 2024")
+  assert [text for text, _ in split] == ["It", "'s", "Ġ", "2", "0", "2", "4"]
+  assert tok("e\u0301")["input_ids"] == tok("é")["input_ids"]
+  assert tok.model_max_length == tiny.config("qwen2").window
 
 
 def test_sentencepiece_joins_the_best_scored_pair_first():
@@ -166,8 +181,12 @@ def test_a_quantisation_that_the_library_cannot_read_is_told(tmp_path, monkeypat
 
 
 def test_other_architectures_are_refused(tmp_path):
-  with pytest.raises(errors.UserError, match="only llama"):
-    gguf.hf_config({"general.architecture": "qwen2"}, set(), "x.gguf")
+  with pytest.raises(errors.UserError, match="supported: llama, qwen2, qwen3"):
+    gguf.hf_config({"general.architecture": "gemma3"}, set(), "x.gguf")
+  window = {"llama.attention.sliding_window": 64.0}
+  path = tiny.gguf_file(tmp_path / "w.gguf", metadata=window)
+  with pytest.raises(errors.UserError, match="sliding window"):
+    gguf.GGUFFile(path)
   path = tiny.gguf_file(tmp_path / "m.gguf", pre="unheard-of")
   with pytest.raises(errors.UserError, match="unheard-of"):
     reference.load_tokenizer(str(path))
@@ -201,6 +220,26 @@ def test_smollm2_answers():
     )
     ids.append(int(logits_BLV[0, -1].argmax()))
   assert tok.decode(ids[start:]) == "The capital of France is Paris."
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["llama2_gqa", "qwen2", "qwen3"])
+def test_weights_equal_those_of_transformers_own_reader(name, tmp_path):
+  torch = pytest.importorskip("torch")
+  import transformers
+
+  from skipalign_jax.hf import weights
+
+  opened = reference.open_model(str(tiny.gguf_file(tmp_path / "m.gguf", name)))
+  missed = {"head_dim": 16} if name == "qwen3" else {}  # key_length, by transformers
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path, gguf_file="m.gguf", dtype=torch.float32, **missed
+  )
+  assert theirs.config.model_type == opened.config.family
+  state = theirs.state_dict()
+  for key, tensor in weights.hf_tensors(opened.weights):
+    np.testing.assert_array_equal(tensor, state.pop(key).numpy(), err_msg=key)
+  assert set(state) <= {"lm_head.weight"}
 
 
 @pytest.mark.weights

@@ -95,7 +95,7 @@ def gguf_file(
 ):
   """Writes a GGUF file: matrices of 32 columns as Q8_0, all else fp32."""
   c = config(name)
-  writer = gguf.GGUFWriter(path, "llama")
+  writer = gguf.GGUFWriter(path, c.family)
   writer.add_block_count(c.num_layers)
   writer.add_context_length(c.window)
   writer.add_embedding_length(c.embed_dim)
@@ -127,7 +127,7 @@ def gguf_file(
   gguf_name = names.gguf_names(c)
   for hf, tensor in tensors(name, np.float32).items():
     for part, heads in ((".q_proj.", c.num_heads), (".k_proj.", c.num_kv_heads)):
-      if part in hf:
+      if part in hf and c.family == "llama":
         tensor = interleaved(tensor, heads)
     if tensor.ndim == 2 and tensor.shape[1] == 32:
       kind = gguf.GGMLQuantizationType.Q8_0

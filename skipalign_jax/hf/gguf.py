@@ -1,6 +1,6 @@
-"""Reads a llama model from one .gguf file.
+"""Reads a llama, qwen2 or qwen3 model from one .gguf file.
 
-llama.cpp rotates neighbouring pairs (0,1), (2,3) … of a head, HF rotates
+For llama, llama.cpp rotates neighbouring pairs (0,1), (2,3) … of a head, HF rotates
 (h, h + H/2); its converter therefore stores the q and k rows of every head
 interleaved. Reading undoes that. Quantised blocks become fp32.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
@@ -8,13 +8,16 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import gguf
 import numpy as np
 
-from skipalign_jax import errors, model_config, rope
+from skipalign_jax import errors, families, model_config, rope
 from skipalign_jax.hf import names
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3")  # as the families of these names
 
 
 class GGUFFile:
@@ -32,7 +35,7 @@ class GGUFFile:
     """Opens `path`, reading the header only.
 
     Raises:
-      UserError: not a GGUF file, truncated, or not a llama model.
+      UserError: not a GGUF file, truncated, or not of `ARCHITECTURES`.
     """
     self.where = str(path)
     reader = _open(pathlib.Path(path))
@@ -61,7 +64,7 @@ class GGUFFile:
       (".q_proj.", self.config.num_heads),
       (".k_proj.", self.config.num_kv_heads),
     ):
-      if part in name:
+      if part in name and self.config.family == "llama":
         order = _hf_row_order(self.shapes[name][0], heads)
         return self._dequantize(self._gguf_name[name], order[rows])
     return self._dequantize(self._gguf_name[name], rows)
@@ -123,55 +126,62 @@ def hf_config(
   """The config.json of a GGUF header.
 
   Raises:
-    UserError: another architecture, a missing key, or something a llama
-      config.json cannot say.
+    UserError: another architecture, a missing key, or something a config.json of
+      its family cannot say.
   """
   architecture = metadata.get("general.architecture")
-  if architecture != "llama":
+  if architecture not in ARCHITECTURES:
     raise errors.UserError(
-      f"{where}: general.architecture is {architecture!r}; only llama is supported"
+      f"{where}: general.architecture is {architecture!r}; supported: "
+      f"{', '.join(ARCHITECTURES)}. Take other models from their HF folder"
     )
 
-  def required(key: str) -> Any:
-    if f"llama.{key}" not in metadata:
-      raise errors.UserError(f"{where}: metadata llama.{key} is missing")
-    return metadata[f"llama.{key}"]
+  def given(key: str, default: Any = None) -> Any:
+    return metadata.get(f"{architecture}.{key}", default)
 
-  if metadata.get("llama.expert_count", 0):
+  def required(key: str) -> Any:
+    if given(key) is None:
+      raise errors.UserError(f"{where}: metadata {architecture}.{key} is missing")
+    return given(key)
+
+  if given("expert_count", 0):
     raise errors.UserError(f"{where}: mixture-of-experts models are not supported")
   heads = required("attention.head_count")
   width = required("embedding_length")
-  head_dim = metadata.get("llama.attention.key_length", width // heads)
-  rotated = metadata.get("llama.rope.dimension_count", head_dim)
+  head_dim = given("attention.key_length", width // heads)
+  rotated = given("rope.dimension_count", head_dim)
   if rotated != head_dim:
     raise errors.UserError(
       f"{where}: rotates {rotated} of {head_dim} head dimensions; partial rotary "
       "embeddings are not supported"
     )
   tokens = metadata.get("tokenizer.ggml.tokens")
-  vocab_size = metadata.get("llama.vocab_size", len(tokens) if tokens else None)
+  vocab_size = given("vocab_size", len(tokens) if tokens else None)
   if not vocab_size:
-    raise errors.UserError(f"{where}: metadata llama.vocab_size is missing")
+    raise errors.UserError(f"{where}: metadata {architecture}.vocab_size is missing")
   config = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
+    "architectures": [families.TABLE[architecture].architecture],
+    "model_type": architecture,
     "vocab_size": vocab_size,
     "num_hidden_layers": required("block_count"),
     "hidden_size": width,
     "intermediate_size": required("feed_forward_length"),
     "num_attention_heads": heads,
-    "num_key_value_heads": metadata.get("llama.attention.head_count_kv", heads),
+    "num_key_value_heads": given("attention.head_count_kv", heads),
     "head_dim": head_dim,
     "hidden_act": "silu",
     # Stored as fp32; the shortest decimal of it is what config.json had.
     "rms_norm_eps": _decimal(required("attention.layer_norm_rms_epsilon")),
     "tie_word_embeddings": "output.weight" not in tensor_names,
-    "attention_bias": "blk.0.attn_q.bias" in tensor_names,
-    "mlp_bias": "blk.0.ffn_up.bias" in tensor_names,
     "max_position_embeddings": required("context_length"),
-    "rope_theta": _decimal(metadata.get("llama.rope.freq_base", 10_000.0)),
-    "rope_scaling": _rope_scaling(metadata, where),
+    "rope_theta": _decimal(given("rope.freq_base", 10_000.0)),
+    "rope_scaling": _rope_scaling(given, where),
   }
+  for key, name in (("attention_bias", "attn_q"), ("mlp_bias", "ffn_up")):
+    if key not in families.TABLE[architecture].fixed:
+      config[key] = f"blk.0.{name}.bias" in tensor_names
+  if window := given("attention.sliding_window"):
+    config |= {"use_sliding_window": True, "sliding_window": window}
   for key in ("bos", "eos"):
     if f"tokenizer.ggml.{key}_token_id" in metadata:
       config[f"{key}_token_id"] = metadata[f"tokenizer.ggml.{key}_token_id"]
@@ -182,21 +192,21 @@ def _decimal(value: float) -> float:
   return float(str(np.float32(value)))
 
 
-def _rope_scaling(metadata: dict[str, Any], where: str) -> dict[str, Any] | None:
-  kind = metadata.get("llama.rope.scaling.type", "none")
-  factor = metadata.get("llama.rope.scaling.factor", 0.0)
-  if "llama.rope.scale_linear" in metadata:  # the spelling before 2023-10
-    kind, factor = "linear", metadata["llama.rope.scale_linear"]
+def _rope_scaling(given: Callable[..., Any], where: str) -> dict[str, Any] | None:
+  kind = given("rope.scaling.type", "none")
+  factor = given("rope.scaling.factor", 0.0)
+  if given("rope.scale_linear") is not None:  # the spelling before 2023-10
+    kind, factor = "linear", given("rope.scale_linear")
   if kind == "none" or factor in (0.0, 1.0):
     return None
   if kind not in ("linear", "yarn"):
     raise errors.UserError(f"{where}: rope scaling {kind!r} is not supported")
   scaling = {"rope_type": kind, "factor": _decimal(factor)}
   if kind == "yarn":
-    window = metadata.get("llama.rope.scaling.original_context_length")
+    window = given("rope.scaling.original_context_length")
     if not window:
       raise errors.UserError(
-        f"{where}: yarn needs llama.rope.scaling.original_context_length"
+        f"{where}: yarn needs rope.scaling.original_context_length"
       )
     scaling["original_max_position_embeddings"] = window
   return scaling

@@ -28,9 +28,11 @@ _LLAMA3_SPLIT = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
   r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_QWEN2_SPLIT = _LLAMA3_SPLIT.replace("{1,3}", "")  # digits one by one
 _GPT2 = ("gpt-2", "gpt2", "default")
 _SMOLLM = ("smollm",)
 _LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
+_QWEN2 = ("qwen2",)
 
 
 def build(metadata: dict[str, Any], where: str) -> transformers.PreTrainedTokenizerFast:
@@ -67,9 +69,14 @@ def build(metadata: dict[str, Any], where: str) -> transformers.PreTrainedTokeni
     tokenizer_object=core,
     clean_up_tokenization_spaces=False,
     chat_template=metadata.get("tokenizer.chat_template"),
-    model_max_length=int(metadata.get("llama.context_length", 10**9)),
+    model_max_length=_window(metadata),
     **special,
   )
+
+
+def _window(metadata: dict[str, Any]) -> int:
+  architecture = metadata.get("general.architecture")
+  return int(metadata.get(f"{architecture}.context_length", 10**9))
 
 
 def _byte_level(metadata: dict[str, Any], where: str) -> tokenizers.Tokenizer:
@@ -81,16 +88,17 @@ def _byte_level(metadata: dict[str, Any], where: str) -> tokenizers.Tokenizer:
       pre_tokenizers.Digits(individual_digits=True),
       pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
     ]
-  elif pre in _LLAMA3:
+  elif pre in (*_LLAMA3, *_QWEN2):
+    pattern = _QWEN2_SPLIT if pre in _QWEN2 else _LLAMA3_SPLIT
     split = [
-      pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), behavior="isolated"),
+      pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
       pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ]
   else:
+    known = ", ".join((*_GPT2, *_SMOLLM, *_LLAMA3, *_QWEN2))
     raise errors.UserError(
-      f"{where}: tokenizer.ggml.pre {pre!r} is not supported; known: "
-      f"{', '.join((*_GPT2, *_SMOLLM, *_LLAMA3))}. Take the tokenizer from the "
-      "model's HF folder"
+      f"{where}: tokenizer.ggml.pre {pre!r} is not supported; known: {known}. Take the "
+      "tokenizer from the model's HF folder"
     )
   merges = metadata.get("tokenizer.ggml.merges")
   if not merges:
@@ -103,6 +111,8 @@ def _byte_level(metadata: dict[str, Any], where: str) -> tokenizers.Tokenizer:
       ignore_merges=pre in _LLAMA3,
     )
   )
+  if pre in _QWEN2:
+    core.normalizer = normalizers.NFC()
   core.pre_tokenizer = pre_tokenizers.Sequence(split)
   core.decoder = decoders.ByteLevel()
   return core
