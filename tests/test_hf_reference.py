@@ -25,7 +25,7 @@ def refused(ref, *parts):
 
 
 def test_names_translate_both_ways():
-  for name in ("llama2_gqa", "smollm2_tied", "biases"):
+  for name in ("llama2_gqa", "smollm2_tied", "biases", "qwen2", "qwen3"):
     config = tiny.config(name)
     found = {}
     for hf, shape in names.hf_shapes(config).items():
@@ -36,7 +36,7 @@ def test_names_translate_both_ways():
     assert set(names.gguf_names(config)) == set(names.hf_shapes(config))
     sizes = [np.prod(shape) for shape in found.values()]
     assert sum(sizes) == config.num_params()
-  with pytest.raises(errors.UserError, match="not a tensor of a llama model"):
+  with pytest.raises(errors.UserError, match="not a tensor of a supported model"):
     names.path_of_hf("model.layers.0.mlp.experts.w1")
 
 
@@ -160,6 +160,15 @@ def test_workdir_mistakes(tmp_path):
   refused(tmp_path / "run", "config.json says")
   native.write_config(tmp_path / "run", native.Description(tiny.config("biases")))
   refused(tmp_path / "run", "parameters are not those of")
+
+
+def test_a_workdir_from_before_there_were_families_is_a_llama(tmp_path):
+  native.write_config(tmp_path, native.Description(tiny.config()))
+  written = json.loads((tmp_path / "config.json").read_text())
+  for key in ("family", "nope_layers"):
+    del written["model_config"][key]
+  (tmp_path / "config.json").write_text(json.dumps(written))
+  assert native.read_config(tmp_path).model_config == tiny.config()
 
 
 def test_references_that_lead_nowhere(tmp_path):

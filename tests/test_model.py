@@ -177,8 +177,8 @@ def read(params, config, tokens_BL, positions_BL, segments_BL, cache, backend):
   ("kind", "parts", "block"),
   [
     *itertools.product(["biases"], [None, (0, 2, 6, 9)], [0, 1, 13]),
-    ("qk_norm", (0, 2, 6, 9), 0),
-    ("nope", (0, 2, 6, 9), 0),
+    ("qk_norm", (0, 9), 0),
+    ("nope", (0, 9), 0),
   ],
 )
 def test_prompt_and_decoding_equal_the_whole_sample_alone(kind, parts, block):
