@@ -48,7 +48,7 @@ def default() -> ConfigDict:
   c.model.head_dim = optional(int)
   c.model.norm_eps = optional(float)
   c.model.tie_embeddings = optional(bool)
-  c.model.attention_bias = optional(bool)
+  c.model.attention_bias = optional(bool)  # on q, k, v and, but for qwen2, o
   c.model.mlp_bias = optional(bool)
   c.model.window = optional(int)  # positions the model was built for
   c.model.family = optional(str)  # mistral, qwen2, qwen3, smollm3; from scratch llama
