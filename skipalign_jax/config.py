@@ -71,6 +71,7 @@ def default() -> ConfigDict:
   c.data.eval = text_or_tuple("holdout:64")  # source, "holdout:N" of train, or ""
   c.data.seq_len = 4096
   c.data.packing = False  # several samples a row, each attending to itself
+  c.data.packing_mask = True  # False: a packed row is one sample (LongChat's way)
   c.data.template = "model"  # "model": the tokenizer's own; "tulu"
   c.data.tokenizer = ""  # reference to take the tokenizer from; "bytes"; "": model's
   c.data.system_prompt = ""  # put before samples that have none
@@ -112,7 +113,10 @@ def default() -> ConfigDict:
   c.attention = ConfigDict()
   c.attention.backend = "auto"  # or xla (all L x L scores), or one of these names
 
+  # "token" averages over all targets. "sequence" averages each sample first and then
+  # the samples (LongAlign, 2401.18058). Held-out losses are token means always.
   c.loss = ConfigDict()
+  c.loss.reduction = "token"
   c.loss.chunk = 512  # tokens a row whose logits exist at one time
 
   c.eval = ConfigDict()
@@ -159,9 +163,14 @@ def tiny(c: ConfigDict) -> ConfigDict:
   return c
 
 
-def most_samples(data: ConfigDict) -> int:
-  """Samples that a row holds at most; attention kernels need a bound."""
+def most_packed(data: ConfigDict) -> int:
+  """Samples that packing puts into a row at most."""
   return max(1, data.seq_len // 32) if data.packing else 1
+
+
+def most_samples(data: ConfigDict) -> int:
+  """Segments that a row holds at most; attention kernels need a bound."""
+  return most_packed(data) if data.packing_mask else 1
 
 
 VARIANTS = {"": lambda c: c, "tiny": tiny}

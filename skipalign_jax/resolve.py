@@ -47,11 +47,22 @@ def check(config: ml_collections.ConfigDict) -> positions.PositionConfig:
     _positive(key, config[key])
   _positive("data.seq_len", config.data.seq_len)
   _positive("loss.chunk", config.loss.chunk)
+  _choice("loss.reduction", config.loss.reduction, ("token", "sequence"))
+  _check_rows(config.data)
   if config.batch_size % config.grad_accum:
     raise errors.UserError(
       f"grad_accum={config.grad_accum} must divide batch_size={config.batch_size}"
     )
   return recipe
+
+
+def _check_rows(data: ml_collections.ConfigDict) -> None:
+  """How samples become rows: keys of `data` that contradict each other."""
+  if not data.packing and not data.packing_mask:
+    raise errors.UserError(
+      "data.packing_mask=False joins the samples of a packed row, and "
+      "data.packing=False packs none; set data.packing=True"
+    )
 
 
 def check_mesh(

@@ -68,4 +68,42 @@ def test_assemble_row():
 
 def test_empty_row_is_all_zeros():
   row = packing.assemble_row([], seq_len=4, epoch=3)
-  assert all(array.shape == (4,) and not array.any() for array in row.values())
+  for made in (row, packing.without_mask(row), packing.weigh_samples_alike(row)):
+    assert all(array.shape == (4,) and not array.any() for array in made.values())
+    assert {name: array.dtype for name, array in made.items()} == packing.DTYPES
+
+
+SAMPLES = [
+  sample(6, 2**32 - 1, [0, 3, 5], [4, 5]),  # cut off in its second instruction
+  sample(5, 7, [0, 1, 3, 4], [2, 3, 4, 5]),
+  sample(2, 8, [0, 1], []),
+]
+
+
+def test_a_row_without_mask_is_one_sample():
+  row = packing.assemble_row(SAMPLES, seq_len=15, epoch=2)
+  joined = packing.without_mask(row)
+  expected = {
+    "segment_ids": [1] * 13 + [0, 0],
+    "block_ids": [0, 0, 0, 1, 1, 2, 3, 4, 4, 5, 6, 7, 8, 0, 0],
+  }
+  for name, array in joined.items():
+    assert array.dtype == packing.DTYPES[name]
+    if name != "sample_ids":
+      np.testing.assert_array_equal(array, expected.get(name, row[name]))
+  ids = lambda samples: packing.without_mask(
+    packing.assemble_row(samples, seq_len=20, epoch=0)
+  )["sample_ids"]
+  assert set(ids(SAMPLES)) == {0, *joined["sample_ids"][:1]}
+  assert len({ids(s)[0] for s in (SAMPLES, SAMPLES[::-1], SAMPLES[:2])}) == 3
+
+
+def test_samples_weigh_alike():
+  row = packing.assemble_row(SAMPLES, seq_len=15, epoch=2)
+  weighed = packing.weigh_samples_alike(row)
+  np.testing.assert_array_equal(
+    weighed["loss_weight"], [0, 0, 0, 0, 1, 0, 0, 0, 0.5, 0, 0.5, 0, 0, 0, 0]
+  )
+  assert weighed["loss_weight"].dtype == np.float32
+  for name in row.keys() - {"loss_weight"}:
+    np.testing.assert_array_equal(weighed[name], row[name])

@@ -90,6 +90,8 @@ def test_rope_that_fights_the_models_own(config):
     ({"batch_size": 0}, "batch_size=0 must be at least 1"),
     ({"model.compute_dtype": "fp8"}, "model.compute_dtype='fp8'"),
     ({"model.remat": "some"}, "model.remat='some'"),
+    ({"loss.reduction": "mean"}, "loss.reduction='mean'"),
+    ({"data.packing_mask": False}, "set data.packing=True"),
   ],
 )
 def test_contradictions_in_the_config(config, changes, message):

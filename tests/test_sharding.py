@@ -12,6 +12,7 @@ import tiny
 from jax.sharding import AbstractMesh
 
 from skipalign_jax import errors, model, shapes, sharding
+from skipalign_jax.data import packing
 
 FAMILY = [
   tiny.config(),
@@ -148,6 +149,18 @@ MESHES = {  # data, fsdp, tensor, context
 STEPS = 10
 
 
+def batch_of(t):
+  """Packed rows; in odd steps samples weigh alike, as loss.reduction=sequence says."""
+  batch = tiny.batch(seed=t)
+  if t % 2:
+    rows = zip(batch["segment_ids"], batch["loss_weight"], strict=True)
+    weighed = [
+      packing.weigh_samples_alike({"segment_ids": s, "loss_weight": w}) for s, w in rows
+    ]
+    batch["loss_weight"] = np.stack([row["loss_weight"] for row in weighed])
+  return batch
+
+
 def train_on_each_mesh():
   """Ten steps on each mesh; prints what became of them (in a process of its own)."""
   report = {}
@@ -157,7 +170,7 @@ def train_on_each_mesh():
       jax.devices()[: int(np.prod(sizes))],
     )
     run = tiny.Run(mesh, steps=STEPS)
-    metrics = [run.step(tiny.batch(seed=t)) for t in range(STEPS)]
+    metrics = [run.step(batch_of(t)) for t in range(STEPS)]
     moments = by_path(run.state.opt[1][0].mu)  # of Adam, behind the clipping
     report[name] = dict(
       losses=[float(m["loss"]) for m in metrics],

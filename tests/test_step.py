@@ -8,6 +8,7 @@ import tiny
 
 from skipalign_jax import positions
 from skipalign_jax import step as step_lib
+from skipalign_jax.data import packing
 
 OPTIM = tiny.optim(weight_decay=0.05)
 
@@ -67,6 +68,74 @@ def test_loss_is_the_mean_over_all_targets(run, naive_sums):
   loss = run.step(batch)["loss"]
   np.testing.assert_allclose(loss, expected / weight, rtol=1e-5)
   assert abs(loss - total / weight) > 1e-3
+
+
+def rowwise(function, batch):
+  """`function` of packing, for each row of a batch."""
+  rows = [
+    function({name: x[i] for name, x in batch.items()})
+    for i in range(len(batch["tokens"]))
+  ]
+  return {name: np.stack([row[name] for row in rows]) for name in batch}
+
+
+def unpacked(batch):
+  """Each sample in a row of its own, and empty rows up to the same number."""
+  rows = []
+  for i, segment_L in enumerate(batch["segment_ids"]):
+    for segment in range(1, segment_L.max() + 1):
+      at_L = segment_L == segment
+      pad = lambda x: np.pad(x, (0, tiny.SEQ_LEN - len(x)))
+      row = {name: pad(x[i][at_L]) for name, x in batch.items()}
+      rows.append(row | {"segment_ids": pad(segment_L[at_L] > 0).astype(np.int32)})
+  blank = {name: np.zeros_like(x) for name, x in rows[0].items()}
+  rows += [blank] * (len(batch["tokens"]) - len(rows))
+  return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def test_sequence_mean_is_the_same_packed_and_unpacked(run, naive_sums):
+  """loss.reduction=sequence: LongAlign's loss, also over microbatches."""
+  batch = tiny.batch()
+  batch = {name: x * (np.arange(8) < 4)[:, None] for name, x in batch.items()}
+  batch = {name: x.astype(packing.DTYPES[name]) for name, x in batch.items()}
+  start = tiny.params(run.recipe.model)
+  means = []  # of the targets of each sample that has one
+  for row in range(len(batch["tokens"])):
+    for segment in range(1, batch["segment_ids"][row].max() + 1):
+      inside_BL = np.zeros_like(batch["segment_ids"], bool)
+      inside_BL[row] = batch["segment_ids"][row] == segment
+      one = batch | {"loss_weight": batch["loss_weight"] * inside_BL}
+      total, weight = naive_sums(start, one, drawn_positions(batch))
+      means += [total / weight] if weight else []
+  assert len(means) == 4
+  run.reset(start)
+  packed = run.step(rowwise(packing.weigh_samples_alike, batch))
+  np.testing.assert_allclose(packed["loss"], np.mean(means), rtol=1e-5)
+  run.reset(start)
+  assert abs(packed["loss"] - run.step(batch)["loss"]) > 1e-3
+  alone = tiny.Run(optim=OPTIM, grad_accum=4)
+  alone_batch = rowwise(packing.weigh_samples_alike, unpacked(batch))
+  assert alone_batch["segment_ids"].max() == 1 < batch["segment_ids"].max()
+  metrics = alone.step(alone_batch)
+  np.testing.assert_allclose(metrics["loss"], packed["loss"], rtol=1e-6)
+  np.testing.assert_allclose(metrics["grad_norm"], packed["grad_norm"], rtol=1e-5)
+
+
+def test_without_mask_a_row_is_one_long_sample(run, naive_sums):
+  batch = tiny.batch()
+  start = tiny.params(run.recipe.model)
+  weighed = rowwise(packing.weigh_samples_alike, batch)
+  for one in (batch, weighed):
+    joined = rowwise(packing.without_mask, one)
+    total, weight = naive_sums(start, joined, drawn_positions(joined))
+    np.testing.assert_allclose(weight, one["loss_weight"].sum(), rtol=1e-6)
+    run.reset(start)
+    metrics = run.step(joined)
+    np.testing.assert_allclose(metrics["loss"], total / weight, rtol=1e-5)
+    run.reset(start)
+    assert abs(metrics["loss"] - run.step(one)["loss"]) > 1e-3
+  rising = np.diff(np.asarray(drawn_positions(joined)), axis=1) > 0
+  assert (rising | (joined["segment_ids"][:, 1:] == 0)).all()
 
 
 def test_metrics_by_hand():

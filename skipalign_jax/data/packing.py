@@ -8,6 +8,7 @@ one integer, and neither the workers nor the hosts change the order.
 Shapes: N samples, L tokens a row.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -87,3 +88,38 @@ def assemble_row(
     row["epochs"][at] = epoch
     start += len(tokens)
   return row
+
+
+def weigh_samples_alike(row: Row) -> Row:
+  """Divides the weight of each target by the number of targets of its sample.
+
+  LongAlign's loss (2401.18058): the mean of a sample's targets, averaged over
+  the samples that have one. Σ weight is then the number of these, so the step's
+  Σ weight·loss / Σ weight is that mean, whichever rows, microbatches and devices the
+  samples lie in. The first token of a sample is no target, so all N are trained.
+  """
+  segment_L, weight_L = row["segment_ids"], row["loss_weight"]
+  targets_S = np.bincount(segment_L, weight_L)
+  share_L = weight_L / np.maximum(targets_S, 1)[segment_L]
+  return row | {"loss_weight": share_L.astype(np.float32)}
+
+
+def without_mask(row: Row) -> Row:
+  """The row as one sample: its tokens attend to all before them (PackedSFT, §4).
+
+  Blocks are numbered through the row, so positions run through it too, or skip
+  over it. The id is a hash of the members' ids: it names the same draw wherever the
+  same samples share a row in the same order.
+  """
+  segment_L, block_L = row["segment_ids"], row["block_ids"]
+  used_L = segment_L > 0
+  starts_L = np.diff(segment_L, prepend=segment_L[:1]) != 0
+  starts_L |= np.diff(block_L, prepend=block_L[:1]) != 0
+  firsts_L = np.diff(segment_L, prepend=0) > 0
+  members = row["sample_ids"][firsts_L].astype("<u4").tobytes()
+  digest = hashlib.blake2b(members, digest_size=4).digest()
+  return row | {
+    "segment_ids": used_L.astype(np.int32),
+    "block_ids": (np.cumsum(starts_L) * used_L).astype(np.int32),
+    "sample_ids": np.uint32(int.from_bytes(digest, "little")) * used_L,
+  }

@@ -114,12 +114,9 @@ class TrainRows:
     self,
     prepared: list[prepare.Prepared],
     usable: list[np.ndarray],
-    seq_len: int,
-    most_samples: int,
-    seed: int,
+    config: ml_collections.ConfigDict,
   ):
-    self._prepared, self._usable = prepared, usable
-    self._seq_len, self._most_samples, self._seed = seq_len, most_samples, seed
+    self._prepared, self._usable, self._config = prepared, usable, config
     self._rows: list[tuple[int, np.ndarray]] = []  # epoch, its (source, row) pairs
     self._epochs = 0
 
@@ -129,11 +126,14 @@ class TrainRows:
   def __getitem__(self, index: SupportsIndex) -> packing.Row:
     epoch, members = self._rows[int(index)]
     samples = [self._prepared[source].sample(int(row)) for source, row in members]
-    return packing.assemble_row(samples, self._seq_len, epoch)
+    row = packing.assemble_row(samples, self._config.data.seq_len, epoch)
+    if self._config.loss.reduction == "sequence":  # of the samples, before they join
+      row = packing.weigh_samples_alike(row)
+    return row if self._config.data.packing_mask else packing.without_mask(row)
 
   def add_epoch(self) -> None:
     """Plans one more pass over the data, shuffled anew."""
-    rng = np.random.default_rng((self._seed, self._epochs))
+    rng = np.random.default_rng((self._config.seed, self._epochs))
     chosen = []
     for number, (p, usable) in enumerate(
       zip(self._prepared, self._usable, strict=True)
@@ -144,7 +144,8 @@ class TrainRows:
       chosen.append(np.stack([np.full(len(rows), number), rows], axis=1))
     order = rng.permutation(np.concatenate(chosen))
     lengths = np.array([self._prepared[s].lengths[row] for s, row in order])
-    plan = packing.plan_rows(lengths, self._seq_len, self._most_samples)
+    c = self._config.data
+    plan = packing.plan_rows(lengths, c.seq_len, config_lib.most_packed(c))
     if not plan:
       raise errors.UserError(
         "the weights behind * leave no sample in an epoch; raise them"
@@ -190,8 +191,7 @@ def build(
   elif c.eval:
     held_out = [(p, p.usable) for p in prepare_all(c.eval)]
 
-  most_samples = config_lib.most_samples(c)
-  rows = TrainRows(train, usable, c.seq_len, most_samples, config.seed)
+  rows = TrainRows(train, usable, config)
   if config.epochs is not None:
     for _ in range(config.epochs):
       rows.add_epoch()
@@ -252,14 +252,19 @@ def _eval_batches(
   share_index: int,
   share_count: int,
 ) -> list[Batch]:
-  """All held-out rows in batches of a microbatch; the last one is padded."""
+  """All held-out rows in batches of a microbatch; the last one is padded.
+
+  Every target weighs the same, whatever loss.reduction says. Samples share rows, and
+  attend to each other or not, as in training.
+  """
   c = config.data
   all_rows = []
   for p, usable in held_out:
-    most_samples = config_lib.most_samples(c)
-    for members in packing.plan_rows(p.lengths[usable], c.seq_len, most_samples):
+    most_packed = config_lib.most_packed(c)
+    for members in packing.plan_rows(p.lengths[usable], c.seq_len, most_packed):
       samples = [p.sample(int(usable[i])) for i in members]
-      all_rows.append(packing.assemble_row(samples, c.seq_len, epoch=0))
+      row = packing.assemble_row(samples, c.seq_len, epoch=0)
+      all_rows.append(row if c.packing_mask else packing.without_mask(row))
   size = config.batch_size // config.grad_accum
   if all_rows:
     blank = packing.assemble_row([], c.seq_len, epoch=0)
