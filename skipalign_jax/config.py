@@ -5,6 +5,7 @@ about, and hands the `:variant` argument to `apply_variant`. No module reads a
 key that is not declared here, so the resolved config is the whole recipe.
 """
 
+import re
 from typing import Any
 
 import ml_collections
@@ -63,20 +64,29 @@ def default() -> ConfigDict:
   c.rope.theta = optional(float)  # base when training from scratch
   c.rope.target_length = optional(int)
 
-  # A source is "builtin:recall[:N]", "hub:NAME[:SPLIT]" or a .jsonl, .jsonl.gz
-  # or .parquet file; "*w" behind it repeats it w times an epoch. Several are
-  # separated by commas, or stand in a tuple: ("a.jsonl*2", "hub:org/chats").
+  # A source is "builtin:recall[:N]", "builtin:text[:N]", "hub:NAME[:SPLIT]" or a
+  # .jsonl, .jsonl.gz, .parquet, .txt or .txt.gz file; "*w" behind it repeats it w
+  # times an epoch. Several are separated by commas, or stand in a tuple:
+  # ("a.jsonl*2", "hub:org/chats"). A record with messages is a chat, one with a text
+  # column (and each .txt file) a document, cut into pieces of seq_len tokens.
   c.data = ConfigDict()
   c.data.train = text_or_tuple("builtin:recall")
   c.data.eval = text_or_tuple("holdout:64")  # source, "holdout:N" of train, or ""
   c.data.seq_len = 4096
   c.data.packing = False  # several samples a row, each attending to itself
   c.data.packing_mask = True  # False: a packed row is one sample (LongChat's way)
+  # "sorted" puts samples of like length into a batch and shuffles the batches
+  # (LongAlign); a batch is as long as the first of `buckets` that holds it.
+  c.data.batching = "shuffled"
+  c.data.text_blocks = "none"  # what may skip in a text: none, sentences, paragraphs
+  # Tokens of a piece of text, and of a row, that the step crops to seq_len (PoSE,
+  # CREAM); 0: pieces of seq_len. Only for plain text, unpacked and shuffled.
+  c.data.text_window = 0
   c.data.template = "model"  # "model": the tokenizer's own; "tulu"
   c.data.tokenizer = ""  # reference to take the tokenizer from; "bytes"; "": model's
   c.data.system_prompt = ""  # put before samples that have none
   c.data.max_bad_fraction = 0.01  # of unusable records; more stops the run
-  c.data.max_message_bytes = 1_000_000  # longer messages make a record unusable
+  c.data.max_message_bytes = 1_000_000  # longer messages make a chat unusable
   c.data.workers = 0  # Grain worker processes a host; 0 reads in a thread
   c.data.cache_dir = ""  # tokenized samples; "": ~/.cache/skipalign_jax
 
@@ -155,12 +165,40 @@ def tiny(c: ConfigDict) -> ConfigDict:
   m.family, m.nope_layers = "llama", ()
   c.rope.theta = 10_000.0
   c.data.tokenizer, c.data.template = "bytes", "model"
-  c.data.train, c.data.eval = "builtin:recall:64", "holdout:8"
-  c.data.seq_len = min(c.data.seq_len, 512)
+  c.data.train, c.data.eval = _small(c.data.train), "holdout:8"
+  short = min(c.data.seq_len, 512)
+  c.data.text_window = c.data.text_window * short // c.data.seq_len
+  c.data.seq_len = short
   c.batch_size, c.grad_accum, c.epochs, c.steps = 8, 1, None, 8
   c.optim.learning_rate = 3e-3
   c.eval.every, c.checkpoint.every = 4, 4
   return c
+
+
+def _small(source: Any) -> str:
+  """Built-in sources with 64 records each, as they were mixed; or recall dialogues."""
+  texts = source.split(",") if isinstance(source, str) else source
+  if all(text.strip().startswith("builtin:") for text in texts):
+    return re.sub(r"(builtin:\w+)(:\d+)?", r"\1:64", ",".join(texts))
+  return "builtin:recall:64"
+
+
+def row_length(data: ConfigDict) -> int:
+  """Tokens of a row of a training batch, before the step crops it."""
+  return data.text_window or data.seq_len
+
+
+def buckets(data: ConfigDict) -> tuple[int, ...]:
+  """Lengths that the rows of a batch may have, rising; each compiles a step of its own.
+
+  seq_len and, for sorted batches, its halvings down to an eighth, as long as they are
+  whole tiles of the attention kernels (128).
+  """
+  halvings = 3 if data.batching == "sorted" else 0
+  lengths = [data.seq_len]
+  while len(lengths) <= halvings and lengths[0] % 256 == 0:
+    lengths.insert(0, lengths[0] // 2)
+  return tuple(lengths)
 
 
 def most_packed(data: ConfigDict) -> int:

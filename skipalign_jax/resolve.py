@@ -11,6 +11,7 @@ from typing import Any
 
 import ml_collections
 
+from skipalign_jax import config as config_lib
 from skipalign_jax import errors, long_short, model_config, positions, rope
 
 SHAPE_FIELDS = tuple(
@@ -58,10 +59,28 @@ def check(config: ml_collections.ConfigDict) -> positions.PositionConfig:
 
 def _check_rows(data: ml_collections.ConfigDict) -> None:
   """How samples become rows: keys of `data` that contradict each other."""
+  _choice("data.batching", data.batching, ("shuffled", "sorted"))
+  if data.batching == "sorted" and data.packing:
+    raise errors.UserError(
+      "data.batching=sorted puts samples of like length together, and packing fills "
+      "all rows anyway; use one of them"
+    )
   if not data.packing and not data.packing_mask:
     raise errors.UserError(
       "data.packing_mask=False joins the samples of a packed row, and "
       "data.packing=False packs none; set data.packing=True"
+    )
+  known = ("none", "sentences", "paragraphs")
+  _choice("data.text_blocks", data.text_blocks, known)
+  if data.text_window and data.text_window <= data.seq_len:
+    raise errors.UserError(
+      f"data.text_window={data.text_window} must exceed data.seq_len={data.seq_len}, "
+      "to which pieces of it are cropped; 0 turns cropping off"
+    )
+  if data.text_window and (data.packing or data.batching == "sorted"):
+    raise errors.UserError(
+      f"data.text_window={data.text_window}: rows that the step crops hold one piece "
+      "of text each; it needs data.packing=False and data.batching=shuffled"
     )
 
 
@@ -84,11 +103,12 @@ def check_mesh(
       f"a microbatch of {rows} rows (batch_size / grad_accum) does not spread over "
       f"{devices} devices (mesh.data x mesh.fsdp); change batch_size or grad_accum"
     )
-  if config.data.seq_len % mesh["context"]:
-    raise errors.UserError(
-      f"data.seq_len={config.data.seq_len} does not split into mesh.context="
-      f"{mesh['context']} equal parts"
-    )
+  for length in (*config_lib.buckets(config.data), config_lib.row_length(config.data)):
+    if length % mesh["context"]:
+      raise errors.UserError(
+        f"rows of {length} tokens (data.seq_len={config.data.seq_len}) do not split "
+        f"into mesh.context={mesh['context']} equal parts"
+      )
   check_heads(shape, mesh)
 
 

@@ -33,12 +33,13 @@ def test_packing_fills_rows():
   assert lengths.sum() / (4096 * len(rows)) > 0.93
 
 
-def sample(length, sample_id, block_starts, target_spans):
+def sample(length, sample_id, block_starts, target_spans, is_text=False):
   return dict(
     tokens=np.arange(1, length + 1, dtype=np.int32),
     block_starts=np.array(block_starts, np.int32),
     target_spans=np.array(target_spans, np.int32),
     sample_id=np.uint32(sample_id),
+    is_text=is_text,
   )
 
 
@@ -64,6 +65,23 @@ def test_assemble_row():
   for name, values in expected.items():
     np.testing.assert_array_equal(row[name], values, err_msg=name)
     assert row[name].dtype == packing.DTYPES[name]
+
+
+def test_nobody_responds_in_a_text():
+  row = packing.assemble_row(
+    [sample(4, 1, [0, 1, 2], [1, 4], is_text=True), sample(2, 2, [0, 1], [1, 2])], 7, 0
+  )
+  assert row["is_response"].tolist() == [False] * 5 + [True, False]
+  assert row["block_ids"].tolist() == [0, 1, 2, 2, 0, 1, 0]
+  assert row["loss_weight"].tolist() == [0, 1, 1, 1, 0, 1, 0]
+
+
+def test_first_tokens():
+  whole = sample(6, 1, [0, 2, 4], [1, 3, 4, 6])
+  row = packing.assemble_row([packing.first_tokens(whole, 4)], 6, 0)
+  assert row["tokens"].tolist() == [1, 2, 3, 4, 0, 0]
+  assert row["block_ids"].tolist() == [0, 0, 1, 1, 0, 0]
+  assert row["loss_weight"].tolist() == [0, 1, 1, 0, 0, 0]
 
 
 def test_empty_row_is_all_zeros():

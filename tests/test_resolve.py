@@ -92,6 +92,12 @@ def test_rope_that_fights_the_models_own(config):
     ({"model.remat": "some"}, "model.remat='some'"),
     ({"loss.reduction": "mean"}, "loss.reduction='mean'"),
     ({"data.packing_mask": False}, "set data.packing=True"),
+    ({"data.batching": "sort"}, "data.batching='sort'"),
+    ({"data.batching": "sorted", "data.packing": True}, "use one of them"),
+    ({"data.text_blocks": "words"}, "none, sentences, paragraphs"),
+    ({"data.text_window": 4096}, "must exceed data.seq_len=4096"),
+    ({"data.text_window": 8192, "data.packing": True}, "needs data.packing=False"),
+    ({"data.text_window": 8192, "data.batching": "sorted"}, "batching=shuffled"),
   ],
 )
 def test_contradictions_in_the_config(config, changes, message):
@@ -113,7 +119,7 @@ def test_rows_places_and_heads_must_spread_over_the_mesh(config):
   resolve.check_mesh(config, llama, mesh)
   for changes, message in (
     (dict(fsdp=4), r"microbatch of 4 rows .* 8 devices"),
-    (dict(context=3), "does not split into mesh.context=3"),
+    (dict(context=3), "do not split into mesh.context=3"),
     (dict(tensor=16), "128 devices, but the model has 64 query and 8 kv heads"),
   ):
     with pytest.raises(errors.UserError, match=message):

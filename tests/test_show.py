@@ -31,7 +31,7 @@ def printed(config, n=1, limit=0, width=120, every_token=False, **kwargs):
 def test_runs_cover_the_row():
   sample = dict(
     tokens=np.arange(1, 8), sample_id=9, block_starts=np.array([0, 3]),
-    target_spans=np.array([4, 6]),
+    target_spans=np.array([4, 6]), is_text=False,
   )  # fmt: skip
   row = packing.assemble_row([sample, sample], 20, 0)
   found = [(r.segment, r.block, r.is_target, r.begin, r.end) for r in show.runs(row)]

@@ -38,6 +38,7 @@ def test_parse_forms():
 @pytest.mark.parametrize(
   "spec",
   ["", "builtin:other", "builtin:recall:0", "builtin:recall:x", "builtin:recall*0",
+   "builtin:text:0", "builtin:record",
    "builtin:recall*-1", "builtin:recall*nan", "builtin:recall*x", "data.txt",
    "missing.jsonl", "builtin:recall,missing.jsonl.gz"],
 )  # fmt: skip
@@ -52,8 +53,9 @@ def test_directory_is_named_as_such(tmp_path):
     sources.parse(str(tmp_path / "x.jsonl"))
 
 
-def test_builtin_counts():
-  (source,) = sources.parse("builtin:recall:3")
+@pytest.mark.parametrize("name", ["recall", "text"])
+def test_builtin_counts(name):
+  (source,) = sources.parse(f"builtin:{name}:3")
   records = list(source.records())
   assert [number for number, _ in records] == [1, 2, 3]
   assert len({str(record) for _, record in records}) == 3
@@ -75,6 +77,15 @@ def test_parquet(tmp_path):
   assert read(path) == list(enumerate(RECORDS, 1))
 
 
+def test_a_text_file_is_one_document(tmp_path):
+  plain, zipped = tmp_path / "a.txt", tmp_path / "a.txt.gz"
+  plain.write_bytes("\ufeffOne.\r\n\r\né\n".encode())
+  zipped.write_bytes(gzip.compress("One.\n\né\n".encode()))
+  assert read(plain) == read(zipped) == [(1, {"text": "One.\n\né\n"})]
+  plain.write_bytes(b" \n")
+  assert read(plain) == []
+
+
 def test_damaged_files(tmp_path):
   whole = gzip.compress(LINES * 50)
   flipped = bytearray(whole)
@@ -85,6 +96,8 @@ def test_damaged_files(tmp_path):
     ("plain.jsonl.gz", LINES),
     ("bad.parquet", LINES),
     ("empty.parquet", b""),
+    ("latin.txt", b"caf\xe9"),
+    ("cut.txt.gz", whole[:-20]),
   ):
     path = tmp_path / name
     path.write_bytes(content)

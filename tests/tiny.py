@@ -87,6 +87,7 @@ def batch(rows=8, seed=0, epoch=0, most_samples=3):
           block_starts=np.array([0, a, b, c]),
           target_spans=np.array(spans if row != 2 else []).reshape(-1, 2),
           sample_id=np.uint32(1000 * seed + 10 * row + i),
+          is_text=False,
         )
       )
     assembled.append(packing.assemble_row(samples, SEQ_LEN, epoch))

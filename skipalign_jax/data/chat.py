@@ -74,7 +74,7 @@ class Rendered:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """A tokenized dialogue.
+  """A tokenized dialogue, or a piece of a text (see text.py).
 
   Attributes:
     tokens: int32 [L] ids.
@@ -82,7 +82,7 @@ class Sample:
     is_response: bool [L], the token's block is a response (header included).
     targets: bool [L], *predicting this token* is trained.
     sample_id: uint32, the same wherever the same messages appear.
-    turns: replies that still hold a target.
+    turns: replies that still hold a target; blocks of a text.
     truncated: tokens beyond seq_len were cut off.
   """
 
@@ -213,8 +213,22 @@ def set_template(tokenizer: transformers.PreTrainedTokenizerFast, name: str) -> 
       "data.template=tulu ends replies with the eos token and the tokenizer has none; "
       "use data.template=model or another data.tokenizer"
     )
-  adds_bos = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
-  tokenizer.chat_template = ("{{ bos_token }}" if adds_bos else "") + TULU
+  bos = "{{ bos_token }}" if adds_bos(tokenizer) else ""
+  tokenizer.chat_template = bos + TULU
+
+
+def adds_bos(tokenizer: transformers.PreTrainedTokenizerFast) -> bool:
+  """Whether the tokenizer itself puts its bos token in front of a text."""
+  return tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+
+
+def control_tokens(
+  tokenizer: transformers.PreTrainedTokenizerFast,
+) -> re.Pattern[str]:
+  """Finds what would become a special token: they match anywhere in a text."""
+  added = tokenizer.added_tokens_decoder.values()
+  contents = sorted((t.content for t in added if t.special), key=len, reverse=True)
+  return re.compile("|".join(map(re.escape, contents)) or r"(?!)")
 
 
 def render(
@@ -299,11 +313,8 @@ class Encoder:
     self._seq_len = seq_len
     self._system_prompt = system_prompt
     added = tokenizer.added_tokens_decoder
-    special = {id_: token.content for id_, token in added.items() if token.special}
-    self._special = frozenset(special)
-    # Special tokens match as literal strings anywhere in a text.
-    contents = sorted(special.values(), key=len, reverse=True)
-    self._control = re.compile("|".join(map(re.escape, contents)) or r"(?!)")
+    self._special = frozenset(id_ for id_, token in added.items() if token.special)
+    self._control = control_tokens(tokenizer)
 
   def __call__(self, dialogues: Sequence[list[Message]]) -> list[Sample | BadSample]:
     """Encodes each dialogue; a bad one yields its BadSample in its place.

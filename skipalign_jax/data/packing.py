@@ -67,7 +67,8 @@ def assemble_row(
   """The arrays [L] of a row.
 
   Args:
-    samples: rows of `prepare` (tokens, block_starts, target_spans, sample_id).
+    samples: rows of `prepare` (tokens, block_starts, target_spans, sample_id,
+      is_text).
     seq_len: L, at least the samples' tokens.
     epoch: which pass over the data this is, from 0.
   """
@@ -81,13 +82,24 @@ def assemble_row(
     block_starts = np.zeros(len(tokens), np.int32)
     block_starts[sample["block_starts"][1:]] = 1
     row["block_ids"][at] = np.cumsum(block_starts)
-    row["is_response"][at] = row["block_ids"][at] % 2 == 1
+    # Instructions and responses of a chat take turns; in a text nobody responds.
+    row["is_response"][at] = (row["block_ids"][at] % 2 == 1) & (not sample["is_text"])
     for begin, end in sample["target_spans"].reshape(-1, 2):
       row["loss_weight"][start + begin : start + end] = 1
     row["sample_ids"][at] = sample["sample_id"]
     row["epochs"][at] = epoch
     start += len(tokens)
   return row
+
+
+def first_tokens(sample: Mapping[str, np.ndarray], count: int) -> Row:
+  """A row of `prepare` cut to its first `count` tokens."""
+  starts = sample["block_starts"]
+  return dict(sample) | {
+    "tokens": sample["tokens"][:count],
+    "block_starts": starts[starts < count],
+    "target_spans": np.minimum(sample["target_spans"], count),
+  }
 
 
 def weigh_samples_alike(row: Row) -> Row:

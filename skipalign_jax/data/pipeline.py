@@ -5,7 +5,6 @@ Batches are dicts of numpy arrays [rows, L], named in packing.DTYPES.
 
 import dataclasses
 from collections.abc import Iterator
-from typing import SupportsIndex
 
 import grain
 import ml_collections
@@ -17,6 +16,7 @@ from rich import console as rich_console
 from skipalign_jax import config as config_lib
 from skipalign_jax import errors
 from skipalign_jax.data import packing, prepare, sources
+from skipalign_jax.data import rows as rows_lib
 
 Batch = dict[str, np.ndarray]
 
@@ -37,7 +37,7 @@ class Data:
   steps: int
   report: str
   several_turns: int
-  train_rows: "TrainRows"
+  train_rows: rows_lib.TrainRows
   eval_batches: list[Batch]
   _rows_per_share: int
   _share: tuple[int, int]  # index, count
@@ -107,55 +107,6 @@ class TrainIterator:
     return state["next_index"]
 
 
-class TrainRows:
-  """Random access to the rows of the whole run, epoch after epoch."""
-
-  def __init__(
-    self,
-    prepared: list[prepare.Prepared],
-    usable: list[np.ndarray],
-    config: ml_collections.ConfigDict,
-  ):
-    self._prepared, self._usable, self._config = prepared, usable, config
-    self._rows: list[tuple[int, np.ndarray]] = []  # epoch, its (source, row) pairs
-    self._epochs = 0
-
-  def __len__(self) -> int:
-    return len(self._rows)
-
-  def __getitem__(self, index: SupportsIndex) -> packing.Row:
-    epoch, members = self._rows[int(index)]
-    samples = [self._prepared[source].sample(int(row)) for source, row in members]
-    row = packing.assemble_row(samples, self._config.data.seq_len, epoch)
-    if self._config.loss.reduction == "sequence":  # of the samples, before they join
-      row = packing.weigh_samples_alike(row)
-    return row if self._config.data.packing_mask else packing.without_mask(row)
-
-  def add_epoch(self) -> None:
-    """Plans one more pass over the data, shuffled anew."""
-    rng = np.random.default_rng((self._config.seed, self._epochs))
-    chosen = []
-    for number, (p, usable) in enumerate(
-      zip(self._prepared, self._usable, strict=True)
-    ):
-      whole, part = divmod(p.source.weight, 1)
-      some = rng.permutation(usable)[: round(part * len(usable))]
-      rows = np.concatenate([np.tile(usable, int(whole)), some])
-      chosen.append(np.stack([np.full(len(rows), number), rows], axis=1))
-    order = rng.permutation(np.concatenate(chosen))
-    lengths = np.array([self._prepared[s].lengths[row] for s, row in order])
-    c = self._config.data
-    plan = packing.plan_rows(lengths, c.seq_len, config_lib.most_packed(c))
-    if not plan:
-      raise errors.UserError(
-        "the weights behind * leave no sample in an epoch; raise them"
-      )
-    # The half-empty rows that packing ends with must not meet in one batch.
-    for i in rng.permutation(len(plan)):
-      self._rows.append((self._epochs, order[plan[i]]))
-    self._epochs += 1
-
-
 def build(
   config: ml_collections.ConfigDict,
   tokenizer: transformers.PreTrainedTokenizerFast,
@@ -191,7 +142,9 @@ def build(
   elif c.eval:
     held_out = [(p, p.usable) for p in prepare_all(c.eval)]
 
-  rows = TrainRows(train, usable, config)
+  if c.text_window:
+    _check_texts(train)
+  rows = rows_lib.TrainRows(train, usable, config)
   if config.epochs is not None:
     for _ in range(config.epochs):
       rows.add_epoch()
@@ -209,6 +162,8 @@ def build(
   report = [p.report() for p in train]
   if held_out:
     report.append(f"held out: {sum(len(rows) for _, rows in held_out):,} samples")
+  if c.batching == "sorted":
+    report.append(rows.describe_sorted())
   return Data(
     steps=steps,
     report="\n".join(report),
@@ -221,12 +176,23 @@ def build(
   )
 
 
+def _check_texts(train: list[prepare.Prepared]) -> None:
+  """Raises UserError where data.text_window would crop a chat."""
+  for p in train:
+    if not p.is_text[p.usable].all():
+      raise errors.UserError(
+        "data.text_window crops rows of plain text, and data source "
+        f"{p.source.name} has chats; leave them out, or set data.text_window=0"
+      )
+
+
 def _hold_out(
   train: list[prepare.Prepared], spec: str
 ) -> tuple[list[np.ndarray], list[tuple[prepare.Prepared, np.ndarray]]]:
   """Splits off N samples; the same ones whatever the order of the files.
 
-  All copies of a held-out dialogue leave the training data.
+  All copies of a held-out dialogue leave the training data. Of texts, pieces are held
+  out; other pieces of the same document may stay.
   """
   count = spec.removeprefix("holdout:")
   if not count.isdecimal() or int(count) < 1:
@@ -255,14 +221,18 @@ def _eval_batches(
   """All held-out rows in batches of a microbatch; the last one is padded.
 
   Every target weighs the same, whatever loss.reduction says. Samples share rows, and
-  attend to each other or not, as in training.
+  attend to each other or not, as in training; a piece of text that training crops is
+  its first seq_len tokens.
   """
   c = config.data
   all_rows = []
   for p, usable in held_out:
     most_packed = config_lib.most_packed(c)
-    for members in packing.plan_rows(p.lengths[usable], c.seq_len, most_packed):
-      samples = [p.sample(int(usable[i])) for i in members]
+    lengths = np.minimum(p.lengths[usable], c.seq_len)
+    for members in packing.plan_rows(lengths, c.seq_len, most_packed):
+      samples = [
+        packing.first_tokens(p.sample(int(usable[i])), c.seq_len) for i in members
+      ]
       row = packing.assemble_row(samples, c.seq_len, epoch=0)
       all_rows.append(row if c.packing_mask else packing.without_mask(row))
   size = config.batch_size // config.grad_accum

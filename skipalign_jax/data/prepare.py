@@ -26,10 +26,11 @@ from datasets import arrow_writer
 from rich import console as rich_console
 from rich import progress
 
+from skipalign_jax import config as config_lib
 from skipalign_jax import errors
-from skipalign_jax.data import chat, sources
+from skipalign_jax.data import chat, sources, text
 
-FORMAT = 1  # of the rows; raise it when they or the encoding change
+FORMAT = 2  # of the rows; raise it when they or the encoding change
 _BATCH = 512
 
 _FEATURES = datasets.Features(
@@ -41,6 +42,7 @@ _FEATURES = datasets.Features(
     "targets": datasets.Value("int32"),
     "turns": datasets.Value("int32"),
     "sample_id": datasets.Value("uint32"),
+    "is_text": datasets.Value("bool"),
     "status": datasets.Value("string"),
     "number": datasets.Value("int64"),  # line or row of the source, from 1
     "example": datasets.Value("string"),  # start of an unusable record
@@ -58,6 +60,7 @@ class Prepared:
     usable: indices of the rows to train on.
     lengths: tokens of every row; 0 where unusable.
     sample_ids: uint32 of every row.
+    is_text: bool of every row: a piece of plain text, not a chat.
   """
 
   source: sources.Source
@@ -65,6 +68,7 @@ class Prepared:
   usable: np.ndarray
   lengths: np.ndarray
   sample_ids: np.ndarray
+  is_text: np.ndarray
 
   def sample(self, row: int) -> dict[str, np.ndarray]:
     """What `packing.assemble_row` needs of a row, as views of the memory map.
@@ -76,19 +80,21 @@ class Prepared:
       name: piece.column(name).chunk(0).flatten().to_numpy()
       for name in ("tokens", "block_starts", "target_spans")
     }
-    return lists | {"sample_id": self.sample_ids[row]}
+    one = {"sample_id": self.sample_ids[row], "is_text": self.is_text[row]}
+    return lists | one
 
   def several_turns(self) -> int:
-    """Samples with more than one reply to learn."""
+    """Samples with more than one reply to learn, or block of a text."""
     return int(np.sum(np.asarray(self.rows.data.column("turns")) > 1))
 
   def report(self) -> str:
     """Counts, in one or two lines."""
     column = lambda name: np.asarray(self.rows.data.column(name))
     counts = collections.Counter(column("status").tolist())
+    several = "blocks" if self.is_text[self.usable].all() else "turns"
     lines = [
       f"{self.source.name}: {len(self.usable):,} samples "
-      f"({self.several_turns():,} of several turns), "
+      f"({self.several_turns():,} of several {several}), "
       f"{int(self.lengths.sum()):,} tokens, {int(column('targets').sum()):,} targets, "
       f"{counts['truncated']:,} truncated"
     ]
@@ -141,6 +147,7 @@ def prepare(
     usable=np.flatnonzero(lengths > 0),
     lengths=lengths,
     sample_ids=np.asarray(rows.data.column("sample_id")),
+    is_text=np.asarray(rows.data.column("is_text")),
   )
 
 
@@ -193,6 +200,8 @@ def _fingerprint(
     config.seq_len,
     config.system_prompt,
     config.max_message_bytes,
+    config.text_blocks,
+    config.text_window,
   )
   return hashlib.sha256(repr(parts).encode("utf-8")).hexdigest()[:32]
 
@@ -204,7 +213,8 @@ def _write(
   tokenizer: transformers.PreTrainedTokenizerFast,
   console: rich_console.Console,
 ) -> None:
-  encoder = chat.Encoder(tokenizer, config.seq_len, config.system_prompt)
+  chats = chat.Encoder(tokenizer, config.seq_len, config.system_prompt)
+  texts = text.Encoder(tokenizer, config_lib.row_length(config), config.text_blocks)
   bar = progress.Progress(
     progress.SpinnerColumn(),
     progress.TextColumn("{task.description}: {task.completed:,.0f} records"),
@@ -217,34 +227,41 @@ def _write(
     task = bar.add_task(f"tokenizing {source.name}", total=None)
     records = source.records()
     while batch := list(itertools.islice(records, _BATCH)):
-      parsed = [_messages(record, config.max_message_bytes) for _, record in batch]
-      good = [messages for messages in parsed if not isinstance(messages, Exception)]
-      encoded = iter(encoder(good))
-      for (number, record), messages in zip(batch, parsed, strict=True):
-        sample = messages if isinstance(messages, Exception) else next(encoded)
-        writer.write(_row(sample, number, record))
+      parsed = [_parse(record, config.max_message_bytes) for _, record in batch]
+      dialogues = iter(chats([one for one in parsed if isinstance(one, list)]))
+      documents = texts([one for one in parsed if isinstance(one, str)])
+      for (number, record), one in zip(batch, parsed, strict=True):
+        if isinstance(one, str):
+          found = next(documents)
+        else:
+          found = [next(dialogues) if isinstance(one, list) else one]
+        for sample in found:
+          writer.write(_row(sample, isinstance(one, str), number, record))
       bar.advance(task, len(batch))
     writer.finalize()
 
 
-def _messages(record: Any, max_bytes: int) -> list[chat.Message] | chat.BadSample:
+def _parse(record: Any, max_bytes: int) -> list[chat.Message] | str | chat.BadSample:
+  """The record's dialogue or its text."""
   try:
     if isinstance(record, bytes):
       record = chat.parse_line(record)
-    return chat.messages_of(record, max_bytes)
+    document = text.text_of(record)
+    return chat.messages_of(record, max_bytes) if document is None else document
   except chat.BadSample as bad:
     return bad
 
 
 def _row(
-  sample: chat.Sample | chat.BadSample, number: int, record: Any
+  sample: chat.Sample | chat.BadSample, is_text: bool, number: int, record: Any
 ) -> dict[str, Any]:
   if isinstance(sample, chat.BadSample):
     none = np.zeros(0, np.int32)
     empty = dict.fromkeys(("tokens", "block_starts", "target_spans"), none)
     zero = dict.fromkeys(("length", "targets", "turns", "sample_id"), 0)
-    told = dict(status=sample.reason, number=number, example=sources.example(record))
-    return empty | zero | told
+    example = "" if sample.reason == chat.NO_TARGET else sources.example(record)
+    told = dict(status=sample.reason, number=number, example=example)
+    return empty | zero | told | dict(is_text=is_text)
   edges = np.flatnonzero(np.diff(sample.targets, prepend=False, append=False))
   return dict(
     tokens=sample.tokens,
@@ -254,6 +271,7 @@ def _row(
     targets=int(sample.targets.sum()),
     turns=sample.turns,
     sample_id=sample.sample_id,
+    is_text=is_text,
     status="truncated" if sample.truncated else "ok",
     number=number,
     example="",
@@ -269,7 +287,9 @@ def _check(
   fine = ("ok", "truncated", chat.NO_TARGET)
   counts = collections.Counter(s for s in statuses.tolist() if s not in fine)
   bad = counts.total()
-  if bad > max_bad_fraction * len(statuses):
+  # A text has a row a piece, and is still one record.
+  records = len(np.unique(np.asarray(rows.data.column("number"))))
+  if bad > max_bad_fraction * records:
     listed = []
     for reason, count in counts.most_common():
       first = int(np.flatnonzero(statuses == reason)[0])
@@ -279,7 +299,7 @@ def _check(
         f"{row['example']}"
       )
     raise errors.UserError(
-      f"data source {source.name}: {bad:,} of {len(statuses):,} records are unusable, "
+      f"data source {source.name}: {bad:,} of {records:,} records are unusable, "
       f"more than data.max_bad_fraction={max_bad_fraction}:\n"
       + "\n".join(listed)
       + "\nMend them, or raise data.max_bad_fraction to train without them."

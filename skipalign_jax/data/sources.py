@@ -1,7 +1,8 @@
-"""Where records come from: files, the hub, or the built-in generator."""
+"""Where records come from: files, the hub, or the built-in generators."""
 
 import dataclasses
 import gzip
+import io
 import json
 import pathlib
 import re
@@ -14,13 +15,15 @@ import pyarrow
 import pyarrow.parquet
 
 from skipalign_jax import errors
-from skipalign_jax.data import recall
+from skipalign_jax.data import prose, recall
 
 FORMS = (
-  "builtin:recall[:N], hub:NAME[:SPLIT], or a .jsonl, .jsonl.gz or .parquet file; "
-  "*w behind it repeats it w times an epoch"
+  "builtin:recall[:N], builtin:text[:N], hub:NAME[:SPLIT], or a .jsonl, .jsonl.gz, "
+  ".parquet, .txt or .txt.gz file; *w behind it repeats it w times an epoch"
 )
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+_TEXTS = (".txt", ".txt.gz")  # a document a file
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", *_TEXTS)
+_BUILTIN = {"recall": recall.record, "text": prose.record}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,23 +56,26 @@ class Source:
     if self.name.startswith("hub:"):
       return self._hub()
     path = self._path()
+    if path.name.endswith(_TEXTS):
+      return _document(path)
     return _parquet(path) if path.suffix == ".parquet" else _lines(path)
 
   def check(self) -> None:
     """Raises UserError where the name alone tells that there is nothing."""
     if self.name.startswith("builtin:"):
-      self._builtin_size()
+      self._builtin_name()
     elif not self.name.startswith("hub:"):
       self._path()
 
-  def _builtin_size(self) -> int:
-    match = re.fullmatch(r"builtin:recall(?::(\d+))?", self.name)
-    if not match or match[1] == "0":
+  def _builtin_name(self) -> tuple[str, int]:
+    match = re.fullmatch(r"builtin:(\w+?)(?::(\d+))?", self.name)
+    if not match or match[1] not in _BUILTIN or match[2] == "0":
       raise errors.UserError(f"data source {self.name!r} is unknown; give {FORMS}")
-    return int(match[1] or 1000)
+    return match[1], int(match[2] or 1000)
 
   def _builtin(self) -> Iterator[tuple[int, Any]]:
-    return ((i + 1, recall.record(0, i)) for i in range(self._builtin_size()))
+    name, count = self._builtin_name()
+    return ((i + 1, _BUILTIN[name](0, i)) for i in range(count))
 
   def _hub(self) -> Iterator[tuple[int, Any]]:
     name, _, split = self.name.removeprefix("hub:").partition(":")
@@ -125,6 +131,18 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
     raise errors.UserError(
       f"data source {path} cannot be read to its end: {error}"
     ) from error
+
+
+def _document(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+  """The whole file as one record; line breaks become \\n."""
+  try:
+    data = path.read_bytes()
+    data = gzip.decompress(data) if path.suffix == ".gz" else data
+    document = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
+  except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    raise errors.UserError(f"data source {path} cannot be read: {error}") from error
+  if document.strip():
+    yield 1, {"text": document}
 
 
 def _parquet(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:

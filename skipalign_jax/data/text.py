@@ -1,0 +1,147 @@
+"""One document of plain text to tokenized samples: its pieces, and their blocks.
+
+Shapes: L tokens of a document or of a piece, C blocks of a document.
+
+A document is its text, with the bos token in front of it if the tokenizer itself puts
+one there, and the eos token, if there is one, behind it. It is cut into consecutive
+pieces; each piece is a sample. Every token is a target but the first of a piece, which
+nothing comes before. Blocks are what skipped positions may move: sentences, paragraphs,
+or one block for all. None of them is a response: skip_all and skip_outer both move
+every block after the first, skip_inner none.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import transformers
+
+from skipalign_jax.data import chat
+
+# What stands between two blocks; the next one begins behind it. A line break alone ends
+# nothing, because texts are often wrapped. "Mr. Brown" is cut in two, as by LongRecipe:
+# a block that is too short does no harm.
+_PARAGRAPH = r"(?<=\S)[^\S\n]*\n[^\S\n]*\n\s*"
+_SENTENCE = r"(?<=[.!?])[\"'”’»)\]]*\s+"
+BLOCKS = {
+  "none": r"(?!)",
+  "sentences": f"{_SENTENCE}|{_PARAGRAPH}",
+  "paragraphs": _PARAGRAPH,
+}
+
+_CHATS = ("messages", "conversations", "instruction")  # columns that make a chat
+_CHARACTERS = 1 << 22  # tokenized at a time; offsets take a hundred bytes a token
+
+
+def text_of(record: Any) -> str | None:
+  """The document in a record's `text` column; None if it is a chat, or neither."""
+  if not isinstance(record, Mapping) or not isinstance(record.get("text"), str):
+    return None
+  if any(record.get(column) is not None for column in _CHATS):
+    return None  # some sets keep the rendered chat beside its messages
+  return record["text"]
+
+
+def block_starts(text: str, blocks: str) -> np.ndarray:
+  """First character of each block of a text, C; the first is 0.
+
+  Args:
+    text: of a document.
+    blocks: a key of `BLOCKS`.
+  """
+  ends = (match.end() for match in re.finditer(BLOCKS[blocks], text))
+  return np.array([0, *(end for end in ends if end < len(text))])
+
+
+class Encoder:
+  """Documents to samples.
+
+  Args:
+    tokenizer: a fast tokenizer.
+    piece: tokens of a piece at most.
+    blocks: a key of `BLOCKS`.
+  """
+
+  def __init__(
+    self, tokenizer: transformers.PreTrainedTokenizerFast, piece: int, blocks: str
+  ):
+    self._tokenizer, self._piece, self._blocks = tokenizer, piece, blocks
+    self._control = chat.control_tokens(tokenizer)
+    adds_bos = chat.adds_bos(tokenizer)
+    self._front = [tokenizer.bos_token_id] if adds_bos else []
+    eos = tokenizer.eos_token_id
+    self._back = [] if eos is None else [eos]
+
+  def __call__(
+    self, texts: Sequence[str]
+  ) -> Iterator[list[chat.Sample | chat.BadSample]]:
+    """The pieces of each document; those that nothing can be learned from are bad."""
+    group: list[str] = []
+    for text in texts:
+      group.append(text)
+      if sum(map(len, group)) >= _CHARACTERS:
+        yield from self._encode(group)
+        group = []
+    yield from self._encode(group)
+
+  def _encode(self, texts: list[str]) -> Iterator[list[chat.Sample | chat.BadSample]]:
+    bad = [self._refuse(text) for text in texts]
+    good = [text for text, reason in zip(texts, bad, strict=True) if not reason]
+    encoded = {"input_ids": [], "offset_mapping": []}
+    if good:
+      encoded = self._tokenizer(
+        good,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_offsets_mapping=True,
+        verbose=False,
+      )
+    found = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    for text, reason in zip(texts, bad, strict=True):
+      yield [reason] if reason else self._pieces(text, *next(found))
+
+  def _refuse(self, text: str) -> chat.BadSample | None:
+    try:
+      text.encode("utf-8")
+    except UnicodeEncodeError:  # JSON can spell half a surrogate pair
+      return chat.BadSample("not UTF-8")
+    if not text.strip():
+      return chat.BadSample("empty content")
+    if self._control.search(text):
+      return chat.BadSample("control token in content")
+    return None
+
+  def _pieces(
+    self, text: str, ids: list[int], offsets: list[tuple[int, int]]
+  ) -> list[chat.Sample | chat.BadSample]:
+    tokens_L = np.array([*self._front, *ids, *self._back], np.int32)
+    # A token belongs to the block that it ends in: most carry the space before them.
+    last_L = np.maximum(np.array(offsets)[:, 1] - 1, 0)
+    starts_C = block_starts(text, self._blocks)
+    block_L = np.searchsorted(starts_C, last_L, side="right") - 1
+    block_L = np.pad(block_L, (len(self._front), len(self._back)), mode="edge")
+    name = hashlib.blake2b(text.encode("utf-8"), digest_size=4)
+    pieces: list[chat.Sample | chat.BadSample] = []
+    for number, begin in enumerate(range(0, len(tokens_L), self._piece)):
+      kept = slice(begin, begin + self._piece)
+      tokens, block = tokens_L[kept], block_L[kept]
+      if len(tokens) == 1:
+        pieces.append(chat.BadSample(chat.NO_TARGET))
+        continue
+      name_of_piece = name.copy()
+      name_of_piece.update(b"%d" % number)
+      block = np.cumsum(np.diff(block, prepend=block[0]) != 0).astype(np.int32)
+      pieces.append(
+        chat.Sample(
+          tokens=tokens,
+          block_ids=block,
+          is_response=np.zeros(len(tokens), bool),
+          targets=np.arange(len(tokens)) > 0,
+          sample_id=int.from_bytes(name_of_piece.digest(), "little"),
+          turns=int(block[-1]) + 1,
+          truncated=False,
+        )
+      )
+    return pieces

@@ -1,0 +1,236 @@
+"""Plans of a run: sorted batches, texts beside chats, windows that the step crops."""
+
+import io
+import itertools
+import json
+
+import numpy as np
+import pytest
+from rich import console as rich_console
+
+from skipalign_jax import config as config_lib
+from skipalign_jax import errors, resolve
+from skipalign_jax.data import chat, packing, pipeline, text
+from skipalign_jax.data import tokenizer as tokenizer_lib
+
+TOKENIZER = tokenizer_lib.byte_tokenizer()
+
+
+def make_config(cache_dir, **data):
+  c = config_lib.tiny(config_lib.default())
+  c.data.cache_dir, c.data.seq_len, c.data.eval = cache_dir, 1024, ""
+  c.data.update(data)
+  c.steps, c.epochs = None, 1
+  return c
+
+
+def build(c, index=0, count=1):
+  quiet = rich_console.Console(file=io.StringIO())
+  return pipeline.build(c, TOKENIZER, index, count, quiet)
+
+
+def chats(path, lengths):
+  """Dialogues of exactly so many tokens, with their ids."""
+  lines, ids = [], {}
+  for i, length in enumerate(lengths):
+    message = lambda n: [("user", f"{i}"), ("assistant", "x" * n)]  # noqa: B023
+    (frame,) = chat.Encoder(TOKENIZER, 4096)([message(1)])
+    messages = message(1 + length - len(frame.tokens))
+    turns = [dict(role=role, content=content) for role, content in messages]
+    lines.append(json.dumps({"messages": turns}))
+    ids[chat.sample_id(messages)] = length
+  path.write_text("\n".join(lines))
+  return ids
+
+
+LENGTHS = [100] * 9 + [128] * 2 + [129, 200, 256, 257, 512, 600, 900, 1024, 90, 95]
+
+
+@pytest.fixture
+def lengths(cache_dir, tmp_path):
+  return chats(tmp_path / "chats.jsonl", LENGTHS)
+
+
+@pytest.fixture
+def config(cache_dir, tmp_path, lengths):
+  c = make_config(cache_dir, train=str(tmp_path / "chats.jsonl"), batching="sorted")
+  c.batch_size, c.epochs = 4, 3
+  return c
+
+
+def ids(batch):
+  return [int(row[0]) for row in batch["sample_ids"]]
+
+
+def test_sorted_batches_hold_neighbours_and_every_sample_once(config, lengths):
+  data = build(config)
+  batches = list(data.train_iterator())
+  assert len(batches) == data.steps == 3 * len(LENGTHS) // 4  # 15, and 3 rows left
+  seen = [id_ for batch in batches for id_ in ids(batch)]
+  counts = {id_: seen.count(id_) for id_ in lengths}
+  assert set(counts.values()) <= {2, 3} and sum(counts.values()) == 4 * len(batches)
+  assert len(set(seen[:20])) == 20  # of the first epoch all but the one that waits
+  order = []
+  for batch in batches:
+    tokens = [lengths[id_] for id_ in ids(batch)]
+    assert (batch["segment_ids"] > 0).sum(1).tolist() == tokens
+    assert batch["tokens"].shape == (
+      4,
+      min(length for length in (128, 256, 512, 1024) if length >= max(tokens)),
+    )
+    order.append(max(tokens))
+  first = sorted(batches[:5], key=lambda b: max(lengths[id_] for id_ in ids(b)))
+  edges = [(min(t), max(t)) for t in ([lengths[i] for i in ids(b)] for b in first)]
+  assert all(high <= low for (_, high), (low, _) in itertools.pairwise(edges))
+  assert order != sorted(order)  # batches are shuffled
+  assert len({b["tokens"].shape[1] for b in batches}) >= 3
+
+
+def test_sorting_cuts_nothing_but_padding(config, lengths):
+  """A sorted row is the row of a shuffled run without its last zeros."""
+  of = lambda data: {
+    (int(row["sample_ids"][0]), int(row["epochs"][0])): row
+    for row in (data.train_rows[i] for i in range(len(data.train_rows)))
+  }
+  cut = of(build(config))
+  config.data.batching = "shuffled"
+  whole = of(build(config))
+  assert len(cut) == 60
+  for key, row in cut.items():
+    for name, array in row.items():
+      padded = np.pad(array, (0, 1024 - len(array)))
+      np.testing.assert_array_equal(padded, whole[key][name])
+
+
+def test_hosts_agree_on_sorted_batches_and_resume_exactly(config):
+  batches = list(build(config).train_iterator())
+  parts = [build(config, index, 2) for index in range(2)]
+  for merged, *pieces in zip(
+    batches, *(part.train_iterator({"next_index": 0}) for part in parts), strict=True
+  ):
+    for name, array in merged.items():
+      together = np.stack([piece[name] for piece in pieces], axis=1)
+      np.testing.assert_array_equal(together.reshape(array.shape), array)
+  rest = list(parts[1].train_iterator({"next_index": 6}))
+  assert len(rest) == len(batches) - 6
+  for one, other in zip(rest, batches[6:], strict=True):
+    np.testing.assert_array_equal(one["tokens"], other["tokens"][1::2])
+
+
+def test_report_tells_what_sorting_saves(config, lengths):
+  data = build(config)
+  batches = list(data.train_iterator())
+  tokens = sum(int((b["segment_ids"] > 0).sum()) for b in batches)
+  places = sum(b["tokens"].size for b in batches)
+  shares = 1 - tokens / places, 1 - tokens / (4 * 1024 * len(batches))
+  assert "{:.0%} padding, {:.0%} in rows of 1024".format(*shares) in data.report
+
+
+def test_buckets():
+  data = make_config("", batching="sorted").data
+  for data.seq_len, expected in (
+    (4096, (512, 1024, 2048, 4096)),
+    (512, (128, 256, 512)),
+    (1536, (384, 768, 1536)),
+    (1000, (1000,)),
+  ):
+    assert config_lib.buckets(data) == expected
+  data.batching = "shuffled"
+  assert config_lib.buckets(data) == (1000,)
+
+
+def test_buckets_split_over_context(config):
+  config.data.seq_len = 1536
+  mesh = dict(data=1, fsdp=1, tensor=1, context=256)
+  with pytest.raises(errors.UserError, match="rows of 384 tokens"):
+    resolve.check_mesh(config, None, mesh)
+
+
+def write_texts(path, documents):
+  path.write_text("\n".join(json.dumps({"text": document}) for document in documents))
+  return str(path)
+
+
+def test_texts_and_chats_share_rows(cache_dir, tmp_path):
+  """A long document fills rows; chats fill what its last piece and others leave."""
+  documents = ["Long. " * 400, "Short one.\n\nOf two."]
+  c = make_config(
+    cache_dir,
+    train=f"builtin:recall:8*2,{write_texts(tmp_path / 'a.jsonl', documents)}",
+    packing=True,
+    text_blocks="sentences",
+  )
+  c.batch_size = 1
+  data = build(c)
+  assert "a.jsonl: 4 samples (4 of several blocks)" in data.report
+  found = {}
+  for row in data.train_iterator():
+    for segment in range(1, row["segment_ids"].max() + 1):
+      at = row["segment_ids"] == segment
+      sample = {name: array[at] for name, array in row.items()}
+      found.setdefault(int(sample["sample_ids"][0]), []).append(sample)
+  for document in documents:
+    ((*pieces,),) = text.Encoder(TOKENIZER, 1024, "sentences")([document])
+    for piece in pieces:
+      (sample,) = found.pop(piece.sample_id)
+      np.testing.assert_array_equal(sample["tokens"], piece.tokens)
+      np.testing.assert_array_equal(sample["block_ids"], piece.block_ids)
+      np.testing.assert_array_equal(sample["loss_weight"], piece.targets)
+      assert not sample["is_response"].any()
+  assert len(found) == 8 and {len(copies) for copies in found.values()} == {2}
+  for sample, _ in found.values():
+    np.testing.assert_array_equal(sample["is_response"], sample["block_ids"] % 2 == 1)
+
+
+def test_configured_rows_differ_as_configured(cache_dir):
+  """loss.reduction and packing_mask reach the batches; held-out rows keep weights."""
+  c = make_config(cache_dir, train="builtin:recall:64", eval="holdout:8", packing=True)
+  plain = build(c)
+  c = c.copy_and_resolve_references()
+  c.loss.reduction, c.data.packing_mask = "sequence", False
+  changed = build(c)
+  one, other = (next(iter(data.train_iterator())) for data in (plain, changed))
+  np.testing.assert_array_equal(one["tokens"], other["tokens"])
+  assert one["segment_ids"].max() > 1 == other["segment_ids"].max()
+  np.testing.assert_allclose(
+    other["loss_weight"].sum(1), one["segment_ids"].max(1), rtol=1e-6
+  )
+  held, held_changed = plain.eval_batches[0], changed.eval_batches[0]
+  np.testing.assert_array_equal(held["loss_weight"], held_changed["loss_weight"])
+  assert held["segment_ids"].max() > 1 == held_changed["segment_ids"].max()
+  assert config_lib.most_samples(c.data) == 1 < config_lib.most_packed(c.data)
+
+
+def test_windows_are_rows_and_held_out_pieces_are_not(cache_dir):
+  c = make_config(
+    cache_dir, train="builtin:text:32", eval="holdout:3", seq_len=200, text_window=700
+  )
+  data = build(c)
+  batch = next(iter(data.train_iterator()))
+  assert batch["tokens"].shape == (8, 700)
+  assert (batch["segment_ids"].sum(1) > 200).any()
+  (held_out,) = data.eval_batches
+  assert held_out["tokens"].shape == (8, 200)
+  assert {name: x.dtype for name, x in held_out.items()} == packing.DTYPES
+  assert (held_out["segment_ids"].sum(1)[:3] == 200).any()
+  c.data.train = "builtin:text:32,builtin:recall:8"
+  with pytest.raises(errors.UserError, match="builtin:recall:8 has chats"):
+    build(c)
+
+
+def test_bad_texts_are_counted_by_record(cache_dir, tmp_path):
+  documents = ["word " * 2000] * 3 + ["<|im_end|>"]
+  train = write_texts(tmp_path / "a.jsonl", documents)
+  with pytest.raises(errors.UserError, match="1 of 4 records"):
+    build(make_config(cache_dir, train=train, max_bad_fraction=0.2))
+  build(make_config(cache_dir, train=train, max_bad_fraction=0.25))
+
+
+def test_tiny_keeps_built_in_sources():
+  c = config_lib.default()
+  c.data.train, c.data.text_window = "builtin:recall:9*2, builtin:text", 16_384
+  tiny = config_lib.tiny(c).data
+  assert tiny.train == "builtin:recall:64*2, builtin:text:64"
+  assert (tiny.seq_len, tiny.text_window) == (512, 2048)
+  c.data.train = ("builtin:text", "hub:some/chats")
+  assert config_lib.tiny(c).data.train == "builtin:recall:64"

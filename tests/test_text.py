@@ -1,0 +1,153 @@
+"""Documents to samples: nothing lost, blocks where the text breaks, honest flags."""
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from skipalign_jax import config as config_lib
+from skipalign_jax import positions, resolve
+from skipalign_jax.data import chat, prose, text
+from skipalign_jax.data import tokenizer as tokenizer_lib
+
+TOKENIZER = tokenizer_lib.byte_tokenizer()
+EOS = TOKENIZER.eos_token_id
+
+
+def encode(*documents, piece=1000, blocks="sentences", tokenizer=TOKENIZER):
+  return list(text.Encoder(tokenizer, piece, blocks)(documents))
+
+
+def blocks_of(document, blocks):
+  """The text of each block, from the tokens; the eos token shows as ¶."""
+  ((sample,),) = encode(document, blocks=blocks)
+  found = []
+  for block in range(sample.block_ids[-1] + 1):
+    tokens = sample.tokens[sample.block_ids == block]
+    found.append(TOKENIZER.decode(tokens[tokens != EOS]) + "¶" * int(EOS in tokens))
+  return found
+
+
+DOCUMENT = 'Mr. B\nsaid "No!" Why? é.\n \n\nA 2.5 heading\n\n  “End.”  Ja\n'
+
+
+@pytest.mark.parametrize(
+  ("blocks", "expected"),
+  [
+    ("none", [DOCUMENT + "¶"]),
+    (
+      "paragraphs",
+      ['Mr. B\nsaid "No!" Why? é.\n \n\n', "A 2.5 heading\n\n  ", "“End.”  Ja\n¶"],
+    ),
+    (
+      "sentences",
+      [
+        *("Mr. ", 'B\nsaid "No!" ', "Why? ", "é.\n \n\n", "A 2.5 heading\n\n  "),
+        *("“End.”  ", "Ja\n¶"),
+      ],
+    ),
+  ],
+)
+def test_blocks_by_hand(blocks, expected):
+  assert blocks_of(DOCUMENT, blocks) == expected
+  assert blocks_of(DOCUMENT.replace("\n", "\r\n"), blocks) == [
+    block.replace("\n", "\r\n") for block in expected
+  ]
+
+
+def test_config_and_encoder_know_the_same_blocks():
+  c = config_lib.default()
+  c.epochs = 1
+  for c.data.text_blocks in text.BLOCKS:
+    resolve.check(c)
+
+
+def test_a_token_belongs_to_the_block_that_it_ends_in():
+  """Tokens that carry the space before them, as those of real tokenizers do."""
+
+  class Words:
+    added_tokens_decoder, bos_token_id, eos_token_id = {}, 7, None
+
+    def __call__(self, texts, **kwargs):
+      if isinstance(texts, str):
+        return {"input_ids": [7, 1]}  # it puts bos in front
+      offsets = [(0, 2), (2, 3), (3, 7), (7, 11), (11, 12), (12, 14), (14, 16)]
+      return {"input_ids": [list(range(1, 8))], "offset_mapping": [offsets]}
+
+  ((sample,),) = encode("Hi. The cat!\n\nIt", tokenizer=Words())
+  assert sample.tokens.tolist() == [7, 1, 2, 3, 4, 5, 6, 7]
+  assert sample.block_ids.tolist() == [0, 0, 0, 1, 1, 1, 1, 2]
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(
+  documents=st.lists(
+    st.text(st.sampled_from('aé.!? \n"')).map(lambda t: "x" + t), max_size=3
+  ),
+  piece=st.integers(1, 9),
+  blocks=st.sampled_from(sorted(text.BLOCKS)),
+)
+def test_pieces_make_the_document_again(documents, piece, blocks):
+  ids = []
+  for document, pieces in zip(
+    documents, encode(*documents, piece=piece, blocks=blocks), strict=True
+  ):
+    whole = [*TOKENIZER(document)["input_ids"], EOS]
+    for number, sample in enumerate(pieces):
+      expected = whole[number * piece : (number + 1) * piece]
+      if len(expected) == 1:
+        assert sample.reason == chat.NO_TARGET
+        continue
+      assert sample.tokens.tolist() == expected
+      assert sample.targets.tolist() == [False] + [True] * (len(expected) - 1)
+      assert not sample.is_response.any()
+      assert sample.block_ids[0] == 0 and set(np.diff(sample.block_ids)) <= {0, 1}
+      assert sample.turns == sample.block_ids[-1] + 1
+      ids.append((document, number, sample.sample_id))
+    assert len(pieces) == -(-len(whole) // piece)
+  assert len({id_ for *_, id_ in ids}) == len({(d, n) for d, n, _ in ids})
+
+
+def test_documents_that_cannot_be_used():
+  reasons = [pieces[0].reason for pieces in encode(" \n", "\ud800", "a <|im_end|>")]
+  assert reasons == ["empty content", "not UTF-8", "control token in content"]
+
+
+def test_long_documents_are_tokenized_in_groups(monkeypatch):
+  monkeypatch.setattr(text, "_CHARACTERS", 10)
+  documents = ["a" * 8, "b" * 8, " ", "c"]
+  alone = [encode(document)[0][0] for document in documents]
+  for one, (other,) in zip(alone, encode(*documents), strict=True):
+    assert str(one) == str(other)
+
+
+def test_which_records_are_texts():
+  assert text.text_of({"text": "a", "id": 1, "messages": None}) == "a"
+  for record in (
+    {"text": 3},
+    {"messages": [], "text": "a"},
+    {"instruction": "q", "output": "a", "text": "both"},
+    ["text"],
+  ):
+    assert text.text_of(record) is None
+
+
+@pytest.mark.parametrize(
+  ("strategy", "moves"),
+  [("skip_all", True), ("skip_outer", True), ("skip_inner", False)],
+)
+def test_what_each_strategy_moves(strategy, moves):
+  ((sample,),) = encode("One. Two. Three.")
+  assert sample.block_ids[-1] == 2
+  assert np.all(positions.DO_SKIP[strategy](sample.is_response) == moves)
+
+
+def test_builtin_documents_return_to_their_beginning():
+  assert prose.record(3, 7) == prose.record(3, 7) != prose.record(4, 7)
+  documents = [prose.record(0, i)["text"] for i in range(64)]
+  assert len(set(documents)) == 64
+  for i, document in enumerate(documents):
+    first, *rest = document.strip().split("\n\n")
+    owner, thing = first.split(" left ")[0], first.split(" left ")[1].split(" at ")[0]
+    assert owner in rest[-1] and rest[-1].endswith(f"{thing}.")
+    assert "{" not in document and (len(rest) >= 80) == (i % 16 == 15)
