@@ -163,8 +163,10 @@ def test_texts_and_chats_share_rows(cache_dir, tmp_path):
   c.batch_size = 1
   data = build(c)
   assert "a.jsonl: 4 samples (4 of several blocks)" in data.report
-  found = {}
+  found, mixed = {}, 0
   for row in data.train_iterator():
+    is_text_L = (row["loss_weight"] > 0) & ~row["is_response"]
+    mixed += row["is_response"].any() and is_text_L.any()
     for segment in range(1, row["segment_ids"].max() + 1):
       at = row["segment_ids"] == segment
       sample = {name: array[at] for name, array in row.items()}
@@ -177,6 +179,7 @@ def test_texts_and_chats_share_rows(cache_dir, tmp_path):
       np.testing.assert_array_equal(sample["block_ids"], piece.block_ids)
       np.testing.assert_array_equal(sample["loss_weight"], piece.targets)
       assert not sample["is_response"].any()
+  assert mixed >= 1
   assert len(found) == 8 and {len(copies) for copies in found.values()} == {2}
   for sample, _ in found.values():
     np.testing.assert_array_equal(sample["is_response"], sample["block_ids"] % 2 == 1)
