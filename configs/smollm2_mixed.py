@@ -3,8 +3,8 @@
 The paper's first future direction: real long samples mixed with skipped short ones.
 Rows of 8192 tokens hold a long document, a piece of one, or many chats, each attending
 to itself only. Weights behind * mix the sources: here every chat once an epoch, half
-of the documents. Long dialogues may stand in for documents; whatever fits is packed.
-Skip-Outer with L = 32 768, NTK-scaled rope to the same length.
+of the documents. Chats skip (Skip-Outer, L = 32 768); a document is one block, so its
+positions stay as they are. NTK-scaled rope to the same length.
 
 Hardware: one GPU, or a CPU with 16 GB and patience. Weights: `make weights`.
 Command:

@@ -50,6 +50,11 @@ def check(config: ml_collections.ConfigDict) -> positions.PositionConfig:
   _positive("loss.chunk", config.loss.chunk)
   _choice("loss.reduction", config.loss.reduction, ("token", "sequence"))
   _check_rows(config.data)
+  if config.data.text_window and config.loss.reduction == "sequence":
+    raise errors.UserError(
+      "loss.reduction=sequence weighs whole samples, and data.text_window crops them "
+      "later; use loss.reduction=token"
+    )
   if config.batch_size % config.grad_accum:
     raise errors.UserError(
       f"grad_accum={config.grad_accum} must divide batch_size={config.batch_size}"

@@ -227,7 +227,8 @@ def describe(
       f"positions  {told}",
       *(f"data       {line}" for line in data.report.splitlines()),
       f"batch      {config.batch_size} rows x {config.data.seq_len} tokens"
-      f"{', packed' if config.data.packing else ''}, "
+      f"{', packed' if config.data.packing else ''}"
+      f"{'' if config.data.packing_mask else ' without a mask'}, "
       f"{config.grad_accum} microbatch(es), {data.steps} steps",
       f"memory     {12 * gib:.2f} GiB weights and Adam state, {4 * gib:.2f} GiB "
       f"gradients, over {mesh.devices.size} {kind} device(s){hosts} ({axes})",

@@ -98,6 +98,7 @@ def test_rope_that_fights_the_models_own(config):
     ({"data.text_window": 4096}, "must exceed data.seq_len=4096"),
     ({"data.text_window": 8192, "data.packing": True}, "needs data.packing=False"),
     ({"data.text_window": 8192, "data.batching": "sorted"}, "batching=shuffled"),
+    ({"data.text_window": 8192, "loss.reduction": "sequence"}, "reduction=token"),
   ],
 )
 def test_contradictions_in_the_config(config, changes, message):

@@ -162,7 +162,7 @@ def test_texts_and_chats_share_rows(cache_dir, tmp_path):
   )
   c.batch_size = 1
   data = build(c)
-  assert "a.jsonl: 4 samples (4 of several blocks)" in data.report
+  assert "a.jsonl: 4 samples of 2 documents (4 of several blocks)" in data.report
   found, mixed = {}, 0
   for row in data.train_iterator():
     is_text_L = (row["loss_weight"] > 0) & ~row["is_response"]
@@ -212,6 +212,7 @@ def test_windows_are_rows_and_held_out_pieces_are_not(cache_dir):
   batch = next(iter(data.train_iterator()))
   assert batch["tokens"].shape == (8, 700)
   assert (batch["segment_ids"].sum(1) > 200).any()
+  assert "data.text_blocks=none: a text is one block" in data.report
   (held_out,) = data.eval_batches
   assert held_out["tokens"].shape == (8, 200)
   assert {name: x.dtype for name, x in held_out.items()} == packing.DTYPES

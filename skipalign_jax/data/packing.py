@@ -108,9 +108,11 @@ def weigh_samples_alike(row: Row) -> Row:
   LongAlign's loss (2401.18058): the mean of a sample's targets, averaged over
   the samples that have one. Σ weight is then the number of these, so the step's
   Σ weight·loss / Σ weight is that mean, whichever rows, microbatches and devices the
-  samples lie in. The first token of a sample is no target, so all N are trained.
+  samples lie in.
   """
   segment_L, weight_L = row["segment_ids"], row["loss_weight"]
+  # What nothing predicts must not be counted: the first token of a sample.
+  assert not weight_L[np.diff(segment_L, prepend=0) > 0].any()
   targets_S = np.bincount(segment_L, weight_L)
   share_L = weight_L / np.maximum(targets_S, 1)[segment_L]
   return row | {"loss_weight": share_L.astype(np.float32)}

@@ -1,6 +1,7 @@
 """From a config to batches: what `train` iterates over.
 
-Batches are dicts of numpy arrays [rows, L], named in packing.DTYPES.
+Batches are dicts of numpy arrays [rows, L], named in packing.DTYPES. L is one number
+for all batches, unless data.batching=sorted makes it one of `config.buckets`.
 """
 
 import dataclasses
@@ -162,6 +163,9 @@ def build(
   report = [p.report() for p in train]
   if held_out:
     report.append(f"held out: {sum(len(rows) for _, rows in held_out):,} samples")
+  if config.positions.strategy.startswith("skip_") and c.text_blocks == "none":
+    if any(p.is_text[p.usable].any() for p in train):
+      report.append("NOTE: data.text_blocks=none: a text is one block, so none skips")
   if c.batching == "sorted":
     report.append(rows.describe_sorted())
   return Data(

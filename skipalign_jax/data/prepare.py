@@ -91,9 +91,12 @@ class Prepared:
     """Counts, in one or two lines."""
     column = lambda name: np.asarray(self.rows.data.column(name))
     counts = collections.Counter(column("status").tolist())
-    several = "blocks" if self.is_text[self.usable].all() else "turns"
+    several, documents = "turns", ""
+    if self.is_text[self.usable].all():
+      several = "blocks"
+      documents = f" of {len(np.unique(column('number')[self.usable])):,} documents"
     lines = [
-      f"{self.source.name}: {len(self.usable):,} samples "
+      f"{self.source.name}: {len(self.usable):,} samples{documents} "
       f"({self.several_turns():,} of several {several}), "
       f"{int(self.lengths.sum()):,} tokens, {int(column('targets').sum()):,} targets, "
       f"{counts['truncated']:,} truncated"

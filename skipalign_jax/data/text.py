@@ -21,8 +21,8 @@ import transformers
 from skipalign_jax.data import chat
 
 # What stands between two blocks; the next one begins behind it. A line break alone ends
-# nothing, because texts are often wrapped. "Mr. Brown" is cut in two, as by LongRecipe:
-# a block that is too short does no harm.
+# nothing, because texts are often wrapped. "Mr. Brown" is cut in two: a block that is
+# too short does no harm.
 _PARAGRAPH = r"(?<=\S)[^\S\n]*\n[^\S\n]*\n\s*"
 _SENTENCE = r"(?<=[.!?])[\"'”’»)\]]*\s+"
 BLOCKS = {
