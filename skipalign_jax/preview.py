@@ -49,8 +49,10 @@ def samples(batch: dict[str, np.ndarray], positions_BL: np.ndarray) -> list[list
 
 def describe(blocks: list[Span]) -> str:
   """'user 0-22, assistant 23-80, user 50312-50340': one sample in a line."""
+  # Every chat that is trained on has a response; in a text nobody speaks.
+  other = "user" if any(span.is_response for span in blocks) else "text"
   return ", ".join(
-    f"{'assistant' if span.is_response else 'user'} {span.first}-{span.last}"
+    f"{'assistant' if span.is_response else other} {span.first}-{span.last}"
     for span in blocks
   )
 

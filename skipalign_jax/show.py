@@ -23,7 +23,12 @@ USAGE = (
   "python -m skipalign_jax.show --config=FILE[:variant] [--n=1] "
   "[--max_tokens_per_block=40] [--every_token=0] [--config.some.key=value …]"
 )
-STYLES = {"instruction": "blue", "response": "dark_orange", "target": "bold green"}
+STYLES = {
+  "instruction": "blue",
+  "text": "blue",
+  "response": "dark_orange",
+  "target": "bold green",
+}
 
 
 def main() -> int:
@@ -129,8 +134,10 @@ def draw(
   table.add_column("loss", no_wrap=True)
   table.add_column("positions", justify="right", no_wrap=True)
   table.add_column("text", ratio=1, overflow="fold")
+  chats = set(row["segment_ids"][row["is_response"]].tolist())
   for run in parts:
-    role = "response" if run.is_response else "instruction"
+    other = "instruction" if run.segment in chats else "text"
+    role = "response" if run.is_response else other
     style = STYLES["target" if run.is_target else role]
     first, last = positions_L[run.begin], positions_L[run.end - 1]
     text = _text(row["tokens"][run.begin : run.end], tokenizer, max_tokens_per_block)

@@ -14,6 +14,7 @@ def test_samples_gives_blocks_with_their_positions():
   assert preview.describe(first) == "user 0-1, assistant 2-2, user 900-900"
   assert [span.tokens for span in first] == [2, 1, 1]
   assert preview.describe(second) == "user 0-0, assistant 1-1"
+  assert preview.describe(first[::2]) == "text 0-1, text 900-900"
 
 
 def test_draw_writes_a_picture(tmp_path):

@@ -43,6 +43,13 @@ def test_runs_cover_the_row():
   ]
 
 
+def test_texts_are_no_instructions(config):
+  config.data.train = "builtin:text:8"
+  config.data.eval, config.data.text_blocks = "", "paragraphs"
+  text = printed(config, width=200)
+  assert "│ text" in text and "instruction" not in text
+
+
 def test_shows_the_positions_and_targets_of_training(config):
   text = printed(config, width=200)
   tokenizer = tokenizer_lib.resolve(config)
