@@ -43,7 +43,7 @@ def chats(path, lengths):
   return ids
 
 
-LENGTHS = [100] * 9 + [128] * 2 + [129, 200, 256, 257, 512, 600, 900, 1024, 90, 95]
+LENGTHS = [100] * 9 + [128] * 2 + [129, 200, 256, 257, 300, 512, 600, 900, 1024, 90, 95]
 
 
 @pytest.fixture
@@ -65,11 +65,13 @@ def ids(batch):
 def test_sorted_batches_hold_neighbours_and_every_sample_once(config, lengths):
   data = build(config)
   batches = list(data.train_iterator())
-  assert len(batches) == data.steps == 3 * len(LENGTHS) // 4  # 15, and 3 rows left
+  assert (
+    len(batches) == data.steps == 3 * len(LENGTHS) // 4
+  )  # two rows of an epoch wait for the next
   seen = [id_ for batch in batches for id_ in ids(batch)]
   counts = {id_: seen.count(id_) for id_ in lengths}
   assert set(counts.values()) <= {2, 3} and sum(counts.values()) == 4 * len(batches)
-  assert len(set(seen[:20])) == 20  # of the first epoch all but the one that waits
+  assert len(set(seen[:20])) == 20  # of the first epoch all but those that wait
   order = []
   for batch in batches:
     tokens = [lengths[id_] for id_ in ids(batch)]
@@ -82,7 +84,7 @@ def test_sorted_batches_hold_neighbours_and_every_sample_once(config, lengths):
   first = sorted(batches[:5], key=lambda b: max(lengths[id_] for id_ in ids(b)))
   edges = [(min(t), max(t)) for t in ([lengths[i] for i in ids(b)] for b in first)]
   assert all(high <= low for (_, high), (low, _) in itertools.pairwise(edges))
-  assert order != sorted(order)  # batches are shuffled
+  assert order[:5] != sorted(order[:5])  # batches are shuffled
   assert len({b["tokens"].shape[1] for b in batches}) >= 3
 
 
@@ -95,7 +97,7 @@ def test_sorting_cuts_nothing_but_padding(config, lengths):
   cut = of(build(config))
   config.data.batching = "shuffled"
   whole = of(build(config))
-  assert len(cut) == 60
+  assert len(cut) == 64
   for key, row in cut.items():
     for name, array in row.items():
       padded = np.pad(array, (0, 1024 - len(array)))
