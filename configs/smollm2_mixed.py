@@ -3,8 +3,9 @@
 The paper's first future direction: real long samples mixed with skipped short ones.
 Rows of 8192 tokens hold a long document, a piece of one, or many chats, each attending
 to itself only. Weights behind * mix the sources: here every chat once an epoch, half
-of the documents. Chats skip (Skip-Outer, L = 32 768); a document is one block, so its
-positions stay as they are. NTK-scaled rope to the same length.
+of the documents. Chats of less than 4096 tokens skip (Skip-Outer, L = 32 768), longer
+ones stay as they are; so do documents, which are one block each. NTK-scaled rope to the
+same length.
 
 Hardware: one GPU, or a CPU with 16 GB and patience. Weights: `make weights`.
 Command:
@@ -22,6 +23,7 @@ def get_config(variant: str = "") -> config_lib.ConfigDict:
   c.model.remat = "dots"
   c.rope.kind = "ntk"  # to positions.max_position
   c.positions.max_position = 32_768
+  c.positions.skip_below = 4096  # long dialogues stay as they are
   c.data.train = "builtin:recall:2000,builtin:text:400*0.5"
   c.data.seq_len = 8192
   c.data.packing = True

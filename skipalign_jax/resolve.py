@@ -12,7 +12,14 @@ from typing import Any
 import ml_collections
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import errors, long_short, model_config, positions, rope
+from skipalign_jax import (
+  errors,
+  long_short,
+  model_config,
+  position_baselines,
+  positions,
+  rope,
+)
 
 SHAPE_FIELDS = tuple(
   field.name
@@ -50,11 +57,8 @@ def check(config: ml_collections.ConfigDict) -> positions.PositionConfig:
   _positive("loss.chunk", config.loss.chunk)
   _choice("loss.reduction", config.loss.reduction, ("token", "sequence"))
   _check_rows(config.data)
-  if config.data.text_window and config.loss.reduction == "sequence":
-    raise errors.UserError(
-      "loss.reduction=sequence weighs whole samples, and data.text_window crops them "
-      "later; use loss.reduction=token"
-    )
+  if config.data.text_window:
+    _check_window(config)
   if config.batch_size % config.grad_accum:
     raise errors.UserError(
       f"grad_accum={config.grad_accum} must divide batch_size={config.batch_size}"
@@ -77,15 +81,28 @@ def _check_rows(data: ml_collections.ConfigDict) -> None:
     )
   known = ("none", "sentences", "paragraphs")
   _choice("data.text_blocks", data.text_blocks, known)
-  if data.text_window and data.text_window <= data.seq_len:
+
+
+def _check_window(config: ml_collections.ConfigDict) -> None:
+  """What rows that the step crops go together with; `pipeline` refuses chats."""
+  data, told = config.data, f"data.text_window={config.data.text_window}"
+  if config.positions.strategy not in position_baselines.CROPS:
+    known = " or ".join(position_baselines.CROPS)
+    raise errors.UserError(f"{told} crops texts as positions.strategy={known} says")
+  if data.text_window <= data.seq_len:
     raise errors.UserError(
-      f"data.text_window={data.text_window} must exceed data.seq_len={data.seq_len}, "
-      "to which pieces of it are cropped; 0 turns cropping off"
+      f"{told} must exceed data.seq_len={data.seq_len}, to which pieces of it are "
+      "cropped; 0 turns cropping off"
     )
-  if data.text_window and (data.packing or data.batching == "sorted"):
+  if data.packing or data.batching == "sorted":
     raise errors.UserError(
-      f"data.text_window={data.text_window}: rows that the step crops hold one piece "
-      "of text each; it needs data.packing=False and data.batching=shuffled"
+      f"{told}: rows that the step crops hold one piece of text each; it needs "
+      "data.packing=False and data.batching=shuffled"
+    )
+  if config.loss.reduction == "sequence":
+    raise errors.UserError(
+      f"loss.reduction=sequence weighs whole samples, and {told} crops them later; "
+      "use loss.reduction=token"
     )
 
 

@@ -79,6 +79,9 @@ def test_rope_that_fights_the_models_own(config):
     resolve.model_from(config, dataclasses.replace(LLAMA, rope=scaled), 32_000)
 
 
+POSE = {"positions.strategy": "pose"}
+
+
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
@@ -95,10 +98,17 @@ def test_rope_that_fights_the_models_own(config):
     ({"data.batching": "sort"}, "data.batching='sort'"),
     ({"data.batching": "sorted", "data.packing": True}, "use one of them"),
     ({"data.text_blocks": "words"}, "none, sentences, paragraphs"),
-    ({"data.text_window": 4096}, "must exceed data.seq_len=4096"),
-    ({"data.text_window": 8192, "data.packing": True}, "needs data.packing=False"),
-    ({"data.text_window": 8192, "data.batching": "sorted"}, "batching=shuffled"),
-    ({"data.text_window": 8192, "loss.reduction": "sequence"}, "reduction=token"),
+    ({"data.text_window": 4096} | POSE, "must exceed data.seq_len=4096"),
+    (
+      {"data.text_window": 8192, "data.packing": True} | POSE,
+      "needs data.packing=False",
+    ),
+    ({"data.text_window": 8192, "data.batching": "sorted"} | POSE, "batching=shuffled"),
+    (
+      {"data.text_window": 8192, "loss.reduction": "sequence"} | POSE,
+      "use loss.reduction=token",
+    ),
+    ({"data.text_window": 8192}, "positions.strategy=pose or cream"),
   ],
 )
 def test_contradictions_in_the_config(config, changes, message):
