@@ -78,7 +78,7 @@ def recipe_from(
     model=shape,
     positions=position_recipe,
     long_short=regulariser,
-    crop=0,
+    crop=config.data.seq_len if config.data.text_window else 0,
     seed=config.seed,
     compute_dtype=config.model.compute_dtype,
     remat=config.model.remat,
@@ -180,7 +180,8 @@ def make_train_step(
       batch |= long_short.windows(
         recipe.long_short, recipe.seed, state.step, batch, weight_BL
       )
-      pairs = jnp.maximum(jnp.sum(batch["pair_weight"]), 1.0)
+      pairs = jnp.sum(batch["pair_weight"])
+      pairs = jnp.where(pairs > 0, pairs, 1.0)  # weights of samples are fractions
 
     def micro_loss(params, micro):
       positions_BL = micro["positions"]

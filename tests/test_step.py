@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
+from skipalign_jax import config as config_lib
 from skipalign_jax import positions
 from skipalign_jax import step as step_lib
 from skipalign_jax.data import packing
@@ -242,3 +243,23 @@ def test_ten_steps_equal_a_naive_run(run, naive_sums):
   assert max(norms) > 1 and losses[-1] < 0.9 * losses[0]  # it clips and it learns
   for one, other in zip(leaves(run.state.params), leaves(params), strict=True):
     np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_windows_of_text_are_cropped_in_the_step():
+  recipe = positions.PositionConfig("pose", 2000, 1.0, "block", "never", "sequential")
+  run = tiny.Run(crop=12, positions=recipe)
+  batch = tiny.batch(most_samples=1)
+  metrics = run.step(batch)
+  lengths = (batch["segment_ids"] > 0).sum(1)
+  assert lengths.max() > 12
+  assert metrics["tokens"] == np.minimum(lengths, 12).sum()
+  assert metrics["largest_position"] > tiny.SEQ_LEN
+  assert np.isfinite(metrics["loss"])
+
+
+def test_the_config_says_what_is_cropped():
+  c = config_lib.default()
+  for window, crop in ((0, 0), (8192, 4096)):
+    c.data.text_window = window
+    recipe = step_lib.recipe_from(c, tiny.config(), tiny.SKIPS, "cpu")
+    assert recipe.crop == crop
