@@ -109,6 +109,14 @@ def default() -> ConfigDict:
   c.long_short.stop_gradient = "none"  # the side taken as given: none | long | short
   c.long_short.min_context = 0  # tokens that the short context has at least
 
+  # W x + alpha/rank · B (A x), only A and B trained. W is kept as lora.base says;
+  # int8, int4 and nf4 need the extra `lora`. Adapters are float32 like all masters.
+  c.lora = ConfigDict()
+  c.lora.rank = 0  # 0 trains all weights
+  c.lora.alpha = 16.0
+  c.lora.targets = "q,k,v,o,gate,up,down"  # linear layers that have adapters
+  c.lora.base = "bfloat16"  # frozen weights: bfloat16 | int8 | int4 | nf4
+
   c.optim = ConfigDict()
   c.optim.learning_rate = 1e-5
   c.optim.warmup_fraction = 0.03  # linear warm-up, then linear decay to 0

@@ -156,6 +156,10 @@ def _regularised(long_BLD, short_BLD, head_VD, others, chunk, stop_gradient):
 
 
 def _regularised_forward(long_BLD, short_BLD, head_VD, others, chunk, stop_gradient):
+  head_is_trained = head_VD.perturbed  # if not, no gradient is made for it
+  long_BLD, short_BLD, head_VD, others = losses.values_of(
+    (long_BLD, short_BLD, head_VD, others)
+  )
   dtype = long_BLD.dtype
   head_cast_VD = head_VD.astype(dtype)
   to_hidden = lambda d_BCV: losses.product("bcv,vd->bcd", d_BCV, head_cast_VD).astype(
@@ -175,13 +179,15 @@ def _regularised_forward(long_BLD, short_BLD, head_VD, others, chunk, stop_gradi
     else:
       d_short_BCV = pair_BC[..., None] * _sce_gradient(log_q_BCV, log_p_BCV)
     d_logits = [x.astype(dtype) for x in (d_long_BCV, d_short_BCV)]
-    for d_BCV, hidden_BCD in zip(d_logits, hidden, strict=True):
-      d_head_VD += losses.product("bcv,bcd->vd", d_BCV, hidden_BCD)
+    if head_is_trained:
+      for d_BCV, hidden_BCD in zip(d_logits, hidden, strict=True):
+        d_head_VD += losses.product("bcv,bcd->vd", d_BCV, hidden_BCD)
     sums = jax.tree.map(jnp.add, sums, parts)
     return (sums, d_head_VD), tuple(map(to_hidden, d_logits))
 
   chunks = losses.chunks_of((long_BLD, short_BLD, *others), chunk)
-  start = (jnp.float32(0),) * 3, jnp.zeros(head_VD.shape, jnp.float32)
+  shape = head_VD.shape if head_is_trained else ()
+  start = (jnp.float32(0),) * 3, jnp.zeros(shape, jnp.float32)
   (sums, d_head_VD), per_chunk = jax.lax.scan(add_chunk, start, chunks)
   d_hidden = [jnp.moveaxis(x, 0, 2).reshape(long_BLD.shape) for x in per_chunk]
   return (sums[0] + sums[1], sums), (*d_hidden, d_head_VD.astype(head_VD.dtype))
@@ -189,10 +195,13 @@ def _regularised_forward(long_BLD, short_BLD, head_VD, others, chunk, stop_gradi
 
 def _regularised_backward(chunk, stop_gradient, gradients, d_results):
   d_total, _ = d_results
-  return *((d_total * x).astype(x.dtype) for x in gradients), None
+  d_long_BLD, d_short_BLD, d_head_VD = (
+    (d_total * x).astype(x.dtype) for x in gradients
+  )
+  return d_long_BLD, d_short_BLD, d_head_VD if d_head_VD.ndim else None, None
 
 
-_regularised.defvjp(_regularised_forward, _regularised_backward)
+_regularised.defvjp(_regularised_forward, _regularised_backward, symbolic_zeros=True)
 
 
 def _both(head_VD, long_BCD, short_BCD, targets_BC, weight_BC, pair_BC):

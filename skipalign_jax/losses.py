@@ -8,6 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import custom_derivatives
+
+# Of inputs that a gradient rule with symbolic zeros gets: whether each is
+# differentiated is told beside its value.
+values_of = custom_derivatives.custom_vjp_primal_tree_values
 
 
 def next_token_targets(
@@ -39,7 +44,8 @@ def cross_entropy(
 
   Full [B, L, V] logits never exist. When differentiated, the forward pass of a
   chunk also makes its gradients (they are ready there: softmax − one-hot), so
-  no logits are computed twice; the backward pass only scales them.
+  no logits are computed twice; the backward pass only scales them. A head that is
+  not differentiated has no gradient made for it.
 
   Args:
     hidden_BLD: final hidden states, compute dtype.
@@ -140,6 +146,10 @@ def _cross_entropy(hidden_BLD, head_VD, targets_BL, weight_BL, chunk):
 
 
 def _forward(hidden_BLD, head_VD, targets_BL, weight_BL, chunk):
+  head_is_trained = head_VD.perturbed
+  hidden_BLD, head_VD, targets_BL, weight_BL = values_of(
+    (hidden_BLD, head_VD, targets_BL, weight_BL)
+  )
   dtype = hidden_BLD.dtype
   head_cast_VD = head_VD.astype(dtype)
   V = head_VD.shape[0]
@@ -152,12 +162,14 @@ def _forward(hidden_BLD, head_VD, targets_BL, weight_BL, chunk):
     d_logits_BCV = weight_BC[..., None] * (probability_BCV - one_hot_BCV)
     d_logits_BCV = d_logits_BCV.astype(dtype)
     d_hidden_BCD = product("bcv,vd->bcd", d_logits_BCV, head_cast_VD)
-    d_head_VD += product("bcv,bcd->vd", d_logits_BCV, hidden_BCD)
+    if head_is_trained:
+      d_head_VD += product("bcv,bcd->vd", d_logits_BCV, hidden_BCD)
     total += jnp.sum(weight_BC * loss_BC)
     return (total, d_head_VD), (d_hidden_BCD.astype(dtype), loss_BC)
 
   chunks = chunks_of((hidden_BLD, targets_BL, weight_BL), chunk)
-  start = (jnp.float32(0), jnp.zeros(head_VD.shape, jnp.float32))
+  shape = head_VD.shape if head_is_trained else ()
+  start = (jnp.float32(0), jnp.zeros(shape, jnp.float32))
   (total, d_head_VD), per_chunk = jax.lax.scan(add_chunk, start, chunks)
   d_hidden_BLD, d_weight_BL = (
     jnp.moveaxis(x, 0, 2).reshape(*weight_BL.shape, *x.shape[3:]) for x in per_chunk
@@ -169,10 +181,10 @@ def _backward(chunk, gradients, d_total):
   d_hidden_BLD, d_head_VD, d_weight_BL = (
     (d_total * x).astype(x.dtype) for x in gradients
   )
-  return d_hidden_BLD, d_head_VD, None, d_weight_BL
+  return d_hidden_BLD, d_head_VD if d_head_VD.ndim else None, None, d_weight_BL
 
 
-_cross_entropy.defvjp(_forward, _backward)
+_cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _chunk_loss(hidden_BCD, head_VD, targets_BC):

@@ -17,7 +17,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from skipalign_jax import attention, cpu, kernels, model_config, norm, rope, sharding
+from skipalign_jax import (
+  attention,
+  cpu,
+  kernels,
+  lora,
+  model_config,
+  norm,
+  rope,
+  sharding,
+)
 
 ModelConfig = model_config.ModelConfig
 Params = dict[str, Any]  # the nested dict of `hf.names`: embed, layers, norm, …
@@ -109,7 +118,12 @@ class Linear(nnx.Module):
 
   def __call__(self, x_BLI: jax.Array) -> jax.Array:
     B, L, _ = x_BLI.shape
-    y_BLO = linear(x_BLI.reshape(B * L, -1), self.weight[...]).reshape(B, L, -1)
+    x_TI, weight = x_BLI.reshape(B * L, -1), self.weight.get_value()
+    if isinstance(weight, lora.Adapted):
+      y_TO = cpu.named_with_gradient(lora.linear(x_TI, weight), PRODUCT)
+    else:
+      y_TO = linear(x_TI, weight)
+    y_BLO = y_TO.reshape(B, L, -1)
     return y_BLO if self.bias is None else y_BLO + self.bias[...].astype(y_BLO.dtype)
 
 

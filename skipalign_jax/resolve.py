@@ -15,6 +15,7 @@ from skipalign_jax import config as config_lib
 from skipalign_jax import (
   errors,
   long_short,
+  lora,
   model_config,
   position_baselines,
   positions,
@@ -51,6 +52,7 @@ def check(config: ml_collections.ConfigDict) -> positions.PositionConfig:
     )
   _choice("model.compute_dtype", config.model.compute_dtype, ("bfloat16", "float32"))
   _choice("model.remat", config.model.remat, ("none", "dots", "full"))
+  lora.from_config(config.lora)
   for key in ("batch_size", "grad_accum", "log_every"):
     _positive(key, config[key])
   _positive("data.seq_len", config.data.seq_len)

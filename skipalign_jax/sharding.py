@@ -100,7 +100,7 @@ def params_shardings(mesh: Mesh, params: Any) -> Any:
   """
 
   def of(key_path, param):
-    return NamedSharding(mesh, _fit(spec(path_of(key_path)), param.shape, mesh))
+    return NamedSharding(mesh, fit(spec(path_of(key_path)), param.shape, mesh))
 
   return jax.tree_util.tree_map_with_path(of, params)
 
@@ -237,15 +237,9 @@ def head_shards(mesh: AnyMesh) -> int:
   return mesh.shape["tensor"] * mesh.shape["context"]
 
 
-def _constrain(x: jax.Array, given: PartitionSpec) -> jax.Array:
-  """The spec on the mesh that is set, without axes that do not divide."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return x
-  return jax.lax.with_sharding_constraint(x, _fit(given, x.shape, mesh))
+def fit(given: PartitionSpec, shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
+  """The spec without axes that do not divide their dimension."""
 
-
-def _fit(given: PartitionSpec, shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
   def size(axes):
     names = (axes,) if isinstance(axes, str) else axes
     return math.prod(mesh.shape[name] for name in names)
@@ -256,3 +250,11 @@ def _fit(given: PartitionSpec, shape: tuple[int, ...], mesh: AnyMesh) -> Partiti
       for axes, length in zip(given, shape, strict=False)
     )
   )
+
+
+def _constrain(x: jax.Array, given: PartitionSpec) -> jax.Array:
+  """The spec on the mesh that is set, without axes that do not divide."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, fit(given, x.shape, mesh))

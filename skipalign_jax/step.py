@@ -15,7 +15,7 @@ import ml_collections
 import optax
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import kernels, long_short, losses, model, positions, sharding
+from skipalign_jax import kernels, long_short, lora, losses, model, positions, sharding
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -24,11 +24,12 @@ Metrics = dict[str, jax.Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class TrainState:
-  """All that a step changes."""
+  """All that a step changes, and the frozen base of adapters."""
 
   step: jax.Array  # updates applied; a skipped NaN step is none
-  params: model.Params  # fp32 master weights
+  params: model.Params  # fp32 masters of what is trained: the weights, or adapters
   opt: optax.OptState
+  base: model.Params | None = None  # under adapters; a step hands it through
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Recipe:
   attention: kernels.Backend
   loss_chunk: int
   grad_accum: int
+  adapters: lora.Config | None = None  # None trains all weights
 
 
 def recipe_from(
@@ -85,7 +87,15 @@ def recipe_from(
     attention=backend,
     loss_chunk=config.loss.chunk,
     grad_accum=config.grad_accum,
+    adapters=lora.from_config(config.lora),
   )
+
+
+def full_params(recipe: Recipe, state: TrainState) -> model.Params:
+  """What the model computes with; of a state of shardings, where that lives."""
+  if recipe.adapters is None:
+    return state.params
+  return lora.join(recipe.adapters, state.params, state.base)
 
 
 def loss_sum(
@@ -185,6 +195,7 @@ def make_train_step(
 
     def micro_loss(params, micro):
       positions_BL = micro["positions"]
+      params = full_params(recipe, dataclasses.replace(state, params=params))
       if recipe.long_short.alpha:
         return regularised_loss(recipe, params, micro, positions_BL, weights, pairs)
       total, _ = loss_sum(recipe, params, micro, positions_BL)
@@ -212,7 +223,7 @@ def make_train_step(
       "finite": finite,
     }
     metrics |= describe(batch, weight_BL, batch["positions"])
-    return TrainState(state.step + finite, params, opt), metrics
+    return TrainState(state.step + finite, params, opt, state.base), metrics
 
   return train_step
 
@@ -271,6 +282,7 @@ def state_shardings(
   mesh: jax.sharding.Mesh,
   optimizer: optax.GradientTransformation,
   config: model.ModelConfig,
+  adapters: lora.Config | None = None,
 ) -> tuple[TrainState, TrainState]:
   """The abstract state, and where each of its arrays lives.
 
@@ -278,8 +290,12 @@ def state_shardings(
   """
   _, shapes = model.definition(config)
   params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), shapes)
+  params_at, base, base_at = sharding.params_shardings(mesh, params), None, None
+  if adapters is not None:
+    params_at, base_at = lora.shardings(adapters, mesh, params)
+    base = lora.abstract_base(adapters, params)
+    params = lora.abstract_adapters(adapters, params)
   opt = jax.eval_shape(optimizer.init, params)
-  params_at = sharding.params_shardings(mesh, params)
   opt_at = optax.tree_map_params(
     optimizer,
     lambda _, sharding: sharding,
@@ -289,17 +305,22 @@ def state_shardings(
   )
   step = jax.ShapeDtypeStruct((), jnp.int32)
   return (
-    TrainState(step, params, opt),
-    TrainState(sharding.replicated(mesh), params_at, opt_at),
+    TrainState(step, params, opt, base),
+    TrainState(sharding.replicated(mesh), params_at, opt_at, base_at),
   )
 
 
 def init_state(
-  params: model.Params, optimizer: optax.GradientTransformation, shardings: TrainState
+  params: model.Params,
+  optimizer: optax.GradientTransformation,
+  shardings: TrainState,
+  base: model.Params | None = None,
 ) -> TrainState:
-  """The state before the first step; takes over the memory of `params`."""
+  """The state before the first step; takes over the memory of `params` and `base`."""
   start = lambda params: TrainState(jnp.int32(0), params, optimizer.init(params))
-  return jax.jit(start, out_shardings=shardings, donate_argnums=0)(params)
+  at = dataclasses.replace(shardings, base=None)
+  state = jax.jit(start, out_shardings=at, donate_argnums=0)(params)
+  return dataclasses.replace(state, base=base)
 
 
 def compile_steps(
@@ -309,7 +330,7 @@ def compile_steps(
   mesh: jax.sharding.Mesh,
 ) -> tuple[Any, Any]:
   """(train_step, eval_step) jitted: donation and shardings live here only."""
-  _, state_at = state_shardings(mesh, optimizer, recipe.model)
+  _, state_at = state_shardings(mesh, optimizer, recipe.model, recipe.adapters)
   rows = sharding.batch_sharding(mesh)
   everywhere = sharding.replicated(mesh)
   train_step = jax.jit(
@@ -320,7 +341,7 @@ def compile_steps(
   )
   eval_step = jax.jit(
     make_eval_step(recipe),
-    in_shardings=(state_at.params, rows),
+    in_shardings=(full_params(recipe, state_at), rows),
     out_shardings=everywhere,
   )
   return train_step, eval_step

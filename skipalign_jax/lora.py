@@ -1,0 +1,319 @@
+"""Low-rank adapters (LoRA, 2106.09685): y = W x + alpha/r · B (A x), W frozen.
+
+Shapes: n layers, T tokens, I/O in/out features, R rank. Matrices are [O, I], so A is
+[n, R, I] and B [n, O, R]; the frozen W may be quantised (QLoRA, 2305.14314).
+
+Training has two trees. `adapters` holds A and B, fp32 masters, under the path of
+their matrix (layers/attn/q/lora_a); optimizer and checkpoints know nothing else.
+`base` is the model's own tree of parameters as they are stored. `join` makes of both
+what the model computes with: the base, whose linear layers are `Adapted`.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from skipalign_jax import cpu, errors, frozen, sharding
+
+Tree = dict[str, Any]
+
+# Name of a linear layer → path of its matrix.
+MATRICES = {name: f"layers/attn/{name}/weight" for name in ("q", "k", "v", "o")} | {
+  name: f"layers/mlp/{name}/weight" for name in ("gate", "up", "down")
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """What config.lora means.
+
+  Attributes:
+    rank: R, at least 1.
+    alpha: the adapters' product counts alpha / rank.
+    targets: names of the linear layers that have adapters.
+    base: how frozen matrices are stored, one of `frozen.STORAGE`.
+  """
+
+  rank: int
+  alpha: float
+  targets: tuple[str, ...]
+  base: str
+
+  @property
+  def scale(self) -> float:
+    """alpha / rank."""
+    return self.alpha / self.rank
+
+
+def from_config(given: Mapping[str, Any]) -> Config | None:
+  """Reads config.lora; None where all weights are trained.
+
+  Raises:
+    UserError: a value out of range, an unknown target, or no qwix where it is needed.
+  """
+  rank, alpha, targets = given["rank"], given["alpha"], given["targets"]
+  if rank < 0:
+    raise errors.UserError(
+      f"lora.rank={rank} must be positive, or 0 to train all weights"
+    )
+  if rank == 0:
+    return None
+  if alpha <= 0:
+    raise errors.UserError(f"lora.alpha={alpha} must be positive")
+  names = tuple(name for name in re.split(r"[,\s]+", targets) if name)
+  unknown = [name for name in names if name not in MATRICES]
+  if unknown or not names or len(set(names)) < len(names):
+    wrong = f"{', '.join(unknown)} unknown" if unknown else "each once, at least one"
+    raise errors.UserError(
+      f"lora.targets={targets!r}: {wrong}; a comma list of {','.join(MATRICES)}"
+    )
+  frozen.check(given["base"])
+  return Config(rank, float(alpha), names, given["base"])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Adapted:
+  """The weight of a linear layer that is not trained itself.
+
+  Attributes:
+    base: the matrix as it is stored, [n, O, I] or [O, I] of one layer.
+    a, b: A and B; None without adapters.
+    scale: of their product.
+  """
+
+  base: frozen.Stored
+  a: jax.Array | None
+  b: jax.Array | None
+  scale: float = dataclasses.field(metadata=dict(static=True))
+
+
+def linear(x_TI: jax.Array, weight: Adapted) -> jax.Array:
+  """x Wᵀ + scale · (x Aᵀ) Bᵀ in x's dtype, both summed in fp32.
+
+  The gradient rule makes no gradient of W, and keeps no copy of it: a quantised
+  matrix is multiplied out again.
+  """
+  return _linear(x_TI, weight.base, weight.a, weight.b, weight.scale)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _linear(x_TI, base, a_RI, b_OR, scale):
+  return _forward(x_TI, base, a_RI, b_OR, scale)[0]
+
+
+def _forward(x_TI, base, a_RI, b_OR, scale):
+  dtype = x_TI.dtype
+  out_TO = _product("ti,oi->to", x_TI, frozen.dense(base, dtype))
+  low_TR = None
+  if a_RI is not None:
+    low_TR = _product("ti,ri->tr", x_TI, a_RI.astype(dtype)).astype(dtype)
+    out_TO += scale * _product("tr,or->to", low_TR, b_OR.astype(dtype))
+  return out_TO.astype(dtype), (x_TI, low_TR, base, a_RI, b_OR)
+
+
+def _backward(scale, residuals, d_out_TO):
+  x_TI, low_TR, base, a_RI, b_OR = residuals
+  dtype = x_TI.dtype
+  d_x_TI = _product("to,oi->ti", d_out_TO, frozen.dense(base, dtype))
+  if a_RI is None:
+    return d_x_TI.astype(dtype), None, None, None
+  d_low_TR = scale * _product("to,or->tr", d_out_TO, b_OR.astype(dtype))
+  d_low_TR = d_low_TR.astype(dtype)
+  d_x_TI += _product("tr,ri->ti", d_low_TR, a_RI.astype(dtype))
+  d_a_RI = cpu.weight_gradient(d_low_TR, x_TI, _product)
+  d_b_OR = scale * cpu.weight_gradient(d_out_TO, low_TR, _product)
+  return d_x_TI.astype(dtype), None, d_a_RI, d_b_OR
+
+
+_linear.defvjp(_forward, _backward)
+
+
+def _product(equation, left, right):
+  precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
+  return jnp.einsum(
+    equation, left, right, preferred_element_type=jnp.float32, precision=precision
+  )
+
+
+def abstract_adapters(config: Config, params: Tree) -> Tree:
+  """Abstract adapters of a model, given its (abstract) parameters."""
+  tree: Tree = {}
+  for name in config.targets:
+    n, out, into = _at(params, MATRICES[name]).shape
+    at = _layer(tree, name)
+    at["lora_a"] = jax.ShapeDtypeStruct((n, config.rank, into), jnp.float32)
+    at["lora_b"] = jax.ShapeDtypeStruct((n, out, config.rank), jnp.float32)
+  return tree
+
+
+def abstract_base(config: Config, params: Tree) -> Tree:
+  """The abstract base as it is stored, given a model's (abstract) parameters.
+
+  Matrices of linear layers by config.base; norms, which are multiplied in fp32, in
+  fp32; the rest in bf16.
+  """
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: jax.eval_shape(_storage(config, sharding.path_of(path)), x), params
+  )
+
+
+def _storage(config: Config, path: str) -> Callable[[jax.Array], frozen.Stored]:
+  """What becomes of a parameter of the base."""
+  if path.endswith("norm/weight"):
+    return lambda x: x.astype(jnp.float32)
+  storage = config.base if path in MATRICES.values() else "bfloat16"
+  return functools.partial(frozen.store, storage=storage)
+
+
+def as_stored(config: Config, path: str, block: np.ndarray) -> np.ndarray:
+  """A block of a parameter, whole in its last axis, as training sees it: fp32."""
+  stored = _storage(config, path)(jnp.asarray(block, jnp.float32))
+  return np.asarray(frozen.dense(stored, jnp.float32))
+
+
+def init(config: Config, params: Tree, seed: int) -> Tree:
+  """A normal with variance 1/I, B zero: the model is the base.
+
+  Args:
+    config: of the adapters.
+    params: (abstract) parameters of the model.
+    seed: of A.
+  """
+
+  def draw(path, x):
+    name = sharding.path_of(path)
+    if name.endswith("lora_b"):
+      return jnp.zeros(x.shape)
+    index = list(MATRICES.values()).index(name.replace("lora_a", "weight"))
+    key = jax.random.fold_in(jax.random.key(seed), index)
+    return jax.random.normal(key, x.shape) * x.shape[-1] ** -0.5
+
+  return jax.tree_util.tree_map_with_path(draw, abstract_adapters(config, params))
+
+
+def join(config: Config, adapters: Tree, base: Tree) -> Tree:
+  """The parameters that the model computes with.
+
+  Structure only: joins abstract arrays and shardings too.
+  """
+  joined = jax.tree.map(lambda x: x, base)  # new dicts, the same arrays
+  for name in MATRICES:
+    layer = _layer(joined, name)
+    pair = _layer(adapters, name) if name in config.targets else {}
+    layer["weight"] = Adapted(
+      layer["weight"], pair.get("lora_a"), pair.get("lora_b"), config.scale
+    )
+  return joined
+
+
+def merge(joined: Tree, dtype: jnp.dtype | str) -> Tree:
+  """Plain parameters of a joined tree, in `dtype`, a layer at a time."""
+
+  def plain(x):
+    if not isinstance(x, Adapted):
+      return x.astype(dtype)
+    return jax.lax.map(lambda layer: merged(layer).astype(dtype), x)
+
+  return jax.tree.map(plain, joined, is_leaf=lambda x: isinstance(x, Adapted))
+
+
+def merged(weight: Adapted) -> jax.Array:
+  """W + scale · B A of one layer, [O, I] in fp32."""
+  base_OI = frozen.dense(weight.base, jnp.float32)
+  if weight.a is None:
+    return base_OI
+  return base_OI + weight.scale * _product("or,ri->oi", weight.b, weight.a)
+
+
+def shardings(
+  config: Config, mesh: sharding.AnyMesh, params: Tree
+) -> tuple[Tree, Tree]:
+  """Where adapters and base live: as the matrix that they belong to.
+
+  A takes the spec of the matrix' inputs, B that of its outputs, values and scales of
+  a quantised matrix that of the matrix. R stays whole.
+  """
+
+  def named(spec, x):
+    return NamedSharding(mesh, sharding.fit(PartitionSpec(*spec), x.shape, mesh))
+
+  def adapter(path, x):
+    name = sharding.path_of(path)
+    n, out, into = sharding.spec(re.sub("lora_[ab]$", "weight", name))
+    return named((n, None, into) if name.endswith("a") else (n, out, None), x)
+
+  def stored(path, x):
+    name = sharding.path_of(path)
+    kept = jax.eval_shape(_storage(config, name), x)
+    return jax.tree.map(lambda part: named(sharding.spec(name), part), kept)
+
+  with_path = jax.tree_util.tree_map_with_path
+  adapters_at = with_path(adapter, abstract_adapters(config, params))
+  return adapters_at, with_path(stored, params)
+
+
+def placer(config: Config, shardings: Tree) -> Callable[..., frozen.Stored]:
+  """Creates the base in its places, a layer in full precision at a time.
+
+  Returns:
+    A `hf.reference.Place`.
+  """
+
+  def place(path, shape, dtype, read):
+    del dtype
+    store, at = _storage(config, path), _at(shardings, path)
+    if path not in MATRICES.values() or config.base == "bfloat16":
+      kept = jax.eval_shape(store, jax.ShapeDtypeStruct(shape, jnp.float32))
+      return jax.make_array_from_callback(
+        shape, at, lambda index: read(index).astype(kept.dtype)
+      )
+    one = (1, *shape[1:])
+    mesh = jax.tree.leaves(at)[0].mesh
+    one_at = NamedSharding(mesh, sharding.fit(sharding.spec(path), one, mesh))
+    empty, put = _quantiser(config, path, shape, at)
+    stored = empty()
+    for i in range(shape[0]):
+      layer = jax.make_array_from_callback(
+        one, one_at, lambda index, i=i: read((slice(i, i + 1), *index[1:]))
+      )
+      stored = put(stored, layer, i)
+    return stored
+
+  return place
+
+
+def _quantiser(config, path, shape, at):
+  """Compiled: nothing stored yet; and one more layer."""
+  store = _storage(config, path)
+  kept = jax.eval_shape(store, jax.ShapeDtypeStruct(shape, jnp.float32))
+
+  def put(stored, layer, i):
+    update = lambda all, one: jax.lax.dynamic_update_slice_in_dim(all, one, i, axis=0)
+    return jax.tree.map(update, stored, store(layer))
+
+  empty = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), kept)
+  return (
+    jax.jit(empty, out_shardings=at),
+    jax.jit(put, out_shardings=at, donate_argnums=0),
+  )
+
+
+def _at(tree: Tree, path: str) -> Any:
+  for key in path.split("/"):
+    tree = tree[key]
+  return tree
+
+
+def _layer(tree: Tree, name: str) -> Tree:
+  """The dict of a linear layer, made where there is none."""
+  for key in MATRICES[name].split("/")[:-1]:
+    tree = tree.setdefault(key, {})
+  return tree
