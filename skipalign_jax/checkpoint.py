@@ -1,8 +1,9 @@
-"""Checkpoints: parameters, optimizer and data iterator, written in the background.
+"""Checkpoints: what is trained, optimizer and data iterator, in the background.
 
 A workdir holds `checkpoints/<step>/{params,opt,data}`, Orbax items that appear
 under their final name only when complete. `params` alone is what conversion and
-generation read.
+generation read. The frozen base under adapters is not saved: it is read again from
+where the run took it.
 """
 
 import pathlib
@@ -74,7 +75,10 @@ class Checkpoints:
   def restore(
     self, abstract: step.TrainState, shardings: step.TrainState, at: int
   ) -> tuple[step.TrainState, Any]:
-    """(state, iterator state) after `at` steps, laid out as `shardings` say."""
+    """(state, iterator state) after `at` steps, laid out as `shardings` say.
+
+    The state comes without the base of adapters.
+    """
     placed = jax.tree.map(
       lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
       abstract,

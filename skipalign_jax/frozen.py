@@ -28,9 +28,7 @@ def check(storage: str) -> None:
     UserError: an unknown storage, or one whose library is not installed.
   """
   if storage not in STORAGE:
-    raise errors.UserError(
-      f"lora.base={storage!r}; choose one of {', '.join(STORAGE)}"
-    )
+    raise errors.UserError(f"lora.base={storage!r}; choose one of {', '.join(STORAGE)}")
   if storage != "bfloat16" and importlib.util.find_spec("qwix") is None:
     raise errors.UserError(
       f"lora.base={storage} needs qwix: pip install -e '.[lora]'; or take "

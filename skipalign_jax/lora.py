@@ -179,6 +179,20 @@ def as_stored(config: Config, path: str, block: np.ndarray) -> np.ndarray:
   return np.asarray(frozen.dense(stored, jnp.float32))
 
 
+def sizes(config: Config, params: Tree) -> tuple[int, int]:
+  """Parameters of the adapters, and bytes of the base as it is stored."""
+  adapters = jax.tree.leaves(abstract_adapters(config, params))
+  return sum(x.size for x in adapters), frozen.num_bytes(abstract_base(config, params))
+
+
+def describe(config: Config) -> str:
+  """ "rank 16, alpha 16 on q, v, base in nf4"."""
+  return (
+    f"rank {config.rank}, alpha {config.alpha:g} on {', '.join(config.targets)}, base "
+    f"in {config.base}"
+  )
+
+
 def init(config: Config, params: Tree, seed: int) -> Tree:
   """A normal with variance 1/I, B zero: the model is the base.
 

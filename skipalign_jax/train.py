@@ -6,6 +6,7 @@ every process: all compute, process 0 writes and speaks.
 """
 
 import contextlib
+import dataclasses
 import pathlib
 import sys
 import time
@@ -21,6 +22,7 @@ from skipalign_jax import (
   compile_cache,
   distributed,
   errors,
+  lora,
   metrics,
   model,
   model_config,
@@ -37,7 +39,7 @@ from skipalign_jax import step as step_lib
 from skipalign_jax.data import pipeline
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.evals import during
-from skipalign_jax.hf import reference
+from skipalign_jax.hf import adapters, reference
 
 USAGE = (
   "python -m skipalign_jax.train --config=FILE[:variant] --workdir=DIR "
@@ -95,14 +97,18 @@ def run(
     folder, config.checkpoint.keep, config.checkpoint.keep_best
   )
   start = saved.latest() or 0
-  console.print(describe(config, shape, data, mesh, start, folder))
-  abstract, shardings = step_lib.state_shardings(mesh, update, shape)
-  iterator_state = None
+  console.print(describe(config, recipe, data, mesh, start, folder))
+  abstract, shardings = step_lib.state_shardings(mesh, update, shape, recipe.adapters)
+  iterator_state, base = None, frozen_base(recipe, opened, shardings.base)
   if start:
     state, iterator_state = saved.restore(abstract, shardings, start)
+    state = dataclasses.replace(state, base=base)
   else:
-    params = initial_params(opened, shape, config.seed, shardings.params)
-    state = step_lib.init_state(params, update, shardings)
+    if recipe.adapters:
+      params = initial_adapters(recipe, shardings.params)
+    else:
+      params = initial_params(opened, shape, config.seed, shardings.params)
+    state = step_lib.init_state(params, update, shardings, base)
     if first:
       rows = data.first_rows(min(config.batch_size, preview.ROWS))
       show_first_batch(rows, position_recipe, config.seed, folder, console)
@@ -115,25 +121,27 @@ def run(
     }
 
   def held_out_loss() -> float:
-    sums = [eval_step(state.params, place(batch)) for batch in data.eval_batches]
+    used = step_lib.weights(recipe, state)
+    sums = [eval_step(used, place(batch)) for batch in data.eval_batches]
     total, weight = np.sum(np.array(jax.device_get(sums)), axis=0)
     return float(total / weight)
 
   def evaluate(step: int, last: bool) -> None:
-    for task in evaluations:
-      if last or step == 0 or due(step, task.every):
-        numbers = during.run(
-          task,
-          step,
-          state.params,
-          shape,
-          recipe.compute_dtype,
-          tokenizer,
-          mesh,
-          folder,
-          console,
-        )
-        log.evaluated(step, numbers)
+    asked = [t for t in evaluations if last or step == 0 or due(step, t.every)]
+    params = plain_params(recipe, state, mesh) if asked else None
+    for task in asked:
+      numbers = during.run(
+        task,
+        step,
+        params,
+        shape,
+        recipe.compute_dtype,
+        tokenizer,
+        mesh,
+        folder,
+        console,
+      )
+      log.evaluated(step, numbers)
 
   # The loop: dispatch step t, then read the numbers of step t−1.
   due = lambda step, every: every and step % every == 0
@@ -174,6 +182,38 @@ def initial_params(
   return reference.load_params(opened, np.float32, sharding.placer(shardings))
 
 
+def initial_adapters(recipe: step_lib.Recipe, shardings: Any) -> model.Params:
+  """fp32 adapters on their devices, with which the model is its base."""
+  _, like = model.definition(recipe.model)
+  draw = lambda: lora.init(recipe.adapters, like, recipe.seed)
+  return jax.jit(draw, out_shardings=shardings)()
+
+
+def frozen_base(
+  recipe: step_lib.Recipe, opened: reference.Model | None, shardings: Any
+) -> model.Params | None:
+  """The base under adapters as it is stored, on its devices; None without adapters."""
+  if not recipe.adapters:
+    return None
+  if opened is None:
+    found = adapters.random_base(recipe.model, recipe.seed)
+  else:
+    found = opened.weights
+  place = lora.placer(recipe.adapters, shardings)
+  return reference.build_params(found, np.float32, place)
+
+
+def plain_params(
+  recipe: step_lib.Recipe, state: step_lib.TrainState, mesh: jax.sharding.Mesh
+) -> model.Params:
+  """What evaluations ask: the weights, adapters merged into their base."""
+  if not recipe.adapters:
+    return state.params
+  at = sharding.params_shardings(mesh, model.definition(recipe.model)[1])
+  merge = jax.jit(lora.merge, static_argnums=1, out_shardings=at)
+  return merge(step_lib.weights(recipe, state), recipe.compute_dtype)
+
+
 def show_first_batch(
   batch: dict[str, np.ndarray],
   recipe: positions.PositionConfig,
@@ -197,14 +237,19 @@ def show_first_batch(
 
 def describe(
   config: config_lib.ConfigDict,
-  shape: model_config.ModelConfig,
+  recipe: step_lib.Recipe,
   data: pipeline.Data,
   mesh: jax.sharding.Mesh,
   start: int,
   folder: pathlib.Path,
 ) -> str:
   """What is about to be trained, in lines of `name  value`."""
-  gib = shape.num_params() / 2**30
+  shape = recipe.model
+  trained, base_bytes, scope = shape.num_params(), 0, []
+  if recipe.adapters:
+    trained, base_bytes = lora.sizes(recipe.adapters, model.definition(shape)[1])
+    told = lora.describe(recipe.adapters)
+    scope = [f"adapters   {trained / 1e6:,.1f}M parameters: {told}"]
   p = config.positions
   told = p.strategy
   if p.strategy != "contiguous":
@@ -216,13 +261,14 @@ def describe(
   scaled = f"{shape.rope.kind}, theta {shape.rope.theta:g}"
   if shape.rope.factor != 1:
     scaled += f", {shape.rope.factor:.3g}x to {shape.window:,} positions"
-  kind = jax.devices()[0].device_kind
+  state, kind = 12 * trained + base_bytes, jax.devices()[0].device_kind
   hosts = f" of {n} processes" if (n := jax.process_count()) > 1 else ""
   axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
   return "\n".join(
     [
       f"model      {shape.num_params() / 1e6:,.1f}M parameters, {shape.num_layers} "
       f"layers, from {config.model.init_from or 'scratch'}",
+      *scope,
       f"rope       {scaled}",
       f"positions  {told}",
       *(f"data       {line}" for line in data.report.splitlines()),
@@ -230,8 +276,9 @@ def describe(
       f"{', packed' if config.data.packing else ''}"
       f"{'' if config.data.packing_mask else ' without a mask'}, "
       f"{config.grad_accum} microbatch(es), {data.steps} steps",
-      f"memory     {12 * gib:.2f} GiB weights and Adam state, {4 * gib:.2f} GiB "
-      f"gradients, over {mesh.devices.size} {kind} device(s){hosts} ({axes})",
+      f"memory     {state / 2**30:.2f} GiB weights and Adam state, "
+      f"{4 * trained / 2**30:.2f} GiB gradients, over {mesh.devices.size} {kind} "
+      f"device(s){hosts} ({axes})",
       f"workdir    {folder}"
       + (f": continuing after step {start}" if start else ": a new run"),
     ]

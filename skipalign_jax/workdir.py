@@ -1,7 +1,8 @@
 """The folder of a run: claimed by one config, refused to any other.
 
 workdir/
-  config.json    resolved config and model shape; makes the folder a model reference
+  config.json    resolved config and model shape; makes the folder a model reference,
+                 together with model.init_from where adapters are trained
   tokenizer/     as transformers saves it
   checkpoints/   see checkpoint.py
   evals/         NAME/STEP/: what config.evals found

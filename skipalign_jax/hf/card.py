@@ -8,7 +8,7 @@ import pathlib
 from importlib import metadata
 from typing import Any
 
-from skipalign_jax import model_config
+from skipalign_jax import lora, model_config
 from skipalign_jax.hf import native
 
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers")
@@ -92,6 +92,7 @@ def _training_rows(config: dict[str, Any], step: int | None) -> list[tuple[str, 
       value = value.get(part) if isinstance(value, dict) else None
     return value
 
+  adapters = lora.from_config(config["lora"]) if "lora" in config else None
   skipping = str(get("positions.strategy")).startswith("skip")
   rows = [
     ("positions", get("positions.strategy")),
@@ -108,6 +109,7 @@ def _training_rows(config: dict[str, Any], step: int | None) -> list[tuple[str, 
     ("warm-up fraction", get("optim.warmup_fraction")),
     ("weight decay", get("optim.weight_decay")),
     ("seed", get("seed")),
+    ("adapters, merged", adapters and lora.describe(adapters)),
   ]
   return [(name, value) for name, value in rows if value is not None]
 

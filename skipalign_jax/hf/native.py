@@ -116,10 +116,22 @@ def find_step(workdir: pathlib.Path, step: int | None) -> int:
 def open_parameters(
   workdir: pathlib.Path, step: int, config: model_config.ModelConfig
 ) -> dict[str, weights.Parameter]:
+  """Path -> lazy parameter of one checkpoint of all weights; see `open_arrays`."""
+  return open_arrays(workdir, step, names.expected_shapes(config))
+
+
+def open_arrays(
+  workdir: pathlib.Path, step: int, expected: dict[str, tuple[int, ...]]
+) -> dict[str, weights.Parameter]:
   """Path -> lazy parameter of one checkpoint.
 
+  Args:
+    workdir: the folder.
+    step: of the checkpoint.
+    expected: path -> shape of what must be in it, no more and no less.
+
   Raises:
-    UserError: the checkpoint is damaged or not of this config.
+    UserError: the checkpoint is damaged or holds something else.
   """
   folder = (workdir / CHECKPOINTS / str(step) / PARAMS).absolute()
   metadata = safetensors_io.read_json(folder / "_METADATA")
@@ -127,7 +139,6 @@ def open_parameters(
     "/".join(part["key"] for part in leaf["key_metadata"])
     for leaf in metadata.get("tree_metadata", {}).values()
   }
-  expected = names.expected_shapes(config)
   if stored != set(expected):
     different = ", ".join(sorted(stored ^ set(expected))[:5])
     raise errors.UserError(

@@ -17,7 +17,14 @@ import numpy as np
 import transformers
 
 from skipalign_jax import errors, model_config
-from skipalign_jax.hf import gguf, gguf_tokenizer, native, safetensors_io, weights
+from skipalign_jax.hf import (
+  adapters,
+  gguf,
+  gguf_tokenizer,
+  native,
+  safetensors_io,
+  weights,
+)
 
 FORMS = """a model reference is one of
   org/name or org/name@revision   a model on the Hugging Face hub
@@ -166,8 +173,28 @@ def open_model(reference: str) -> Model:
       described = native.read_config(location.path)
       config, hf_config = described.model_config, described.hf_config
       generation = described.generation_config
-      parameters = native.open_parameters(location.path, location.step, config)
+      parameters = _open_checkpoint(location, described)
   return Model(reference, location, config, hf_config, generation, parameters)
+
+
+def _open_checkpoint(
+  location: Location, described: native.Description
+) -> dict[str, weights.Parameter]:
+  """A checkpoint's weights; with adapters, those of its base plus their product."""
+  shape, trained = described.model_config, adapters.config_of(described)
+  if trained is None:
+    return native.open_parameters(location.path, location.step, shape)
+  if described.base is None:
+    base = adapters.random_base(shape, described.config["seed"])
+  else:
+    try:
+      base = open_model(described.base).weights
+    except errors.UserError as error:
+      raise errors.UserError(
+        f"{location.path} holds adapters of {described.base}, which its weights are "
+        f"read from, relative paths from the current folder: {error}"
+      ) from error
+  return adapters.open_merged(location.path, location.step, shape, trained, base)
 
 
 def load_params(
@@ -183,9 +210,15 @@ def load_params(
   Returns:
     Nested dict of arrays, as `model.py` takes it.
   """
-  place = place or _place_whole
+  return build_params(model.weights, dtype, place or _place_whole)
+
+
+def build_params(
+  parameters: dict[str, weights.Parameter], dtype: str | np.dtype, place: Place
+) -> dict[str, Any]:
+  """`load_params` of parameters that no opened model has."""
   tree: dict[str, Any] = {}
-  for path, parameter in model.weights.items():
+  for path, parameter in parameters.items():
 
     def read(index: weights.Index, parameter=parameter) -> np.ndarray:
       return parameter.read(index, jnp.dtype(dtype))
