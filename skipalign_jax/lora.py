@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from skipalign_jax import cpu, errors, frozen, sharding
@@ -173,10 +172,24 @@ def _storage(config: Config, path: str) -> Callable[[jax.Array], frozen.Stored]:
   return functools.partial(frozen.store, storage=storage)
 
 
-def as_stored(config: Config, path: str, block: np.ndarray) -> np.ndarray:
-  """A block of a parameter, whole in its last axis, as training sees it: fp32."""
-  stored = _storage(config, path)(jnp.asarray(block, jnp.float32))
-  return np.asarray(frozen.dense(stored, jnp.float32))
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def as_trained(
+  config: Config,
+  path: str,
+  block: jax.Array,
+  a_nRI: jax.Array | None,
+  b_nOR: jax.Array | None,
+) -> jax.Array:
+  """A block of a parameter as training computed with it, fp32.
+
+  Args:
+    config: of the adapters.
+    path: of the parameter.
+    block: of the base in fp32, whole in its last axis, which may be tiled.
+    a_nRI, b_nOR: the adapters of its layers and outputs, or None.
+  """
+  weight = Adapted(_storage(config, path)(block), a_nRI, b_nOR, config.scale)
+  return merged(weight) if a_nRI is None else jax.vmap(merged)(weight)
 
 
 def sizes(config: Config, params: Tree) -> tuple[int, int]:

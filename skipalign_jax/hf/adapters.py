@@ -11,7 +11,6 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from skipalign_jax import lora, model, model_config, sharding
@@ -46,7 +45,11 @@ def open_merged(
   )
   return {
     path: weights.Parameter(
-      path, one.shape, np.dtype(np.float32), _reader(config, one, pairs)
+      path,
+      one.shape,
+      np.dtype(np.float32),
+      _reader(config, one, pairs),
+      one.chunk_layers,
     )
     for path, one in base.items()
   }
@@ -71,14 +74,11 @@ def _reader(config: lora.Config, base: weights.Parameter, pairs: Parameters):
 
   def read_block(index: weights.Index, dtype: np.dtype) -> np.ndarray:
     *outer, last = index
-    stored = lora.as_stored(config, base.path, base.read(tuple(outer), np.float32))
-    if a_path not in pairs:
-      return stored[..., last].astype(dtype)
-    a_nRI = pairs[a_path].read((outer[0],), np.float32)
-    b_nOR = pairs[b_path].read(tuple(outer), np.float32)
-    add = jax.vmap(lambda w, a, b: lora.merged(lora.Adapted(w, a, b, config.scale)))
-    merged_nOI = add(jnp.asarray(stored), a_nRI, b_nOR)
-    return np.asarray(merged_nOI)[..., last].astype(dtype)
+    block, pair = base.read(tuple(outer), np.float32), (None, None)
+    if a_path in pairs:
+      pair = (pairs[a_path].read((outer[0],)), pairs[b_path].read(tuple(outer)))
+    trained = lora.as_trained(config, base.path, block, *pair)
+    return np.asarray(trained)[..., last].astype(dtype)
 
   return read_block
 
