@@ -204,7 +204,7 @@ def _too_large(job, topology) -> list[str]:
   """Says so when no setting can help: what must be kept is more than there is."""
   kind = topology.hardware
   free = kind.memory - sum(kind.reserve.values())
-  kept = 16 * job.recipe.model.num_params()  # with gradients
+  kept = 16 * estimate.trained_params(job) + estimate.base_bytes(job)  # and gradients
   if job.kind != "train" or kept <= free * topology.devices:
     return []
   return [

@@ -8,7 +8,7 @@ import math
 
 import jax.numpy as jnp
 
-from skipalign_jax import step
+from skipalign_jax import lora, model, step
 from skipalign_jax.planning import flops, hardware
 
 # Share of a chip's peak that large products reach, lower and upper end. An
@@ -79,8 +79,30 @@ def model_flops(job: Job) -> int:
   shape, rows, length = job.recipe.model, job.rows, job.length
   if job.kind == "train":
     windows = 2 if job.recipe.long_short.alpha else 1
-    return windows * flops.training(shape, rows, length)
+    adapters = trained_params(job) if job.recipe.adapters else 0
+    return windows * flops.training(shape, rows, length, adapters)
   return flops.generation(shape, rows, length, job.new)
+
+
+def trained_params(job: Job) -> int:
+  """Parameters that have a gradient: of the model, or of adapters."""
+  if job.recipe.adapters is None:
+    return job.recipe.model.num_params()
+  return _adapter_sizes(job)[0]
+
+
+def base_bytes(job: Job) -> int:
+  """Bytes, over all devices, of the base under adapters; 0 where there are none.
+
+  Generation reads merged weights.
+  """
+  if job.recipe.adapters is None or job.kind != "train":
+    return 0
+  return _adapter_sizes(job)[1]
+
+
+def _adapter_sizes(job: Job) -> tuple[int, int]:
+  return lora.sizes(job.recipe.adapters, model.definition(job.recipe.model)[1])
 
 
 def parameter_shards(job: Job) -> int:
@@ -91,14 +113,13 @@ def parameter_shards(job: Job) -> int:
 def state_bytes(job: Job) -> int:
   """Bytes a device of what lives between runs of the program.
 
-  Training: fp32 parameters and both moments of Adam. Generation: parameters and
-  the KV cache in the compute dtype.
+  Training: fp32 of what is trained and both moments of Adam, and the base under
+  adapters. Generation: parameters and the KV cache in the compute dtype.
   """
-  shape = job.recipe.model
-  here = shape.num_params() / parameter_shards(job)
   if job.kind == "train":
-    return round(12 * here)
-  return round(_width(job) * here) + cache_bytes(job)
+    return round((12 * trained_params(job) + base_bytes(job)) / parameter_shards(job))
+  weights = _width(job) * job.recipe.model.num_params() / parameter_shards(job)
+  return round(weights) + cache_bytes(job)
 
 
 def cache_bytes(job: Job) -> int:
@@ -135,21 +156,23 @@ def activation_bytes(job: Job) -> int:
   residuals = width * tokens * shape.num_layers * kept
   chunk = job.micro_rows * min(recipe.loss_chunk, job.length)
   logits = 2 * 4 * chunk * shape.vocab_size
-  gradients = 4 * shape.num_params() / parameter_shards(job)
+  gradients = 4 * trained_params(job) / parameter_shards(job)
   return round(gradients + residuals + layer + logits)
 
 
 def least_memory_traffic(job: Job) -> int:
   """Bytes that a device must move to or from its memory in one run, at least.
 
-  Training: state read and written (24 bytes a parameter it holds), gradients
+  Training: state read and written (24 bytes a trained parameter it holds), gradients
   written and read (8); in each microbatch the weights of its layers in compute
-  dtype once forward, once backward and, with remat, once more; the inputs of
-  all layers written and read. Decoding: weights and cache read once. That
-  attention, norms and the loss move more is what makes this a lower bound.
+  dtype (a base under adapters as it is stored) once forward, once backward and, with
+  remat, once more; the inputs of all layers written and read. Decoding: weights and
+  cache read once. That attention, norms and the loss move more is what makes this a
+  lower bound.
   """
   shape, width = job.recipe.model, _width(job)
-  weights = width * flops.matrix_params(shape) / job.axes["tensor"]
+  matrices = base_bytes(job) or width * flops.matrix_params(shape)
+  weights = matrices / job.axes["tensor"]
   tokens = job.micro_rows * job.new // job.axes["context"]
   inputs = width * tokens * shape.num_layers * shape.embed_dim
   if job.kind == "decode":
@@ -157,17 +180,18 @@ def least_memory_traffic(job: Job) -> int:
   if job.kind == "prefill":
     return round(weights + 2 * inputs + cache_bytes(job))
   passes = 2 + (job.recipe.remat != "none")
-  once = 32 * shape.num_params() / parameter_shards(job)
+  once = 32 * trained_params(job) / parameter_shards(job)
   return round(once + job.recipe.grad_accum * (passes * weights + 2 * inputs))
 
 
 def least_traffic(job: Job, per_host: int) -> dict[bool, float]:
   """Bytes that a device sends at least in one run: crosses_hosts → bytes.
 
-  Parameters split over fsdp × context are gathered in compute dtype forward and
-  backward, and their fp32 gradients scattered, in each microbatch; replicated ones
-  reduce their gradient. Tensor parallelism reduces two activations a layer, each
-  way; context parallelism exchanges q, k, v and the output of attention.
+  Parameters split over fsdp × context are gathered in compute dtype (a base under
+  adapters as it is stored) forward and backward, and fp32 gradients scattered, in
+  each microbatch; replicated ones reduce their gradient. Tensor parallelism reduces
+  two activations a layer, each way; context parallelism exchanges q, k, v and the
+  output of attention.
   Used where nothing is compiled; the compiled program's own are used elsewhere.
   """
   shape, width, axes = job.recipe.model, _width(job), job.axes
@@ -177,6 +201,9 @@ def least_traffic(job: Job, per_host: int) -> dict[bool, float]:
   values = shape.num_params() / axes["tensor"]
   shards = axes["fsdp"] * axes["context"]
   gathered = width * values * ring(shards)
+  if job.kind == "train" and job.recipe.adapters:
+    values = trained_params(job) / axes["tensor"]
+    gathered = base_bytes(job) / axes["tensor"] * ring(shards)
   inner = axes["tensor"] * axes["context"]
   fsdp_crosses = axes["fsdp"] * inner > per_host
   if job.kind == "train":

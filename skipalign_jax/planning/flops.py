@@ -43,9 +43,18 @@ def forward(shape: model_config.ModelConfig, rows: int, length: int) -> int:
   return products + pairs * 4 * shape.num_heads * shape.head_dim
 
 
-def training(shape: model_config.ModelConfig, rows: int, length: int) -> int:
-  """Model FLOPs of one step: three forward passes (gradients of both operands)."""
-  return 3 * forward(shape, rows, length)
+def training(
+  shape: model_config.ModelConfig, rows: int, length: int, adapters: int = 0
+) -> int:
+  """Model FLOPs of one step: three forward passes (gradients of both operands).
+
+  With so many parameters of adapters only these have a gradient: the model's own
+  matrices cost two passes, attention and adapters three.
+  """
+  whole = 3 * forward(shape, rows, length)
+  if not adapters:
+    return whole
+  return whole + 2 * rows * length * (3 * adapters - matrix_params(shape))
 
 
 def generation(

@@ -45,7 +45,9 @@ def _train(job, mesh):
   update = optimizer.make(config, job.steps)
   schedule = optimizer.schedule(config, job.steps)
   train_step, _ = step_lib.compile_steps(job.recipe, update, schedule, mesh)
-  state, state_at = step_lib.state_shardings(mesh, update, job.recipe.model)
+  state, state_at = step_lib.state_shardings(
+    mesh, update, job.recipe.model, job.recipe.adapters
+  )
   rows = sharding.batch_sharding(mesh)
   batch = {
     name: _abstract((job.rows, job.length), dtype, rows)

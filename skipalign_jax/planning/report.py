@@ -7,6 +7,7 @@ from typing import Any
 from rich import console as rich_console
 from rich import table as rich_table
 
+from skipalign_jax import lora
 from skipalign_jax.planning import compiler, estimate, hardware, hlo, search
 
 GIB = hardware.GIB
@@ -127,6 +128,7 @@ def topology(
       "loss_chunk": recipe.loss_chunk,
       "compute_dtype": recipe.compute_dtype,
       "attention": recipe.attention.name,
+      "adapters": lora.describe(recipe.adapters) if recipe.adapters else "",
     },
     "programs": programs,
     "search": searched,
@@ -258,6 +260,7 @@ ROWS = (
   ("microbatches", lambda r, p: str(r["settings"]["grad_accum"])),
   ("remat, loss chunk", lambda r, p:
     f"{r['settings']['remat']}, {r['settings']['loss_chunk']}"),
+  ("trained", lambda r, p: r["settings"]["adapters"] or "all weights"),
   ("state between steps", lambda r, p: _gib(p["bytes_per_device"]["state"])),
   ("arguments", lambda r, p: _gib(p["bytes_per_device"]["arguments"])),
   ("temporaries", lambda r, p: _gib(p["bytes_per_device"]["temporaries"])),
