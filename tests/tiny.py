@@ -14,6 +14,7 @@ import numpy as np
 from skipalign_jax import (
   kernels,
   long_short,
+  lora,
   model,
   model_config,
   optimizer,
@@ -140,19 +141,25 @@ class Run:
       self.train_step, self.eval_step = step_lib.compile_steps(
         self.recipe, update, schedule, self.mesh
       )
-    _, self.shardings = step_lib.state_shardings(self.mesh, update, self.recipe.model)
+    _, self.shardings = step_lib.state_shardings(
+      self.mesh, update, self.recipe.model, self.recipe.adapters
+    )
     self.update = update
     self.reset(start)
 
   def reset(self, start=None):
     """The state before the first step, from the weights `start`."""
     start = params(self.recipe.model) if start is None else start
+    adapters, base = self.recipe.adapters, None
+    if adapters is not None:
+      base = frozen_base(start, adapters, self.shardings.base)
+      start = lora.init(adapters, start, self.recipe.seed)
     placed = jax.tree.map(
       lambda x, at: jax.make_array_from_callback(x.shape, at, lambda i: x[i]),
       start,
       self.shardings.params,
     )
-    self.state = step_lib.init_state(placed, self.update, self.shardings)
+    self.state = step_lib.init_state(placed, self.update, self.shardings, base)
 
   def step(self, local_batch):
     """One step on (this process' rows of) a batch; the metrics as numpy."""
@@ -164,6 +171,15 @@ class Run:
     with jax.set_mesh(self.mesh):
       self.state, metrics = self.train_step(self.state, placed)
     return jax.device_get(metrics)
+
+
+def frozen_base(start, adapters, at):
+  """The weights `start` as adapters find them."""
+  place = lora.placer(adapters, at)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: place(sharding.path_of(path), x.shape, x.dtype, lambda i: x[i]),
+    start,
+  )
 
 
 def naive_logits(params, config, tokens_L, positions_L, mask_LL):

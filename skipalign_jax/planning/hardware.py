@@ -62,7 +62,20 @@ _A100 = dict(
   shared_memory_per_block_optin=166_912,
   l2_cache_size=41_943_040,
   clock_rate_ghz=1.41,
+  threads_per_core_limit=2048,
   major=8,
+  minor=0,
+)
+_A10 = dict(
+  core_count=72,
+  fpus_per_core=128,
+  shared_memory_per_core=102_400,
+  shared_memory_per_block_optin=101_376,
+  l2_cache_size=6_291_456,
+  clock_rate_ghz=1.695,
+  threads_per_core_limit=1536,
+  major=8,
+  minor=6,
 )
 _H100 = dict(
   core_count=132,
@@ -71,7 +84,9 @@ _H100 = dict(
   shared_memory_per_block_optin=232_448,
   l2_cache_size=52_428_800,
   clock_rate_ghz=1.98,
+  threads_per_core_limit=2048,
   major=9,
+  minor=0,
 )
 
 
@@ -107,16 +122,20 @@ def _tpu(name, kind, flops, memory_gib, bandwidth, link, dimensions):
   )
 
 
-# GPU peaks and memory bandwidth: NVIDIA's A100 and H100 (SXM) data sheets, without
-# sparsity. NVLink: 600 and 900 GB/s a GPU both ways, so 300 and 450 one way.
-# Network: one adapter a GPU as in DGX A100 (200 Gbit/s) and DGX H100 (400 Gbit/s).
-# Memory: the device's total as the driver reports it.
+# GPU peaks and memory bandwidth: NVIDIA's A10, A100 and H100 (SXM) data sheets, without
+# sparsity. NVLink: 600 and 900 GB/s a GPU both ways, so 300 and 450 one way; an A10 has
+# PCIe 4.0 only, 64 GB/s both ways.
+# Network: one adapter a GPU as in DGX A100 (200 Gbit/s) and DGX H100 (400 Gbit/s);
+# 25 Gbit/s for an A10, as clouds offer it.
+# Memory: the device's total as the driver reports it; of an A10's 23028 MiB, what NVML
+# calls free on an idle card.
 # TPUs: Google Cloud's system architecture pages; "link" is their interchip bandwidth
 # of a chip (v4 2400, v5e 1600, v5p 4800, v6e 3584 Gbit/s), all links together.
 # Memory: what the TPU compiler of libtpu 0.0.42 says it has available.
 HARDWARE = {
   hardware.name: hardware
   for hardware in (
+    _gpu("a10", "NVIDIA A10", 125e12, 23_604_690_944, 0.6e12, 32e9, 3.125e9, _A10),
     _gpu("a100-40gb", "NVIDIA A100-SXM4-40GB", 312e12, 42_298_834_944, 1.555e12,
          300e9, 25e9, _A100),
     _gpu("a100-80gb", "NVIDIA A100-SXM4-80GB", 312e12, 84_987_740_160, 2.039e12,
@@ -131,9 +150,9 @@ HARDWARE = {
 }  # fmt: skip
 
 SPELLINGS = (
-  "a topology is a GPU and how many of it (a100-40gb:8, a100-80gb:8, a100-80gb:64, "
-  "h100:8) or a TPU slice by its chips along each axis (v4:2x2x2, v5e:2x4, v5e:4x8, "
-  "v5p:2x2x2, v6e:2x4); several are separated by commas"
+  "a topology is a GPU and how many of it (a10:1, a100-40gb:8, a100-80gb:8, "
+  "a100-80gb:64, h100:8) or a TPU slice by its chips along each axis (v4:2x2x2, "
+  "v5e:2x4, v5e:4x8, v5p:2x2x2, v6e:2x4); several are separated by commas"
 )
 
 
@@ -214,11 +233,10 @@ def gpu_target(hardware: Hardware) -> str:
   Without it XLA asks the driver, and where there is none the process dies.
   """
   per_gpu = dict(hardware.target)
-  capability = per_gpu.pop("major")
+  major, minor = per_gpu.pop("major"), per_gpu.pop("minor")
   fields = per_gpu | dict(
     threads_per_block_limit=1024,
     threads_per_warp=32,
-    threads_per_core_limit=2048,
     shared_memory_per_block=49_152,
     registers_per_core_limit=65_536,
     registers_per_block_limit=65_536,
@@ -233,7 +251,7 @@ def gpu_target(hardware: Hardware) -> str:
     [
       "gpu_device_info {",
       *lines,
-      f"  cuda_compute_capability {{ major: {capability} }}",
+      f"  cuda_compute_capability {{ major: {major} minor: {minor} }}",
       "}",
       'platform_name: "CUDA"',
       "dnn_version_info { major: 9 minor: 10 }",
