@@ -11,7 +11,7 @@ import pytest
 import tiny
 from jax.sharding import AbstractMesh
 
-from skipalign_jax import errors, model, shapes, sharding
+from skipalign_jax import errors, lora, model, shapes, sharding
 from skipalign_jax.data import packing
 
 FAMILY = [
@@ -147,6 +147,9 @@ MESHES = {  # data, fsdp, tensor, context
   "fsdp2_tensor2_context2": (1, 2, 2, 2),
 }
 STEPS = 10
+# Adapters over a quantised base: on one device, and with all parts split.
+ADAPTED = ("one", "fsdp2_tensor2_context2")
+ADAPTERS = lora.Config(3, 6.0, tuple(lora.MATRICES), "nf4")
 
 
 def batch_of(t):
@@ -164,12 +167,15 @@ def batch_of(t):
 def train_on_each_mesh():
   """Ten steps on each mesh; prints what became of them (in a process of its own)."""
   report = {}
-  for name, sizes in MESHES.items():
+  runs = [(name, name, {}) for name in MESHES]
+  runs += [(f"adapted_{name}", name, dict(adapters=ADAPTERS)) for name in ADAPTED]
+  for name, mesh, changes in runs:
+    sizes = MESHES[mesh]
     mesh = sharding.make_mesh(
       dict(zip(sharding.AXES, sizes, strict=True)),
       jax.devices()[: int(np.prod(sizes))],
     )
-    run = tiny.Run(mesh, steps=STEPS)
+    run = tiny.Run(mesh, steps=STEPS, **changes)
     metrics = [run.step(batch_of(t)) for t in range(STEPS)]
     moments = by_path(run.state.opt[1][0].mu)  # of Adam, behind the clipping
     report[name] = dict(
@@ -177,6 +183,10 @@ def train_on_each_mesh():
       norms=[float(m["grad_norm"]) for m in metrics],
       largest_position=int(metrics[0]["largest_position"]),
       sums=[float(np.abs(x).sum()) for x in jax.tree.leaves(run.state.params)],
+      base=[  # parts of the base that are kept whole by each device, and the others
+        sum(x.is_fully_replicated == whole for x in jax.tree.leaves(run.state.base))
+        for whole in (True, False)
+      ],
       shares={  # of a moment that one device holds
         path: x.addressable_shards[0].data.size / x.size for path, x in moments.items()
       },
@@ -204,6 +214,17 @@ def test_eight_devices_equal_one(trained, name):
   np.testing.assert_allclose(got["losses"], one["losses"], rtol=1e-5)
   np.testing.assert_allclose(got["norms"], one["norms"], rtol=1e-4)
   np.testing.assert_allclose(got["sums"], one["sums"], rtol=1e-4)
+
+
+@pytest.mark.multidevice
+def test_adapters_on_eight_devices_equal_one(trained):
+  one, got = (trained[f"adapted_{name}"] for name in ADAPTED)
+  assert one["losses"] != trained["one"]["losses"]
+  np.testing.assert_allclose(got["losses"], one["losses"], rtol=1e-5)
+  np.testing.assert_allclose(got["norms"], one["norms"], rtol=1e-4)
+  np.testing.assert_allclose(got["sums"], one["sums"], rtol=1e-4)
+  assert got["base"] == [0, 19]  # 7 matrices of values and tiles, 5 other weights
+  assert set(got["shares"].values()) == {1 / 2, 1 / 4}
 
 
 @pytest.mark.multidevice
