@@ -121,7 +121,7 @@ def run(
     }
 
   def held_out_loss() -> float:
-    used = step_lib.weights(recipe, state)
+    used = step_lib.full_params(recipe, state)
     sums = [eval_step(used, place(batch)) for batch in data.eval_batches]
     total, weight = np.sum(np.array(jax.device_get(sums)), axis=0)
     return float(total / weight)
@@ -211,7 +211,7 @@ def plain_params(
     return state.params
   at = sharding.params_shardings(mesh, model.definition(recipe.model)[1])
   merge = jax.jit(lora.merge, static_argnums=1, out_shardings=at)
-  return merge(step_lib.weights(recipe, state), recipe.compute_dtype)
+  return merge(step_lib.full_params(recipe, state), recipe.compute_dtype)
 
 
 def show_first_batch(
