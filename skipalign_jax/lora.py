@@ -28,6 +28,9 @@ MATRICES = {name: f"layers/attn/{name}/weight" for name in ("q", "k", "v", "o")}
   name: f"layers/mlp/{name}/weight" for name in ("gate", "up", "down")
 }
 
+# Tensor first: what is left after gathering the others is a block of its features.
+LONG = ("tensor", *sharding.SHARDS)
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -263,19 +266,18 @@ def merged(weight: Adapted) -> jax.Array:
 def shardings(
   config: Config, mesh: sharding.AnyMesh, params: Tree
 ) -> tuple[Tree, Tree]:
-  """Where adapters and base live: as the matrix that they belong to.
+  """Where adapters and base live.
 
-  A takes the spec of the matrix' inputs, B that of its outputs, values and scales of
-  a quantised matrix that of the matrix. R stays whole.
+  An adapter's long side is split over all axes that split its matrix, R stays whole.
+  Values and scales of a quantised matrix lie as the matrix would.
   """
 
   def named(spec, x):
     return NamedSharding(mesh, sharding.fit(PartitionSpec(*spec), x.shape, mesh))
 
   def adapter(path, x):
-    name = sharding.path_of(path)
-    n, out, into = sharding.spec(re.sub("lora_[ab]$", "weight", name))
-    return named((n, None, into) if name.endswith("a") else (n, out, None), x)
+    is_a = sharding.path_of(path).endswith("lora_a")
+    return named((None, None, LONG) if is_a else (None, LONG, None), x)
 
   def stored(path, x):
     name = sharding.path_of(path)
@@ -305,7 +307,7 @@ def placer(config: Config, shardings: Tree) -> Callable[..., frozen.Stored]:
     one = (1, *shape[1:])
     mesh = jax.tree.leaves(at)[0].mesh
     one_at = NamedSharding(mesh, sharding.fit(sharding.spec(path), one, mesh))
-    empty, put = _quantiser(config, path, shape, at)
+    empty, put = _quantiser(config.base, shape, at)
     stored = empty()
     for i in range(shape[0]):
       layer = jax.make_array_from_callback(
@@ -317,9 +319,10 @@ def placer(config: Config, shardings: Tree) -> Callable[..., frozen.Stored]:
   return place
 
 
-def _quantiser(config, path, shape, at):
+@functools.cache
+def _quantiser(storage, shape, at):
   """Compiled: nothing stored yet; and one more layer."""
-  store = _storage(config, path)
+  store = functools.partial(frozen.store, storage=storage)
   kept = jax.eval_shape(store, jax.ShapeDtypeStruct(shape, jnp.float32))
 
   def put(stored, layer, i):

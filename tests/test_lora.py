@@ -206,26 +206,19 @@ def test_tiles_follow_the_width():
   assert kept.scale.shape == (4, 3)  # 8 divides 24
 
 
-SHARDS = ("fsdp", "context")
-
-
-def test_adapters_and_tiles_lie_as_their_matrix():
+def test_adapters_are_split_and_tiles_lie_as_their_matrix():
   mesh = AbstractMesh((2, 2, 2, 1), sharding.AXES)
   shape = tiny.config(embed_dim=256, ffn_dim=512)
   at = lora.shardings(
     lora.Config(4, 4.0, tuple(lora.MATRICES), "nf4"), mesh, model.definition(shape)[1]
   )
   adapters, base = jax.tree.map(lambda x: tuple(x.spec), at)
-  attn, mlp = adapters["layers"]["attn"], adapters["layers"]["mlp"]
-  for pair in (attn["q"], attn["k"], attn["v"], mlp["gate"], mlp["up"]):
-    assert pair["lora_a"] == (None, None, SHARDS)
-    assert pair["lora_b"] == (None, "tensor", None)
-  for pair in (attn["o"], mlp["down"]):
-    assert pair["lora_a"] == (None, None, "tensor")
-    assert pair["lora_b"] == (None, SHARDS, None)
+  for layer in [*adapters["layers"]["attn"].values(), adapters["layers"]["mlp"]["up"]]:
+    assert layer["lora_a"] == (None, None, ("tensor", "fsdp", "context"))
+    assert layer["lora_b"] == (None, ("tensor", "fsdp", "context"), None)
   down = base["layers"]["mlp"]["down"]["weight"]
-  assert down.qvalue == down.scale == (None, SHARDS, "tensor")
-  assert base["embed"]["weight"] == ("tensor", SHARDS)
+  assert down.qvalue == down.scale == (None, ("fsdp", "context"), "tensor")
+  assert base["embed"]["weight"] == ("tensor", ("fsdp", "context"))
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,21 @@ def test_seven_billion_by_arithmetic(no_compiler):
   assert 0.3 < low < high < 0.75
 
 
+def test_adapters_by_arithmetic(no_compiler):
+  changes = {"lora.rank": 16, "lora.base": "nf4", "batch_size": 1, "data.seq_len": 1024}
+  (record,), text = run(llama(**changes), topology="a100-40gb:1")
+  memory, flops = (record["programs"][0][key] for key in ("bytes_per_device", "flops"))
+  adapters = 32 * 16 * (4 * (4096 + 4096) + 3 * (4096 + 11_008))
+  matrices, words = 32 * (4 * 4096**2 + 3 * 4096 * 11_008), 2 * 32_000 * 4096
+  norms = 4 * 65 * 4096
+  assert memory["state"] == 12 * adapters + matrices * 4.5 / 8 + 2 * words + norms
+  assert record["programs"][0]["fits"]
+  pairs = 32 * (1024 * 1025 // 2) * 4 * 4096
+  products = 2 * (matrices + words // 2) + 3 * adapters
+  assert flops["model"] == 2 * 1024 * products + 3 * pairs
+  assert "rank 16, alpha 16 on q, k, v, o, gate" in text
+
+
 def test_known_shapes_need_no_files_and_no_network(no_compiler, monkeypatch):
   monkeypatch.setattr(plan.reference, "open_model", None)
   assert plan.model_shape(llama()).num_params() == 6_738_415_616

@@ -224,7 +224,7 @@ def test_adapters_on_eight_devices_equal_one(trained):
   np.testing.assert_allclose(got["norms"], one["norms"], rtol=1e-4)
   np.testing.assert_allclose(got["sums"], one["sums"], rtol=1e-4)
   assert got["base"] == [0, 19]  # 7 matrices of values and tiles, 5 other weights
-  assert set(got["shares"].values()) == {1 / 2, 1 / 4}
+  assert set(got["shares"].values()) == {1 / 8}
 
 
 @pytest.mark.multidevice
