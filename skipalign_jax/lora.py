@@ -89,12 +89,14 @@ class Adapted:
     base: the matrix as it is stored, [n, O, I] or [O, I] of one layer.
     a, b: A and B; None without adapters.
     scale: of their product.
+    split: the axes over which the product itself splits [O, I].
   """
 
   base: frozen.Stored
   a: jax.Array | None
   b: jax.Array | None
   scale: float = dataclasses.field(metadata=dict(static=True))
+  split: PartitionSpec = dataclasses.field(metadata=dict(static=True))
 
 
 def linear(x_TI: jax.Array, weight: Adapted) -> jax.Array:
@@ -103,17 +105,17 @@ def linear(x_TI: jax.Array, weight: Adapted) -> jax.Array:
   The gradient rule makes no gradient of W, and keeps no copy of it: a quantised
   matrix is multiplied out again.
   """
-  return _linear(x_TI, weight.base, weight.a, weight.b, weight.scale)
+  return _linear(x_TI, weight.base, weight.a, weight.b, weight.scale, weight.split)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _linear(x_TI, base, a_RI, b_OR, scale):
-  return _forward(x_TI, base, a_RI, b_OR, scale)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _linear(x_TI, base, a_RI, b_OR, scale, split):
+  return _forward(x_TI, base, a_RI, b_OR, scale, split)[0]
 
 
-def _forward(x_TI, base, a_RI, b_OR, scale):
+def _forward(x_TI, base, a_RI, b_OR, scale, split):
   dtype = x_TI.dtype
-  out_TO = _product("ti,oi->to", x_TI, frozen.dense(base, dtype))
+  out_TO = _product("ti,oi->to", x_TI, _gathered(base, split, dtype))
   low_TR = None
   if a_RI is not None:
     low_TR = _product("ti,ri->tr", x_TI, a_RI.astype(dtype)).astype(dtype)
@@ -121,10 +123,10 @@ def _forward(x_TI, base, a_RI, b_OR, scale):
   return out_TO.astype(dtype), (x_TI, low_TR, base, a_RI, b_OR)
 
 
-def _backward(scale, residuals, d_out_TO):
+def _backward(scale, split, residuals, d_out_TO):
   x_TI, low_TR, base, a_RI, b_OR = residuals
   dtype = x_TI.dtype
-  d_x_TI = _product("to,oi->ti", d_out_TO, frozen.dense(base, dtype))
+  d_x_TI = _product("to,oi->ti", d_out_TO, _gathered(base, split, dtype))
   if a_RI is None:
     return d_x_TI.astype(dtype), None, None, None
   d_low_TR = scale * _product("to,or->tr", d_out_TO, b_OR.astype(dtype))
@@ -136,6 +138,12 @@ def _backward(scale, residuals, d_out_TO):
 
 
 _linear.defvjp(_forward, _backward)
+
+
+def _gathered(base, split, dtype):
+  """W in `dtype`; devices send each other what is stored, not what it means."""
+  stored = jax.tree.map(lambda x: sharding.constrain(x, split), base)
+  return frozen.dense(stored, dtype)
 
 
 def _product(equation, left, right):
@@ -191,8 +199,10 @@ def as_trained(
     block: of the base in fp32, whole in its last axis, which may be tiled.
     a_nRI, b_nOR: the adapters of its layers and outputs, or None.
   """
-  weight = Adapted(_storage(config, path)(block), a_nRI, b_nOR, config.scale)
-  return merged(weight) if a_nRI is None else jax.vmap(merged)(weight)
+  base = frozen.dense(_storage(config, path)(block), jnp.float32)
+  if a_nRI is None:
+    return base
+  return jax.vmap(functools.partial(added, scale=config.scale))(base, a_nRI, b_nOR)
 
 
 def sizes(config: Config, params: Tree) -> tuple[int, int]:
@@ -238,8 +248,10 @@ def join(config: Config, adapters: Tree, base: Tree) -> Tree:
   for name in MATRICES:
     layer = _layer(joined, name)
     pair = _layer(adapters, name) if name in config.targets else {}
+    _, *axes = sharding.spec(MATRICES[name])
+    split = PartitionSpec(*(axis if axis == "tensor" else None for axis in axes))
     layer["weight"] = Adapted(
-      layer["weight"], pair.get("lora_a"), pair.get("lora_b"), config.scale
+      layer["weight"], pair.get("lora_a"), pair.get("lora_b"), config.scale, split
     )
   return joined
 
@@ -250,17 +262,23 @@ def merge(joined: Tree, dtype: jnp.dtype | str) -> Tree:
   def plain(x):
     if not isinstance(x, Adapted):
       return x.astype(dtype)
-    return jax.lax.map(lambda layer: merged(layer).astype(dtype), x)
+    return jax.lax.map(lambda layer: _merged(layer).astype(dtype), x)
 
   return jax.tree.map(plain, joined, is_leaf=lambda x: isinstance(x, Adapted))
 
 
-def merged(weight: Adapted) -> jax.Array:
-  """W + scale · B A of one layer, [O, I] in fp32."""
+def _merged(weight):
   base_OI = frozen.dense(weight.base, jnp.float32)
   if weight.a is None:
     return base_OI
-  return base_OI + weight.scale * _product("or,ri->oi", weight.b, weight.a)
+  return added(base_OI, weight.a, weight.b, weight.scale)
+
+
+def added(
+  base_OI: jax.Array, a_RI: jax.Array, b_OR: jax.Array, scale: float
+) -> jax.Array:
+  """W + scale · B A of one layer, fp32."""
+  return base_OI + scale * _product("or,ri->oi", b_OR, a_RI)
 
 
 def shardings(

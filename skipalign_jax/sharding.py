@@ -134,12 +134,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def constrain_places(x_BLD: jax.Array) -> jax.Array:
   """Keeps activations spread over rows and places where a mesh is set."""
-  return _constrain(x_BLD, PartitionSpec(BATCH, ("context", "tensor")))
+  return constrain(x_BLD, PartitionSpec(BATCH, ("context", "tensor")))
 
 
 def constrain_replicated(x: jax.Array) -> jax.Array:
   """The same value on every device, so that each process can read it."""
-  return _constrain(x, PartitionSpec())
+  return constrain(x, PartitionSpec())
 
 
 def over_heads(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -159,7 +159,7 @@ def over_heads(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     mesh = jax.sharding.get_abstract_mesh()
     # Said here, so that projections run on each device's own places.
     places = PartitionSpec(BATCH, "context", "tensor")
-    q_BLNH, k_BLKH, v_BLKH = (_constrain(x, places) for x in (q_BLNH, k_BLKH, v_BLKH))
+    q_BLNH, k_BLKH, v_BLKH = (constrain(x, places) for x in (q_BLNH, k_BLKH, v_BLKH))
     B, _, N, _ = q_BLNH.shape
     K = k_BLKH.shape[2]
     repeats = math.lcm(K, head_shards(mesh)) // K
@@ -177,7 +177,7 @@ def over_heads(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
       out_specs=heads,
       check_vma=False,
     )(q_BLNH, k_BLKH, v_BLKH, *others)
-    return _constrain(out_BLNH, places)
+    return constrain(out_BLNH, places)
 
   return attend_on_mesh
 
@@ -252,7 +252,7 @@ def fit(given: PartitionSpec, shape: tuple[int, ...], mesh: AnyMesh) -> Partitio
   )
 
 
-def _constrain(x: jax.Array, given: PartitionSpec) -> jax.Array:
+def constrain(x: jax.Array, given: PartitionSpec) -> jax.Array:
   """The spec on the mesh that is set, without axes that do not divide."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
