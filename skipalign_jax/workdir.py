@@ -20,7 +20,7 @@ import ml_collections
 import transformers
 
 from skipalign_jax import errors, model_config
-from skipalign_jax.hf import card, export, native, reference
+from skipalign_jax.hf import adapters, card, export, native, reference
 
 # Keys that may change when a run goes on; all others shape its numbers.
 FREE = (
@@ -50,6 +50,8 @@ def claim(
   try:
     if (folder / "config.json").exists():
       _check_same(folder, config)
+      if base is not None:
+        adapters.check_base(folder, native.read_config(folder), base.weights)
     else:
       if folder.exists() and any(folder.iterdir()):
         raise errors.UserError(
@@ -63,6 +65,9 @@ def claim(
         base=config.model.init_from or None,
         config=config.to_dict(),
         versions=card.library_versions(),
+        base_digest=adapters.digest(base.weights)
+        if base and config.lora.rank
+        else None,
       )
       native.write_config(folder, description)
     if not (folder / native.TOKENIZER).exists():

@@ -349,12 +349,23 @@ def test_evaluations_during_training_ask_the_merged_model(finished):
   jax.tree.map(near, found, load(folder))
 
 
-def test_a_run_without_its_base_is_told(finished, tmp_path):
+def test_a_run_whose_base_is_gone_or_another_one_is_told(finished, tmp_path):
   _, folder = finished
   copy = tmp_path / "copy"
   shutil.copytree(folder, copy)
   described = json.loads((copy / "config.json").read_text())
-  described["base"] = str(tmp_path / "gone")
-  (copy / "config.json").write_text(json.dumps(described))
+
+  def move_base(to):
+    (copy / "config.json").write_text(json.dumps(described | {"base": str(to)}))
+
+  move_base(tmp_path / "gone")
   with pytest.raises(errors.UserError, match=r"holds adapters of .*gone"):
+    reference.open_model(str(copy))
+  move_base(tmp_path / "other")
+  shape = native.read_config(folder).model_config
+  (tmp_path / "other").mkdir()
+  native.write_config(tmp_path / "other", native.Description(shape))
+  other = adapters.random_base(shape, 6)
+  native.write_params(tmp_path / "other", 0, other.values())
+  with pytest.raises(errors.UserError, match="now has other weights"):
     reference.open_model(str(copy))

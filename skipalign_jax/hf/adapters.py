@@ -7,14 +7,15 @@ B A, a block at a time.
 Shapes: n layers, I/O in/out features, R rank.
 """
 
+import hashlib
 import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 
-from skipalign_jax import lora, model, model_config, sharding
-from skipalign_jax.hf import native, weights
+from skipalign_jax import errors, lora, model, model_config, sharding
+from skipalign_jax.hf import names, native, weights
 
 Parameters = dict[str, weights.Parameter]
 
@@ -53,6 +54,28 @@ def open_merged(
     )
     for path, one in base.items()
   }
+
+
+def digest(base: Parameters) -> str:
+  """Tells one base from another by a corner of the first layer of each parameter."""
+  corners = hashlib.sha256()
+  for path, one in sorted(base.items()):
+    first = slice(0, 1 if names.is_stacked(path) else 8)
+    corner = one.read((first, *[slice(0, 8)] * (len(one.shape) - 1)), np.float32)
+    corners.update(repr((path, one.shape)).encode() + corner.tobytes())
+  return corners.hexdigest()[:16]
+
+
+def check_base(
+  workdir: pathlib.Path, described: native.Description, base: Parameters
+) -> None:
+  """Raises UserError where `base` is not the one that a run's adapters belong to."""
+  if described.base_digest not in (None, digest(base)):
+    raise errors.UserError(
+      f"{workdir} holds adapters of {described.base}, which now has other weights than "
+      "when the run began; bring those back, or point model.init_from at a copy next "
+      "time"
+    )
 
 
 def random_base(shape: model_config.ModelConfig, seed: int) -> Parameters:

@@ -39,6 +39,7 @@ class Description:
     base: reference of that model, None from scratch.
     config: the resolved training config, None after a mere import.
     versions: library name -> version that wrote the folder; None if unknown.
+    base_digest: of some of the base's weights, where adapters need them again.
   """
 
   model_config: model_config.ModelConfig
@@ -47,6 +48,7 @@ class Description:
   base: str | None = None
   config: dict[str, Any] | None = None
   versions: dict[str, str] | None = None
+  base_digest: str | None = None
 
 
 def write_config(workdir: str | os.PathLike[str], description: Description) -> None:

@@ -194,6 +194,7 @@ def _open_checkpoint(
         f"{location.path} holds adapters of {described.base}, which its weights are "
         f"read from, relative paths from the current folder: {error}"
       ) from error
+    adapters.check_base(location.path, described, base)
   return adapters.open_merged(location.path, location.step, shape, trained, base)
 
 
