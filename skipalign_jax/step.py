@@ -15,7 +15,16 @@ import ml_collections
 import optax
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import kernels, long_short, lora, losses, model, positions, sharding
+from skipalign_jax import (
+  kernels,
+  long_short,
+  lora,
+  lora_trees,
+  losses,
+  model,
+  positions,
+  sharding,
+)
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -292,9 +301,9 @@ def state_shardings(
   params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), shapes)
   params_at, base, base_at = sharding.params_shardings(mesh, params), None, None
   if adapters is not None:
-    params_at, base_at = lora.shardings(adapters, mesh, params)
-    base = lora.abstract_base(adapters, params)
-    params = lora.abstract_adapters(adapters, params)
+    params_at, base_at = lora_trees.shardings(adapters, mesh, params)
+    base = lora_trees.abstract_base(adapters, params)
+    params = lora_trees.abstract_adapters(adapters, params)
   opt = jax.eval_shape(optimizer.init, params)
   opt_at = optax.tree_map_params(
     optimizer,

@@ -23,6 +23,7 @@ from skipalign_jax import (
   distributed,
   errors,
   lora,
+  lora_trees,
   metrics,
   model,
   model_config,
@@ -185,7 +186,7 @@ def initial_params(
 def initial_adapters(recipe: step_lib.Recipe, shardings: Any) -> model.Params:
   """fp32 adapters on their devices, with which the model is its base."""
   _, like = model.definition(recipe.model)
-  draw = lambda: lora.init(recipe.adapters, like, recipe.seed)
+  draw = lambda: lora_trees.init(recipe.adapters, like, recipe.seed)
   return jax.jit(draw, out_shardings=shardings)()
 
 
@@ -199,7 +200,7 @@ def frozen_base(
     found = adapters.random_base(recipe.model, recipe.seed)
   else:
     found = opened.weights
-  place = lora.placer(recipe.adapters, shardings)
+  place = lora_trees.placer(recipe.adapters, shardings)
   return reference.build_params(found, np.float32, place)
 
 
@@ -247,7 +248,7 @@ def describe(
   shape = recipe.model
   trained, base_bytes, scope = shape.num_params(), 0, []
   if recipe.adapters:
-    trained, base_bytes = lora.sizes(recipe.adapters, model.definition(shape)[1])
+    trained, base_bytes = lora_trees.sizes(recipe.adapters, model.definition(shape)[1])
     told = lora.describe(recipe.adapters)
     scope = [f"adapters   {trained / 1e6:,.1f}M parameters: {told}"]
   p = config.positions

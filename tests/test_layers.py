@@ -22,7 +22,7 @@ LAYERS = (
     "signals",
   },
   {"attention", "cli", "long_short", "lora", "model_config"},
-  {"kernels", "norm", "resolve", "shapes"},
+  {"kernels", "lora_trees", "norm", "resolve", "shapes"},
   {"model"},
   {"hf", "inference", "step"},
   {"checkpoint", "data", "workdir"},

@@ -21,6 +21,7 @@ from skipalign_jax import (
   errors,
   frozen,
   lora,
+  lora_trees,
   model,
   positions,
   resolve,
@@ -42,7 +43,7 @@ def drawn_adapters(seed=1):
   rng = np.random.default_rng(seed)
   return jax.tree.map(
     lambda x: rng.standard_normal(x.shape).astype(np.float32) * 0.2,
-    lora.abstract_adapters(ADAPTERS, model.definition(CONFIG)[1]),
+    lora_trees.abstract_adapters(ADAPTERS, model.definition(CONFIG)[1]),
   )
 
 
@@ -53,10 +54,12 @@ def rounded(params):
 
 def stored(params, adapters=ADAPTERS):
   kept = jax.tree_util.tree_map_with_path(
-    lambda path, x: lora._storage(adapters, sharding.path_of(path))(jnp.asarray(x)),
+    lambda path, x: lora_trees.storage(adapters, sharding.path_of(path))(
+      jnp.asarray(x)
+    ),
     params,
   )
-  abstract = lora.abstract_base(adapters, params)
+  abstract = lora_trees.abstract_base(adapters, params)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), kept) == jax.tree.map(
     lambda x: (x.shape, x.dtype), abstract
   )
@@ -81,7 +84,7 @@ def logits():
 
 def test_adapters_without_effect_leave_the_logits_bit_equal(logits):
   params = tiny.params(CONFIG)
-  fresh = lora.init(ADAPTERS, params, seed=0)
+  fresh = lora_trees.init(ADAPTERS, params, seed=0)
   assert np.std(fresh["layers"]["attn"]["q"]["lora_a"]) == pytest.approx(24**-0.5, 0.2)
   joined = lora.join(ADAPTERS, fresh, stored(params))
   ask = lambda weights: logits(
@@ -147,7 +150,7 @@ def test_a_step_trains_adapters_only():
   assert min(jax.tree.leaves(moved)) > 0.001
   kept = sum(x.size for x in jax.tree.leaves(run.state.opt))
   trained = sum(x.size for x in jax.tree.leaves(before))
-  assert trained == lora.sizes(quantised, model.definition(CONFIG)[1])[0]
+  assert trained == lora_trees.sizes(quantised, model.definition(CONFIG)[1])[0]
   assert kept == 2 * trained + 2  # both moments; Adam's count and the schedule's
 
 
@@ -168,12 +171,12 @@ def test_no_product_makes_a_gradient_of_frozen_weights():
       recipe, lora.join(adapters, trained, base), batch, batch["tokens"]
     )[0]
     pair = (
-      lora.abstract_adapters(adapters, params),
-      lora.abstract_base(adapters, params),
+      lora_trees.abstract_adapters(adapters, params),
+      lora_trees.abstract_base(adapters, params),
     )
     return flops.executed(jax.make_jaxpr(jax.grad(loss))(*pair))
 
-  size, _ = lora.sizes(ADAPTERS, model.definition(CONFIG)[1])
+  size, _ = lora_trees.sizes(ADAPTERS, model.definition(CONFIG)[1])
   # What norms multiply, on both sides, is no matrix.
   norms = 2 * tokens * CONFIG.embed_dim * (2 * CONFIG.num_layers + 1)
   saved = products(None) - products(ADAPTERS)
@@ -209,7 +212,7 @@ def test_tiles_follow_the_width():
 def test_adapters_are_split_and_tiles_lie_as_their_matrix():
   mesh = AbstractMesh((2, 2, 2, 1), sharding.AXES)
   shape = tiny.config(embed_dim=256, ffn_dim=512)
-  at = lora.shardings(
+  at = lora_trees.shardings(
     lora.Config(4, 4.0, tuple(lora.MATRICES), "nf4"), mesh, model.definition(shape)[1]
   )
   adapters, base = jax.tree.map(lambda x: tuple(x.spec), at)
@@ -274,7 +277,7 @@ def saved_adapters(folder):
   """Path → array of the last checkpoint; it holds nothing else."""
   shape = native.read_config(folder).model_config
   config = lora.Config(4, 8.0, tuple(lora.MATRICES), "int8")
-  like = lora.abstract_adapters(config, model.definition(shape)[1])
+  like = lora_trees.abstract_adapters(config, model.definition(shape)[1])
   shapes = {
     sharding.path_of(path): x.shape
     for path, x in jax.tree_util.tree_leaves_with_path(like)
@@ -338,7 +341,7 @@ def test_evaluations_during_training_ask_the_merged_model(finished):
   config, shape = lora.from_config(c.lora), native.read_config(folder).model_config
   mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1, context=1))
   recipe = tiny.recipe(model=shape, adapters=config)
-  _, at = lora.shardings(config, mesh, model.definition(shape)[1])
+  _, at = lora_trees.shardings(config, mesh, model.definition(shape)[1])
   like, pairs = saved_adapters(folder)
   trained = jax.tree_util.tree_map_with_path(
     lambda path, _: pairs[sharding.path_of(path)], like

@@ -14,7 +14,7 @@ import numpy as np
 from skipalign_jax import (
   kernels,
   long_short,
-  lora,
+  lora_trees,
   model,
   model_config,
   optimizer,
@@ -153,7 +153,7 @@ class Run:
     adapters, base = self.recipe.adapters, None
     if adapters is not None:
       base = frozen_base(start, adapters, self.shardings.base)
-      start = lora.init(adapters, start, self.recipe.seed)
+      start = lora_trees.init(adapters, start, self.recipe.seed)
     placed = jax.tree.map(
       lambda x, at: jax.make_array_from_callback(x.shape, at, lambda i: x[i]),
       start,
@@ -175,7 +175,7 @@ class Run:
 
 def frozen_base(start, adapters, at):
   """The weights `start` as adapters find them."""
-  place = lora.placer(adapters, at)
+  place = lora_trees.placer(adapters, at)
   return jax.tree_util.tree_map_with_path(
     lambda path, x: place(sharding.path_of(path), x.shape, x.dtype, lambda i: x[i]),
     start,

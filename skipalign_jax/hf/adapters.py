@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from skipalign_jax import errors, lora, model, model_config, sharding
+from skipalign_jax import errors, lora, lora_trees, model, model_config, sharding
 from skipalign_jax.hf import names, native, weights
 
 Parameters = dict[str, weights.Parameter]
@@ -38,7 +38,7 @@ def open_merged(
   Raises:
     UserError: the checkpoint is damaged or holds other adapters.
   """
-  abstract = lora.abstract_adapters(config, model.definition(shape)[1])
+  abstract = lora_trees.abstract_adapters(config, model.definition(shape)[1])
   pairs = native.open_arrays(
     workdir,
     step,
@@ -100,7 +100,7 @@ def _reader(config: lora.Config, base: weights.Parameter, pairs: Parameters):
     block, pair = base.read(tuple(outer), np.float32), (None, None)
     if a_path in pairs:
       pair = (pairs[a_path].read((outer[0],)), pairs[b_path].read(tuple(outer)))
-    trained = lora.as_trained(config, base.path, block, *pair)
+    trained = lora_trees.as_trained(config, base.path, block, *pair)
     return np.asarray(trained)[..., last].astype(dtype)
 
   return read_block

@@ -8,7 +8,7 @@ import math
 
 import jax.numpy as jnp
 
-from skipalign_jax import lora, model, step
+from skipalign_jax import lora_trees, model, step
 from skipalign_jax.planning import flops, hardware
 
 # Share of a chip's peak that large products reach, lower and upper end. An
@@ -102,7 +102,7 @@ def base_bytes(job: Job) -> int:
 
 
 def _adapter_sizes(job: Job) -> tuple[int, int]:
-  return lora.sizes(job.recipe.adapters, model.definition(job.recipe.model)[1])
+  return lora_trees.sizes(job.recipe.adapters, model.definition(job.recipe.model)[1])
 
 
 def parameter_shards(job: Job) -> int:
