@@ -53,11 +53,10 @@ def rounded(params):
 
 
 def stored(params, adapters=ADAPTERS):
+  """The base, parameter by parameter; it is as `abstract_base` says."""
+  keep = lambda path: lora_trees.storage(adapters, sharding.path_of(path))
   kept = jax.tree_util.tree_map_with_path(
-    lambda path, x: lora_trees.storage(adapters, sharding.path_of(path))(
-      jnp.asarray(x)
-    ),
-    params,
+    lambda path, x: keep(path)(jnp.asarray(x)), params
   )
   abstract = lora_trees.abstract_base(adapters, params)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), kept) == jax.tree.map(

@@ -73,8 +73,7 @@ def check_base(
   if described.base_digest not in (None, digest(base)):
     raise errors.UserError(
       f"{workdir} holds adapters of {described.base}, which now has other weights than "
-      "when the run began; bring those back, or point model.init_from at a copy next "
-      "time"
+      "when the run began; bring those back"
     )
 
 
