@@ -5,10 +5,12 @@ base kept in 4-bit NormalFloat (Hu et al. 2106.09685, Dettmers et al. 2305.14314
 papers find all layers better than some). The learning rate is QLoRA's for 7B, 2e-4;
 SkipAlign's paper trains all weights at 1e-5 and knows no adapters.
 
-Hardware: one GPU of 24 GB, one row at a time: 17.8 GiB of an A10's 22.0 by `plan`, not
-run. With --config.model.remat=full 7.5 GiB, and a third more arithmetic.
+Hardware: one GPU of 24 GB, one row at a time: 17.8 GiB of an A10's 22.0 (a peak by
+`plan`, not run), which JAX must be allowed to take. With --config.model.remat=full 7.5
+GiB, and a third more arithmetic. On several GPUs each can hold the base:
+--config.mesh.data=8 --config.mesh.fsdp=1 --config.grad_accum=16.
 Command:
-  python -m skipalign_jax.train --config=configs/llama2_lora.py \
+  XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 python -m skipalign_jax.train --config=configs/llama2_lora.py \
     --workdir=runs/llama2_lora
 Not run by us yet.
 """
