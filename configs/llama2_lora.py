@@ -1,8 +1,8 @@
 """SkipAlign on Llama-2-7B with adapters (QLoRA): the paper's recipe on one GPU.
 
 As llama2_ntk.py, but only adapters of rank 32 on all linear layers are trained, over a
-base kept in 4-bit NormalFloat (Hu et al. 2106.09685, Dettmers et al. 2305.14314; both
-papers find all layers better than some). The learning rate is QLoRA's for 7B, 2e-4;
+base kept in 4-bit NormalFloat (LoRA 2106.09685, QLoRA 2305.14314; the latter needs all
+layers to match training all weights). The learning rate is QLoRA's for 7B, 2e-4;
 SkipAlign's paper trains all weights at 1e-5 and knows no adapters.
 
 Hardware: one GPU of 24 GB, one row at a time: 17.8 GiB of an A10's 22.0 (a peak by
@@ -10,8 +10,8 @@ Hardware: one GPU of 24 GB, one row at a time: 17.8 GiB of an A10's 22.0 (a peak
 GiB, and a third more arithmetic. On several GPUs each can hold the base:
 --config.mesh.data=8 --config.mesh.fsdp=1 --config.grad_accum=16.
 Command:
-  XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 python -m skipalign_jax.train --config=configs/llama2_lora.py \
-    --workdir=runs/llama2_lora
+  XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 python -m skipalign_jax.train \
+    --config=configs/llama2_lora.py --workdir=runs/llama2_lora
 Not run by us yet.
 """
 
