@@ -27,7 +27,16 @@ LAYERS = (
   {"hf", "inference", "step"},
   {"checkpoint", "data", "workdir"},
   {"evals", "planning"},
-  {"convert", "evaluate", "generate", "plan", "show", "train"},
+  {
+    "convert",
+    "evaluate",
+    "generate",
+    "length_study",
+    "plan",
+    "show",
+    "sweep",
+    "train",
+  },
 )
 ROOT = pathlib.Path(__file__).parent.parent / "skipalign_jax"
 
