@@ -91,6 +91,7 @@ def run(
   with distributed.together():
     if first:
       workdir.claim(folder, config, shape, opened, tokenizer)
+      workdir.write_steps(folder, data.steps)
   claimed = distributed.exchange(workdir.identity(folder))[0]
   with distributed.together():
     workdir.check_shared(folder, claimed)

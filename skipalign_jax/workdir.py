@@ -3,6 +3,7 @@
 workdir/
   config.json    resolved config and model shape; makes the folder a model reference,
                  together with model.init_from where adapters are trained
+  steps.json     how many steps the run has
   tokenizer/     as transformers saves it
   checkpoints/   see checkpoint.py
   evals/         NAME/STEP/: what config.evals found
@@ -20,7 +21,16 @@ import ml_collections
 import transformers
 
 from skipalign_jax import errors, model_config
-from skipalign_jax.hf import adapters, card, export, native, reference
+from skipalign_jax.hf import (
+  adapters,
+  card,
+  export,
+  native,
+  reference,
+  safetensors_io,
+)
+
+STEPS = "steps.json"
 
 # Keys that may change when a run goes on; all others shape its numbers.
 FREE = (
@@ -77,6 +87,18 @@ def claim(
       half.replace(folder / native.TOKENIZER)
   except OSError as error:
     raise errors.UserError(f"--workdir={folder} cannot be used: {error}") from error
+
+
+def write_steps(folder: pathlib.Path, steps: int) -> None:
+  """Notes how many steps the run has, so that others can tell whether it is done."""
+  safetensors_io.write_json(folder / STEPS, {"steps": steps})
+
+
+def read_steps(folder: pathlib.Path) -> int | None:
+  """What `write_steps` noted; None where no run has begun."""
+  if not (folder / STEPS).exists():
+    return None
+  return int(safetensors_io.read_json(folder / STEPS)["steps"])
 
 
 def check_shared(folder: pathlib.Path, written: str) -> None:

@@ -20,7 +20,11 @@ from skipalign_jax import errors, resolve, train
 from skipalign_jax.hf import reference
 
 ROOT = pathlib.Path(__file__).parent.parent
-CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+CONFIGS = sorted(  # paper_….py are sweeps over these
+  path.stem
+  for path in (ROOT / "configs").glob("*.py")
+  if not path.stem.startswith("paper_")
+)
 
 
 def load(name, variant="tiny"):

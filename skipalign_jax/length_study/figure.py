@@ -61,7 +61,7 @@ def draw(content: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
     f"mean of {seeds} seeds, bands from the lowest to the highest",
     fontsize=9,
   )
-  figure.savefig(path, dpi=110)
+  figure.savefig(path, dpi=90, pil_kwargs={"optimize": True})
   plt.close(figure)
   return path
 

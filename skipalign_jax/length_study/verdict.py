@@ -116,7 +116,7 @@ def report(content: dict[str, Any]) -> str:
     cell = f"{one['verdict']}: {_shown(one['ratio'])}"
     by_claim.setdefault(one["claim"], []).append(cell)
     verdicts.setdefault(one["claim"], []).append(one["verdict"])
-  claim_rows = [["does the paper's statement hold?", *training.ENCODINGS]]
+  claim_rows = [["does it hold?", *training.ENCODINGS]]
   claim_rows += [[text, *cells] for text, cells in by_claim.items()]
   blind = "; ".join(
     f"{task}: {content['baselines'][task]['blind']}" for task in content["baselines"]

@@ -1,0 +1,183 @@
+"""A sweep's results in the paper's tables, beside the paper's numbers.
+
+Reads results.json of the evaluations and metrics.jsonl of the trainings; writes
+Markdown, JSON, CSV and, for sweeps whose rows are points, curves over L and p.
+"""
+
+import csv
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from rich import console as rich_console
+
+from skipalign_jax import errors
+from skipalign_jax.evals import compare, curves
+from skipalign_jax.evals import compare_table as table_lib
+from skipalign_jax.hf import safetensors_io
+from skipalign_jax.sweep import rows
+
+TRAINING = ("steps", "loss", "held-out loss")
+
+
+def run(plan: rows.Plan, stem: str, console: rich_console.Console) -> None:
+  """Prints the tables, and writes OUT/STEM.md, .json, .csv and .png.
+
+  Raises:
+    UserError: nothing is there yet, a result is damaged, or OUT cannot be written.
+  """
+  tables, missing = gather(plan)
+  if not tables:
+    raise errors.UserError(f"{plan.out} has no results of this sweep yet; use --run")
+  text = "\n\n".join([f"## {plan.sweep.title}", *map(table_lib.markdown, tables)])
+  if missing:
+    text += "\n\nMissing: " + "; ".join(missing)
+  console.print(text)
+  content = {
+    "title": plan.sweep.title,
+    "tables": [table_lib.as_json(table) for table in tables],
+    "missing": missing,
+    "points": points(plan),
+  }
+  path = plan.out / stem
+  written = [".md", ".json", ".csv"]
+  try:
+    path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    safetensors_io.write_json(path.with_suffix(".json"), content)
+    write_csv(content, path.with_suffix(".csv"))
+    if any(point["score"] is not None and point["at"] for point in content["points"]):
+      draw(content, path.with_suffix(".png"))
+      written.append(".png")
+  except OSError as error:
+    raise errors.UserError(f"--out={plan.out} cannot be written: {error}") from error
+  console.print(f"\nwritten to {path}{', '.join(written)}")
+
+
+def gather(plan: rows.Plan) -> tuple[list[table_lib.Table], list[str]]:
+  """All tables that have rows, and what they lack."""
+  found, trained, missing = [], [], []
+  for name, row in plan.sweep.rows.items():
+    for evaluation in plan.sweep.evaluations:
+      if plan.is_evaluated(name, evaluation):
+        found.append(_results(plan, name, evaluation))
+      else:
+        missing.append(f"{name}, {evaluation}")
+    if row.config and (cells := training_cells(plan, name)):
+      trained.append((_results_of_training(plan, name), cells))
+  tables = compare.tables(found)
+  if trained:
+    tables.append(table_lib.join("Training", TRAINING, trained, ".4g"))
+  printed = {n: row.paper for n, row in plan.sweep.rows.items() if row.paper}
+  if tables and printed:
+    columns = list(dict.fromkeys(c for cells in printed.values() for c in cells))
+    tables.append(
+      table_lib.Table(
+        title="As the paper prints them",
+        columns=columns,
+        rows=[
+          table_lib.Row(
+            name, (name, ""), {c: table_lib.Cell(v, c) for c, v in cells.items()}, []
+          )
+          for name, cells in printed.items()
+        ],
+        notes=[],
+        form=".1f",
+      )
+    )
+  return tables, missing
+
+
+def _results(plan: rows.Plan, name: str, evaluation: str) -> table_lib.Results:
+  """An evaluation under its row's name."""
+  one = compare.read(str(plan.evaluation(name, evaluation)))
+  return dataclasses.replace(one, protocol=one.protocol | {"model": name})
+
+
+def _results_of_training(plan: rows.Plan, name: str) -> table_lib.Results:
+  return table_lib.Results(
+    plan.workdir(name), {"task": "train", "model": name, "options": {}}, {}, [], []
+  )
+
+
+def training_cells(plan: rows.Plan, name: str) -> dict[str, table_lib.Cell]:
+  """What metrics.jsonl says last; a run that goes on is marked."""
+  path = plan.workdir(name) / "metrics.jsonl"
+  if not path.exists():
+    return {}
+  last: dict[str, float] = {}
+  for line in path.read_text(encoding="utf-8").splitlines():
+    try:
+      last |= json.loads(line)
+    except ValueError:  # the last line of a run that was killed, or is being written
+      break
+  _, steps = plan.progress(name)
+  partial = "" if plan.is_trained(name) else f"step {last.get('step')} of {steps}"
+  keys = {"steps": "step", "loss": "loss", "held-out loss": "eval_loss"}
+  return {
+    column: table_lib.Cell(last[key], column, partial)
+    for column, key in keys.items()
+    if key in last
+  }
+
+
+def points(plan: rows.Plan) -> list[dict[str, Any]]:
+  """A score a row: its first evaluation's headline; None if it is not there."""
+  if not plan.sweep.evaluations or not any(r.point for r in plan.sweep.rows.values()):
+    return []
+  first = next(iter(plan.sweep.evaluations))
+  found = []
+  for name, row in plan.sweep.rows.items():
+    column, score = "", None
+    if plan.is_evaluated(name, first):
+      cells = compare.headline(_results(plan, name, first))
+      column, score = next((c, cell.value) for c, cell in cells.items())
+    found.append({"row": name, "at": row.point, "score": score, "what": column})
+  return found
+
+
+def write_csv(content: dict[str, Any], path: pathlib.Path) -> None:
+  """A line a number: table, row, column, value, and why it is partial."""
+  with path.open("w", encoding="utf-8", newline="") as file:
+    writer = csv.writer(file)
+    writer.writerow(["table", "row", "column", "value", "partial"])
+    for table in content["tables"]:
+      for row in table["rows"]:
+        for column, cell in row["cells"].items():
+          writer.writerow(
+            [table["title"], row["model"], column, cell["value"], cell["partial"]]
+          )
+
+
+def draw(content: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
+  """Scores over L for each p and over p for each L; rows without them as levels."""
+  there = [p for p in content["points"] if p["score"] is not None]
+  at = [p for p in there if p["at"]]
+  figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="tight")
+  panels = (("L, positions", 0, "p"), ("p, share of blocks that skip", 1, "L"))
+  for axis, (label, x, name) in zip(axes, panels, strict=True):
+    for i, value in enumerate(sorted({p["at"][1 - x] for p in at})):
+      line = sorted((p["at"][x], p["score"]) for p in at if p["at"][1 - x] == value)
+      axis.plot(
+        *zip(*line, strict=True),
+        color=curves.COLORS[i % len(curves.COLORS)],
+        marker=curves.MARKERS[i % len(curves.MARKERS)],
+        label=f"{name} = {value:,g}",
+      )
+    for i, level in enumerate(p for p in there if not p["at"]):
+      axis.axhline(level["score"], color="black", linewidth=1, label=level["row"],
+                   linestyle=("--", ":", "-.")[i % 3])  # fmt: skip
+    ticks = sorted({p["at"][x] for p in at})
+    axis.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
+    axis.set_xlabel(label)
+    axis.grid(color="#DDDDDD", linewidth=0.6)
+    axis.legend(fontsize=7)
+  axes[0].set_ylabel(at[0]["what"])
+  figure.suptitle(content["title"], fontsize=9)
+  figure.savefig(path, dpi=130)
+  plt.close(figure)
+  return path

@@ -1,0 +1,439 @@
+"""Sweeps: their rows are real configs, killed ones go on, results become tables."""
+
+import csv
+import io
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import test_evals_compare
+import tiny
+from rich import console as rich_console
+
+from skipalign_jax import errors
+from skipalign_jax.sweep import __main__ as command
+from skipalign_jax.sweep import collect, rows
+
+PAPER = {"table1": 12, "table2": 5, "figure4": 10}  # rows that can be run here
+
+
+def load(name, variant=""):
+  return rows.load(f"{tiny.ROOT / 'configs' / f'paper_{name}.py'}:{variant}")
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+  monkeypatch.chdir(tiny.ROOT)
+
+
+def resolved(sweep, name):
+  return rows.Plan(sweep, pathlib.Path("out")).check(name)
+
+
+@pytest.mark.parametrize("variant", ["", "tiny"])
+@pytest.mark.parametrize("name", PAPER)
+def test_every_row_is_a_config(name, variant):
+  sweep = load(name, variant)
+  if not variant:
+    assert len(sweep.rows) == PAPER[name]
+  for row in sweep.rows:
+    config = resolved(sweep, row)
+    assert (config is None) == bool(sweep.rows[row].model)
+    if variant:
+      assert config.model.num_layers == 2 and config.steps == 8
+
+
+def test_rows_are_the_papers():
+  one, two, four = (load(name) for name in PAPER)
+  skip = resolved(one, "LLAMA-2-7B + SkipAlign")
+  assert skip.positions.to_dict() | {"max_position": 100_000} == {
+    **skip.positions.to_dict(),
+    "strategy": "skip_outer",
+    "max_position": 100_000,
+    "skip_prob": 0.5,
+  }
+  assert (skip.rope.kind, skip.rope.target_length) == ("ntk", None)  # to L
+  for k, rope in ((16, 32_768), (32, 32_768), (50, 51_200)):
+    packed = resolved(one, f"LLAMA-2-7B + PackedSFT-{k}k")
+    assert packed.data.seq_len == 1024 * k and packed.rope.target_length == rope
+    assert packed.data.packing and not packed.data.packing_mask
+    assert packed.positions.strategy == "contiguous"
+  yi = resolved(one, "Yi-6B-200K + PackedSFT-16k")
+  assert yi.data.seq_len == 16_384 and yi.data.packing and not yi.data.packing_mask
+  assert (yi.positions.strategy, yi.rope.kind) == ("contiguous", "model")
+  strategies = {
+    "Normal-SFT": "contiguous",
+    "Skip-All": "skip_all",
+    "Skip-Inner": "skip_inner",
+    "SkipAlign": "skip_outer",
+  }
+  for name, strategy in strategies.items():
+    assert resolved(two, f"Yi-6B-200K + {name}").positions.strategy == strategy
+  found = {
+    (config.positions.max_position, config.positions.skip_prob): row.point
+    for name, row in four.rows.items()
+    if row.point and (config := resolved(four, name))
+  }
+  assert found == {at: at for at in found} and len(found) == 9
+  assert {L for L, _ in found} == {50_000, 100_000, 150_000}
+  assert {p for _, p in found} == {0.2, 0.5, 0.8}
+
+
+def test_rows_of_one_name_are_one_row():
+  """Sweeps share folders, so a row must be the same in all of them."""
+  plans = [rows.Plan(load(name), pathlib.Path("out")) for name in PAPER]
+  seen = {}
+  for plan in plans:
+    for name in plan.sweep.rows:
+      made = (plan.train_command(name), plan.evaluate_command(name, "longbench"))
+      assert seen.setdefault(name, made) == made
+  assert len(seen) == sum(PAPER.values()) - 5
+  slugs = {rows.slug(name) for name in seen}
+  assert len(slugs) == len(seen)
+
+
+QUICK = "configs/llama2_ntk.py"
+
+
+@pytest.fixture
+def plan(tmp_path):
+  """Three trained rows, one of them impossible, and a model as it is."""
+  table = {
+    "A & co": rows.Row(QUICK, paper={"Avg.": 41.5}),
+    "bad": rows.Row(QUICK, {"positions.strateggy": "skip_all"}),
+    "B": rows.Row(QUICK, {"positions.max_position": 50_000}, point=(50_000, 0.5)),
+    "base": rows.Row(model="some/model", evaluate={"chat": False}),
+  }
+  evaluations = {
+    "long": {"task": "longbench", "per_set": 2},
+    "keys": {"task": "needle"},
+  }
+  sweep = rows.Sweep("A table", table, evaluations, "runs/x", "tiny")
+  return rows.Plan(
+    sweep, tmp_path / "out", ["--config.seed=3"], {"keys": {"depths": 2}}
+  )
+
+
+def trained(plan, name, done, steps):
+  """A workdir as far as a sweep looks into it."""
+  saved = plan.workdir(name) / "checkpoints" / str(done)
+  (saved / "params").mkdir(parents=True)
+  for file in ("_CHECKPOINT_METADATA", "params/_METADATA"):
+    (saved / file).write_text("{}")
+  (plan.workdir(name) / "steps.json").write_text(json.dumps({"steps": steps}))
+  records = [{"step": 0, "eval_loss": 4.0}, {"step": done, "loss": 2.5}]
+  lines = [json.dumps(r) for r in records] + ['{"step": 9']  # killed while writing
+  (plan.workdir(name) / "metrics.jsonl").write_text("\n".join(lines))
+
+
+def evaluated(plan, name, evaluation, score=30.0):
+  if evaluation == "keys":
+    task, summary, items = "needle", {"average": score / 100}, []
+  else:
+    task, items = "longbench", []
+    whole = dict.fromkeys(test_evals_compare.WHOLE, score)
+    summary = test_evals_compare.long_summary(whole)
+  folder = plan.evaluation(name, evaluation)
+  model = str(plan.workdir(name))
+  options = test_evals_compare.OPTIONS
+  test_evals_compare.save(folder, task, summary, model, options, items)
+
+
+def quiet():
+  return rich_console.Console(file=io.StringIO(), width=200, markup=False)
+
+
+def shown(console):
+  return console.file.getvalue()
+
+
+def test_list(plan):
+  trained(plan, "A & co", 4, 8)
+  trained(plan, "B", 8, 8)
+  evaluated(plan, "B", "keys")
+  evaluated(plan, "base", "keys")
+  evaluated(plan, "base", "long")
+  console = quiet()
+  command.show(plan, console)
+  text = shown(console)
+  assert "A & co: step 4 of 8\n" in text
+  assert (
+    "B: trained, 1 of 2 evaluated\n  configs/llama2_ntk.py positions.max_pos" in text
+  )
+  assert "base: done\n  model some/model\n" in text
+  assert "bad: cannot run: config has no key 'positions.strateggy'; did you" in text
+  assert str(plan.workdir("A & co")) in text and "a_co" in text
+
+
+def test_a_sweep_goes_on_and_failures_do_not_stop_it(plan, monkeypatch):
+  trained(plan, "B", 8, 8)
+  evaluated(plan, "B", "long")
+  called = []
+
+  def call(arguments):
+    _, _, module, *rest = arguments
+    task = "train" if module == rows.TRAIN else rest[0]
+    folder = next(a for a in rest if a.startswith(("--workdir=", "--out=")))
+    called.append((task, pathlib.Path(folder.split("=")[1]).relative_to(plan.out)))
+    return (1 if task == "train" or "needle" in rest else 0), 0
+
+  monkeypatch.setattr(command, "call", call)
+  console = quiet()
+  assert command.run(plan, console) == 1
+  p = pathlib.Path
+  assert called == [
+    ("train", p("rows/a_co")),  # fails: nothing of it is evaluated
+    ("needle", p("evals/b/keys")),  # trained, and evaluated in part
+    ("longbench", p("evals/base/long")),
+    ("needle", p("evals/base/keys")),
+  ]
+  told = shown(console).split("rows failed:")[1]
+  assert "A & co: training ended with status 1" in told
+  assert "bad: config has no key" in told and "B: needle ended with status 1" in told
+
+  # A signal ends the sweep, with the status that shells give it.
+  monkeypatch.setattr(command, "call", lambda _: (143, 143))
+  assert command.run(plan, quiet()) == 143
+
+  for name in ("A & co", "B", "base"):
+    for evaluation in ("long", "keys"):
+      if not plan.is_evaluated(name, evaluation):
+        evaluated(plan, name, evaluation)
+  trained(plan, "A & co", 8, 8)
+  del plan.sweep.rows["bad"]
+  monkeypatch.setattr(command, "call", lambda _: pytest.fail("done already"))
+  assert command.run(plan, quiet()) == 0
+
+
+def test_commands_say_what_is_run(plan):
+  trains = plan.train_command("B")
+  assert trains == [
+    *("-m", "skipalign_jax.train", "--config=configs/llama2_ntk.py:tiny"),
+    *(f"--workdir={plan.out}/rows/b", "--config.seed=3"),
+    "--config.positions.max_position=50000",
+  ]
+  assert plan.evaluate_command("B", "keys") == [
+    *("-m", "skipalign_jax.evaluate", "needle", f"--model={plan.out}/rows/b"),
+    *(f"--out={plan.out}/evals/b/keys", "--depths=2"),
+  ]
+  with pytest.raises(errors.UserError, match="row 'bad': config has no key"):
+    command.write_commands(plan, quiet())
+  del plan.sweep.rows["bad"]
+  plan.sweep.rows["A & co"].changes["data.system_prompt"] = "it's $HOME"
+  command.write_commands(plan, quiet())
+  lines = (plan.out / "commands.txt").read_text().splitlines()
+  assert len(lines) == 3
+  parts = shlex.split(lines[0])
+  assert parts[:3] == ["python", "-m", "skipalign_jax.train"] and parts.count("&&") == 2
+  assert "--config.data.system_prompt=it's $HOME" in parts
+  assert shlex.split(lines[2])[3:6] == [
+    "longbench",
+    "--model=some/model",
+    f"--out={plan.out}/evals/base/long",
+  ]
+  assert "--chat=False" in lines[2]
+
+
+def until(path):
+  """Waits for a file that a child process writes."""
+  end = time.monotonic() + 20
+  while not path.exists() and time.monotonic() < end:
+    time.sleep(0.05)
+
+
+CHILD = (  # one line, as in commands.txt
+  "import pathlib, signal, sys, time; "
+  "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); "
+  "pathlib.Path(sys.argv[1]).touch(); time.sleep(60)"
+)
+
+
+def test_a_signal_reaches_the_command_and_its_end_is_awaited(tmp_path):
+  ready = tmp_path / "ready"
+
+  def terminate():
+    until(ready)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  thread = threading.Thread(target=terminate)
+  thread.start()
+  assert command.call([sys.executable, "-c", CHILD, str(ready)]) == (7, 143)
+  thread.join()
+  assert command.call([sys.executable, "-c", "raise SystemExit(3)"]) == (3, 0)
+
+
+def test_slurm_array(tmp_path):
+  ready, commands = tmp_path / "ready", tmp_path / "commands.txt"
+  waits = shlex.join([sys.executable, "-c", CHILD, str(ready)])
+  commands.write_text(f"echo first && exit 5\n{waits} && echo second\n")
+
+  def start(index):
+    return subprocess.Popen(
+      ["launch/slurm_array.sbatch", commands],
+      env=os.environ | {"SLURM_ARRAY_TASK_ID": str(index)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+  first = start(1)
+  assert first.communicate()[0] == "first\n" and first.returncode == 5
+  missing = start(3)
+  assert "no line 3" in missing.communicate()[1] and missing.returncode == 2
+  second = start(2)
+  until(ready)
+  second.send_signal(signal.SIGTERM)
+  out, _ = second.communicate(timeout=30)
+  assert (out, second.returncode) == ("", 7)  # its save was awaited, nothing followed
+
+
+def test_collect(plan):
+  with pytest.raises(errors.UserError, match="no results of this sweep yet"):
+    collect.run(plan, "table", quiet())
+  trained(plan, "A & co", 8, 8)
+  trained(plan, "B", 4, 8)
+  for name, score in (("A & co", 30.0), ("base", 20.0), ("B", 40.0)):
+    evaluated(plan, name, "long", score)
+  evaluated(plan, "B", "keys", 60.0)
+  console = quiet()
+  collect.run(plan, "table", console)
+  content = json.loads((plan.out / "table.json").read_text())
+  tables = {
+    table["title"]: {
+      row["model"]: {
+        c: (x["value"], bool(x["partial"])) for c, x in row["cells"].items()
+      }
+      for row in table["rows"]
+    }
+    for table in content["tables"]
+  }
+  table_1 = tables["LongBench (Table 1)"]
+  assert list(table_1) == ["A & co", "B", "base"]
+  assert table_1["A & co"]["Avg."] == (30.0, False) and table_1["B"]["Code"][0] == 40.0
+  assert tables["Other tasks, as they report"] == {"B": {"needle": (0.6, False)}}
+  assert tables["As the paper prints them"] == {"A & co": {"Avg.": (41.5, False)}}
+  assert tables["Training"] == {
+    "A & co": {"steps": (8, False), "loss": (2.5, False), "held-out loss": (4, False)},
+    "B": {"steps": (4, True), "loss": (2.5, True), "held-out loss": (4.0, True)},
+  }
+  assert content["missing"] == [
+    "A & co, keys", "bad, long", "bad, keys", "base, keys",
+  ]  # fmt: skip
+  points = {p["row"]: (p["at"], p["score"]) for p in content["points"]}
+  assert points["B"] == ([50_000, 0.5], 40.0) and points["bad"] == (None, None)
+  assert points["A & co"] == (None, 30.0)
+  with (plan.out / "table.csv").open(newline="") as file:
+    lines = list(csv.DictReader(file))
+  assert len(lines) == sum(len(cells) for t in tables.values() for cells in t.values())
+  assert {
+    "table": "LongBench (Table 1)",
+    "row": "base",
+    "column": "Summ",
+    "value": "20.0",
+    "partial": "",
+  } in lines
+  assert (plan.out / "table.png").read_bytes()[:4] == b"\x89PNG"
+  text = (plan.out / "table.md").read_text()
+  assert text.startswith("## A table") and "| A & co | 30.0 |" in text
+
+
+def test_curves_run_over_both_axes(tmp_path, monkeypatch):
+  """Each line holds the points of one p, or of one L, from left to right."""
+  drawn = []
+  axes = collect.plt.Axes
+  plot = axes.plot
+
+  def spy(self, x, y, **style):
+    drawn.append((style["label"], list(x), list(y)))
+    return plot(self, x, y, **style)
+
+  monkeypatch.setattr(axes, "plot", spy)
+  content = {
+    "title": "t",
+    "points": [
+      {"row": f"{L}{p}", "at": [L, p], "score": L * p, "what": "score"}
+      for L in (200, 100)
+      for p in (0.5, 0.2)
+    ]
+    + [{"row": "base", "at": None, "score": 30.0, "what": "score"}]
+    + [{"row": "missing", "at": [300, 0.2], "score": None, "what": ""}],
+  }
+  collect.draw(content, tmp_path / "curves.png")
+  assert drawn == [
+    ("p = 0.2", [100, 200], [20.0, 40.0]),
+    ("p = 0.5", [100, 200], [50.0, 100.0]),
+    ("L = 100", [0.2, 0.5], [20.0, 50.0]),
+    ("L = 200", [0.2, 0.5], [40.0, 100.0]),
+  ]
+
+
+@pytest.mark.parametrize(
+  ("argv", "message"),
+  [
+    (["--config=configs/nowhere.py"], "does not exist"),
+    (["--config=configs/llama2_ntk.py"], "no get_sweep.*skipalign_jax.train"),
+    (["--config=configs/paper_table1.py:huge"], "unknown sweep variant 'huge'"),
+    (["--config=configs/paper_table1.py", "--runn"], "unexpected argument '--runn'"),
+    (["--config=configs/paper_table1.py", "--config.seed"], "unexpected argument"),
+    (
+      ["--config=configs/paper_table1.py", "--eval.short.tasks=mmlu"],
+      "--eval.short: the sweep has no such evaluation; it has longbench",
+    ),
+  ],
+)
+def test_refused(argv, message):
+  with pytest.raises(errors.UserError, match=message):
+    command.main(argv)
+
+
+def test_files_that_cannot_be_sweeps_are_refused(tmp_path):
+  broken = tmp_path / "broken.py"
+  broken.write_text("import nothing_like_it")
+  with pytest.raises(errors.UserError, match="cannot be loaded: ModuleNotFound"):
+    rows.load(str(broken))
+  twice = tmp_path / "twice.py"
+  twice.write_text(
+    "from skipalign_jax.sweep import rows\n"
+    "row = rows.Row(model='m')\n"
+    "get_sweep = lambda _: rows.sweep('t', {'a b': row, 'A_B': row}, {}, '')\n"
+  )
+  with pytest.raises(errors.UserError, match="'a b' and 'A_B' would share a folder"):
+    rows.load(str(twice))
+
+
+@pytest.mark.slow
+def test_tiny_sweep(tmp_path, cache_dir):
+  """Two rows for real: trained, evaluated, collected; the second time nothing is."""
+  file = tmp_path / "two.py"
+  file.write_text(
+    "from skipalign_jax.sweep import rows\n"
+    "def get_sweep(variant):\n"
+    "  table = {name: rows.Row('configs/yi_6b_200k.py', "
+    "{'positions.strategy': name}) for name in ('contiguous', 'skip_all')}\n"
+    "  return rows.sweep('Two', table, {}, variant)\n"
+  )
+  run = lambda what: subprocess.run(
+    [
+      *(sys.executable, "-m", "skipalign_jax.sweep", f"--config={file}:tiny", what),
+      *(f"--out={tmp_path / 'out'}", f"--config.data.cache_dir={cache_dir}"),
+    ],
+    env=tiny.environment(1),
+    capture_output=True,
+    text=True,
+  )
+  first = run("--run")
+  assert first.returncode == 0, first.stderr
+  again = run("--run")
+  assert again.returncode == 0 and "-m skipalign_jax" not in again.stdout
+  assert run("--collect").returncode == 0
+  content = json.loads((tmp_path / "out" / "two.json").read_text())
+  training = next(t for t in content["tables"] if t["title"] == "Training")
+  assert [row["cells"]["steps"]["value"] for row in training["rows"]] == [8, 8]
+  assert not content["missing"]
