@@ -44,14 +44,14 @@ CHUNK = 50  # steps between signs of life
 TESTED = (*range(1, 11), 12, 15, 20, 25, 30, 35, 40, 45, 50)  # lengths, bits
 
 # "none" puts all tokens at position 0, where rope rotates nothing; "skip" is rope that
-# is trained at positions with random gaps below 64, all layouts equally likely: RandPos
-# (2305.16843) but for the first token, which stays at 0. Tests are contiguous.
+# is trained at RandPos (2305.16843), random positions below 64 in order, so that it has
+# seen all distances of the test. Tests are contiguous.
 ENCODINGS = ("none", "rope", "skip")
 SKIPS = positions.PositionConfig(
-  strategy="skip_all",
+  strategy="randpos",
   max_position=64,
   skip_prob=1.0,
-  prob_per="block",
+  prob_per="sample",
   resample="never",
   gaps="uniform",
 )
@@ -109,7 +109,7 @@ def encoded_positions(segment_ids_BL: jax.Array, key: jax.Array | None) -> jax.A
     B, L = segment_ids_BL.shape
     batch = {
       "segment_ids": segment_ids_BL,
-      "block_ids": contiguous_BL,  # each token is a block
+      "block_ids": jnp.zeros((B, L), jnp.int32),
       "is_response": jnp.zeros((B, L), bool),
       "sample_ids": jnp.broadcast_to(jax.random.bits(key, (B, 1), jnp.uint32), (B, L)),
       "epochs": jnp.zeros((B, L), jnp.int32),
