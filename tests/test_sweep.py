@@ -17,15 +17,21 @@ import test_evals_compare
 import tiny
 from rich import console as rich_console
 
-from skipalign_jax import errors
+from skipalign_jax import cli, errors
+from skipalign_jax import config as config_lib
 from skipalign_jax.sweep import __main__ as command
 from skipalign_jax.sweep import collect, rows
 
-PAPER = {"table1": 12, "table2": 5, "figure4": 10}  # rows that can be run here
+PAPER = {"paper_table1": 12, "paper_table2": 5, "paper_figure4": 10}  # rows
+SWEEPS = sorted(
+  path.stem
+  for path in (tiny.ROOT / "configs").glob("*.py")
+  if "def get_sweep(" in path.read_text(encoding="utf-8")
+)
 
 
 def load(name, variant=""):
-  return rows.load(f"{tiny.ROOT / 'configs' / f'paper_{name}.py'}:{variant}")
+  return rows.load(f"{tiny.ROOT / 'configs' / name}.py:{variant}")
 
 
 @pytest.fixture(autouse=True)
@@ -33,17 +39,30 @@ def in_the_repository(monkeypatch):
   monkeypatch.chdir(tiny.ROOT)
 
 
+# Keys of other changes that this one is written for; delete when all are declared.
+PENDING = ("data.packing_mask", "data.batching", "loss.reduction", "lora.rank")
+
+
+def waits(row):
+  """Whether a row has a key that is still to come."""
+  declared = cli._flatten(config_lib.default())
+  return any(key in PENDING and key not in declared for key in row.changes)
+
+
 def resolved(sweep, name):
+  if waits(sweep.rows[name]):
+    pytest.skip("a row waits for keys of another change")
   return rows.Plan(sweep, pathlib.Path("out")).check(name)
 
 
 @pytest.mark.parametrize("variant", ["", "tiny"])
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", SWEEPS)
 def test_every_row_is_a_config(name, variant):
   sweep = load(name, variant)
-  if not variant:
-    assert len(sweep.rows) == PAPER[name]
+  assert variant or len(sweep.rows) == PAPER.get(name, len(sweep.rows))
   for row in sweep.rows:
+    if waits(sweep.rows[row]):
+      continue
     config = resolved(sweep, row)
     assert (config is None) == bool(sweep.rows[row].model)
     if variant:

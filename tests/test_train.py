@@ -20,10 +20,10 @@ from skipalign_jax import errors, resolve, train
 from skipalign_jax.hf import reference
 
 ROOT = pathlib.Path(__file__).parent.parent
-CONFIGS = sorted(  # paper_….py are sweeps over these
+CONFIGS = sorted(  # the others are sweeps over these
   path.stem
   for path in (ROOT / "configs").glob("*.py")
-  if not path.stem.startswith("paper_")
+  if "def get_config(" in path.read_text(encoding="utf-8")
 )
 
 

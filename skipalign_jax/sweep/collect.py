@@ -44,18 +44,20 @@ def run(plan: rows.Plan, stem: str, console: rich_console.Console) -> None:
     "missing": missing,
     "points": points(plan),
   }
-  path = plan.out / stem
+  path = lambda ending: plan.out / f"{stem}{ending}"
   written = [".md", ".json", ".csv"]
   try:
-    path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-    safetensors_io.write_json(path.with_suffix(".json"), content)
-    write_csv(content, path.with_suffix(".csv"))
+    path(".md").write_text(text + "\n", encoding="utf-8")
+    safetensors_io.write_json(path(".json"), content)
+    write_csv(content, path(".csv"))
     if any(point["score"] is not None and point["at"] for point in content["points"]):
-      draw(content, path.with_suffix(".png"))
+      draw(content, path(".png"))
       written.append(".png")
   except OSError as error:
     raise errors.UserError(f"--out={plan.out} cannot be written: {error}") from error
-  console.print(f"\nwritten to {path}{', '.join(written)}")
+  console.print(
+    f"\nwritten to {plan.out}: {', '.join(stem + ending for ending in written)}"
+  )
 
 
 def gather(plan: rows.Plan) -> tuple[list[table_lib.Table], list[str]]:
@@ -135,7 +137,7 @@ def points(plan: rows.Plan) -> list[dict[str, Any]]:
     column, score = "", None
     if plan.is_evaluated(name, first):
       cells = compare.headline(_results(plan, name, first))
-      column, score = next((c, cell.value) for c, cell in cells.items())
+      column, score = next(((c, cell.value) for c, cell in cells.items()), ("", None))
     found.append({"row": name, "at": row.point, "score": score, "what": column})
   return found
 

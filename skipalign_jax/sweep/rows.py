@@ -83,18 +83,26 @@ def sweep(
   table: Mapping[str, Row],
   evaluations: Mapping[str, Mapping[str, Value]],
   variant: str,
+  folder: str = "paper",
 ) -> Sweep:
-  """A sweep of the paper; its tiny variant has the rows that are trained.
+  """A sweep with a tiny variant, which has the rows that are trained.
+
+  Args:
+    title: of its tables.
+    table: name → row.
+    evaluations: see `Sweep`; tiny models get their own.
+    variant: "" or "tiny".
+    folder: in runs/; sweeps of one folder share rows of the same name.
 
   Raises:
     UserError: another variant.
   """
   if variant == "tiny":
     trained = {name: row for name, row in table.items() if row.config}
-    return Sweep(f"{title} (tiny)", trained, TINY, "runs/paper_tiny", variant)
+    return Sweep(f"{title} (tiny)", trained, TINY, f"runs/{folder}_tiny", variant)
   if variant:
     raise errors.UserError(f"unknown sweep variant {variant!r}; known: tiny")
-  return Sweep(title, table, evaluations, "runs/paper")
+  return Sweep(title, table, evaluations, f"runs/{folder}")
 
 
 def load(argument: str) -> Sweep:
