@@ -1,6 +1,7 @@
 """Sweeps: their rows are real configs, killed ones go on, results become tables."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -191,6 +192,22 @@ def test_list(plan):
   assert str(plan.workdir("A & co")) in text and "a_co" in text
 
 
+def test_a_row_that_was_changed_after_its_training_is_refused(plan):
+  trained(plan, "B", 8, 8)
+  tree = {"positions": {"max_position": 70_000}, "seed": 3}
+  content = {"format": "skipalign_jax", "config": tree}
+  content["model_config"] = dataclasses.asdict(tiny.config())
+  (plan.workdir("B") / "config.json").write_text(json.dumps(content))
+  with pytest.raises(errors.UserError, match="max_position=70000, the row says 50000"):
+    plan.check("B")
+  names, refused = collect.usable(plan)
+  assert names == ["A & co", "base"]
+  assert refused[1].startswith("B (") and "max_position=70000" in refused[1]
+  tree["positions"]["max_position"] = 50_000
+  (plan.workdir("B") / "config.json").write_text(json.dumps(content))
+  plan.check("B")
+
+
 def test_a_sweep_goes_on_and_failures_do_not_stop_it(plan, monkeypatch):
   trained(plan, "B", 8, 8)
   evaluated(plan, "B", "long")
@@ -342,11 +359,13 @@ def test_collect(plan):
     "A & co": {"steps": (8, False), "loss": (2.5, False), "held-out loss": (4, False)},
     "B": {"steps": (4, True), "loss": (2.5, True), "held-out loss": (4.0, True)},
   }
-  assert content["missing"] == [
-    "A & co, keys", "bad, long", "bad, keys", "base, keys",
-  ]  # fmt: skip
+  bad, *missing = content["missing"]
+  assert bad.startswith("bad (config has no key") and missing == [
+    "A & co, keys",
+    "base, keys",
+  ]
   points = {p["row"]: (p["at"], p["score"]) for p in content["points"]}
-  assert points["B"] == ([50_000, 0.5], 40.0) and points["bad"] == (None, None)
+  assert points["B"] == ([50_000, 0.5], 40.0) and "bad" not in points
   assert points["A & co"] == (None, 30.0)
   with (plan.out / "table.csv").open(newline="") as file:
     lines = list(csv.DictReader(file))

@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -31,7 +32,9 @@ def run(plan: rows.Plan, stem: str, console: rich_console.Console) -> None:
   Raises:
     UserError: nothing is there yet, a result is damaged, or OUT cannot be written.
   """
-  tables, missing = gather(plan)
+  names, refused = usable(plan)
+  tables, missing = gather(plan, names)
+  missing = refused + missing
   if not tables:
     raise errors.UserError(f"{plan.out} has no results of this sweep yet; use --run")
   text = "\n\n".join([f"## {plan.sweep.title}", *map(table_lib.markdown, tables)])
@@ -42,7 +45,7 @@ def run(plan: rows.Plan, stem: str, console: rich_console.Console) -> None:
     "title": plan.sweep.title,
     "tables": [table_lib.as_json(table) for table in tables],
     "missing": missing,
-    "points": points(plan),
+    "points": points(plan, names),
   }
   path = lambda ending: plan.out / f"{stem}{ending}"
   written = [".md", ".json", ".csv"]
@@ -60,10 +63,25 @@ def run(plan: rows.Plan, stem: str, console: rich_console.Console) -> None:
   )
 
 
-def gather(plan: rows.Plan) -> tuple[list[table_lib.Table], list[str]]:
-  """All tables that have rows, and what they lack."""
+def usable(plan: rows.Plan) -> tuple[list[str], list[str]]:
+  """Rows whose results are theirs, and why the others are left out."""
+  names, refused = [], []
+  for name in plan.sweep.rows:
+    try:
+      plan.check(name)
+      names.append(name)
+    except errors.UserError as error:
+      refused.append(f"{name} ({str(error).splitlines()[0]})")
+  return names, refused
+
+
+def gather(
+  plan: rows.Plan, names: Sequence[str]
+) -> tuple[list[table_lib.Table], list[str]]:
+  """All tables that have rows, and the evaluations that these rows lack."""
   found, trained, missing = [], [], []
-  for name, row in plan.sweep.rows.items():
+  for name in names:
+    row = plan.sweep.rows[name]
     for evaluation in plan.sweep.evaluations:
       if plan.is_evaluated(name, evaluation):
         found.append(_results(plan, name, evaluation))
@@ -127,18 +145,20 @@ def training_cells(plan: rows.Plan, name: str) -> dict[str, table_lib.Cell]:
   }
 
 
-def points(plan: rows.Plan) -> list[dict[str, Any]]:
+def points(plan: rows.Plan, names: Sequence[str]) -> list[dict[str, Any]]:
   """A score a row: its first evaluation's headline; None if it is not there."""
   if not plan.sweep.evaluations or not any(r.point for r in plan.sweep.rows.values()):
     return []
   first = next(iter(plan.sweep.evaluations))
   found = []
-  for name, row in plan.sweep.rows.items():
+  for name in names:
     column, score = "", None
     if plan.is_evaluated(name, first):
       cells = compare.headline(_results(plan, name, first))
       column, score = next(((c, cell.value) for c, cell in cells.items()), ("", None))
-    found.append({"row": name, "at": row.point, "score": score, "what": column})
+    found.append(
+      {"row": name, "at": plan.sweep.rows[name].point, "score": score, "what": column}
+    )
   return found
 
 

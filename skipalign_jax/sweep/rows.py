@@ -11,6 +11,7 @@ share the rows that have the same name.
 """
 
 import dataclasses
+import functools
 import importlib.util
 import pathlib
 import re
@@ -246,7 +247,8 @@ class Plan:
     """The row's config; None for a model as it is.
 
     Raises:
-      UserError: it has a key that no config has, or keys that contradict each other.
+      UserError: it has a key that no config has, or keys that contradict each other;
+        or its workdir was trained before the row was changed.
     """
     command = self.train_command(name)
     if not command:
@@ -255,7 +257,23 @@ class Plan:
     arguments = [arg for arg in command[2:] if not arg.startswith("--workdir=")]
     config, _ = cli.parse(["sweep", *arguments], usage)
     resolve.check(config)
+    folder = self.workdir(name)
+    if native.is_workdir(folder):
+      trained = native.read_config(folder).config or {}
+      for key, value in self.sweep.rows[name].changes.items():
+        if (found := _value(trained, key)) != value:
+          raise errors.UserError(
+            f"{folder} was trained with {key}={found}, the row says {value}; remove it "
+            "or use another --out"
+          )
     return config
+
+
+def _value(tree: Mapping[str, Any], key: str) -> Any:
+  """The value of a dotted key; None if it is not there."""
+  return functools.reduce(
+    lambda tree, part: (tree or {}).get(part), key.split("."), tree
+  )
 
 
 def describe(values: Mapping[str, Any]) -> str:
