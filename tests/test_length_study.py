@@ -271,6 +271,19 @@ def test_figure_and_report_come_from_the_content(tmp_path):
   assert "OutRep helps (length): 9 open (of 9 comparisons)" in text
 
 
+def test_the_note_says_what_its_numbers_say():
+  found = json.loads((tiny.ROOT / "docs/length_study.json").read_text("utf-8"))
+  note = (tiny.ROOT / "docs/length_study.md").read_text("utf-8")
+  assert found["summary"] == verdict.summary(found)
+  assert found["claims"] == verdict.claims(found)
+  lines = verdict.report(found).splitlines()
+  for line in (line for line in lines if line.startswith("|") or "comparisons" in line):
+    assert line in note
+  steps, seeds = found["protocol"]["steps"], found["protocol"]["seeds"]
+  wanted = json.loads(json.dumps(command.protocol(seeds, steps)))
+  assert found["protocol"] == wanted and f"{steps} steps, {seeds} seeds" in note
+
+
 @pytest.mark.parametrize(
   ("flag", "message"),
   [("--steps=0", "--steps=0 must be at least 1"), ("--seeds=1", "intervals need two")],

@@ -55,6 +55,8 @@ def draw(content: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
     row[0].set_ylabel("mean squared error of the answer")
   for axis in (*axes[0], axes[1][0]):
     axis.legend(fontsize=6.5, loc="best")
+  low, high = axes[0][0].get_ylim()
+  axes[0][0].set_ylim(low, 100 * high)  # room for the legend
   seeds, steps = content["protocol"]["seeds"], content["protocol"]["steps"]
   figure.suptitle(
     f"Trained on 1 to {tasks.LONGEST_TRAINED} bits (shaded), {steps} steps; geometric "
