@@ -8,7 +8,6 @@ results are there already, only the figure and the tables are made again.
 """
 
 import argparse
-import dataclasses
 import json
 import pathlib
 import time
@@ -20,6 +19,8 @@ from rich import console as rich_console
 from skipalign_jax import compile_cache, errors
 from skipalign_jax.hf import card, safetensors_io
 from skipalign_jax.length_study import figure, tasks, training, verdict
+
+SHAPE = ("num_layers", "embed_dim", "ffn_dim", "num_heads", "num_kv_heads", "head_dim")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,8 +68,9 @@ def protocol(seeds: int, steps: int) -> dict[str, Any]:
     "learning_rate": training.LEARNING_RATE,
     "test_strings": training.TEST_STRINGS,
     "trained_lengths": [1, tasks.LONGEST_TRAINED],
-    "model": dataclasses.asdict(training.MODEL),
-    "skip": dataclasses.asdict(training.SKIPS),
+    "model": {name: getattr(training.MODEL, name) for name in SHAPE},
+    "rope_theta": training.MODEL.rope.theta,
+    "skip": [training.SKIPS.strategy, training.SKIPS.max_position],
   }
 
 
