@@ -18,8 +18,9 @@ import test_evals_compare
 import tiny
 from rich import console as rich_console
 
-from skipalign_jax import cli, errors
+from skipalign_jax import cli, errors, evaluate
 from skipalign_jax import config as config_lib
+from skipalign_jax.evals import tasks
 from skipalign_jax.sweep import __main__ as command
 from skipalign_jax.sweep import collect, rows
 
@@ -68,6 +69,19 @@ def test_every_row_is_a_config(name, variant):
     assert (config is None) == bool(sweep.rows[row].model)
     if variant:
       assert config.model.num_layers == 2 and config.steps == 8
+
+
+@pytest.mark.parametrize("variant", ["", "tiny"])
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_evaluation_is_a_command(name, variant):
+  plan = rows.Plan(load(name, variant), pathlib.Path("out"))
+  parser = evaluate._parser()
+  for row in plan.sweep.rows:
+    for evaluation in plan.sweep.evaluations:
+      args = parser.parse_args(plan.evaluate_command(row, evaluation)[2:])
+      assert args.model and pathlib.Path(args.out).parts[:2] == ("out", "evals")
+      fields = dataclasses.fields(tasks.TASKS[args.task].Options)
+      tasks.options(args.task, {f.name: getattr(args, f.name) for f in fields})
 
 
 def test_rows_are_the_papers():
