@@ -18,8 +18,7 @@ import test_evals_compare
 import tiny
 from rich import console as rich_console
 
-from skipalign_jax import cli, errors, evaluate
-from skipalign_jax import config as config_lib
+from skipalign_jax import errors, evaluate
 from skipalign_jax.evals import tasks
 from skipalign_jax.sweep import __main__ as command
 from skipalign_jax.sweep import collect, rows
@@ -41,19 +40,7 @@ def in_the_repository(monkeypatch):
   monkeypatch.chdir(tiny.ROOT)
 
 
-# Keys of other changes that this one is written for; delete when all are declared.
-PENDING = ("lora.rank",)
-
-
-def waits(row):
-  """Whether a row has a key that is still to come."""
-  declared = cli._flatten(config_lib.default())
-  return any(key in PENDING and key not in declared for key in row.changes)
-
-
 def resolved(sweep, name):
-  if waits(sweep.rows[name]):
-    pytest.skip("a row waits for keys of another change")
   return rows.Plan(sweep, pathlib.Path("out")).check(name)
 
 
@@ -63,8 +50,6 @@ def test_every_row_is_a_config(name, variant):
   sweep = load(name, variant)
   assert variant or len(sweep.rows) == PAPER.get(name, len(sweep.rows))
   for row in sweep.rows:
-    if waits(sweep.rows[row]):
-      continue
     config = resolved(sweep, row)
     assert (config is None) == bool(sweep.rows[row].model)
     if variant:
