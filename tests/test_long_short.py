@@ -12,13 +12,14 @@ from skipalign_jax import step as step_lib
 
 CONFIG = long_short.LongShortConfig(0.3, "none", 0)
 B, L, D, V = 2, 13, 6, 11
+drawn_windows = jax.jit(long_short.windows, static_argnums=(0, 1))
 
 
 def windows(batch, step=0, config=CONFIG):
   _, weight_BL = losses.next_token_targets(
     batch["tokens"], batch["segment_ids"], batch["loss_weight"]
   )
-  found = long_short.windows(config, 0, jnp.int32(step), batch, weight_BL)
+  found = drawn_windows(config, 0, jnp.int32(step), batch, weight_BL)
   return {name: np.asarray(x) for name, x in found.items()}, np.asarray(weight_BL)
 
 
@@ -141,10 +142,10 @@ def run():
 
 
 @pytest.fixture(scope="module")
-def naive_step():
-  """(loss, sce) of a batch from full logits of two separately read windows."""
+def naive():
+  """((objective, (loss, sce)), gradients) from full logits of two windows."""
 
-  def means(params, batch, positions_BL, short_positions_BL, short_BL, pair_BL):
+  def objective(params, batch, positions_BL, short_positions_BL, short_BL, pair_BL):
     causal_LL = np.tri(tiny.SEQ_LEN, dtype=bool)
 
     def log_probs(positions_BL, segments_BL):
@@ -160,49 +161,38 @@ def naive_step():
     log_q = log_probs(short_positions_BL, short_BL)
     sce_BL = -jnp.sum(jnp.exp(log_p) * log_q + jnp.exp(log_q) * log_p, axis=-1)
     total, weight = tiny.naive_sums(params, tiny.config(), batch, positions_BL)
-    return total / weight, jnp.sum(pair_BL * sce_BL) / jnp.sum(pair_BL)
+    loss, sce = total / weight, jnp.sum(pair_BL * sce_BL) / jnp.sum(pair_BL)
+    return loss + CONFIG.alpha * sce, (loss, sce)
 
-  return jax.jit(means)
+  return jax.jit(jax.value_and_grad(objective, has_aux=True))
 
 
 def drawn(batch):
   return np.asarray(positions.synthesize(tiny.SKIPS, 0, batch))
 
 
-def test_a_step_is_the_naive_one(run, naive_step):
+def test_a_step_is_the_naive_one(run, naive):
   """With skipped positions; a constant added to the short window's changes nothing."""
   batch, start = tiny.batch(), tiny.params(run.recipe.model)
   run.reset(start)
   metrics = run.step(batch)
   found, _ = windows(batch)
+  others = found["short_segment_ids"], found["pair_weight"]
   places_BL = drawn(batch)
   assert places_BL.max() > tiny.SEQ_LEN  # the two methods meet
   for shift in (0, 1000):
-    loss, sce = naive_step(
-      start,
-      batch,
-      places_BL,
-      places_BL + shift,
-      found["short_segment_ids"],
-      found["pair_weight"],
-    )
+    (_, (loss, sce)), _ = naive(start, batch, places_BL, places_BL + shift, *others)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(metrics["sce"], sce, rtol=2e-4)
   contiguous_BL = np.asarray(positions.contiguous(batch["segment_ids"]))
-  others = found["short_segment_ids"], found["pair_weight"]
-  _, sce = naive_step(start, batch, contiguous_BL, contiguous_BL, *others)
+  (_, (_, sce)), _ = naive(start, batch, contiguous_BL, contiguous_BL, *others)
   assert abs(sce - metrics["sce"]) > 1e-3
 
 
-def test_gradients_are_the_naive_ones(run, naive_step):
+def test_gradients_are_the_naive_ones(run, naive):
   batch, start = tiny.batch(), tiny.params(run.recipe.model)
   found, weight_BL = windows(batch)
   places_BL = drawn(batch)
-  others = found["short_segment_ids"], found["pair_weight"]
-
-  def naive(params):
-    loss, sce = naive_step(params, batch, places_BL, places_BL, *others)
-    return loss + CONFIG.alpha * sce
 
   def ours(params):
     total, _ = step_lib.regularised_loss(
@@ -215,41 +205,39 @@ def test_gradients_are_the_naive_ones(run, naive_step):
     )
     return total
 
-  one, two = (jax.jit(jax.grad(loss))(start) for loss in (ours, naive))
-  for path, expected in jax.tree_util.tree_leaves_with_path(two):
-    got = one
-    for key in path:
-      got = got[key.key]
-    np.testing.assert_allclose(got, expected, rtol=2e-3, atol=2e-5, err_msg=str(path))
+  others = found["short_segment_ids"], found["pair_weight"]
+  _, expected = naive(start, batch, places_BL, places_BL, *others)
+  found = jax.tree.leaves(jax.jit(jax.grad(ours))(start))
+  leaves = jax.tree_util.tree_leaves_with_path(expected)
+  for got, (path, want) in zip(found, leaves, strict=True):
+    np.testing.assert_allclose(got, want, rtol=2e-3, atol=2e-5, err_msg=str(path))
 
 
-def test_the_papers_two_windows(run):
+def test_the_papers_two_windows(run, naive):
   """A[l_extra:] with B[: l_train − l_extra], each read by itself from place 0 on."""
   params, config = tiny.params(run.recipe.model), tiny.config()
-  batch = {name: x[:1] for name, x in tiny.batch(most_samples=1).items()}
+  batch = tiny.batch(most_samples=1)
   found, _ = windows(batch)
-  m = int(batch["segment_ids"].sum())
-  extra = hidden_tokens(found, 0, 0, m)
-  tokens_m = batch["tokens"][0, :m]
-  read = lambda tokens: jax.nn.softmax(
-    tiny.naive_logits(
-      params, config, tokens, np.arange(len(tokens)), np.tri(len(tokens), dtype=bool)
-    )
-  )
-  p, q = read(tokens_m)[extra:], read(tokens_m[extra:])
+  m = int((batch["segment_ids"][1] > 0).sum())
+  extra = hidden_tokens(found, 1, 0, m)
+  tokens_m = batch["tokens"][1, :m]
+
+  @jax.jit
+  def read(params, tokens):
+    mask, places = np.tri(len(tokens), dtype=bool), np.arange(len(tokens))
+    return jax.nn.softmax(tiny.naive_logits(params, config, tokens, places, mask))
+
+  p, q = read(params, tokens_m)[extra:], read(params, tokens_m[extra:])
   sce_pairs = -np.sum(p * np.log(q) + q * np.log(p), axis=-1)
-  pairs = found["pair_weight"][0, extra:m]
-  plain = tiny.Run(
-    long_short=CONFIG,
-    positions=positions.PositionConfig(
-      "contiguous", 99, 0.5, "block", "never", "uniform"
-    ),
+  pairs = found["pair_weight"][1, extra:m]
+  assert pairs.sum() >= 2
+  only_BL = np.zeros_like(found["pair_weight"])
+  only_BL[1, extra:m] = pairs
+  contiguous_BL = np.asarray(positions.contiguous(batch["segment_ids"]))
+  (_, (_, sce)), _ = naive(
+    params, batch, contiguous_BL, contiguous_BL, found["short_segment_ids"], only_BL
   )
-  metrics = plain.step(batch)
-  assert pairs.sum() >= 1
-  np.testing.assert_allclose(
-    metrics["sce"], np.sum(pairs * sce_pairs) / pairs.sum(), rtol=2e-4
-  )
+  np.testing.assert_allclose(sce, np.sum(pairs * sce_pairs) / pairs.sum(), rtol=2e-4)
 
 
 def test_a_model_that_ignores_context_has_no_misalignment(run):
