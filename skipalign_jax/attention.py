@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from skipalign_jax import cpu
+from skipalign_jax import cpu, products
 
 # Rows of up to LONG places go by blocks of queries (each a copy in the program, all
 # keys before its end at once), longer ones by tiles of TILE queries × TILE keys.
@@ -44,10 +44,10 @@ def plain(
   B, L, N, H = q_BLNH.shape
   K = k_BSKH.shape[2]
   q_BLKGH = q_BLNH.reshape(B, L, K, N // K, H)
-  score_BKGLS = _product("blkgh,bskh->bkgls", q_BLKGH, k_BSKH) * H**-0.5
+  score_BKGLS = products.einsum("blkgh,bskh->bkgls", q_BLKGH, k_BSKH) * H**-0.5
   score_BKGLS = jnp.where(mask_BLS[:, None, None], score_BKGLS, MASKED)
   weight_BKGLS = jax.nn.softmax(score_BKGLS, axis=-1).astype(v_BSKH.dtype)
-  out_BLKGH = _product("bkgls,bskh->blkgh", weight_BKGLS, v_BSKH)
+  out_BLKGH = products.einsum("bkgls,bskh->blkgh", weight_BKGLS, v_BSKH)
   return out_BLKGH.reshape(B, L, N, H).astype(q_BLNH.dtype)
 
 
@@ -108,7 +108,7 @@ def cached(
     at = (layer, 0, i * block, 0, 0)
     take = lambda x: cpu.from_bits(jax.lax.dynamic_slice(x, at, (1, B, block, K, H))[0])
     segments_BS = jax.lax.dynamic_slice(key_segments_BS, (0, i * block), (B, block))
-    score_BKTS = _product("bkth,bskh->bkts", q_BKTH, take(k_ABSKH)) * H**-0.5
+    score_BKTS = products.einsum("bkth,bskh->bkts", q_BKTH, take(k_ABSKH)) * H**-0.5
     may_attend_BLS = mask(places_L - i * block, query_segments_BL, segments_BS)
     score_BKGLS = score_BKTS.reshape(B, K, N // K, L, block)
     score_BKGLS = jnp.where(may_attend_BLS[:, None, None], score_BKGLS, MASKED)
@@ -120,7 +120,8 @@ def cached(
     return (
       new_top_BKT1,
       sum_BKT1 * shrink_BKT1 + block_sum_BKT1,
-      out_BKTH * shrink_BKT1 + _product("bkts,bskh->bkth", weight_BKTS, take(v_ABSKH)),
+      out_BKTH * shrink_BKT1
+      + products.einsum("bkts,bskh->bkth", weight_BKTS, take(v_ABSKH)),
     )
 
   empty = (
@@ -149,7 +150,7 @@ def _forward(*inputs):
 def _backward(residuals, d_out_BKGLH):
   *inputs, out_BKGLH, log_sum_BKGL = residuals
   q_BKGLH = inputs[0]
-  dot_BKGL = _product("bkglh,bkglh->bkgl", out_BKGLH, d_out_BKGLH)
+  dot_BKGL = products.einsum("bkglh,bkglh->bkgl", out_BKGLH, d_out_BKGLH)
   gradients = _gradients_tiles if q_BKGLH.shape[3] > LONG else _gradients_blocks
   found = gradients(*inputs, d_out_BKGLH, log_sum_BKGL, dot_BKGL)
   return *(x.astype(q_BKGLH.dtype) for x in found), None
@@ -165,7 +166,7 @@ def _attend(q_BKGCH, k_BKSH, v_BKSH, may_attend_BCS):
   B, K, G, C, H = q_BKGCH.shape
   S = k_BKSH.shape[2]
   q_BKTH = q_BKGCH.reshape(B, K, G * C, H)
-  score_BKTS = _product("bkth,bksh->bkts", q_BKTH, k_BKSH) * H**-0.5
+  score_BKTS = products.einsum("bkth,bksh->bkts", q_BKTH, k_BKSH) * H**-0.5
   score_BKGCS = jnp.where(
     may_attend_BCS[:, None, None], score_BKTS.reshape(B, K, G, C, S), MASKED
   )
@@ -173,7 +174,7 @@ def _attend(q_BKGCH, k_BKSH, v_BKSH, may_attend_BCS):
   weight_BKGCS = _once(jnp.exp(score_BKGCS - top_BKGC1).astype(v_BKSH.dtype))
   sum_BKGC1 = jnp.sum(weight_BKGCS, axis=-1, keepdims=True, dtype=jnp.float32)
   weight_BKTS = weight_BKGCS.reshape(B, K, G * C, S)
-  out_BKTH = _product("bkts,bksh->bkth", weight_BKTS, v_BKSH)
+  out_BKTH = products.einsum("bkts,bksh->bkth", weight_BKTS, v_BKSH)
   return out_BKTH.reshape(B, K, G, C, H), top_BKGC1, sum_BKGC1
 
 
@@ -193,16 +194,16 @@ def _gradients(
   split = lambda x_BKST: x_BKST.reshape(B, K, S, G, C)
   merge = lambda x_BKSGC: x_BKSGC.reshape(B, K, S, G * C)
 
-  score_BKSGC = split(_product("bksh,bkth->bkst", k_BKSH, q_BKTH)) * H**-0.5
+  score_BKSGC = split(products.einsum("bksh,bkth->bkst", k_BKSH, q_BKTH)) * H**-0.5
   score_BKSGC = jnp.where(may_attend_BSC[:, None, :, None], score_BKSGC, MASKED)
   weight_BKSGC = _once(jnp.exp(score_BKSGC - of_query(log_sum_BKGC)).astype(dtype))
-  d_weight_BKSGC = split(_product("bksh,bkth->bkst", v_BKSH, d_out_BKTH))
+  d_weight_BKSGC = split(products.einsum("bksh,bkth->bkst", v_BKSH, d_out_BKTH))
   d_score_BKSGC = weight_BKSGC * (d_weight_BKSGC - of_query(dot_BKGC)) * H**-0.5
   d_score_BKST = merge(d_score_BKSGC.astype(dtype))
-  d_v_BKSH = _product("bkst,bkth->bksh", merge(weight_BKSGC), d_out_BKTH)
-  d_k_BKSH = _product("bkst,bkth->bksh", d_score_BKST, q_BKTH)
+  d_v_BKSH = products.einsum("bkst,bkth->bksh", merge(weight_BKSGC), d_out_BKTH)
+  d_k_BKSH = products.einsum("bkst,bkth->bksh", d_score_BKST, q_BKTH)
   # Behind a barrier: XLA for CPUs cannot run a bf16 product that writes transposed.
-  d_q_BKHT = _once(_product("bkhs,bkst->bkht", k_BKHS, d_score_BKST))
+  d_q_BKHT = _once(products.einsum("bkhs,bkst->bkht", k_BKHS, d_score_BKST))
   return d_q_BKHT.swapaxes(2, 3).reshape(B, K, G, C, H), d_k_BKSH, d_v_BKSH
 
 
@@ -362,18 +363,3 @@ def _take(x: jax.Array, axis: int, start: jax.Array) -> jax.Array:
 
 def _put(x: jax.Array, axis: int, start: jax.Array, part: jax.Array) -> jax.Array:
   return jax.lax.dynamic_update_slice_in_dim(x, part, start, axis)
-
-
-def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
-  """fp32 compute means fp32 products, also where hardware would use fewer bits."""
-  return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
-
-
-def _product(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
-  return jnp.einsum(
-    equation,
-    left,
-    right,
-    preferred_element_type=jnp.float32,
-    precision=precision(left.dtype),
-  )

@@ -26,7 +26,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from skipalign_jax import errors, losses, positions
+from skipalign_jax import errors, losses, positions, products
 
 TOO_STRONG = 0.5  # from this α on the paper sees worse long-context scores
 STREAM = 2  # of random numbers, beside the positions'
@@ -162,7 +162,7 @@ def _regularised_forward(long_BLD, short_BLD, head_VD, others, chunk, stop_gradi
   )
   dtype = long_BLD.dtype
   head_cast_VD = head_VD.astype(dtype)
-  to_hidden = lambda d_BCV: losses.product("bcv,vd->bcd", d_BCV, head_cast_VD).astype(
+  to_hidden = lambda d_BCV: products.einsum("bcv,vd->bcd", d_BCV, head_cast_VD).astype(
     dtype
   )
 
@@ -181,7 +181,7 @@ def _regularised_forward(long_BLD, short_BLD, head_VD, others, chunk, stop_gradi
     d_logits = [x.astype(dtype) for x in (d_long_BCV, d_short_BCV)]
     if head_is_trained:
       for d_BCV, hidden_BCD in zip(d_logits, hidden, strict=True):
-        d_head_VD += losses.product("bcv,bcd->vd", d_BCV, hidden_BCD)
+        d_head_VD += products.einsum("bcv,bcd->vd", d_BCV, hidden_BCD)
     sums = jax.tree.map(jnp.add, sums, parts)
     return (sums, d_head_VD), tuple(map(to_hidden, d_logits))
 
@@ -207,7 +207,7 @@ _regularised.defvjp(_regularised_forward, _regularised_backward, symbolic_zeros=
 def _both(head_VD, long_BCD, short_BCD, targets_BC, weight_BC, pair_BC):
   """The three sums of `regularised` over a chunk; log p and log q, fp32."""
   log_p_BCV, log_q_BCV = (
-    jax.nn.log_softmax(losses.product("bcd,vd->bcv", x_BCD, head_VD))
+    jax.nn.log_softmax(products.einsum("bcd,vd->bcv", x_BCD, head_VD))
     for x_BCD in (long_BCD, short_BCD)
   )
   target_BC1 = jnp.take_along_axis(log_p_BCV, targets_BC[..., None], axis=-1)

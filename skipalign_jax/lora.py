@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from skipalign_jax import cpu, errors, frozen, sharding
+from skipalign_jax import cpu, errors, frozen, products, sharding
 
 Tree = dict[str, Any]
 
@@ -112,25 +112,25 @@ def _linear(x_TI, base, a_RI, b_OR, scale, split):
 
 def _forward(x_TI, base, a_RI, b_OR, scale, split):
   dtype = x_TI.dtype
-  out_TO = _product("ti,oi->to", x_TI, _gathered(base, split, dtype))
+  out_TO = products.einsum("ti,oi->to", x_TI, _gathered(base, split, dtype))
   low_TR = None
   if a_RI is not None:
-    low_TR = _product("ti,ri->tr", x_TI, a_RI.astype(dtype)).astype(dtype)
-    out_TO += scale * _product("tr,or->to", low_TR, b_OR.astype(dtype))
+    low_TR = products.einsum("ti,ri->tr", x_TI, a_RI.astype(dtype)).astype(dtype)
+    out_TO += scale * products.einsum("tr,or->to", low_TR, b_OR.astype(dtype))
   return out_TO.astype(dtype), (x_TI, low_TR, base, a_RI, b_OR)
 
 
 def _backward(scale, split, residuals, d_out_TO):
   x_TI, low_TR, base, a_RI, b_OR = residuals
   dtype = x_TI.dtype
-  d_x_TI = _product("to,oi->ti", d_out_TO, _gathered(base, split, dtype))
+  d_x_TI = products.einsum("to,oi->ti", d_out_TO, _gathered(base, split, dtype))
   if a_RI is None:
     return d_x_TI.astype(dtype), None, None, None
-  d_low_TR = scale * _product("to,or->tr", d_out_TO, b_OR.astype(dtype))
+  d_low_TR = scale * products.einsum("to,or->tr", d_out_TO, b_OR.astype(dtype))
   d_low_TR = d_low_TR.astype(dtype)
-  d_x_TI += _product("tr,ri->ti", d_low_TR, a_RI.astype(dtype))
-  d_a_RI = cpu.weight_gradient(d_low_TR, x_TI, _product)
-  d_b_OR = scale * cpu.weight_gradient(d_out_TO, low_TR, _product)
+  d_x_TI += products.einsum("tr,ri->ti", d_low_TR, a_RI.astype(dtype))
+  d_a_RI = cpu.weight_gradient(d_low_TR, x_TI, products.einsum)
+  d_b_OR = scale * cpu.weight_gradient(d_out_TO, low_TR, products.einsum)
   return d_x_TI.astype(dtype), None, d_a_RI, d_b_OR
 
 
@@ -141,13 +141,6 @@ def _gathered(base, split, dtype):
   """W in `dtype`; devices send each other what is stored, not what it means."""
   stored = jax.tree.map(lambda x: sharding.constrain(x, split), base)
   return frozen.dense(stored, dtype)
-
-
-def _product(equation, left, right):
-  precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
-  return jnp.einsum(
-    equation, left, right, preferred_element_type=jnp.float32, precision=precision
-  )
 
 
 def describe(config: Config) -> str:
@@ -197,7 +190,7 @@ def added(
   base_OI: jax.Array, a_RI: jax.Array, b_OR: jax.Array, scale: float
 ) -> jax.Array:
   """W + scale · B A of one layer, fp32."""
-  return base_OI + scale * _product("or,ri->oi", b_OR, a_RI)
+  return base_OI + scale * products.einsum("or,ri->oi", b_OR, a_RI)
 
 
 def layer_of(tree: Tree, name: str) -> Tree:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import custom_derivatives
 
+from skipalign_jax import products
+
 # Of inputs that a gradient rule with symbolic zeros gets: whether each is
 # differentiated is told beside its value.
 values_of = custom_derivatives.custom_vjp_primal_tree_values
@@ -86,7 +88,7 @@ def target_log_probs(
 
   def score(arrays):
     hidden_BCD, targets_BC = arrays
-    logits_BCV = product("bcd,vd->bcv", hidden_BCD, head_VD)
+    logits_BCV = products.einsum("bcd,vd->bcv", hidden_BCD, head_VD)
     target_BC1 = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)
     log_p_BC = target_BC1[..., 0] - jax.nn.logsumexp(logits_BCV, axis=-1)
     return log_p_BC, jnp.argmax(logits_BCV, axis=-1) == targets_BC
@@ -122,7 +124,8 @@ def long_short_terms(
   @jax.checkpoint
   def compare(hidden):
     log_p_BCV, log_q_BCV = (
-      jax.nn.log_softmax(product("bcd,vd->bcv", x_BCD, head_VD)) for x_BCD in hidden
+      jax.nn.log_softmax(products.einsum("bcd,vd->bcv", x_BCD, head_VD))
+      for x_BCD in hidden
     )
     p_BCV, q_BCV = jnp.exp(log_p_BCV), jnp.exp(log_q_BCV)
     sce_BC = -jnp.sum(p_BCV * log_q_BCV + q_BCV * log_p_BCV, axis=-1)
@@ -161,9 +164,9 @@ def _forward(hidden_BLD, head_VD, targets_BL, weight_BL, chunk):
     one_hot_BCV = jax.nn.one_hot(targets_BC, V, dtype=jnp.float32)
     d_logits_BCV = weight_BC[..., None] * (probability_BCV - one_hot_BCV)
     d_logits_BCV = d_logits_BCV.astype(dtype)
-    d_hidden_BCD = product("bcv,vd->bcd", d_logits_BCV, head_cast_VD)
+    d_hidden_BCD = products.einsum("bcv,vd->bcd", d_logits_BCV, head_cast_VD)
     if head_is_trained:
-      d_head_VD += product("bcv,bcd->vd", d_logits_BCV, hidden_BCD)
+      d_head_VD += products.einsum("bcv,bcd->vd", d_logits_BCV, hidden_BCD)
     total += jnp.sum(weight_BC * loss_BC)
     return (total, d_head_VD), (d_hidden_BCD.astype(dtype), loss_BC)
 
@@ -189,7 +192,7 @@ _cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
 
 def _chunk_loss(hidden_BCD, head_VD, targets_BC):
   """−log p(target) and p over the vocabulary, fp32."""
-  logits_BCV = product("bcd,vd->bcv", hidden_BCD, head_VD)
+  logits_BCV = products.einsum("bcd,vd->bcv", hidden_BCD, head_VD)
   log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
   target_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
   return log_z_BC - target_BC, jnp.exp(logits_BCV - log_z_BC[..., None])
@@ -203,11 +206,3 @@ def chunks_of(arrays: Any, chunk: int) -> Any:
   """
   split = lambda x: jnp.moveaxis(x.reshape(x.shape[0], chunk, -1, *x.shape[2:]), 2, 0)
   return jax.tree.map(split, arrays)
-
-
-def product(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
-  """An einsum that accumulates in fp32, and is exact for fp32 operands."""
-  precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
-  return jnp.einsum(
-    equation, left, right, preferred_element_type=jnp.float32, precision=precision
-  )

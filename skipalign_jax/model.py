@@ -24,6 +24,7 @@ from skipalign_jax import (
   lora,
   model_config,
   norm,
+  products,
   rope,
   sharding,
 )
@@ -79,7 +80,8 @@ def linear(x_TI: jax.Array, weight_OI: jax.Array) -> jax.Array:
 def _linear_forward(x_TI, weight_OI):
   weight_cast_OI = weight_OI.astype(x_TI.dtype)
   out_TO = cpu.few_rows(
-    lambda x_TI: _product("ti,oi->to", x_TI, weight_cast_OI, x_TI.dtype), x_TI
+    lambda x_TI: products.einsum("ti,oi->to", x_TI, weight_cast_OI).astype(x_TI.dtype),
+    x_TI,
   )
   return cpu.named(out_TO, PRODUCT), (x_TI, weight_OI)
 
@@ -87,22 +89,9 @@ def _linear_forward(x_TI, weight_OI):
 def _linear_backward(residuals, d_out_TO):
   x_TI, weight_OI = residuals
   weight_cast_OI = weight_OI.astype(x_TI.dtype)
-  return (
-    _product("to,oi->ti", d_out_TO, weight_cast_OI, x_TI.dtype),
-    cpu.weight_gradient(
-      d_out_TO, x_TI, functools.partial(_product, dtype=weight_OI.dtype)
-    ),
-  )
-
-
-def _product(equation, left, right, dtype):
-  return jnp.einsum(
-    equation,
-    left,
-    right,
-    preferred_element_type=jnp.float32,
-    precision=attention.precision(left.dtype),
-  ).astype(dtype)
+  d_x_TI = products.einsum("to,oi->ti", d_out_TO, weight_cast_OI).astype(x_TI.dtype)
+  d_weight_OI = cpu.weight_gradient(d_out_TO, x_TI, products.einsum)
+  return d_x_TI, d_weight_OI.astype(weight_OI.dtype)
 
 
 linear.defvjp(_linear_forward, _linear_backward)
@@ -330,7 +319,7 @@ def logits(
   decoder = bind(config, params)
   hidden_BLD, _ = decoder(tokens_BL, positions_BL, segment_ids_BL, compute_dtype)
   head_VD = decoder.head().astype(compute_dtype)
-  return _product("bld,vd->blv", hidden_BLD, head_VD, jnp.float32)
+  return products.einsum("bld,vd->blv", hidden_BLD, head_VD)
 
 
 def read(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from skipalign_jax import attention
+from skipalign_jax import products
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -41,15 +41,11 @@ def _backward(eps, residuals, d_y):
   d_unit = d_y * weight_D
   along = _mean_product(d_unit, unit)[..., None]
   d_x = rate * (d_unit - unit * along)
-  return d_x.astype(x.dtype), _product("...d,...d->d", d_y, unit)
+  return d_x.astype(x.dtype), products.einsum("...d,...d->d", d_y, unit)
 
 
 def _mean_product(left, right):
-  return _product("...d,...d->...", left, right) / left.shape[-1]
-
-
-def _product(equation, left, right):
-  return jnp.einsum(equation, left, right, precision=attention.precision(left.dtype))
+  return products.einsum("...d,...d->...", left, right) / left.shape[-1]
 
 
 rms_norm.defvjp(_forward, _backward)

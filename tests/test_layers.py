@@ -4,7 +4,7 @@ import ast
 import pathlib
 
 LAYERS = (
-  {"errors", "position_baselines"},
+  {"errors", "position_baselines", "products"},
   {
     "compile_cache",
     "config",
