@@ -1,0 +1,1 @@
+"""What a data set teaches: distances, coverage, rotations; pictures from JSON alone."""

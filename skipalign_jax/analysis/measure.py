@@ -1,0 +1,182 @@
+"""Draws a data set's positions under several recipes, and says what came of them.
+
+Shapes: D distances or positions.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from skipalign_jax import errors, positions
+from skipalign_jax.analysis import dialogues, distances
+
+ROWS = 8  # of a batch that positions are drawn for
+WIDE_BINS, NEAR_BINS, PARTS = 200, 64, 10
+
+Record = dict[str, Any]
+
+
+def recipes(
+  base: positions.PositionConfig, spec: str
+) -> dict[str, positions.PositionConfig]:
+  """Names → recipes: "contiguous,skip_outer,skip_outer/uniform".
+
+  Args:
+    base: of the config; what is not named stays as it says.
+    spec: strategies, each with a gap law behind a slash or without; empty for the
+      one of the config beside contiguous positions.
+
+  Raises:
+    UserError: an unknown strategy or gap law.
+  """
+  names = [name.strip() for name in spec.split(",")] if spec else []
+  names = names or dict.fromkeys(["contiguous", base.strategy])
+  found = {}
+  for name in names:
+    strategy, _, gaps = name.partition("/")
+    change = {"strategy": strategy} | ({"gaps": gaps} if gaps else {})
+    found[name] = dataclasses.replace(base, **change)
+  return found
+
+
+def count(
+  pieces: Iterable[dialogues.Dialogues],
+  chosen: Mapping[str, positions.PositionConfig],
+  seed: int,
+  seq_len: int,
+) -> dict[str, distances.Counter]:
+  """Counts of each recipe over all samples, at the positions that training draws.
+
+  Args:
+    pieces: samples of at most `seq_len` tokens.
+    chosen: name → recipe.
+    seed: of the run.
+    seq_len: tokens of the rows that positions are drawn for.
+
+  Raises:
+    UserError: there are no samples.
+  """
+  draw = {
+    name: jax.jit(functools.partial(positions.synthesize, recipe, seed))
+    for name, recipe in chosen.items()
+  }
+  counters = {
+    name: distances.Counter(max(recipe.max_position, seq_len))
+    for name, recipe in chosen.items()
+  }
+  for piece in pieces:
+    for batch in dialogues.batches(piece, seq_len, ROWS):
+      # All of them first: the device draws while the host counts.
+      drawn = {name: one(_read(batch)) for name, one in draw.items()}
+      for name, positions_BL in drawn.items():
+        found = distances.runs(batch, np.asarray(positions_BL))
+        counters[name].add(found)
+  if not all(counter.samples for counter in counters.values()):
+    raise errors.UserError("there are no samples to count")
+  return counters
+
+
+def _read(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  return {name: array for name, array in batch.items() if name != "is_text"}
+
+
+def histogram(counter: distances.Counter, seq_len: int) -> Record:
+  """Both counts of distances in bins, and how far from uniform the long ones are.
+
+  Keys: `wide` and `near` hold bins [begin of the first, width], to the limit and to
+  seq_len, with the mean count of a distance in each; `beyond` speaks of the distances
+  seq_len … limit − 1: the share of pairs there, ten equal parts of it (uniform: 0.1
+  each), the largest difference of the distribution function from the uniform one
+  (`ks`) and half the sum of absolute differences over `wide` bins (`tv`).
+  """
+  kinds = {"pairs": counter.pairs(), "samples": counter.sets()}
+  record: Record = {"samples": counter.samples, "tokens": counter.tokens}
+  for name, end, bins in (
+    ("wide", counter.limit, WIDE_BINS),
+    ("near", min(seq_len, counter.limit), NEAR_BINS),
+  ):
+    width = -(-end // bins)
+    record[name] = {"width": width} | {
+      kind: _means(count_D[:end], width) for kind, count_D in kinds.items()
+    }
+  record["beyond"] = {
+    kind: departure(count_D, seq_len) for kind, count_D in kinds.items()
+  }
+  return record
+
+
+def _means(count_D: np.ndarray, width: int) -> list[float]:
+  begin = np.arange(0, len(count_D), width)
+  sizes = np.diff(np.append(begin, len(count_D)))
+  return [
+    float(f"{x:.6g}") for x in (np.add.reduceat(count_D, begin) / sizes).tolist()
+  ]
+
+
+def departure(count_D: np.ndarray, begin: int) -> Record | None:
+  """How the counts from `begin` on differ from uniform ones; None if there are none."""
+  long_D = count_D[begin:]
+  total = int(long_D.sum())
+  if not total:
+    return None
+  share_D = long_D / total
+  size = len(long_D)
+  edges = np.arange(PARTS) * size // PARTS
+  # Of the distribution function, at the end of each distance and right before it.
+  off_D = np.cumsum(share_D) - np.arange(1, size + 1) / size
+  width = -(-size // WIDE_BINS)
+  bins = np.arange(0, size, width)
+  even = np.diff(np.append(bins, size)) / size
+  return {
+    "from": begin,
+    "share": total / int(count_D.sum()),
+    "parts": np.add.reduceat(share_D, edges).round(5).tolist(),
+    "ks": round(float(np.abs(off_D).max()), 5),
+    "tv": round(float(np.abs(np.add.reduceat(share_D, bins) - even).sum() / 2), 5),
+  }
+
+
+def coverage(counter: distances.Counter) -> Record:
+  """What part of 0 … limit − 1 is met at all, and how the gaps are.
+
+  Keys: `distances` and `positions` with the share that occurs, the longest that does
+  and the longest stretch that does not; `unmoved`, the share of samples without a gap;
+  `gaps_per_sample`, samples with 0, 1, 2 … gaps; quantiles (10, 50, 90 %) of gaps and
+  of the last position; `wide`, tokens at a position, the mean of each bin.
+  """
+  width = -(-counter.limit // WIDE_BINS)
+  per_sample = counter.gaps_in_sample
+  return {
+    "samples": counter.samples,
+    "tokens": counter.tokens,
+    "limit": counter.limit,
+    "distances": _met(counter.pairs()),
+    "positions": _met(counter.positions()),
+    "unmoved": counter.unmoved / counter.samples,
+    "gaps": int(counter.gaps.sum()),
+    "gaps_per_sample": np.trim_zeros(per_sample, "b").tolist(),
+    "gap_quantiles": _quantiles(counter.gaps),
+    "last_quantiles": _quantiles(counter.last),
+    "wide": {"width": width, "tokens": _means(counter.positions(), width)},
+  }
+
+
+def _met(count_D: np.ndarray) -> Record:
+  met = np.flatnonzero(count_D)
+  edges = np.concatenate([[-1], met, [len(count_D)]])
+  return {
+    "share": len(met) / len(count_D),
+    "longest": int(met[-1]) if len(met) else None,
+    "longest_unmet_stretch": int(np.diff(edges).max()) - 1,
+  }
+
+
+def _quantiles(count_D: np.ndarray) -> list[int] | None:
+  total = np.cumsum(count_D)
+  if not total[-1]:
+    return None
+  return [int(np.searchsorted(total, q * total[-1])) for q in (0.1, 0.5, 0.9)]
