@@ -76,29 +76,41 @@ def draw(
   chosen = chosen[:ROWS]
   counts = [f"{sum(span.tokens for span in blocks)} tokens" for blocks in chosen]
   figure, axes = plt.subplots(figsize=(9, 1.2 + 0.32 * len(chosen)))
-  least = 0.012 * max_position  # drawn wider than it is, so that a block shows
-  for row, blocks in enumerate(chosen):
-    axes.hlines(row, 0, blocks[-1].last, color="#BBBBBB", linewidth=1, zorder=1)
-    free = 0.0
-    for span in blocks:
-      left = max(span.first, free)
-      width = max(span.tokens, least)
-      color = RESPONSE if span.is_response else INSTRUCTION
-      axes.barh(row, width, 0.6, left, color=color, edgecolor="white", lw=0.5, zorder=2)
-      free = left + width
-  for color, name in ((INSTRUCTION, "instruction"), (RESPONSE, "response")):
-    axes.barh(0, 0, color=color, label=name)
-  axes.set(
-    xlim=(0, max_position),
-    xlabel="position id (blocks are drawn wider than they are)",
-    yticks=range(len(chosen)),
-    yticklabels=labels or counts,
-    title=title,
-  )
-  axes.invert_yaxis()
+  bars(axes, chosen, max_position, labels or counts)
+  axes.set(xlabel="position id (blocks are drawn wider than they are)", title=title)
   axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.55 / len(chosen) - 0.1),
               ncols=2, frameon=False)  # fmt: skip
-  axes.spines[["top", "right", "left"]].set_visible(False)
-  axes.tick_params(axis="y", length=0)
   figure.savefig(path, dpi=130, bbox_inches="tight")
   plt.close(figure)
+
+
+def bars(
+  axes: plt.Axes, chosen: list[list[Span]], max_position: int, labels: Sequence[str]
+) -> None:
+  """A line per sample with a bar per block, coloured by who speaks."""
+  for row, blocks in enumerate(chosen):
+    axes.hlines(row, 0, blocks[-1].last, color="#BBBBBB", linewidth=1, zorder=1)
+    for span, (left, width) in zip(blocks, _places(blocks, max_position), strict=True):
+      color = RESPONSE if span.is_response else INSTRUCTION
+      axes.barh(row, width, 0.6, left, color=color, edgecolor="white", lw=0.5, zorder=2)
+  for color, name in ((INSTRUCTION, "instruction"), (RESPONSE, "response")):
+    axes.barh(0, 0, color=color, label=name)
+  axes.set(xlim=(0, max_position), yticks=range(len(chosen)), yticklabels=labels)
+  axes.invert_yaxis()
+  axes.spines[["top", "right", "left"]].set_visible(False)
+  axes.tick_params(axis="y", length=0)
+
+
+def _places(blocks: list[Span], max_position: int) -> list[tuple[float, float]]:
+  """Where each block is drawn, and how wide: wide enough to show, and none hidden."""
+  least = 0.012 * max_position
+  widths = [max(span.tokens, least) for span in blocks]
+  lefts, free = [], 0.0
+  for span, width in zip(blocks, widths, strict=True):
+    lefts.append(max(span.first, free))
+    free = lefts[-1] + width
+  end = max_position
+  for i in reversed(range(len(blocks))):  # those at the right end move back
+    lefts[i] = min(lefts[i], end - widths[i])
+    end = lefts[i]
+  return list(zip(lefts, widths, strict=True))

@@ -27,7 +27,9 @@ LAYERS = (
   {"hf", "inference", "step"},
   {"checkpoint", "data", "workdir"},
   {"evals", "planning"},
+  {"analysis"},
   {
+    "analyze",
     "convert",
     "evaluate",
     "generate",

@@ -22,3 +22,14 @@ def test_draw_writes_a_picture(tmp_path):
   path = tmp_path / "positions.png"
   preview.draw([blocks], 1000, "title", path)
   assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_blocks_at_the_end_are_drawn_inside_and_in_order():
+  crowded = [preview.Span(False, 5, 0, 4)] + [
+    preview.Span(True, 2, 990 + 2 * i, 991 + 2 * i) for i in range(5)
+  ]
+  places = preview._places(crowded, 1000)
+  ends = [left + width for left, width in places]
+  assert ends[-1] == 1000 and all(width == 12 for _, width in places)
+  assert all(a <= left for a, (left, _) in zip(ends, places[1:], strict=False))
+  assert places[0][0] == 0 and places[1][0] == 940

@@ -21,18 +21,18 @@ class Dialogues:
   """N samples.
 
   Attributes:
-    length_N: tokens of each.
-    blocks_N: blocks of each, at least one.
-    size_C: tokens of each block.
-    sample_id_N: uint32, what the draws are keyed by.
-    is_text_N: plain text, in which nobody responds.
+    length: tokens of each.
+    blocks: blocks of each, at least one.
+    size: tokens of each block.
+    sample_id: uint32, what the draws are keyed by.
+    is_text: plain text, in which nobody responds.
   """
 
-  length_N: np.ndarray
-  blocks_N: np.ndarray
-  size_C: np.ndarray
-  sample_id_N: np.ndarray
-  is_text_N: np.ndarray
+  length: np.ndarray
+  blocks: np.ndarray
+  size: np.ndarray
+  sample_id: np.ndarray
+  is_text: np.ndarray
 
 
 def read(prepared: Sequence[prepare.Prepared], limit: int = 0) -> Iterator[Dialogues]:
@@ -61,12 +61,25 @@ def _piece(p: prepare.Prepared, begin: int, at: np.ndarray) -> Dialogues:
   end_C = np.append(start_C[1:], 0)
   end_C[np.cumsum(blocks_N) - 1] = p.lengths[at]
   return Dialogues(
-    length_N=p.lengths[at],
-    blocks_N=blocks_N,
-    size_C=end_C - start_C,
-    sample_id_N=p.sample_ids[at],
-    is_text_N=p.is_text[at],
+    length=p.lengths[at],
+    blocks=blocks_N,
+    size=end_C - start_C,
+    sample_id=p.sample_ids[at],
+    is_text=p.is_text[at],
   )
+
+
+def one_by_one(piece: Dialogues) -> Iterator[Dialogues]:
+  """Its samples, each alone."""
+  ends = np.cumsum(piece.blocks)
+  for i, end in enumerate(ends.tolist()):
+    yield Dialogues(
+      length=piece.length[i : i + 1],
+      blocks=piece.blocks[i : i + 1],
+      size=piece.size[end - piece.blocks[i] : end],
+      sample_id=piece.sample_id[i : i + 1],
+      is_text=piece.is_text[i : i + 1],
+    )
 
 
 def batches(
@@ -81,22 +94,22 @@ def batches(
     seq_len: L.
     rows: R; the last batch is filled up with empty rows, so that one program serves.
   """
-  plan = packing.plan_rows(piece.length_N, seq_len, most_samples=seq_len)
-  first_block_N = np.cumsum(piece.blocks_N) - piece.blocks_N
+  plan = packing.plan_rows(piece.length, seq_len, most_samples=seq_len)
+  first_block_N = np.cumsum(piece.blocks) - piece.blocks
   for begin in range(0, len(plan), rows):
     chosen = plan[begin : begin + rows]
     order = np.concatenate(chosen)
-    length_M = piece.length_N[order]
+    length_M = piece.length[order]
     in_row = np.array([len(members) for members in chosen])
     number_M = spread(np.ones_like(in_row), in_row)  # in its row, from 1
     row_M = np.repeat(np.arange(len(chosen)), in_row)
     before_M = np.cumsum(length_M) - length_M
     before_M -= before_M[number_M == 1][row_M]
 
-    blocks_M = piece.blocks_N[order]
-    size_B = piece.size_C[spread(first_block_N[order], blocks_M)]
+    blocks_M = piece.blocks[order]
+    size_B = piece.size[spread(first_block_N[order], blocks_M)]
     index_B = spread(np.zeros_like(blocks_M), blocks_M)
-    speaks_B = ~np.repeat(piece.is_text_N[order], blocks_M)
+    speaks_B = ~np.repeat(piece.is_text[order], blocks_M)
     per_token = lambda x_M, n=length_M: np.repeat(x_M, n)
     place = spread(row_M * seq_len + before_M, length_M)
 
@@ -109,9 +122,9 @@ def batches(
       "segment_ids": arranged(per_token(number_M), np.int32),
       "block_ids": arranged(np.repeat(index_B, size_B), np.int32),
       "is_response": arranged(np.repeat((index_B % 2 == 1) & speaks_B, size_B), bool),
-      "sample_ids": arranged(per_token(piece.sample_id_N[order]), np.uint32),
+      "sample_ids": arranged(per_token(piece.sample_id[order]), np.uint32),
       "epochs": np.zeros((rows, seq_len), np.int32),
-      "is_text": arranged(per_token(piece.is_text_N[order]), bool),
+      "is_text": arranged(per_token(piece.is_text[order]), bool),
     }
 
 

@@ -35,16 +35,16 @@ class Runs:
   """Neighbouring tokens of a sample whose positions follow each other.
 
   Attributes:
-    sample_R: number of the sample, never falling.
-    first_R: position of the first token.
-    size_R: tokens.
-    is_query_R: the tokens are of a response, or of a text.
+    sample: number of the sample, never falling.
+    first: position of the first token.
+    size: tokens.
+    is_query: the tokens are of a response, or of a text.
   """
 
-  sample_R: np.ndarray
-  first_R: np.ndarray
-  size_R: np.ndarray
-  is_query_R: np.ndarray
+  sample: np.ndarray
+  first: np.ndarray
+  size: np.ndarray
+  is_query: np.ndarray
 
 
 def runs(batch: Mapping[str, np.ndarray], positions_BL: np.ndarray) -> Runs:
@@ -60,10 +60,10 @@ def runs(batch: Mapping[str, np.ndarray], positions_BL: np.ndarray) -> Runs:
   begins_T[1:] |= query_T[1:] != query_T[:-1]
   first = np.flatnonzero(begins_T)
   return Runs(
-    sample_R=sample_T[first],
-    first_R=position_T[first],
-    size_R=np.diff(np.append(first, len(sample_T))),
-    is_query_R=query_T[first],
+    sample=sample_T[first],
+    first=position_T[first],
+    size=np.diff(np.append(first, len(sample_T))),
+    is_query=query_T[first],
   )
 
 
@@ -101,12 +101,12 @@ class Counter:
 
   def add(self, found: Runs) -> None:
     """Counts the runs of a batch; a sample is in one batch only."""
-    first_R, size_R = found.first_R, found.size_R
+    first_R, size_R = found.first, found.size
     if not len(first_R):
       return
     end_R = first_R + size_R
     assert end_R.max() <= self.limit, end_R.max()
-    new_R = np.diff(found.sample_R, prepend=-1) > 0
+    new_R = np.diff(found.sample, prepend=-1) > 0
     opens_R = np.flatnonzero(new_R)
     self._positions += self._bins(first_R) - self._bins(end_R)
     self.samples += len(opens_R)
@@ -120,12 +120,12 @@ class Counter:
     self.last += self._bins(end_R[np.append(opens_R[1:], len(end_R)) - 1] - 1)
 
     # A few samples at a time: RandPos makes a run of each token.
-    query = np.flatnonzero(found.is_query_R)
+    query = np.flatnonzero(found.is_query)
     opens_of_R = np.repeat(opens_R, np.diff(np.append(opens_R, len(first_R))))
     keys = query - opens_of_R[query] + 1  # its own run and all before
     if not len(query):
       return
-    ends = np.append(np.flatnonzero(np.diff(found.sample_R[query])) + 1, len(query))
+    ends = np.append(np.flatnonzero(np.diff(found.sample[query])) + 1, len(query))
     group = np.cumsum(keys)[ends - 1] // _PAIRS
     for some in np.split(np.arange(len(query)), ends[:-1][np.diff(group) > 0]):
       q_Q = np.repeat(query[some], keys[some])
@@ -133,8 +133,8 @@ class Counter:
       self._add_pairs(found, q_Q, k_Q)
 
   def _add_pairs(self, found: Runs, q_Q: np.ndarray, k_Q: np.ndarray) -> None:
-    n_Q, m_Q = found.size_R[q_Q], found.size_R[k_Q]
-    gap_Q = found.first_R[q_Q] - found.first_R[k_Q]
+    n_Q, m_Q = found.size[q_Q], found.size[k_Q]
+    gap_Q = found.first[q_Q] - found.first[k_Q]
     own_Q = q_Q == k_Q
     lo_Q = np.where(own_Q, 0, gap_Q - m_Q + 1)
     hi_Q = gap_Q + n_Q - 1
@@ -148,8 +148,8 @@ class Counter:
     self._pairs += self._bins(n + 1)
 
     # The union of a sample's intervals: each adds what lies beyond those before it.
-    order = np.lexsort((lo_Q, found.sample_R[q_Q]))
-    apart = found.sample_R[q_Q][order] * (self.limit + 1)
+    order = np.lexsort((lo_Q, found.sample[q_Q]))
+    apart = found.sample[q_Q][order] * (self.limit + 1)
     lo, hi = lo_Q[order] + apart, hi_Q[order] + apart
     reached = np.maximum.accumulate(hi)
     lo[1:] = np.maximum(lo[1:], reached[:-1] + 1)

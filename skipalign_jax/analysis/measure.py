@@ -1,6 +1,6 @@
 """Draws a data set's positions under several recipes, and says what came of them.
 
-Shapes: D distances or positions.
+Shapes: R rows, L tokens a row, D distances or positions.
 """
 
 import dataclasses
@@ -48,6 +48,7 @@ def count(
   chosen: Mapping[str, positions.PositionConfig],
   seed: int,
   seq_len: int,
+  draws: int = 1,
 ) -> dict[str, distances.Counter]:
   """Counts of each recipe over all samples, at the positions that training draws.
 
@@ -56,12 +57,14 @@ def count(
     chosen: name → recipe.
     seed: of the run.
     seq_len: tokens of the rows that positions are drawn for.
+    draws: count this many seeds, from `seed` on: one says what a run trains, many
+      what the recipe does on the average.
 
   Raises:
     UserError: there are no samples.
   """
   draw = {
-    name: jax.jit(functools.partial(positions.synthesize, recipe, seed))
+    name: jax.jit(functools.partial(positions.synthesize, recipe))
     for name, recipe in chosen.items()
   }
   counters = {
@@ -70,18 +73,16 @@ def count(
   }
   for piece in pieces:
     for batch in dialogues.batches(piece, seq_len, ROWS):
+      read = {name: x_RL for name, x_RL in batch.items() if name != "is_text"}
       # All of them first: the device draws while the host counts.
-      drawn = {name: one(_read(batch)) for name, one in draw.items()}
-      for name, positions_BL in drawn.items():
-        found = distances.runs(batch, np.asarray(positions_BL))
-        counters[name].add(found)
+      drawn = [
+        (name, one(seed + i, read)) for name, one in draw.items() for i in range(draws)
+      ]
+      for name, positions_RL in drawn:
+        counters[name].add(distances.runs(batch, np.asarray(positions_RL)))
   if not all(counter.samples for counter in counters.values()):
     raise errors.UserError("there are no samples to count")
   return counters
-
-
-def _read(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  return {name: array for name, array in batch.items() if name != "is_text"}
 
 
 def histogram(counter: distances.Counter, seq_len: int) -> Record:
@@ -112,9 +113,7 @@ def histogram(counter: distances.Counter, seq_len: int) -> Record:
 def _means(count_D: np.ndarray, width: int) -> list[float]:
   begin = np.arange(0, len(count_D), width)
   sizes = np.diff(np.append(begin, len(count_D)))
-  return [
-    float(f"{x:.6g}") for x in (np.add.reduceat(count_D, begin) / sizes).tolist()
-  ]
+  return [float(f"{x:.6g}") for x in (np.add.reduceat(count_D, begin) / sizes).tolist()]
 
 
 def departure(count_D: np.ndarray, begin: int) -> Record | None:

@@ -1,0 +1,214 @@
+"""Figures from JSON alone: colours that colour-blind readers tell apart, and dashes.
+
+Every picture has its own white ground, so it reads on light and dark pages.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib import ticker
+
+from skipalign_jax import errors, preview
+from skipalign_jax.evals import curves
+
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+SMOOTHED = 20  # points that a curve of losses is averaged over
+
+Record = Mapping[str, Any]
+
+
+def draw(record: Record, path: pathlib.Path) -> pathlib.Path:
+  """A PNG of what `analyze` wrote as JSON; returns `path`.
+
+  Raises:
+    UserError: the record is not one of `analyze`.
+  """
+  kind = record.get("kind") if isinstance(record, Mapping) else None
+  if kind not in KINDS:
+    known = ", ".join(KINDS)
+    raise errors.UserError(
+      f"a record of kind {kind!r} has no picture; `analyze` writes {known}"
+    )
+  figure = KINDS[kind](record)
+  figure.suptitle(record["title"], fontsize=10)
+  figure.savefig(path, dpi=100, bbox_inches="tight", facecolor="white")
+  plt.close(figure)
+  return path
+
+
+def _style(i: int) -> dict[str, Any]:
+  return {
+    "color": curves.COLORS[i % len(curves.COLORS)],
+    "linestyle": DASHES[i % len(DASHES)],
+    "linewidth": 1.5,
+  }
+
+
+def _distances(record: Record) -> plt.Figure:
+  """Left the distances that a sample has anyway, right all of them."""
+  figure, axes = plt.subplots(2, 2, figsize=(11, 6.4), sharex="col", layout="tight")
+  ends = {"near": record["seq_len"], "wide": record["max_position"]}
+  labels = {
+    "samples": "samples that meet a distance, %",
+    "pairs": "pairs at a distance, per million",
+  }
+  for i, (name, found) in enumerate(record["strategies"].items()):
+    whole = found["samples"]
+    for row, kind in enumerate(labels):
+      if kind == "pairs":
+        wide = found["wide"]
+        whole = sum(wide["pairs"]) * wide["width"] / 1e4  # but for the last bin
+      for column, part in enumerate(ends):
+        y = [100 * n / whole or float("nan") for n in found[part][kind]]
+        width = found[part]["width"]
+        x = [(j + 0.5) * width for j in range(len(y))]
+        axes[row, column].plot(x, y, label=name, **_style(i))
+  for row, label in enumerate(labels.values()):
+    axes[row, 0].set_ylabel(label)
+    for column in (0, 1):
+      axes[row, column].set_yscale("log")
+  for column, (part, end) in enumerate(ends.items()):
+    axes[0, column].set_title(
+      f"distances within {end:,} tokens" if part == "near" else f"all below {end:,}",
+      fontsize=9,
+    )
+    axes[1, column].set_xlim(0, end)
+    axes[1, column].set_xlabel("relative distance, positions")
+    axes[1, column].xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+  for axis in axes.flat:
+    axis.grid(color="#DDDDDD", linewidth=0.6)
+  axes[0, 1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+  return figure
+
+
+def _coverage(record: Record) -> plt.Figure:
+  """Tokens at each position, and how many gaps samples have."""
+  figure, (left, right) = plt.subplots(
+    1, 2, figsize=(11, 3.6), layout="tight", width_ratios=(3, 2)
+  )
+  names = list(record["strategies"])
+  most = 9
+  for i, (_, found) in enumerate(record["strategies"].items()):
+    wide = found["wide"]
+    y = [1e6 * n / found["tokens"] or float("nan") for n in wide["tokens"]]
+    x = [(j + 0.5) * wide["width"] for j in range(len(y))]
+    left.plot(x, y, **_style(i))
+    counts = found["gaps_per_sample"]
+    shown = counts[:most] + [sum(counts[most:])] + [0] * (most + 1 - len(counts))
+    step = 0.8 / len(names)
+    at = [n + (i - (len(names) - 1) / 2) * step for n in range(most + 1)]
+    heights = [100 * n / found["samples"] for n in shown[: most + 1]]
+    color = curves.COLORS[i % len(curves.COLORS)]
+    hatch = ("", "//", "..", "xx", "\\\\", "--", "++")[i % 7]
+    right.bar(at, heights, step, color=color, hatch=hatch, edgecolor="white", lw=0,
+              label=names[i])  # fmt: skip
+  left.set_yscale("log")
+  left.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+  left.set(xlabel="position", ylabel="tokens at a position, per million")
+  left.grid(color="#DDDDDD", linewidth=0.6)
+  ticks = [*map(str, range(most)), f"{most}+"]
+  right.set_xticks(range(most + 1), ticks)
+  right.set(xlabel="gaps in a sample", ylabel="samples, %")
+  right.legend(fontsize=8)
+  return figure
+
+
+def _diagram(record: Record) -> plt.Figure:
+  """SkipAlign's Figure 1: samples under each strategy."""
+  samples = record["samples"]
+  tall = 0.55 + 0.3 * len(samples[0]["strategies"])
+  figure, axes = plt.subplots(
+    len(samples), 1, figsize=(10, 0.8 + tall * len(samples)), sharex=True,
+    squeeze=False, layout="tight",
+  )  # fmt: skip
+  for axis, sample in zip(axes[:, 0], samples, strict=True):
+    rows = [
+      [preview.Span(**block) for block in blocks]
+      for blocks in sample["strategies"].values()
+    ]
+    preview.bars(axis, rows, record["max_position"], list(sample["strategies"]))
+    axis.set_title(sample["title"], fontsize=9, loc="left")
+  last = axes[-1, 0]
+  last.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+  last.set_xlabel("position id (blocks are drawn wider than they are)")
+  handles, names = last.get_legend_handles_labels()
+  figure.legend(handles, names, loc="upper right", ncols=2, frameon=False, fontsize=9)
+  return figure
+
+
+def _rope(record: Record) -> plt.Figure:
+  """Turns of each pair, and the full one."""
+  figure, axis = plt.subplots(figsize=(7.6, 4.2), layout="tight")
+  for i, line in enumerate(record["lines"]):
+    label = (
+      f"{line['name']}: {line['distance']:,} positions, {line['rope']}\n"
+      f"{line['full_turn']} of {record['pairs']} pairs turn fully, "
+      f"{line['beyond_pretraining']} go beyond pretraining"
+    )
+    axis.plot(line["turns"], label=label, **_style(i))
+  axis.axhline(1, color="black", linewidth=0.8)
+  axis.annotate("a full turn", (0.3, 1.2), fontsize=8)
+  axis.set_yscale("log")
+  axis.set(xlabel="rotated pair of a head", ylabel="turns over all positions")
+  axis.grid(color="#DDDDDD", linewidth=0.6)
+  axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+  return figure
+
+
+def _training(record: Record) -> plt.Figure:
+  """A panel a number, a line a run."""
+  names = {
+    "loss": "training loss, nats a target",
+    "eval_loss": "held-out loss, nats a target",
+    "grad_norm": "gradient norm",
+    "learning_rate": "learning rate",
+  }
+  names |= {n: n for run in record["runs"].values() for n in run if "/" in n}
+  shown = [n for n in names if any(n in run for run in record["runs"].values())]
+  rows = -(-len(shown) // 2)
+  figure, axes = plt.subplots(
+    rows, 2, figsize=(10, 3 * rows), squeeze=False, layout="tight"
+  )
+  for axis, name in zip(axes.flat, shown, strict=False):
+    for i, (run, found) in enumerate(record["runs"].items()):
+      if name not in found:
+        continue
+      steps, values = found[name]
+      style = _style(i)
+      if name == "loss" and len(values) > SMOOTHED:
+        axis.plot(steps, values, color=style["color"], alpha=0.25, linewidth=0.8)
+        values = _running_mean(values)
+      few = (
+        {"marker": curves.MARKERS[i % 7], "markersize": 4} if len(steps) < 40 else {}
+      )
+      axis.plot(steps, values, label=run, **style, **few)
+    axis.set(xlabel="step", ylabel=names[name])
+    if name == "grad_norm":
+      axis.set_yscale("log")
+    axis.grid(color="#DDDDDD", linewidth=0.6)
+  for axis in axes.flat[len(shown) :]:
+    axis.set_visible(False)
+  axes[0, 0].legend(fontsize=7)
+  return figure
+
+
+def _running_mean(values: list[float]) -> list[float]:
+  """Each value averaged with those before it, `SMOOTHED` at most."""
+  return [
+    sum(values[max(0, i + 1 - SMOOTHED) : i + 1]) / min(i + 1, SMOOTHED)
+    for i in range(len(values))
+  ]
+
+
+KINDS = {
+  "distances": _distances,
+  "coverage": _coverage,
+  "diagram": _diagram,
+  "rope": _rope,
+  "training": _training,
+}
