@@ -143,7 +143,7 @@ def _diagram(record: Record) -> plt.Figure:
 
 def _rope(record: Record) -> plt.Figure:
   """Turns of each pair, and the full one."""
-  figure, axis = plt.subplots(figsize=(7.6, 4.2), layout="tight")
+  figure, axis = plt.subplots(figsize=(10, 4.2), layout="tight")
   for i, line in enumerate(record["lines"]):
     label = (
       f"{line['name']}: {line['distance']:,} positions, {line['rope']}\n"
