@@ -1,9 +1,11 @@
 """Counts of distances against counting token pairs one by one."""
 
 import collections
+import functools
 import io
 import itertools
 
+import jax
 import numpy as np
 import pytest
 from rich import console as rich_console
@@ -17,7 +19,7 @@ from skipalign_jax.data import tokenizer as tokenizer_lib
 L, SEQ_LEN, SEED = 300, 64, 3
 
 
-def piece(count=30, seed=0):
+def piece(count=32, seed=0):
   """Dialogues of 1 … 7 blocks, and some texts."""
   rng = np.random.default_rng(seed)
   sizes = [rng.integers(1, 10, rng.integers(1, 8)) for _ in range(count)]
@@ -53,8 +55,16 @@ def naive(some, chosen):
   found = collections.defaultdict(collections.Counter)
   row_of = lambda sample: packing.assemble_row([sample], SEQ_LEN, 0)
   rows = [row_of(sample) for sample in samples_of(some)]
-  batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-  drawn_BL = np.asarray(positions.synthesize(chosen, SEED, batch))
+  names = ("segment_ids", "block_ids", "is_response", "sample_ids", "epochs")
+  batch = {name: np.stack([row[name] for row in rows]) for name in names}
+  draw = jax.jit(functools.partial(positions.synthesize, chosen))
+  drawn = [  # as many rows as `measure` takes: one program for both
+    np.asarray(
+      draw(SEED, {name: x_BL[i : i + measure.ROWS] for name, x_BL in batch.items()})
+    )
+    for i in range(0, len(rows), measure.ROWS)
+  ]
+  drawn_BL = np.concatenate(drawn)
   for i, m in enumerate(some.length):
     at = drawn_BL[i, :m].tolist()
     query = batch["is_response"][i, :m] | some.is_text[i]
