@@ -16,7 +16,8 @@ const EXAMPLES = {
     "user: What is the door code of the observatory?\n" +
     "assistant: The door code of the observatory is 4821.",
 };
-const [WIDTH, LEFT, RIGHT, BINS, DRAWS] = [1000, 46, 14, 100, 400];
+const [LEFT, RIGHT, BINS, DRAWS] = [46, 14, 100, 400];
+let WIDTH = 1000; // of the pictures, in units of a pixel or so
 const MOST_TOKENS = 8192;
 const at = (id) => document.getElementById(id);
 const told = (n) => Math.round(n).toLocaleString("en-US");
@@ -74,11 +75,12 @@ const placed = (x, L) => LEFT + (x / L) * (WIDTH - LEFT - RIGHT);
 
 function axis(y, L, label) {
   const parts = [`<line class="axis" x1="${LEFT}" x2="${WIDTH - RIGHT}" y1="${y}" y2="${y}"/>`];
-  for (let i = 0; i <= 5; i++) {
-    const x = placed((i * L) / 5, L);
-    const anchor = i === 5 ? "end" : "middle";
+  const ticks = WIDTH < 600 ? 2 : 5;
+  for (let i = 0; i <= ticks; i++) {
+    const [x, text] = [placed((i * L) / ticks, L), told((i * L) / ticks)];
+    const anchor = i === ticks ? "end" : "middle";
     parts.push(`<line class="axis" x1="${x}" x2="${x}" y1="${y}" y2="${y + 5}"/>`);
-    parts.push(`<text x="${x}" y="${y + 18}" text-anchor="${anchor}">${told((i * L) / 5)}</text>`);
+    parts.push(`<text x="${x}" y="${y + 18}" text-anchor="${anchor}">${text}</text>`);
   }
   parts.push(`<text x="${WIDTH / 2}" y="${y + 34}" text-anchor="middle">${label}</text>`);
   return parts;
@@ -97,7 +99,7 @@ function drawBlocks(runs, L) {
   let end = WIDTH - RIGHT;
   for (let i = runs.length - 1; i >= 0; i--) end = lefts[i] = Math.min(lefts[i], end - widths[i]);
   const role = (run) => (run.response ? "response" : "instruction");
-  const shown = runs.map((run) => `${run.block}:${run.size}`).join();
+  const shown = [WIDTH, ...runs.map((run) => `${run.block}:${run.size}`)].join();
   if (at("blocks").dataset.shown !== shown) {
     // New elements only for new blocks: those that are there glide to their places.
     at("blocks").dataset.shown = shown;
@@ -181,7 +183,7 @@ function drawHistogram(blocks, config, runs) {
   const mean = meanBins(blocks, config, limit);
   const still = skipalign.synthesize(blocks, { ...config, strategy: "contiguous" });
   const before = binned(skipalign.pairs([still], limit), limit);
-  const [top, bottom, floor] = [24, 204, -2]; // decades: 0.01 pairs at the bottom
+  const [top, bottom, floor] = [24, 204, -3]; // decades: 0.001 pairs at the bottom
   const highest = Math.max(0.5, ...[now, mean, before].map((b) => Math.log10(Math.max(...b.means, 1))));
   const y = (n) => {
     const height = (Math.max(Math.log10(Math.max(n, 1e-9)), floor) - floor) / (highest - floor);
@@ -237,6 +239,7 @@ function drawTable(runs) {
 }
 
 function redraw() {
+  WIDTH = Math.max(420, Math.min(1000, document.querySelector("main").clientWidth));
   const config = settings();
   at("pShown").textContent = config.p.toFixed(2);
   at("LShown").textContent = told(config.L);
@@ -247,7 +250,7 @@ function redraw() {
   const note = m > MOST_TOKENS ? `Too long for this page: at most ${told(MOST_TOKENS)} tokens.`
     : m === 0 ? "Nothing to draw yet." : "";
   at("counted").textContent = note || `${blocks.length} blocks, ${told(m)} tokens; in text a ` +
-    "word or a sign counts as one (a tokenizer makes about a third more).";
+    "word or a sign counts as one, in place of a tokenizer.";
   if (note) return;
   const runs = skipalign.synthesize(blocks, config);
   const limit = Math.max(config.L, m);
@@ -279,6 +282,7 @@ function main() {
   for (const id of ["text", "strategy", "gaps", "probPer", "p", "L", "seed", "sampleId"]) {
     at(id).addEventListener("input", redraw);
   }
+  addEventListener("resize", redraw);
   const next = () => {
     at("sampleId").value = (settings().sampleId + 1) % 2 ** 32;
     redraw();

@@ -71,12 +71,13 @@ def count(
     name: distances.Counter(max(recipe.max_position, seq_len))
     for name, recipe in chosen.items()
   }
+  seeds = [np.uint32((seed + i) % 2**32) for i in range(draws)]  # as jax.random.key
   for piece in pieces:
     for batch in dialogues.batches(piece, seq_len, ROWS):
       read = {name: x_RL for name, x_RL in batch.items() if name != "is_text"}
       # All of them first: the device draws while the host counts.
       drawn = [
-        (name, one(seed + i, read)) for name, one in draw.items() for i in range(draws)
+        (name, one(number, read)) for name, one in draw.items() for number in seeds
       ]
       for name, positions_RL in drawn:
         counters[name].add(distances.runs(batch, np.asarray(positions_RL)))
