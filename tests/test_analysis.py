@@ -60,7 +60,10 @@ def naive(some, chosen):
   draw = jax.jit(functools.partial(positions.synthesize, chosen))
   drawn = [  # as many rows as `measure` takes: one program for both
     np.asarray(
-      draw(SEED, {name: x_BL[i : i + measure.ROWS] for name, x_BL in batch.items()})
+      draw(
+        np.uint32(SEED),
+        {name: x_BL[i : i + measure.ROWS] for name, x_BL in batch.items()},
+      )
     )
     for i in range(0, len(rows), measure.ROWS)
   ]
