@@ -8,14 +8,14 @@ itself; their distance is the difference of their position ids. Two counts of it
   samples  samples in which some query meets distance d: the paper's "union of the
            relative distance sets for generating responses in each turn"
 
-Role headers and stop tokens count with their block (a choice: the places that predict a
-target are the same but for a few tokens a reply). Positions of a block are contiguous, so
-the pairs of two blocks are counted in closed form: n queries from position a on and m
-keys from b on meet each distance lo = a − b − m + 1 … a + n − 1 − b as often as two boxes
-overlap, a trapezoid whose second difference is +1 at lo, −1 at lo + m and lo + n, +1 at
-lo + m + n. A block with itself has n − d pairs. Summing second differences of all blocks,
-then summing twice, gives the histogram: work by blocks, memory by distances, whatever the
-number of tokens.
+Role headers and stop tokens count with their block (a choice: the places that predict
+a target are the same but for a few tokens a reply). Positions of a block are
+contiguous, so the pairs of two blocks are counted in closed form: n queries from
+position a on and m keys from b on meet each distance lo = a − b − m + 1 … a + n − 1 −
+b as often as two boxes overlap, a trapezoid whose second difference is +1 at lo, −1
+at lo + m and lo + n, +1 at lo + m + n. A block with itself has n − d pairs. Summing
+second differences of all blocks, then summing twice, gives the histogram: work by
+blocks, memory by distances, whatever the number of tokens.
 
 Shapes: T places of a batch, R runs (blocks, or parts of them, without a gap), Q pairs
 of a query run and a key run, D distances 0 … D − 1, or positions.
