@@ -16,7 +16,8 @@ positions compose (B's are A's; RoPE sees their differences only).
 l_extra ~ U{1 … ⌊m/2⌋} is drawn anew for every sample and step; a sample of m tokens is
 its own l_train.
 
-Shapes: B rows, L tokens a row, C chunk, D model, V vocab.
+Shapes: W = 2 windows, long and short; B rows, L tokens a row, X chunks of C places, D
+model, V vocab.
 """
 
 import dataclasses
@@ -127,7 +128,8 @@ def regularised(
     targets_BL: int32 in [0, V).
     weight_BL: fp32, of the cross entropy; divided by its denominator already.
     pair_weight_BL: fp32, of SCE; times α, divided by its denominator already.
-    chunk: places a row whose logits (of both windows) exist at one time.
+    chunk: of cross entropy; here the logits of a quarter as many places a row exist
+      at one time, for both windows.
     stop_gradient: the side that is taken as given, "long", "short" or "none".
 
   Returns:
@@ -135,95 +137,97 @@ def regularised(
     the SCE's part and Σ pair weight · (KL(p‖q) + KL(q‖p)). fp32.
   """
   L = long_BLD.shape[1]
-  chunk = min(chunk, L)
+  # A window has as many arrays again: so this takes no more memory than cross entropy.
+  chunk = min(max(chunk // 4, 1), L)
   pad = lambda x: jnp.pad(x, [(0, 0), (0, -L % chunk)] + [(0, 0)] * (x.ndim - 2))
-  arrays = jax.tree.map(
-    pad, (long_BLD, short_BLD, targets_BL, weight_BL, pair_weight_BL)
-  )
-  return _regularised(*arrays[:2], head_VD, arrays[2:], chunk, stop_gradient)
+  hidden_WBLD = jnp.stack([pad(long_BLD), pad(short_BLD)])
+  others = jax.tree.map(pad, (targets_BL, weight_BL, pair_weight_BL))
+  return _regularised(hidden_WBLD, head_VD, others, chunk, stop_gradient)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _regularised(long_BLD, short_BLD, head_VD, others, chunk, stop_gradient):
-  head_VD = head_VD.astype(long_BLD.dtype)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _regularised(hidden_WBLD, head_VD, others, chunk, stop_gradient):
+  head_VD = head_VD.astype(hidden_WBLD.dtype)
 
-  def add_chunk(total, chunk_arrays):
-    return jax.tree.map(jnp.add, total, _both(head_VD, *chunk_arrays)[0]), None
+  def add_chunk(sums, chunk_arrays):
+    return jax.tree.map(jnp.add, sums, _both(head_VD, *chunk_arrays)[0]), None
 
-  chunks = losses.chunks_of((long_BLD, short_BLD, *others), chunk)
+  chunks = _chunks(hidden_WBLD, others, chunk)
   sums, _ = jax.lax.scan(add_chunk, (jnp.float32(0),) * 3, chunks)
   return sums[0] + sums[1], sums
 
 
-def _regularised_forward(long_BLD, short_BLD, head_VD, others, chunk, stop_gradient):
+def _regularised_forward(hidden_WBLD, head_VD, others, chunk, stop_gradient):
   head_is_trained = head_VD.perturbed  # if not, no gradient is made for it
-  long_BLD, short_BLD, head_VD, others = losses.values_of(
-    (long_BLD, short_BLD, head_VD, others)
-  )
-  dtype = long_BLD.dtype
+  hidden_WBLD, head_VD, others = losses.values_of((hidden_WBLD, head_VD, others))
+  dtype = hidden_WBLD.dtype
   head_cast_VD = head_VD.astype(dtype)
-  to_hidden = lambda d_BCV: products.einsum("bcv,vd->bcd", d_BCV, head_cast_VD).astype(
-    dtype
-  )
+  moved = 1 if stop_gradient == "short" else 2  # windows that get a gradient
 
   def add_chunk(carry, chunk_arrays):
     sums, d_head_VD = carry
-    hidden, (targets_BC, weight_BC, pair_BC) = chunk_arrays[:2], chunk_arrays[2:]
-    parts, (log_p_BCV, log_q_BCV) = _both(head_cast_VD, *chunk_arrays)
+    hidden_WBCD, (targets_BC, weight_BC, pair_BC) = chunk_arrays
+    parts, log_p_BCV, log_q_BCV, cross_p_BC, cross_q_BC = _both(
+      head_cast_VD, *chunk_arrays
+    )
     one_hot_BCV = jax.nn.one_hot(targets_BC, head_VD.shape[0], dtype=jnp.float32)
-    d_long_BCV = weight_BC[..., None] * (jnp.exp(log_p_BCV) - one_hot_BCV)
+    d_p_BCV = weight_BC[..., None] * (jnp.exp(log_p_BCV) - one_hot_BCV)
     if stop_gradient != "long":
-      d_long_BCV += pair_BC[..., None] * _sce_gradient(log_p_BCV, log_q_BCV)
-    if stop_gradient == "short":
-      d_short_BCV = jnp.zeros_like(d_long_BCV)
-    else:
-      d_short_BCV = pair_BC[..., None] * _sce_gradient(log_q_BCV, log_p_BCV)
-    d_logits = [x.astype(dtype) for x in (d_long_BCV, d_short_BCV)]
+      d_p_BCV += pair_BC[..., None] * _sce_gradient(log_p_BCV, log_q_BCV, cross_p_BC)
+    d_q_BCV = pair_BC[..., None] * _sce_gradient(log_q_BCV, log_p_BCV, cross_q_BC)
+    d_logits_WBCV = jnp.stack([d.astype(dtype) for d in (d_p_BCV, d_q_BCV)[:moved]])
+    d_hidden_WBCD = products.einsum("wbcv,vd->wbcd", d_logits_WBCV, head_cast_VD)
     if head_is_trained:
-      for d_BCV, hidden_BCD in zip(d_logits, hidden, strict=True):
-        d_head_VD += products.einsum("bcv,bcd->vd", d_BCV, hidden_BCD)
+      d_head_VD += products.einsum("wbcv,wbcd->vd", d_logits_WBCV, hidden_WBCD[:moved])
     sums = jax.tree.map(jnp.add, sums, parts)
-    return (sums, d_head_VD), tuple(map(to_hidden, d_logits))
+    return (sums, d_head_VD), d_hidden_WBCD.astype(dtype)
 
-  chunks = losses.chunks_of((long_BLD, short_BLD, *others), chunk)
   shape = head_VD.shape if head_is_trained else ()
   start = (jnp.float32(0),) * 3, jnp.zeros(shape, jnp.float32)
-  (sums, d_head_VD), per_chunk = jax.lax.scan(add_chunk, start, chunks)
-  d_hidden = [jnp.moveaxis(x, 0, 2).reshape(long_BLD.shape) for x in per_chunk]
-  return (sums[0] + sums[1], sums), (*d_hidden, d_head_VD.astype(head_VD.dtype))
+  chunks = _chunks(hidden_WBLD, others, chunk)
+  (sums, d_head_VD), d_hidden_XWBCD = jax.lax.scan(add_chunk, start, chunks)
+  d_hidden_WBLD = jnp.moveaxis(d_hidden_XWBCD, 0, 3)
+  d_hidden_WBLD = d_hidden_WBLD.reshape(moved, *hidden_WBLD.shape[1:])
+  d_hidden_WBLD = jnp.pad(d_hidden_WBLD, [(0, 2 - moved)] + [(0, 0)] * 3)
+  gradients = d_hidden_WBLD, d_head_VD.astype(head_VD.dtype)
+  return (sums[0] + sums[1], sums), gradients
 
 
 def _regularised_backward(chunk, stop_gradient, gradients, d_results):
   d_total, _ = d_results
-  d_long_BLD, d_short_BLD, d_head_VD = (
-    (d_total * x).astype(x.dtype) for x in gradients
-  )
-  return d_long_BLD, d_short_BLD, d_head_VD if d_head_VD.ndim else None, None
+  d_hidden_WBLD, d_head_VD = ((d_total * x).astype(x.dtype) for x in gradients)
+  return d_hidden_WBLD, d_head_VD if d_head_VD.ndim else None, None
 
 
 _regularised.defvjp(_regularised_forward, _regularised_backward, symbolic_zeros=True)
 
 
-def _both(head_VD, long_BCD, short_BCD, targets_BC, weight_BC, pair_BC):
-  """The three sums of `regularised` over a chunk; log p and log q, fp32."""
-  log_p_BCV, log_q_BCV = (
-    jax.nn.log_softmax(products.einsum("bcd,vd->bcv", x_BCD, head_VD))
-    for x_BCD in (long_BCD, short_BCD)
-  )
+def _chunks(hidden_WBLD, others, chunk):
+  """As `losses.chunks_of`, for both windows: hidden_XWBCD and the others, [X, B, C]."""
+  windows = [losses.chunks_of(hidden_BLD, chunk) for hidden_BLD in hidden_WBLD]
+  return jnp.stack(windows, axis=1), losses.chunks_of(others, chunk)
+
+
+def _both(head_VD, hidden_WBCD, others):
+  """A chunk's three sums, log p and log q, H(p, q) and H(q, p); fp32."""
+  targets_BC, weight_BC, pair_BC = others
+  logits_WBCV = products.einsum("wbcd,vd->wbcv", hidden_WBCD, head_VD)
+  log_p_BCV, log_q_BCV = jax.nn.log_softmax(logits_WBCV)
   target_BC1 = jnp.take_along_axis(log_p_BCV, targets_BC[..., None], axis=-1)
   p_BCV, q_BCV = jnp.exp(log_p_BCV), jnp.exp(log_q_BCV)
-  sce_BC = -jnp.sum(p_BCV * log_q_BCV + q_BCV * log_p_BCV, axis=-1)
-  kl_BC = jnp.sum((p_BCV - q_BCV) * (log_p_BCV - log_q_BCV), axis=-1)
+  # As products: sums along V of these are several times slower on CPUs.
+  along = functools.partial(products.einsum, "bcv,bcv->bc")
+  cross_p_BC, cross_q_BC = -along(p_BCV, log_q_BCV), -along(q_BCV, log_p_BCV)
+  kl_BC = along(p_BCV - q_BCV, log_p_BCV - log_q_BCV)
   sums = (
     -jnp.sum(weight_BC * target_BC1[..., 0]),
-    jnp.sum(pair_BC * sce_BC),
+    jnp.sum(pair_BC * (cross_p_BC + cross_q_BC)),
     jnp.sum(pair_BC * kl_BC),
   )
-  return sums, (log_p_BCV, log_q_BCV)
+  return sums, log_p_BCV, log_q_BCV, cross_p_BC, cross_q_BC
 
 
-def _sce_gradient(log_p_BCV, log_q_BCV):
-  """Of H(p, q) + H(q, p), with respect to p's logits."""
-  p_BCV = jnp.exp(log_p_BCV)
-  cross_BC1 = -jnp.sum(p_BCV * log_q_BCV, axis=-1, keepdims=True)
-  return p_BCV * (-log_q_BCV - cross_BC1) + p_BCV - jnp.exp(log_q_BCV)
+def _sce_gradient(log_p_BCV, log_q_BCV, cross_BC):
+  """Of H(p, q) + H(q, p), with respect to p's logits, given H(p, q)."""
+  scale_BCV = 1 - log_q_BCV - cross_BC[..., None]
+  return jnp.exp(log_p_BCV) * scale_BCV - jnp.exp(log_q_BCV)

@@ -132,8 +132,9 @@ def test_all_logits_never_exist():
     program = jax.make_jaxpr(jax.value_and_grad(loss, (0, 1, 2)))
     return max(sizes(program(*structs, targets, floats, floats).jaxpr))
 
-  assert largest(16) == rows * 16 * vocab
-  assert largest(64) == rows * 64 * vocab
+  # Both windows' logits for a quarter of the places that cross entropy would take.
+  assert largest(16) == 2 * rows * 4 * vocab
+  assert largest(64) == 2 * rows * 16 * vocab
 
 
 @pytest.fixture(scope="module")
