@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import pathlib
 import sys
-import time
 from typing import Any
 
 import jax
@@ -24,12 +23,12 @@ from skipalign_jax import (
   errors,
   lora,
   lora_trees,
-  metrics,
   model,
   model_config,
   optimizer,
   positions,
   preview,
+  report,
   resolve,
   sharding,
   signals,
@@ -99,7 +98,7 @@ def run(
     folder, config.checkpoint.keep, config.checkpoint.keep_best
   )
   start = saved.latest() or 0
-  console.print(describe(config, recipe, data, mesh, start, folder))
+  console.print(report.describe(config, recipe, data, mesh, start, folder))
   abstract, shardings = step_lib.state_shardings(mesh, update, shape, recipe.adapters)
   iterator_state, base = None, frozen_base(recipe, opened, shardings.base)
   if start:
@@ -147,7 +146,7 @@ def run(
 
   # The loop: dispatch step t, then read the numbers of step t−1.
   due = lambda step, every: every and step % every == 0
-  log = Log(config, folder, console, start, data.steps)
+  log = report.Log(config, folder, console, start, data.steps)
   votes, status = distributed.Votes(), 0
   with jax.set_mesh(mesh), contextlib.closing(saved), signals.Stop(first) as stop, log:
     if not start:
@@ -235,168 +234,6 @@ def show_first_batch(
   preview.draw(found, limit, title, picture)
   console.print(f"positions  drawn in {picture}; the longest dialogue of this batch:")
   console.print(f"           {preview.describe(found[0])}")
-
-
-def describe(
-  config: config_lib.ConfigDict,
-  recipe: step_lib.Recipe,
-  data: pipeline.Data,
-  mesh: jax.sharding.Mesh,
-  start: int,
-  folder: pathlib.Path,
-) -> str:
-  """What is about to be trained, in lines of `name  value`."""
-  shape = recipe.model
-  trained, base_bytes, scope = shape.num_params(), 0, []
-  if recipe.adapters:
-    trained, base_bytes = lora_trees.sizes(recipe.adapters, model.definition(shape)[1])
-    told = lora.describe(recipe.adapters)
-    scope = [f"adapters   {trained / 1e6:,.1f}M parameters: {told}"]
-  p = config.positions
-  told = p.strategy
-  if p.strategy != "contiguous":
-    told += f" up to {p.max_position:,}, p={p.skip_prob} a {p.prob_per}, {p.gaps} gaps"
-  if p.strategy == "skip_outer" and not data.several_turns:
-    told += (
-      "\n           NOTE: no sample has a second instruction, so nothing will skip"
-    )
-  scaled = f"{shape.rope.kind}, theta {shape.rope.theta:g}"
-  if shape.rope.factor != 1:
-    scaled += f", {shape.rope.factor:.3g}x to {shape.window:,} positions"
-  state, kind = 12 * trained + base_bytes, jax.devices()[0].device_kind
-  hosts = f" of {n} processes" if (n := jax.process_count()) > 1 else ""
-  axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-  return "\n".join(
-    [
-      f"model      {shape.num_params() / 1e6:,.1f}M parameters, {shape.num_layers} "
-      f"layers, from {config.model.init_from or 'scratch'}",
-      *scope,
-      f"rope       {scaled}",
-      f"positions  {told}",
-      *(f"data       {line}" for line in data.report.splitlines()),
-      f"batch      {config.batch_size} rows x {config.data.seq_len} tokens"
-      f"{', packed' if config.data.packing else ''}"
-      f"{'' if config.data.packing_mask else ' without a mask'}, "
-      f"{config.grad_accum} microbatch(es), {data.steps} steps",
-      f"memory     {state / 2**30:.2f} GiB weights and Adam state, "
-      f"{4 * trained / 2**30:.2f} GiB gradients, over {mesh.devices.size} {kind} "
-      f"device(s){hosts} ({axes})",
-      f"workdir    {folder}"
-      + (f": continuing after step {start}" if start else ": a new run"),
-    ]
-  )
-
-
-class Log:
-  """Reads the numbers of finished steps; writes, shows and checks them."""
-
-  def __init__(
-    self,
-    config: config_lib.ConfigDict,
-    folder: pathlib.Path,
-    console: rich_console.Console,
-    start: int,
-    steps: int,
-  ):
-    self.pending: tuple[int, step_lib.Metrics] | None = None
-    self.eval_losses: dict[int, float] = {}
-    self._config, self._folder, self._console = config, folder, console
-    self._start, self._steps, self._done = start, steps, start
-    self._writer = metrics.NoWriter()
-    if distributed.is_first():
-      self._writer = metrics.Writer(folder, start or -1)
-    self._bar = metrics.Progress(console, start, steps)
-    self._read_at = time.monotonic()
-    self._losses: list[float] = []
-    self._rates: list[float] = []
-    self._nonfinite = 0
-
-  def __enter__(self) -> "Log":
-    self._bar.__enter__()
-    return self
-
-  def __exit__(self, *raised) -> None:
-    self._bar.__exit__(*raised)
-    self._writer.close()
-
-  def read_pending(self) -> None:
-    """Waits for the pending step's numbers and records them."""
-    if self.pending is None:
-      return
-    step, numbers = self.pending
-    self.pending = None
-    record = {"step": step} | {
-      name: value.item() for name, value in jax.device_get(numbers).items()
-    }
-    now = time.monotonic()
-    record["tokens_per_second"] = record["tokens"] / (now - self._read_at)
-    self._read_at = now
-    self._done = step
-    self._losses.append(record["loss"])
-    self._rates.append(record["tokens_per_second"])
-    if step % self._config.log_every == 0 or step == self._steps:
-      self._writer.write(record)
-    self._bar.update(record)
-    self._check_finite(record)
-
-  def _check_finite(self, record: metrics.Record) -> None:
-    self._nonfinite = 0 if record["finite"] else self._nonfinite + 1
-    if self._nonfinite:
-      self._console.print(
-        f"step {record['step']}: loss {record['loss']}, gradient norm "
-        f"{record['grad_norm']}: not finite, so the update was skipped"
-      )
-    if self._nonfinite >= self._config.optim.max_nonfinite_steps:
-      raise errors.UserError(
-        f"{self._nonfinite} steps in a row without a finite loss, the last one "
-        f"{record['step']}. Lower optim.learning_rate, or look at the data; "
-        f"checkpoints in {self._folder} are untouched."
-      )
-
-  def held_out(self, step: int, loss: float) -> None:
-    """Records a held-out loss."""
-    self.read_pending()
-    self.eval_losses[step] = loss
-    self._writer.write({"step": step, "eval_loss": loss})
-    self._console.print(f"step {step}: held-out loss {loss:.4f}")
-    self._read_at = time.monotonic()
-
-  def evaluated(self, step: int, numbers: metrics.Record) -> None:
-    """Records what a task found."""
-    self.read_pending()
-    self._writer.write({"step": step} | numbers)
-    told = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-    self._console.print(f"step {step}: {told}")
-    self._read_at = time.monotonic()
-
-  def flush(self) -> None:
-    """Puts all records so far on disk."""
-    self.read_pending()
-    self._writer.flush()
-
-  def summary(self) -> str:
-    """The last words of a run."""
-    lines = []
-    if self._losses:
-      rate = float(np.median(self._rates))
-      lines.append(
-        f"trained    steps {self._start + 1}-{self._done} of {self._steps}, loss "
-        f"{self._losses[0]:.4f} -> {self._losses[-1]:.4f}, median {rate:,.0f} tok/s"
-      )
-    if len(self.eval_losses) > 1:
-      first, *_, last = self.eval_losses.values()
-      lines.append(f"held out   loss {first:.4f} -> {last:.4f}")
-    if self._done < self._steps:
-      lines.append("stopped    saved; the same command goes on from here")
-    else:
-      lines.append(
-        f"done       {self._folder}: metrics.jsonl, checkpoints/, tensorboard/"
-      )
-      lines.append(
-        f"next       python -m skipalign_jax.generate --model={self._folder} "
-        "--prompt='Hello'"
-      )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

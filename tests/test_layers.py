@@ -26,7 +26,7 @@ LAYERS = (
   {"model"},
   {"hf", "inference", "step"},
   {"checkpoint", "data", "workdir"},
-  {"evals", "planning"},
+  {"evals", "report", "planning"},
   {"analysis"},
   {
     "analyze",
