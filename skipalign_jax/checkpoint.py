@@ -1,22 +1,53 @@
 """Checkpoints: what is trained, optimizer and data iterator, in the background.
 
 A workdir holds `checkpoints/<step>/{params,opt,data}`, Orbax items that appear
-under their final name only when complete. `params` alone is what conversion and
-generation read. The frozen base under adapters is not saved: it is read again from
-where the run took it.
+under their final name only when complete, with a seal over their files. `params` alone
+is what conversion and generation read. The frozen base under adapters is not saved: it
+is read again from where the run took it.
 """
 
+import contextlib
+import math
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from rich import console as rich_console
 
-from skipalign_jax import errors, step
+from skipalign_jax import distributed, errors, seal, step
 from skipalign_jax.hf import native
 
 # So that an export reads a layer of a stacked parameter, not all of them.
 CHUNK_BYTES = 2**28
+
+
+DAMAGED = "damaged"
+
+
+def set_damaged_aside(workdir: pathlib.Path, console: rich_console.Console) -> None:
+  """Moves the latest checkpoints away until the latest one is as it was written.
+
+  Raises:
+    UserError: none is.
+  """
+  steps = sorted(native.steps(workdir), reverse=True)
+  for at in steps:
+    folder = workdir / native.CHECKPOINTS / str(at)
+    if not (found := seal.damage(folder)):
+      return
+    kept = workdir / DAMAGED / str(at)
+    while kept.exists():
+      kept = kept.with_name(f"{kept.name}_")
+    kept.parent.mkdir(exist_ok=True)
+    folder.rename(kept)
+    console.print(f"checkpoint {at} is damaged and now in {kept}: {found}")
+  if steps:
+    raise errors.UserError(
+      f"--workdir={workdir} has no checkpoint left that is as it was written; they "
+      f"are in {workdir / DAMAGED}. The same command starts from the beginning."
+    )
 
 
 class Checkpoints:
@@ -37,7 +68,9 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(
       preservation_policy=managers.AnyPreservationPolicy(policies),
       cleanup_tmp_directories=True,
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
     )
+    self._saving = 0
     self._manager = ocp.CheckpointManager(
       (workdir / native.CHECKPOINTS).absolute(),
       options=options,
@@ -58,19 +91,43 @@ class Checkpoints:
     """Starts writing the state after `at` steps; the caller may go on training."""
     if self.latest() == at:
       return
+    self.wait()  # as Orbax would; `_seal` must not see the next step's number
+    self._saving = at
     chunked = jax.tree.map(
       lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), state.params
     )
-    self._manager.save(
-      at,
-      args=ocp.args.Composite(
-        params=ocp.args.StandardSave(state.params, save_args=chunked),
-        opt=ocp.args.StandardSave({"step": state.step, "opt": state.opt}),
-        data=ocp.args.JsonSave({"iterator": iterator_state}),
-      ),
-      metrics=None if eval_loss is None else {"eval_loss": eval_loss},
-      force=True,
-    )
+    with self._told():
+      self._manager.save(
+        at,
+        args=ocp.args.Composite(
+          params=ocp.args.StandardSave(state.params, save_args=chunked),
+          opt=ocp.args.StandardSave({"step": state.step, "opt": state.opt}),
+          data=ocp.args.JsonSave({"iterator": iterator_state}),
+        ),
+        # A NaN has no place in an order.
+        metrics={"eval_loss": eval_loss}
+        if eval_loss is not None and math.isfinite(eval_loss)
+        else None,
+        force=True,
+      )
+
+  def _seal(self) -> None:
+    """Called by Orbax when all is written and before it gets its final name."""
+    if distributed.is_first():
+      pattern = f"{self._saving}.orbax-checkpoint-tmp*"
+      for half in pathlib.Path(self._manager.directory).glob(pattern):
+        seal.write(half)
+
+  @contextlib.contextmanager
+  def _told(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:  # Orbax has many kinds, and none of its own
+      raise errors.UserError(
+        f"the checkpoint of step {self._saving} in {self._manager.directory} is not "
+        f"written: {error}\nEarlier ones are untouched. Mend that (is the disk full?); "
+        "the same command goes on from the latest."
+      ) from error
 
   def restore(
     self, abstract: step.TrainState, shardings: step.TrainState, at: int
@@ -93,7 +150,7 @@ class Checkpoints:
           data=ocp.args.JsonRestore(),
         ),
       )
-    except (ValueError, KeyError, OSError) as error:
+    except Exception as error:  # damaged files raise nearly anything
       raise errors.UserError(
         f"checkpoint {self._manager.directory / str(at)} cannot be read: {error}\n"
         "Remove that folder to go on from an earlier one, or use a new --workdir."
@@ -103,8 +160,10 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Blocks until what was started is on disk; raises what went wrong."""
-    self._manager.wait_until_finished()
+    with self._told():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits, then lets go of the workdir."""
-    self._manager.close()
+    with self._told():
+      self._manager.close()

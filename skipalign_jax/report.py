@@ -10,13 +10,13 @@ from rich import console as rich_console
 from skipalign_jax import config as config_lib
 from skipalign_jax import (
   distributed,
-  errors,
   long_short,
   lora,
   lora_trees,
   metrics,
   model,
   positions,
+  watch,
 )
 from skipalign_jax import step as step_lib
 from skipalign_jax.data import pipeline
@@ -108,7 +108,8 @@ class Log:
     start: int,
     steps: int,
   ):
-    self.pending: tuple[int, step_lib.Metrics] | None = None
+    # A step whose numbers are not read yet, and what it was fed.
+    self.pending: tuple[int, step_lib.Metrics, pipeline.Batch] | None = None
     self.eval_losses: dict[int, float] = {}
     self._config, self._folder, self._console = config, folder, console
     self._start, self._steps, self._done = start, steps, start
@@ -119,7 +120,11 @@ class Log:
     self._read_at = time.monotonic()
     self._losses: list[float] = []
     self._rates: list[float] = []
-    self._nonfinite = 0
+    self._nonfinite = watch.Nonfinite(
+      folder, config.optim.max_nonfinite_steps, jax.process_index()
+    )
+    # The writer has dropped what will be made again.
+    self._spikes = watch.Spikes(folder / "metrics.jsonl")
 
   def __enter__(self) -> "Log":
     self._bar.__enter__()
@@ -133,7 +138,7 @@ class Log:
     """Waits for the pending step's numbers and records them."""
     if self.pending is None:
       return
-    step, numbers = self.pending
+    step, numbers, batch = self.pending
     self.pending = None
     record = {"step": step} | {
       name: value.item() for name, value in jax.device_get(numbers).items()
@@ -146,22 +151,19 @@ class Log:
     self._rates.append(record["tokens_per_second"])
     if step % self._config.log_every == 0 or step == self._steps:
       self._writer.write(record)
+      self._watch(record)
     self._bar.update(record)
-    self._check_finite(record)
+    self._nonfinite.check(record, batch, self._console.print)
 
-  def _check_finite(self, record: metrics.Record) -> None:
-    self._nonfinite = 0 if record["finite"] else self._nonfinite + 1
-    if self._nonfinite:
-      self._console.print(
-        f"step {record['step']}: loss {record['loss']}, gradient norm "
-        f"{record['grad_norm']}: not finite, so the update was skipped"
-      )
-    if self._nonfinite >= self._config.optim.max_nonfinite_steps:
-      raise errors.UserError(
-        f"{self._nonfinite} steps in a row without a finite loss, the last one "
-        f"{record['step']}. Lower optim.learning_rate, or look at the data; "
-        f"checkpoints in {self._folder} are untouched."
-      )
+  def _watch(self, record: metrics.Record) -> None:
+    """Writes a spike beside its record."""
+    if (sigmas := self._spikes.sigmas(record["loss"])) is None:
+      return
+    self._writer.write({"step": record["step"], "loss_spike": sigmas})
+    self._console.print(
+      f"step {record['step']}: loss {record['loss']:.4f} is {sigmas:.1f} standard "
+      "deviations above the recent ones"
+    )
 
   def held_out(self, step: int, loss: float) -> None:
     """Records a held-out loss."""
@@ -193,6 +195,8 @@ class Log:
         f"trained    steps {self._start + 1}-{self._done} of {self._steps}, loss "
         f"{self._losses[0]:.4f} -> {self._losses[-1]:.4f}, median {rate:,.0f} tok/s"
       )
+    if self._nonfinite.total:
+      lines.append(f"skipped    {self._nonfinite.total} steps that were not finite")
     if len(self.eval_losses) > 1:
       first, *_, last = self.eval_losses.values()
       lines.append(f"held out   loss {first:.4f} -> {last:.4f}")

@@ -1,10 +1,14 @@
 """Stopping cleanly: the first signal asks, the second one insists."""
 
 import signal
+import sys
 
 
 class Stop:
   """Notes SIGINT and SIGTERM, so that a loop can save and leave.
+
+  From the second signal on the system ends the process at once, whatever it waits for;
+  what it leaves is what a kill leaves, and the next start copes with that.
 
   Attributes:
     status: exit status, 0 or 128 + the signal's number.
@@ -31,8 +35,12 @@ class Stop:
       signal.signal(number, handler)
 
   def _note(self, number: int, _) -> None:
-    if self.requested:
-      raise KeyboardInterrupt
     self.status = 128 + number
+    for each in self._previous:
+      signal.signal(each, signal.SIG_DFL)
     if self._told:
-      print("\nstopping after this step; once more to stop at once", flush=True)
+      # A progress bar hides the cursor, and nobody shows it after a second signal.
+      cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
+      print(
+        f"{cursor}\nstopping after this step; once more to stop at once", flush=True
+      )

@@ -23,6 +23,7 @@ from skipalign_jax import (
   errors,
   lora,
   lora_trees,
+  manifest,
   model,
   model_config,
   optimizer,
@@ -89,8 +90,9 @@ def run(
   first = distributed.is_first()
   with distributed.together():
     if first:
-      workdir.claim(folder, config, shape, opened, tokenizer)
+      lock = workdir.claim(folder, config, shape, opened, tokenizer)
       workdir.write_steps(folder, data.steps)
+      checkpoint.set_damaged_aside(folder, console)
   claimed = distributed.exchange(workdir.identity(folder))[0]
   with distributed.together():
     workdir.check_shared(folder, claimed)
@@ -99,6 +101,12 @@ def run(
   )
   start = saved.latest() or 0
   console.print(report.describe(config, recipe, data, mesh, start, folder))
+  with distributed.together():
+    if first:
+      for change in manifest.add(
+        folder, manifest.describe(config, data.fingerprint, start)
+      ):
+        console.print(f"NOTE       since the last start, {change}")
   abstract, shardings = step_lib.state_shardings(mesh, update, shape, recipe.adapters)
   iterator_state, base = None, frozen_base(recipe, opened, shardings.base)
   if start:
@@ -148,15 +156,22 @@ def run(
   due = lambda step, every: every and step % every == 0
   log = report.Log(config, folder, console, start, data.steps)
   votes, status = distributed.Votes(), 0
-  with jax.set_mesh(mesh), contextlib.closing(saved), signals.Stop(first) as stop, log:
+  with (
+    signals.Stop(first) as stop,
+    workdir.writing(folder),
+    jax.set_mesh(mesh),
+    contextlib.closing(saved),
+    log,
+  ):
     if not start:
       if data.eval_batches:
         log.held_out(0, held_out_loss())
       evaluate(0, last=False)
     for step in range(start + 1, data.steps + 1):
-      state, numbers = train_step(state, place(next(iterator)))
+      batch = next(iterator)
+      state, numbers = train_step(state, place(batch))
       log.read_pending()
-      log.pending = (step, numbers)
+      log.pending = (step, numbers, batch)
       last = step == data.steps
       if data.eval_batches and (due(step, config.eval.every) or last):
         log.held_out(step, held_out_loss())
@@ -168,6 +183,8 @@ def run(
       if status:
         break
   console.print(log.summary())
+  if first:
+    lock.close()
   return status
 
 

@@ -8,14 +8,23 @@ workdir/
   checkpoints/   see checkpoint.py
   evals/         NAME/STEP/: what config.evals found
   metrics.jsonl, tensorboard/, positions.png
+  starts.jsonl   see manifest.py
+  nonfinite/, damaged/   batches and checkpoints that were put aside, if any
+  .lock          held by the process that writes here
 """
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import json
+import os
 import pathlib
 import shutil
+import socket
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 import ml_collections
 import transformers
@@ -31,6 +40,7 @@ from skipalign_jax.hf import (
 )
 
 STEPS = "steps.json"
+LOCK = ".lock"
 
 # Keys that may change when a run goes on; all others shape its numbers.
 FREE = (
@@ -50,24 +60,31 @@ def claim(
   shape: model_config.ModelConfig,
   base: reference.Model | None,
   tokenizer: transformers.PreTrainedTokenizerFast,
-) -> None:
+) -> TextIO:
   """Makes `folder` the workdir of this config, or checks that it is.
 
+  Returns:
+    The lock on it: closing it, or the end of this process however it comes, lets go.
+
   Raises:
-    UserError: it belongs to another config, is something else, or cannot be
-      written.
+    UserError: it belongs to another config or to a run that goes on, is something
+      else, or cannot be written.
   """
   try:
     if (folder / "config.json").exists():
+      held = _lock(folder)
       _check_same(folder, config)
       if base is not None:
         adapters.check_base(folder, native.read_config(folder), base.weights)
     else:
-      if folder.exists() and any(folder.iterdir()):
+      # A start that was killed may leave these.
+      ours = {LOCK, ".config.json.new"}
+      if folder.exists() and {path.name for path in folder.iterdir()} - ours:
         raise errors.UserError(
           f"--workdir={folder} has files but no run in it; name a new folder"
         )
       folder.mkdir(parents=True, exist_ok=True)
+      held = _lock(folder)
       description = native.Description(
         model_config=shape,
         hf_config=base and base.hf_config,
@@ -85,8 +102,49 @@ def claim(
       shutil.rmtree(half, ignore_errors=True)
       export.save_tokenizer(tokenizer, half)
       half.replace(folder / native.TOKENIZER)
+    return held
   except OSError as error:
     raise errors.UserError(f"--workdir={folder} cannot be used: {error}") from error
+
+
+def _lock(folder: pathlib.Path) -> TextIO:
+  """Takes the lock of a workdir.
+
+  A record lock, not flock: data workers, should they outlive their parent, do not
+  inherit it.
+  """
+  file = (folder / LOCK).open("a+", encoding="utf-8")
+  try:
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    if error.errno not in (errno.EACCES, errno.EAGAIN):
+      return file  # a filesystem without locks
+    file.seek(0)
+    raise errors.UserError(
+      f"--workdir={folder} is being written by {file.read().strip() or 'another run'}; "
+      "wait for it, stop it, or name a new folder"
+    ) from error
+  file.truncate(0)
+  file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+  file.flush()
+  return file
+
+
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+@contextlib.contextmanager
+def writing(folder: pathlib.Path) -> Iterator[None]:
+  """Tells what the user can mend when storage fails inside the block."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in _STORAGE:
+      raise
+    raise errors.UserError(
+      f"--workdir={folder} cannot be written any more: {error}\nCheckpoints in it are "
+      "untouched. Make room; the same command goes on from the latest."
+    ) from error
 
 
 def write_steps(folder: pathlib.Path, steps: int) -> None:
@@ -135,10 +193,11 @@ def _check_same(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None
     )
   theirs = _flatten(found.config)
   ours = _flatten(json.loads(json.dumps(config.to_dict())))  # tuples become lists
+  told = lambda flat, key: repr(flat[key]) if key in flat else "no such key"
   different = [
-    f"  {key}: the run has {theirs.get(key)!r}, now {ours.get(key)!r}"
+    f"  {key}: the run has {told(theirs, key)}, now {told(ours, key)}"
     for key in sorted(theirs.keys() | ours.keys())
-    if theirs.get(key) != ours.get(key) and not key.startswith(FREE)
+    if told(theirs, key) != told(ours, key) and not key.startswith(FREE)
   ]
   if different:
     raise errors.UserError(

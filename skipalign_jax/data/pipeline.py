@@ -5,6 +5,7 @@ for all batches, unless data.batching=sorted makes it one of `config.buckets`.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 
 import grain
@@ -29,6 +30,8 @@ class Data:
   Attributes:
     steps: batches of the whole run.
     report: what was read and what was left out, a few lines.
+    fingerprint: of the samples, their lengths and the tokenizer; the same wherever
+      and by how many processes they are read.
     several_turns: samples with more than one reply to learn.
     train_rows: rows of all processes, in training order.
     eval_batches: this process' held-out batches, as many as all others have; empty
@@ -37,6 +40,7 @@ class Data:
 
   steps: int
   report: str
+  fingerprint: str
   several_turns: int
   train_rows: rows_lib.TrainRows
   eval_batches: list[Batch]
@@ -171,6 +175,7 @@ def build(
   return Data(
     steps=steps,
     report="\n".join(report),
+    fingerprint=_fingerprint(train, usable, held_out, tokenizer),
     several_turns=sum(p.several_turns() for p in train),
     train_rows=rows,
     eval_batches=_eval_batches(held_out, config, share_index, share_count),
@@ -178,6 +183,19 @@ def build(
     _share=(share_index, share_count),
     _workers=c.workers,
   )
+
+
+def _fingerprint(
+  train: list[prepare.Prepared],
+  usable: list[np.ndarray],
+  held_out: list[tuple[prepare.Prepared, np.ndarray]],
+  tokenizer: transformers.PreTrainedTokenizerFast,
+) -> str:
+  found = hashlib.sha256(prepare.tokenizer_identity(tokenizer).encode("utf-8"))
+  for p, rows in (*zip(train, usable, strict=True), *held_out):
+    found.update(p.sample_ids[rows].astype("<u4"))  # hashes of what a sample says
+    found.update(p.lengths[rows].astype("<i8"))
+  return found.hexdigest()[:16]
 
 
 def _check_texts(train: list[prepare.Prepared]) -> None:

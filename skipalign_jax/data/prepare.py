@@ -186,20 +186,28 @@ def _write_whole(
     half.unlink(missing_ok=True)
 
 
+def tokenizer_identity(tokenizer: transformers.PreTrainedTokenizerFast) -> str:
+  """All of a tokenizer that decides what a sample becomes."""
+  backend = json.loads(tokenizer.backend_tokenizer.to_str())
+  for left_by_calls in ("truncation", "padding"):  # neither reaches the encoder
+    backend.pop(left_by_calls)
+  parts = (
+    json.dumps(backend),
+    tokenizer.chat_template,
+    (tokenizer.bos_token, tokenizer.eos_token),
+  )
+  return repr(parts)
+
+
 def _fingerprint(
   source: sources.Source,
   config: ml_collections.ConfigDict,
   tokenizer: transformers.PreTrainedTokenizerFast,
 ) -> str:
-  backend = json.loads(tokenizer.backend_tokenizer.to_str())
-  for left_by_calls in ("truncation", "padding"):  # neither reaches the encoder
-    backend.pop(left_by_calls)
   parts = (
     FORMAT,
     source.identity(),
-    json.dumps(backend),
-    tokenizer.chat_template,
-    (tokenizer.bos_token, tokenizer.eos_token),
+    tokenizer_identity(tokenizer),
     config.seq_len,
     config.system_prompt,
     config.max_message_bytes,
