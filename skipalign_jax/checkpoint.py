@@ -32,7 +32,8 @@ def set_damaged_aside(workdir: pathlib.Path, console: rich_console.Console) -> N
   Raises:
     UserError: none is.
   """
-  steps = sorted(native.steps(workdir), reverse=True)
+  found = (workdir / native.CHECKPOINTS).glob("*")
+  steps = sorted((int(p.name) for p in found if p.name.isdecimal()), reverse=True)
   for at in steps:
     folder = workdir / native.CHECKPOINTS / str(at)
     if not (found := seal.damage(folder)):

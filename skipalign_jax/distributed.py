@@ -26,6 +26,7 @@ from skipalign_jax import errors
 
 FORMS = "auto, off or HOST:PORT,COUNT,INDEX"
 TIMEOUT = 300  # seconds for all processes to come
+HEARTBEAT = 60  # seconds of silence after which a process counts as dead
 _LAST_WORDS = 10  # seconds that a failed process waits for the others to fail too
 _ONE_DAY_MS = 24 * 3600 * 1000  # a dead process is noticed long before
 
@@ -149,7 +150,9 @@ def initialize(flag: str, timeout: int = TIMEOUT) -> None:
   watchdog.start()
   try:
     jax.distributed.initialize(
-      **launch.arguments, initialization_timeout=2 * timeout + 60
+      **launch.arguments,
+      initialization_timeout=2 * timeout + 60,
+      heartbeat_timeout_seconds=HEARTBEAT,
     )
     jax.devices()  # an exchange between all processes too: they are all here now
   except (ValueError, RuntimeError, OSError) as error:
@@ -251,9 +254,16 @@ def run_command(main: Callable[[], int | None]) -> None:
     if leaving.code == 130:  # a second Ctrl-C; the others may not have seen it
       _leave(130)
     raise
-  except BaseException:
+  except BaseException as error:
     with contextlib.suppress(OSError):  # stderr may be what broke
       traceback.print_exc()
+      if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+        print(
+          f"error: process {jax.process_index()} cannot go on; most likely another one "
+          "ended, and its output says why. The same command goes on from the latest "
+          "checkpoint.",
+          file=sys.stderr,
+        )
     _leave(1)
     raise SystemExit(1) from None
 

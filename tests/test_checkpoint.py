@@ -1,15 +1,19 @@
+import io
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
+from rich import console as rich_console
 
 from skipalign_jax import checkpoint, errors
 from skipalign_jax import step as step_lib
 
 
 def state(value):
-  params = {"norm": {"weight": jnp.full(3, value, jnp.float32)}}
+  # So many that Orbax gives them a file of their own.
+  params = {"norm": {"weight": value * jnp.sqrt(jnp.arange(2000, dtype=jnp.float32))}}
   return step_lib.TrainState(jnp.int32(value), params, {"mu": jnp.full(3, -value)})
 
 
@@ -53,3 +57,56 @@ def test_a_missing_step_is_told(tmp_path):
   save_all(tmp_path, {7: None}, keep=1, keep_best=True)
   with pytest.raises(errors.UserError, match="8 cannot be read"):
     restore(tmp_path, 8)
+
+
+def set_aside(folder):
+  file = io.StringIO()
+  console = rich_console.Console(file=file, soft_wrap=True)
+  checkpoint.set_damaged_aside(folder, console)
+  return file.getvalue()
+
+
+def arrays(folder, at):
+  """The largest file of the parameters, which Orbax reads without a check."""
+  files = (folder / "checkpoints" / str(at) / "params").rglob("d/*")
+  return max((p for p in files if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def test_a_flipped_bit_or_a_cut_file_is_set_aside(tmp_path):
+  save_all(tmp_path, {1: None, 2: None, 3: None}, keep=3, keep_best=False)
+  assert set_aside(tmp_path) == ""
+  path = arrays(tmp_path, 3)
+  damaged = bytearray(path.read_bytes())
+  damaged[len(damaged) // 2] ^= 1
+  path.write_bytes(damaged)
+  path = arrays(tmp_path, 2)
+  path.write_bytes(path.read_bytes()[:-1])
+  told = set_aside(tmp_path)
+  assert "checkpoint 3 is damaged" in told and "other contents" in told
+  assert "checkpoint 2 is damaged" in told and " bytes" in told
+  assert {p.name for p in (tmp_path / "damaged").iterdir()} == {"2", "3"}
+  found, iterator = restore(tmp_path, 1)
+  assert iterator == {"next": 1} and float(found.step) == 1
+
+
+def test_without_a_whole_checkpoint_the_run_does_not_start_silently(tmp_path):
+  save_all(tmp_path, {1: None}, keep=1, keep_best=False)
+  arrays(tmp_path, 1).unlink()
+  with pytest.raises(errors.UserError, match="no checkpoint left"):
+    set_aside(tmp_path)
+
+
+def test_a_save_that_fails_is_told_and_leaves_the_others(tmp_path, monkeypatch):
+  save_all(tmp_path, {1: None}, keep=2, keep_best=False)
+
+  def full(_):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(checkpoint.seal, "write", full)
+  saved = checkpoint.Checkpoints(tmp_path, 2, False)
+  saved.save(state(2.0), 2, {"next": 2}, None)
+  with pytest.raises(errors.UserError, match=r"step 2 .* is not written: .*No space"):
+    saved.close()
+  assert [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if
+          p.name.isdecimal()] == [1]  # fmt: skip
+  assert restore(tmp_path, 1)[1] == {"next": 1}

@@ -1,9 +1,12 @@
 """The launch files: well formed, commands that exist, flags that XLA takes."""
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import tiny
@@ -124,6 +127,36 @@ def test_xla_takes_the_flags():
   done = start(found)
   assert done.returncode == 0, done.stderr
   assert start([*found, "--xla_gpu_make_it_fast=true"]).returncode != 0
+
+
+@pytest.mark.parametrize("ended_by", ["the limit of time", "scancel"])
+def test_slurm_queues_again_at_the_limit_of_time_only(ended_by, tmp_path):
+  """With stand-ins for SLURM's commands; srun leaves with 143 as training does."""
+  stubs = {
+    "srun": "trap 'exit 143' TERM; echo $$ > step; while :; do sleep 0.02; done",
+    "scancel": 'kill -TERM "$(< step)"',
+    "scontrol": 'echo "$@" > queued',
+  }
+  for stub, text in stubs.items():
+    (tmp_path / stub).write_text(f"#!/usr/bin/env bash\n{text}\n")
+    (tmp_path / stub).chmod(0o755)
+  process = subprocess.Popen(
+    ["bash", FOLDER / "slurm.sbatch"],
+    cwd=tmp_path,
+    env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"},
+  )
+  deadline = time.monotonic() + 10
+  while not (tmp_path / "step").exists() and time.monotonic() < deadline:
+    time.sleep(0.01)
+  time.sleep(0.1)
+  if ended_by == "scancel":
+    subprocess.run([tmp_path / "scancel"], cwd=tmp_path, check=True)
+  else:
+    process.send_signal(signal.SIGUSR1)
+  assert process.wait(timeout=10) == 143
+  queued = tmp_path / "queued"
+  assert queued.exists() == (ended_by != "scancel")
+  assert not queued.exists() or queued.read_text() == "requeue 7\n"
 
 
 def test_the_readme_lists_every_file():

@@ -206,14 +206,20 @@ def test_workdir_with_foreign_files_is_refused(config, tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_damaged_checkpoint_is_told(finished, config, tmp_path):
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_is_the_same(
+  finished, config, tmp_path
+):
   folder = tmp_path / "copy"
   shutil.copytree(finished, folder)
   for path in (folder / "checkpoints" / "30" / "params").rglob("*"):
     if path.is_file() and path.stat().st_size > 1000:
       path.write_bytes(path.read_bytes()[:100])
-  with pytest.raises(errors.UserError, match="30 cannot be read"):
-    run(config, folder)
+  file = io.StringIO()
+  assert train.run(config, folder, rich_console.Console(file=file)) == 0
+  assert "checkpoint 30 is damaged" in file.getvalue()
+  assert "continuing after step 28" in file.getvalue()
+  assert records(folder) == records(finished)
+  jax.tree.map(np.testing.assert_array_equal, params(folder), params(finished))
 
 
 def test_nan_steps_are_skipped_then_stop_the_run(config, tmp_path, monkeypatch):
@@ -230,6 +236,9 @@ def test_nan_steps_are_skipped_then_stop_the_run(config, tmp_path, monkeypatch):
     run(config, tmp_path / "nan")
   last = records(tmp_path / "nan")[-1]
   assert not last["finite"]
+  with np.load(tmp_path / f"nan/nonfinite/step_{last['step']}_process_0.npz") as kept:
+    assert kept["step"] == last["step"]
+    assert kept["tokens"].shape == (config.batch_size, config.data.seq_len)
 
 
 def test_training_continues_from_weights_of_a_run(finished, config, tmp_path):

@@ -1,0 +1,94 @@
+"""A command of the project that kills itself at a named moment.
+
+  python child.py MOMENT:CALL:SECONDS MODULE ARGUMENTS…
+
+SIGKILL comes SECONDS after the CALL-th call of what MOMENT names in `MOMENTS`; "never"
+lets it run. Where BATCHES names a file, a line for each batch that was read is added:
+its number, and a digest of its sample ids and tokens.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+import zlib
+
+import orbax.checkpoint as ocp
+
+from skipalign_jax import convert, distributed, seal, train
+from skipalign_jax import step as step_lib
+from skipalign_jax.data import pipeline
+from skipalign_jax.hf import safetensors_io
+
+# What a moment begins with: (owner, name).
+MOMENTS = {
+  "step": (pipeline.TrainIterator, "__next__"),
+  "save": (ocp.CheckpointManager, "save"),
+  "seal": (seal, "_measure"),
+  "evaluate": (None, "eval_step"),
+  "export": (safetensors_io, "write_tensors"),
+  "claim": (train.workdir.native, "write_config"),
+}
+
+
+def die(seconds):
+  def end():
+    time.sleep(seconds)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+  if seconds:
+    threading.Thread(target=end, daemon=True).start()
+  else:
+    end()
+
+
+def deadly(function, call, seconds):
+  """`function`, whose `call`-th call begins the end."""
+  calls = 0
+
+  def called(*args, **kwargs):
+    nonlocal calls
+    calls += 1
+    if calls == call:
+      die(seconds)
+    return function(*args, **kwargs)
+
+  return called
+
+
+def arm(moment, call, seconds):
+  owner, name = MOMENTS[moment]
+  if owner is not None:
+    setattr(owner, name, deadly(getattr(owner, name), call, seconds))
+    return
+  compile_steps = step_lib.compile_steps
+
+  def compiled(*args):
+    train_step, eval_step = compile_steps(*args)
+    return train_step, deadly(eval_step, call, seconds)
+
+  step_lib.compile_steps = compiled
+
+
+def note_batches(path):
+  take = pipeline.TrainIterator.__next__
+
+  def noted(self):
+    number, batch = self.get_state()["next_index"], take(self)
+    digest = zlib.crc32(batch["tokens"].tobytes(), zlib.crc32(batch["sample_ids"]))
+    with open(path, "a") as file:
+      file.write(f"{number} {digest}\n")
+    return batch
+
+  pipeline.TrainIterator.__next__ = noted
+
+
+if __name__ == "__main__":
+  moment, module, sys.argv[1:] = sys.argv[1], sys.argv[2], sys.argv[3:]
+  if "BATCHES" in os.environ:
+    note_batches(os.environ["BATCHES"])
+  if moment != "never":
+    name, call, seconds = moment.split(":")
+    arm(name, int(call), float(seconds))
+  distributed.run_command({"train": train.main, "convert": convert.main}[module])

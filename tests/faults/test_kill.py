@@ -1,0 +1,60 @@
+"""SIGKILL at 20 seeded moments, then the same command: the run of which nobody knows.
+
+Records but for timings, weights, optimizer state and the order of the data are those of
+an uninterrupted run, bit for bit.
+"""
+
+import random
+
+import pytest
+import runs
+
+pytestmark = pytest.mark.slow
+
+# Moments of a run of 14 steps, saved every third: between and inside steps, inside
+# asynchronous saves, over their seals, inside evaluations, while a workdir is claimed.
+RNG = random.Random(20)
+TRAINING = [
+  *((f"step:{RNG.randint(1, 14)}:{RNG.uniform(0, 0.02):.4f}", 0) for _ in range(6)),
+  *((f"save:{RNG.randint(1, 5)}:{RNG.uniform(0, 0.25):.4f}", 0) for _ in range(5)),
+  *((f"step:{RNG.randint(1, 14)}:{RNG.uniform(0, 0.02):.4f}", 2) for _ in range(3)),
+  *((f"evaluate:{RNG.randint(1, 8)}:{RNG.uniform(0, 0.01):.4f}", 0) for _ in range(2)),
+  (f"seal:{RNG.randint(3, 60)}:0", 0),
+  ("claim:1:0.0005", 0),
+]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, cache_dir):
+  """The uninterrupted run: its folder, and the batches that it read."""
+  folder = tmp_path_factory.mktemp("whole")
+  args = runs.arguments(folder / "run", cache_dir)
+  status, printed = runs.run(args, batches=folder / "batches")
+  assert status == 0, printed
+  return folder
+
+
+@pytest.mark.parametrize(("moment", "workers"), TRAINING)
+def test_a_killed_training_goes_on_as_if_nothing_happened(
+  moment, workers, whole, cache_dir, tmp_path
+):
+  args = runs.arguments(tmp_path / "run", cache_dir, **{"data.workers": workers})
+  status, printed = runs.run(args, moment, batches=tmp_path / "batches")
+  assert status == -9, printed  # else nothing was killed
+  status, printed = runs.run(args, batches=tmp_path / "batches")
+  assert status == 0, printed
+  runs.assert_same_run(tmp_path / "run", whole / "run")
+  runs.assert_same_order(tmp_path / "batches", whole / "batches")
+
+
+@pytest.mark.parametrize("moment", ["export:1:0", "export:1:0.002"])
+def test_a_killed_export_leaves_nothing_that_looks_whole(moment, whole, tmp_path):
+  args = ["export", f"--model={whole / 'run'}"]
+  status, printed = runs.run([*args, f"--out={tmp_path / 'a'}"], moment, "convert")
+  assert status == -9, printed
+  assert not (tmp_path / "a").exists()
+  for name in "ab":
+    status, printed = runs.run([*args, f"--out={tmp_path / name}"], module="convert")
+    assert status == 0, printed
+  contents = lambda folder: {p.name: p.read_bytes() for p in folder.iterdir()}
+  assert contents(tmp_path / "a") == contents(tmp_path / "b")

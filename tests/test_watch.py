@@ -1,0 +1,69 @@
+"""Losses that jump, and steps that are not finite."""
+
+import json
+
+import numpy as np
+import pytest
+
+from skipalign_jax import errors, watch
+
+
+def naive(losses):
+  """The rule over a plain list."""
+  found = {}
+  for i, loss in enumerate(losses):
+    before = [x for x in losses[:i] if np.isfinite(x)][-50:]
+    if len(before) >= 20 and np.isfinite(loss):
+      spread = max(np.std(before), 0.01 * abs(np.mean(before)))
+      if loss > np.mean(before) + 6 * spread:
+        found[i] = (loss - np.mean(before)) / spread
+  return found
+
+
+def curve():
+  rng = np.random.default_rng(0)
+  losses = 2 + 0.1 * rng.standard_normal(200) + np.linspace(1, 0, 200)
+  losses[[5, 60, 150]] += 3  # the first one comes before there is a rule
+  losses[100] = np.nan
+  losses[180:] = 1.5
+  losses[199] = 1.6
+  return losses.tolist()
+
+
+def test_spikes_are_those_of_the_rule():
+  losses, spikes = curve(), watch.Spikes()
+  found = {i: spikes.sigmas(loss) for i, loss in enumerate(losses)}
+  found = {i: sigmas for i, sigmas in found.items() if sigmas is not None}
+  assert found == pytest.approx(naive(losses))
+  assert {60, 150} <= found.keys() and 5 not in found
+
+
+def test_a_run_that_goes_on_has_the_rule_of_one_that_was_not_stopped(tmp_path):
+  losses, whole = curve(), watch.Spikes()
+  expected = [whole.sigmas(loss) for loss in losses]
+  lines = [{"step": i, "loss": loss} for i, loss in enumerate(losses[:140])]
+  lines.insert(3, {"step": 2, "eval_loss": 99.0})
+  path = tmp_path / "metrics.jsonl"
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  again = watch.Spikes(path)
+  assert [again.sigmas(loss) for loss in losses[140:]] == expected[140:]
+
+
+def test_bad_steps_are_kept_and_counted_up_to_the_limit(tmp_path):
+  seen, told = watch.Nonfinite(tmp_path, limit=3, process=1), []
+  record = lambda step, finite: {
+    "step": step, "finite": finite, "loss": np.nan, "grad_norm": 1.0
+  }  # fmt: skip
+  batch = {"sample_ids": np.arange(6, dtype=np.uint32).reshape(2, 3)}
+  for step, finite in enumerate([False, False, True, False, False]):
+    seen.check(record(step, finite), batch, told.append)
+  with pytest.raises(errors.UserError, match="3 steps in a row without a finite loss"):
+    seen.check(record(7, False), batch, told.append)
+  assert seen.total == 5 and len(told) == 5
+  with np.load(tmp_path / "nonfinite" / "step_7_process_1.npz") as kept:
+    assert kept["step"] == 7
+    np.testing.assert_array_equal(kept["sample_ids"], batch["sample_ids"])
+  lenient = watch.Nonfinite(tmp_path, limit=99, process=1)
+  for step in range(20, 40):
+    lenient.check(record(step, False), batch, told.append)
+  assert len(list((tmp_path / "nonfinite").iterdir())) == watch.DUMPS

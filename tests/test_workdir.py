@@ -1,0 +1,109 @@
+"""A workdir has one writer, and tells what its storage does."""
+
+import errno
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+from skipalign_jax import config as config_lib
+from skipalign_jax import errors, manifest, signals, workdir
+from skipalign_jax.hf import native
+
+
+def described(config):
+  return native.Description(tiny.config(), config=config.to_dict())
+
+
+def test_a_second_run_is_refused_until_the_first_has_died(tmp_path):
+  code = (
+    "import pathlib, sys, time; from skipalign_jax import workdir\n"
+    "held = workdir._lock(pathlib.Path(sys.argv[1])); print('held', flush=True)\n"
+    "time.sleep(60)"
+  )
+  other = subprocess.Popen(
+    [sys.executable, "-c", code, str(tmp_path)],
+    cwd=tiny.ROOT,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  try:
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(errors.UserError, match=f"written by process {other.pid} on"):
+      workdir._lock(tmp_path)
+  finally:
+    other.kill()
+    other.wait()
+  workdir._lock(tmp_path).close()
+
+
+def test_keys_that_an_older_version_did_not_have_are_named(tmp_path):
+  config = config_lib.default()
+  older = described(config)
+  del older.config["long_short"]
+  native.write_config(tmp_path, older)
+  with pytest.raises(
+    errors.UserError, match=r"long_short.alpha: the run has no such key, now 0.0"
+  ):
+    workdir.claim(tmp_path, config, tiny.config(), None, None)
+
+
+def test_storage_that_fails_is_told_and_other_errors_are_not_hidden(tmp_path):
+  with pytest.raises(errors.UserError, match="Make room"), workdir.writing(tmp_path):
+    raise OSError(errno.ENOSPC, "No space left on device")
+  with pytest.raises(FileNotFoundError), workdir.writing(tmp_path):
+    raise FileNotFoundError(errno.ENOENT, "no such file")
+
+
+def test_starts_tell_what_changed_and_refuse_other_data(tmp_path):
+  first = manifest.describe(config_lib.default(), "a", 0)
+  assert {"jax", "python"} <= first["versions"].keys()
+  assert first["config"]["positions"]["max_position"] == 100_000
+  assert manifest.add(tmp_path, first) == []
+  with (tmp_path / manifest.FILE).open("a") as file:
+    file.write('{"half')  # a kill
+  versions = first["versions"] | {"jax": "0.0"}
+  hardware = first["hardware"] | {"devices": 64, "host": "elsewhere"}
+  later = first | {"versions": versions, "hardware": hardware, "step": 5}
+  was = first["versions"]["jax"]
+  assert manifest.add(tmp_path, later) == [
+    f"devices was {first['hardware']['devices']}, now 64",
+    f"jax version was {was}, now 0.0",
+  ]
+  with pytest.raises(errors.UserError, match="fingerprint a, now b"):
+    manifest.add(tmp_path, later | {"data": "b"})
+  lines = (tmp_path / manifest.FILE).read_text().splitlines()
+  assert [json.loads(line)["step"] for line in lines] == [0, 5]
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_ends(first):
+  code = (
+    "import time; from skipalign_jax import signals\n"
+    "with signals.Stop() as stop:\n"
+    "  print('ready', flush=True)\n"
+    "  while not stop.requested: time.sleep(0.01)\n"
+    "  print(stop.status, flush=True)\n"
+    "  time.sleep(60)"
+  )
+  process = subprocess.Popen(
+    [sys.executable, "-c", code], cwd=tiny.ROOT, stdout=subprocess.PIPE, text=True
+  )
+  assert process.stdout.readline() == "ready\n"
+  process.send_signal(first)
+  lines = [process.stdout.readline() for _ in range(3)]
+  assert lines[1:] == [
+    "stopping after this step; once more to stop at once\n", f"{128 + first}\n"
+  ]  # fmt: skip
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(timeout=5) == -signal.SIGTERM
+
+
+def test_signals_are_as_before_behind_the_loop():
+  before = signal.getsignal(signal.SIGTERM)
+  with signals.Stop():
+    assert signal.getsignal(signal.SIGTERM) is not before
+  assert signal.getsignal(signal.SIGTERM) is before
