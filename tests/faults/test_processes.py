@@ -1,0 +1,88 @@
+"""Two processes, one of which dies, stops answering, or is told to stop."""
+
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import runs
+import tiny
+
+from skipalign_jax import distributed
+
+pytestmark = pytest.mark.slow
+
+
+def start_pair(folder, cache_dir, steps):
+  with socket.socket() as found:
+    found.bind(("127.0.0.1", 0))
+    port = found.getsockname()[1]
+  args = runs.arguments(folder, cache_dir, steps=steps)
+  return [
+    subprocess.Popen(
+      [
+        sys.executable,
+        "-m",
+        "skipalign_jax.train",
+        *args,
+        f"--distributed=127.0.0.1:{port},2,{index}",
+      ],
+      cwd=tiny.ROOT,
+      env=runs.environment(),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for index in range(2)
+  ]
+
+
+def wait_for_checkpoint(folder, processes):
+  deadline = time.monotonic() + 240
+  while time.monotonic() < deadline:
+    found = pathlib.Path(folder / "checkpoints").glob("*/seal.json")
+    if len([p for p in found if p.parent.name.isdecimal()]) >= 2:
+      return
+    assert all(p.poll() is None for p in processes), processes[0].stdout.read()
+    time.sleep(0.05)
+  raise AssertionError("no checkpoint in time")
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP"])
+def test_the_other_process_ends_and_says_why(how, dead, cache_dir, tmp_path):
+  """A killed one closes its connections; a stopped one is silent, as a lost host is."""
+  folder = tmp_path / "run"
+  pair = start_pair(folder, cache_dir, steps=100_000)
+  try:
+    wait_for_checkpoint(folder, pair)
+    pair[dead].send_signal(getattr(signal, how))
+    began = time.monotonic()
+    printed = pair[1 - dead].communicate(timeout=4 * distributed.HEARTBEAT)[0]
+    took = time.monotonic() - began
+  finally:
+    for process in pair:
+      process.kill()
+  print(f"{how} of process {dead}: the other ended after {took:.1f} s with status "
+        f"{pair[1 - dead].returncode}\n{printed[-1500:]}")  # fmt: skip
+  assert pair[1 - dead].returncode != 0
+  assert took < (10 if how == "SIGKILL" else 2 * distributed.HEARTBEAT)
+  assert "cannot go on" in printed or "distributed service" in printed
+
+
+def test_two_processes_killed_together_go_on_exactly(cache_dir, tmp_path):
+  pair = start_pair(tmp_path / "killed", cache_dir, steps=200)
+  wait_for_checkpoint(tmp_path / "killed", pair)
+  for process in pair:
+    process.kill()
+    process.wait()
+  assert len(runs.records(tmp_path / "killed")) < 200
+  for name in ("whole", "killed"):
+    pair = start_pair(tmp_path / name, cache_dir, steps=200)
+    printed = [process.communicate(timeout=300)[0] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], printed
+  assert "continuing after step" in printed[0]
+  runs.assert_same_run(tmp_path / "killed", tmp_path / "whole")
