@@ -161,6 +161,7 @@ def run(
     workdir.writing(folder),
     jax.set_mesh(mesh),
     contextlib.closing(saved),
+    contextlib.closing(iterator),
     log,
   ):
     if not start:

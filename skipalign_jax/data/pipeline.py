@@ -6,6 +6,10 @@ for all batches, unless data.batching=sorted makes it one of `config.buckets`.
 
 import dataclasses
 import hashlib
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator
 
 import grain
@@ -72,8 +76,25 @@ class Data:
       options = grain.MultiprocessingOptions(
         num_workers=self._workers, per_worker_buffer_size=2
       )
-      dataset = dataset.mp_prefetch(options)
+      dataset = dataset.mp_prefetch(options, worker_init_fn=_live_with_parent)
     return TrainIterator(iter(dataset), start)
+
+
+def _live_with_parent(*_) -> None:
+  """In a data worker: ends when its parent has, and not before.
+
+  A worker whose parent was killed would wait for it for ever. And signals come to the
+  whole group, by Ctrl-C or from SLURM, while the parent still needs batches up to the
+  step at which all processes stop.
+  """
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+
+  def wait():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=wait, daemon=True).start()
 
 
 class TrainIterator:
@@ -93,6 +114,11 @@ class TrainIterator:
     batch = next(self._batches)
     self._next += 1
     return batch
+
+  def close(self) -> None:
+    """Ends the workers."""
+    if hasattr(self._batches, "close"):
+      self._batches.close()
 
   def get_state(self) -> dict[str, int]:
     """For `Data.train_iterator`; the same in all processes."""
