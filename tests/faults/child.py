@@ -28,6 +28,7 @@ MOMENTS = {
   "seal": (seal, "_measure"),
   "evaluate": (None, "eval_step"),
   "export": (safetensors_io, "write_tensors"),
+  "exported": (safetensors_io, "_umask"),  # all is written but has no name yet
   "claim": (train.workdir.native, "write_config"),
 }
 

@@ -13,6 +13,7 @@ import runs
 from skipalign_jax.hf import native
 
 pytestmark = pytest.mark.slow
+ENDING = "the same command goes on from the latest."
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +53,8 @@ def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(
   print(f"{room} bytes: status {status}\n{printed[-900:]}")
   assert status in (0, 2), printed  # 0: it was enough
   if status:
-    assert "No space left" in printed or "Errno 28" in printed
-    assert "Traceback" not in printed
+    assert "No space left" in printed
+    assert ENDING in printed  # beside what Orbax says of its threads
     assert native.find_step(folder, None) >= 12
   (small_disk / "ballast").unlink()
   assert runs.run(runs.arguments(folder, cache_dir))[0] == 0
@@ -70,7 +71,7 @@ def test_a_limit_on_file_sizes_during_a_save(whole, cache_dir, tmp_path):
   status, printed = runs.run(args, preexec_fn=limit)
   print(printed[-900:])
   assert status == 2, printed
-  assert "Traceback" not in printed
+  assert ENDING in printed and "File too large" in printed
   assert native.find_step(folder, None) == 12
   assert runs.run(args)[0] == 0
   runs.assert_same_run(folder, whole)
