@@ -1,5 +1,6 @@
 """Storage that fills up, forbids writing, or gives back something else."""
 
+import collections
 import os
 import pathlib
 import random
@@ -7,9 +8,12 @@ import resource
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 import runs
+import test_checkpoint
 
+from skipalign_jax import errors
 from skipalign_jax.hf import native
 
 pytestmark = pytest.mark.slow
@@ -123,6 +127,32 @@ def test_every_flip_and_every_cut_in_the_latest_checkpoint_is_noticed(
   assert status == 0 and "checkpoint 14 is damaged" in printed, printed
   assert "continuing after step 12" in printed
   runs.assert_same_run(copy, whole)
+
+
+def test_what_orbax_alone_notices(tmp_path):
+  """Why there are seals: flips in indices are noticed, flips in arrays are not."""
+  folder, rng = tmp_path / "run", random.Random(0)
+  test_checkpoint.save_all(folder, {7: None}, keep=1, keep_best=False)
+  expected = np.asarray(test_checkpoint.state(7.0).params["norm"]["weight"])
+  index = folder / "checkpoints" / "7" / "params" / "manifest.ocdbt"
+  counts = {}
+  for path in (test_checkpoint.arrays(folder, 7), index):
+    text = path.read_bytes()
+    counts[path] = collections.Counter()
+    for _ in range(25):
+      damaged = bytearray(text)
+      damaged[rng.randrange(len(text))] ^= 1 << rng.randrange(8)
+      path.write_bytes(damaged)
+      try:
+        found, _ = test_checkpoint.restore(folder, 7)
+        same = np.array_equal(found.params["norm"]["weight"], expected)
+        counts[path]["harmless" if same else "other weights"] += 1
+      except errors.UserError:
+        counts[path]["noticed"] += 1
+    path.write_bytes(text)
+    print(path.name, dict(counts[path]))
+  silent, noticed = (counts[p] for p in counts)
+  assert silent["other weights"] > 15 and noticed["noticed"] == 25
 
 
 def test_two_runs_on_one_workdir(cache_dir, tmp_path):
