@@ -73,8 +73,8 @@ def test_the_other_process_ends_and_says_why(how, dead, cache_dir, tmp_path):
   assert "cannot go on" in printed or "distributed service" in printed
 
 
-# Gloo takes collectives of programs that run side by side for one another and aborts a
-# process after some dozens of steps and saves. Waiting for steps and votes did not help.
+# Gloo takes collectives of programs that run side by side for one another and aborts
+# after some dozens of steps and saves. Waiting for steps and votes did not help.
 @pytest.mark.xfail(reason="gloo mixes up collectives on CPUs", strict=False)
 def test_two_processes_killed_together_go_on_exactly(cache_dir, tmp_path):
   pair = start_pair(tmp_path / "killed", cache_dir, steps=200)
