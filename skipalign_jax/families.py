@@ -96,6 +96,8 @@ SUPPORTED = (
   "smollm3"
 )
 
+MOST_LAYERS = 10_000  # every tensor's name is listed; none is known with 1000
+
 # Keys that would change the mathematics, and the values with which they do not.
 _NEUTRAL = {
   "hidden_act": ("silu",),
@@ -134,6 +136,11 @@ def complete(hf: Mapping[str, Any], where: str) -> tuple[Family, dict[str, Any]]
         f"{where}: {key} {hf[key]!r} is not supported and would be ignored; expected "
         f"{neutral[-1]!r}"
       )
+  if not 1 <= int(hf["num_hidden_layers"]) <= MOST_LAYERS:
+    raise errors.UserError(
+      f"{where}: num_hidden_layers={hf['num_hidden_layers']} must be at least 1 and at "
+      f"most {MOST_LAYERS}"
+    )
   _refuse_windows(family, hf, where)
   if not family.nope and not all(hf.get("no_rope_layers") or ()):
     raise errors.UserError(

@@ -3,9 +3,10 @@
 import argparse
 import sys
 
+import jinja2
 import transformers
 
-from skipalign_jax import compile_cache, errors, inference
+from skipalign_jax import chat_template, compile_cache, errors, inference
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import reference
 
@@ -21,9 +22,12 @@ def encode(
   messages = [{"role": "user", "content": prompt}]
   if system:
     messages.insert(0, {"role": "system", "content": system})
-  text = tokenizer.apply_chat_template(
-    messages, tokenize=False, add_generation_prompt=True
-  )
+  try:
+    text = chat_template.render(tokenizer, messages, add_generation_prompt=True)
+  except jinja2.TemplateError as error:
+    raise errors.UserError(
+      f"the chat template refuses the prompt ({error}); use --raw"
+    ) from error
   return tokenizer.encode(text, add_special_tokens=False)
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from skipalign_jax import errors, families, rope
 
+_MOST = 2**31 - 1  # positions and indices are int32
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -46,9 +48,14 @@ class ModelConfig:
   nope_layers: tuple[int, ...] = ()
 
   def __post_init__(self):
-    for name in ("vocab_size", "num_layers", "embed_dim", "ffn_dim", "num_heads"):
-      if getattr(self, name) < 1:
-        raise errors.UserError(f"model.{name} must be at least 1")
+    sizes = ("vocab_size", "num_layers", "embed_dim", "ffn_dim", "num_heads")
+    for name in (*sizes, "num_kv_heads", "head_dim", "window"):
+      if not 1 <= getattr(self, name) <= _MOST:
+        raise errors.UserError(f"model.{name} must be in 1 … {_MOST:,}")
+    if self.num_layers > families.MOST_LAYERS:
+      raise errors.UserError(f"model.num_layers must be at most {families.MOST_LAYERS}")
+    if not 0 < self.norm_eps < 1:
+      raise errors.UserError(f"model.norm_eps={self.norm_eps} must be in (0, 1)")
     if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
       raise errors.UserError(
         f"model.num_kv_heads={self.num_kv_heads} must divide "
@@ -131,7 +138,7 @@ def from_hf(hf: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     raise errors.UserError(f"{where}: key {error} is missing") from error
   except errors.UserError:
     raise
-  except (TypeError, ValueError) as error:
+  except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
     raise errors.UserError(f"{where}: a value of the wrong type ({error})") from error
 
 
@@ -164,6 +171,7 @@ def _rope_from_hf(
     raise errors.UserError(
       f"{where}: rope_type llama3 needs original_max_position_embeddings"
     )
+  attention = given.get("attention_factor")
   return rope.RopeConfig(
     kind="none" if kind == "default" else kind,
     theta=float(given.get("rope_theta", default_theta)),
@@ -171,7 +179,7 @@ def _rope_from_hf(
     original_window=int(original),
     beta_fast=float(given.get("beta_fast") or 32.0),
     beta_slow=float(given.get("beta_slow") or 1.0),
-    attention_factor=given.get("attention_factor"),
+    attention_factor=None if attention is None else float(attention),
     low_freq_factor=float(given.get("low_freq_factor") or 1.0),
     high_freq_factor=float(given.get("high_freq_factor") or 4.0),
   )

@@ -54,10 +54,19 @@ class RopeConfig:
       raise errors.UserError(
         f"rope.kind={self.kind!r} is unknown; choose one of {', '.join(KINDS)}"
       )
-    if self.theta <= 1:
+    if not 1 < self.theta < math.inf:
       raise errors.UserError(f"rope.theta={self.theta} must be above 1")
-    if self.factor < 1:
+    if not 1 <= self.factor < math.inf:
       raise errors.UserError(f"rope factor {self.factor} must be at least 1")
+    bands = ("beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor")
+    for name in (*bands, *(["attention_factor"] if self.attention_factor else [])):
+      if not 0 < getattr(self, name) < math.inf:
+        raise errors.UserError(f"rope {name}={getattr(self, name)} must be above 0")
+    if self.low_freq_factor >= self.high_freq_factor:
+      raise errors.UserError(
+        f"rope low_freq_factor={self.low_freq_factor} must be below "
+        f"high_freq_factor={self.high_freq_factor}"
+      )
     if self.kind in ("yarn", "llama3") and self.original_window <= 0:
       raise errors.UserError(
         f"rope.kind={self.kind} needs the original window of the model"

@@ -302,3 +302,19 @@ def test_sentencepiece_style_tokenizer():
     assert tokenizer.decode(ids[:-1]) == reply
   eos = sample.tokens == tokenizer.eos_token_id
   assert eos.sum() == 3 and sample.targets[eos].all()
+
+
+THOUGHTFUL = tokenizer_lib.CHATML.replace(
+  "message['content'] }}",
+  "(message['content'] if loop.last else message['content'].split('</think>')[-1]) }}",
+)
+
+
+def test_a_template_that_takes_thoughts_away_costs_only_those_dialogues():
+  tokenizer = tokenizer_lib.byte_tokenizer()
+  tokenizer.chat_template = THOUGHTFUL
+  plain = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+  thinks = [*plain[:1], ("assistant", "hm</think>b"), *plain[2:]]
+  good, bad, again = chat.Encoder(tokenizer, 200)([plain, thinks, plain])
+  assert bad.reason == "changed by the chat template"
+  np.testing.assert_array_equal(good.tokens, again.tokens)

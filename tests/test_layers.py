@@ -6,6 +6,7 @@ import pathlib
 LAYERS = (
   {"errors", "position_baselines", "products"},
   {
+    "chat_template",
     "compile_cache",
     "config",
     "cpu",
@@ -20,6 +21,7 @@ LAYERS = (
     "rope",
     "sharding",
     "signals",
+    "untrusted",
   },
   {"attention", "cli", "long_short", "lora", "model_config", "watch"},
   {"kernels", "lora_trees", "norm", "resolve", "shapes"},

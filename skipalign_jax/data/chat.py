@@ -22,7 +22,7 @@ import jinja2
 import numpy as np
 import transformers
 
-from skipalign_jax import errors
+from skipalign_jax import chat_template, errors, untrusted
 
 Message = tuple[str, str]  # role, content
 
@@ -45,6 +45,7 @@ TULU = (
   "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
 
+_PLAIN = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
 NO_TARGET = "no target left after truncation"
 
 
@@ -98,10 +99,10 @@ class Sample:
 def parse_line(line: bytes) -> Any:
   """One JSONL line to a value; raises BadSample."""
   try:
-    return json.loads(line.decode("utf-8"))
+    return untrusted.parse_json(line.decode("utf-8"))
   except UnicodeDecodeError as error:
     raise BadSample("not UTF-8") from error
-  except (ValueError, RecursionError) as error:
+  except ValueError as error:
     raise BadSample("not valid JSON") from error
 
 
@@ -147,13 +148,17 @@ def _turns(record: Any) -> Sequence[Any]:
   if not isinstance(record.get("instruction"), str) or "output" not in record:
     raise BadSample("unrecognised columns")
   turns = [("system", record.get("system") or "")]
-  for pair in record.get("history") or ():
-    if not isinstance(pair, list) or len(pair) != 2:
-      raise BadSample("unrecognised columns")
-    turns += [("user", pair[0]), ("assistant", pair[1])]
+  history = record.get("history") or []
+  pairs = isinstance(history, list) and all(isinstance(p, list) for p in history)
+  if not pairs or not all(len(pair) == 2 for pair in history):
+    raise BadSample("unrecognised columns")
+  for asked, replied in history:
+    turns += [("user", asked), ("assistant", replied)]
   instruction = record["instruction"]
-  if record.get("input"):
-    instruction = f"{instruction}\n{record['input']}"
+  if more := record.get("input"):
+    if not isinstance(more, str):
+      raise BadSample("content is not text")
+    instruction = f"{instruction}\n{more}"
   return [*turns, ("user", instruction), ("assistant", record["output"])]
 
 
@@ -274,8 +279,8 @@ def _render(
 ) -> str:
   turns = [{"role": role, "content": content} for role, content in messages]
   try:
-    return tokenizer.apply_chat_template(
-      turns, tokenize=False, add_generation_prompt=add_generation_prompt
+    return chat_template.render(
+      tokenizer, turns, add_generation_prompt=add_generation_prompt
     )
   except jinja2.TemplateError as error:
     raise BadSample("refused by the chat template") from error
@@ -287,8 +292,12 @@ def _prefix(text: str, prefix: str) -> int:
   return len(prefix)
 
 
-def _unusable(problem: str) -> errors.UserError:
-  return errors.UserError(
+class _Unusable(errors.UserError):
+  """A template from whose text spans cannot be told."""
+
+
+def _unusable(problem: str) -> _Unusable:
+  return _Unusable(
     f"the tokenizer's chat template {problem}, so replies cannot be told from the "
     "rest; set data.template=tulu"
   )
@@ -352,6 +361,11 @@ class Encoder:
       return render(self._tokenizer, messages)
     except BadSample as bad:
       return bad
+    except _Unusable:
+      # Some templates take parts of a message, such as thoughts, away again. Where
+      # they keep a plain dialogue, this one is to blame.
+      render(self._tokenizer, _PLAIN)
+      return BadSample("changed by the chat template")
 
   def _sample(
     self,

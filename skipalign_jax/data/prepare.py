@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
-import itertools
 import json
 import pathlib
 import uuid
@@ -27,11 +26,11 @@ from rich import console as rich_console
 from rich import progress
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import errors
+from skipalign_jax import errors, untrusted
 from skipalign_jax.data import chat, sources, text
 
-FORMAT = 2  # of the rows; raise it when they or the encoding change
-_BATCH = 512
+FORMAT = 3  # of the rows; raise it when they or the encoding change
+_BATCH, _BATCH_SIZE = 512, 64 << 20  # records tokenized at a time; their bytes, about
 
 _FEATURES = datasets.Features(
   {
@@ -236,8 +235,7 @@ def _write(
   )
   with bar, arrow_writer.ArrowWriter(features=_FEATURES, path=str(path)) as writer:
     task = bar.add_task(f"tokenizing {source.name}", total=None)
-    records = source.records()
-    while batch := list(itertools.islice(records, _BATCH)):
+    for batch in _batches(source.records()):
       parsed = [_parse(record, config.max_message_bytes) for _, record in batch]
       dialogues = iter(chats([one for one in parsed if isinstance(one, list)]))
       documents = texts([one for one in parsed if isinstance(one, str)])
@@ -252,9 +250,24 @@ def _write(
     writer.finalize()
 
 
+def _batches(records: Iterator[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
+  """`_BATCH` records each, or fewer where they are long."""
+  batch, size = [], 0
+  for numbered in records:
+    batch.append(numbered)
+    size += untrusted.size(numbered[1])
+    if len(batch) == _BATCH or size >= _BATCH_SIZE:
+      yield batch
+      batch, size = [], 0
+  if batch:
+    yield batch
+
+
 def _parse(record: Any, max_bytes: int) -> list[chat.Message] | str | chat.BadSample:
   """The record's dialogue or its text."""
   try:
+    if untrusted.size(record) > untrusted.MOST_RECORD:
+      raise chat.BadSample(f"record over {untrusted.MOST_RECORD >> 20} MiB")
     if isinstance(record, bytes):
       record = chat.parse_line(record)
     document = text.text_of(record)

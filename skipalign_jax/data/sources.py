@@ -1,12 +1,10 @@
 """Where records come from: files, the hub, or the built-in generators."""
 
 import dataclasses
-import gzip
 import io
 import json
 import pathlib
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,7 +12,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
-from skipalign_jax import errors
+from skipalign_jax import errors, untrusted
 from skipalign_jax.data import prose, recall
 
 FORMS = (
@@ -23,6 +21,7 @@ FORMS = (
 )
 _TEXTS = (".txt", ".txt.gz")  # a document a file
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", *_TEXTS)
+_ROWS = 16  # of a parquet file, decoded at a time
 _BUILTIN = {"recall": recall.record, "text": prose.record}
 
 
@@ -121,13 +120,8 @@ def parse(spec: str | Sequence[str]) -> list[Source]:
 def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
   """Lines that are not blank, with their numbers."""
   try:
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-      for number, line in enumerate(file, 1):
-        if number == 1:
-          line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
-        if line.strip():
-          yield number, line
-  except (OSError, EOFError, zlib.error) as error:
+    yield from untrusted.lines(path)
+  except untrusted.BROKEN as error:
     raise errors.UserError(
       f"data source {path} cannot be read to its end: {error}"
     ) from error
@@ -136,23 +130,29 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
 def _document(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
   """The whole file as one record; line breaks become \\n."""
   try:
-    data = path.read_bytes()
-    data = gzip.decompress(data) if path.suffix == ".gz" else data
-    document = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
-  except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    data = io.BytesIO(untrusted.read(path))
+    document = io.TextIOWrapper(data, encoding="utf-8-sig").read()
+  except untrusted.BROKEN as error:
     raise errors.UserError(f"data source {path} cannot be read: {error}") from error
   if document.strip():
     yield 1, {"text": document}
 
 
 def _parquet(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
-  number = 0
+  number = unpacked = 0
   try:
-    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1024):
+    file, file_size = pyarrow.parquet.ParquetFile(path), path.stat().st_size
+    groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+    untrusted.check_growth(sum(group.total_byte_size for group in groups), file_size)
+    # Few rows at a time: a dictionary can give each of them the same huge text.
+    for batch in file.iter_batches(_ROWS):
       for record in batch.to_pylist():
         number += 1
+        unpacked += untrusted.size(record)
+        untrusted.check_growth(unpacked, file_size)
         yield number, record
-  except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+  # Besides its own errors, pyarrow raises those of Python's dates and numbers.
+  except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
     raise errors.UserError(f"data source {path} cannot be read: {error}") from error
 
 

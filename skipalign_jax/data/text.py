@@ -116,6 +116,8 @@ class Encoder:
   def _pieces(
     self, text: str, ids: list[int], offsets: list[tuple[int, int]]
   ) -> list[chat.Sample | chat.BadSample]:
+    if not ids:  # a normalizer may take everything away
+      return [chat.BadSample("empty content")]
     tokens_L = np.array([*self._front, *ids, *self._back], np.int32)
     # A token belongs to the block that it ends in: most carry the space before them.
     last_L = np.maximum(np.array(offsets)[:, 1] - 1, 0)

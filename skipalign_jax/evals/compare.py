@@ -4,14 +4,13 @@ Reads only results.json of each folder. A cell without a result is "-"; * is a n
 over a part of what its column promises. Protocols that differ stand under the table.
 """
 
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from rich import console as rich_console
 
-from skipalign_jax import errors
+from skipalign_jax import errors, untrusted
 from skipalign_jax.evals import compare_table as table_lib
 from skipalign_jax.evals import heatmap, longbench, needle
 from skipalign_jax.hf import safetensors_io
@@ -75,7 +74,7 @@ def read(folder: str) -> table_lib.Results:
   """
   path = pathlib.Path(folder).expanduser() / "results.json"
   try:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = untrusted.parse_json(path.read_text(encoding="utf-8"))
   except FileNotFoundError as error:
     unfinished = (path.parent / "protocol.json").exists()
     raise errors.UserError(

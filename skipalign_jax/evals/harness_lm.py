@@ -20,7 +20,7 @@ from lm_eval.api import instance as instance_lib
 from lm_eval.api import model as lm_eval_model
 from lm_eval.models import utils as lm_eval_models
 
-from skipalign_jax import errors
+from skipalign_jax import chat_template, errors
 from skipalign_jax.evals import harness_asks
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
@@ -109,9 +109,9 @@ class SubjectLM(lm_eval_model.TemplateLM):
         "--chat=False to ask without one"
       )
     try:
-      return self.tokenizer.apply_chat_template(
+      return chat_template.render(
+        self.tokenizer,
         chat_history,
-        tokenize=False,
         add_generation_prompt=add_generation_prompt,
         continue_final_message=not add_generation_prompt,
       )

@@ -1,13 +1,11 @@
 """Long text to hide things in: files, or generated sentences. Cut to exact tokens."""
 
 import functools
-import gzip
 import pathlib
-import zlib
 
 import numpy as np
 
-from skipalign_jax import errors
+from skipalign_jax import errors, untrusted
 from skipalign_jax.evals import subject as subject_lib
 
 SUBJECTS = (
@@ -104,9 +102,8 @@ def read_files(flag: str, files: str) -> dict[str, str]:
   for name in map(str.strip, files.split(",")):
     path = pathlib.Path(name).expanduser()
     try:
-      data = path.read_bytes()
-      text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+      text = untrusted.read(path).decode("utf-8")
+    except untrusted.BROKEN as error:
       raise errors.UserError(f"--{flag}: {path} cannot be read: {error}") from error
     if not text.strip():
       raise errors.UserError(f"--{flag}: {path} is empty")

@@ -10,15 +10,14 @@ FOLDER/
 """
 
 import csv
-import gzip
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 import datasets
+import pyarrow
 
-from skipalign_jax import errors
+from skipalign_jax import errors, untrusted
 
 
 def read(
@@ -51,15 +50,22 @@ def read(
     )
   try:
     splits = readers[dataset]()
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    if not splits:
+      return None
+    return datasets.DatasetDict(
+      {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
+    )
+  except (
+    *untrusted.BROKEN,
+    LookupError,
+    TypeError,
+    AttributeError,
+    csv.Error,
+    pyarrow.ArrowException,
+  ) as error:
     raise errors.UserError(
       f"--local_data={folder}: files of {dataset} {subset} cannot be read: {error!r}"
     ) from error
-  if not splits:
-    return None
-  return datasets.DatasetDict(
-    {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
-  )
 
 
 def _mmlu(folder: pathlib.Path, subject: str) -> dict[str, list[dict[str, Any]]]:
@@ -85,7 +91,7 @@ def _bbh(folder: pathlib.Path, task: str) -> dict[str, list[dict[str, Any]]]:
   path = folder / f"{task}.json"
   if not path.exists():
     return {}
-  examples = json.loads(path.read_text(encoding="utf-8"))["examples"]
+  examples = untrusted.parse_json(untrusted.read(path))["examples"]
   return {
     "test": [{"input": row["input"], "target": row["target"]} for row in examples]
   }
@@ -95,8 +101,7 @@ def _human_eval(folder: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
   path = folder / "HumanEval.jsonl.gz"
   if not path.exists():
     return {}
-  with gzip.open(path, "rt", encoding="utf-8") as file:
-    return {"test": [json.loads(line) for line in file if line.strip()]}
+  return {"test": [untrusted.parse_json(line) for _, line in untrusted.lines(path)]}
 
 
 def _tydiqa(folder: pathlib.Path, language: str) -> dict[str, list[dict[str, Any]]]:
@@ -109,13 +114,13 @@ def _tydiqa(folder: pathlib.Path, language: str) -> dict[str, list[dict[str, Any
 
 def _questions(path: pathlib.Path) -> Iterator[dict[str, Any]]:
   """Records of a file, as the hub's secondary_task has them."""
-  text = path.read_text(encoding="utf-8")
   if path.suffix == ".jsonl":
-    records = [json.loads(line) for line in text.splitlines() if line.strip()]
+    records = [untrusted.parse_json(line) for _, line in untrusted.lines(path)]
   else:
+    articles = untrusted.parse_json(untrusted.read(path, untrusted.MOST_JSON))["data"]
     records = [
       {"title": article.get("title", ""), "context": paragraph["context"], **question}
-      for article in json.loads(text)["data"]
+      for article in articles
       for paragraph in article["paragraphs"]
       for question in paragraph["qas"]
     ]

@@ -10,11 +10,9 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import io
-import json
 import pathlib
 import re
 import zipfile
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -22,13 +20,14 @@ import huggingface_hub
 import jinja2
 import yaml
 
-from skipalign_jax import errors
+from skipalign_jax import errors, untrusted
 
 REPOSITORY = "THUDM/LongBench"
 ARCHIVE = "data.zip"  # the repository's loading script needs datasets < 4
 PROMPTS, LENGTHS = "dataset2prompt.json", "dataset2maxlen.json"
 
-_BROKEN = (OSError, EOFError, zlib.error, zipfile.BadZipFile)
+# The last two: of a zip archive whose packing is unknown, or that asks for a password.
+_BROKEN = (*untrusted.BROKEN, zipfile.BadZipFile, NotImplementedError, RuntimeError)
 
 
 def records(data: str, name: str, most: int) -> list[dict[str, Any]]:
@@ -49,11 +48,18 @@ def records(data: str, name: str, most: int) -> list[dict[str, Any]]:
   at = 0
   try:
     with file:
-      for at, line in enumerate(file, 1):
+      while line := file.readline(untrusted.MOST_RECORD + 1):
+        at += 1
+        if len(line) > untrusted.MOST_RECORD:
+          raise errors.UserError(
+            f"{where}:{at}: longer than {untrusted.MOST_RECORD >> 20} MiB"
+          )
         if most and len(found) == most:
           break
         if line.strip():
           found.append(_parse(f"{where}:{at}", line, name.removesuffix("_e")))
+  except errors.UserError:
+    raise
   except _BROKEN as error:
     raise errors.UserError(
       f"{where}: cannot be read behind line {at} ({error}); it is damaged, get it again"
@@ -79,6 +85,8 @@ def _open(data: str, name: str) -> tuple[str, io.IOBase]:
     ):
       if file.is_file():
         return str(file), read(file, "rb")
+  except errors.UserError:
+    raise
   except _BROKEN as error:
     raise errors.UserError(f"--data={data}: {path} cannot be read: {error}") from error
   if not path.is_dir():
@@ -104,7 +112,7 @@ def _download() -> pathlib.Path:
 
 def _parse(where: str, line: bytes, name: str) -> dict[str, Any]:
   try:
-    record = json.loads(line)
+    record = untrusted.parse_json(line)
   except ValueError as error:  # UnicodeDecodeError too
     raise errors.UserError(f"{where}: this line is no JSON ({error})") from error
   if not isinstance(record, dict):
@@ -178,8 +186,8 @@ def _official(folder: pathlib.Path, names: list[str]) -> Prompts:
   for file, kind in ((PROMPTS, str), (LENGTHS, int)):
     path = folder / file
     try:
-      data = path.read_bytes()
-      table = json.loads(data)
+      data = untrusted.read(path, untrusted.MOST_JSON)
+      table = untrusted.parse_json(data)
     except (OSError, ValueError) as error:
       raise errors.UserError(
         f"--prompts={folder}: {path} cannot be read ({error}). Name the folder with "

@@ -24,7 +24,7 @@ from typing import Any
 from rich import console as rich_console
 from rich import progress
 
-from skipalign_jax import distributed, errors
+from skipalign_jax import distributed, errors, untrusted
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.hf import safetensors_io
@@ -73,7 +73,7 @@ class Store:
       raise errors.UserError(f"--out={folder} cannot be used: {error}") from error
 
   def _check_same(self, protocol: dict[str, Any]) -> None:
-    theirs = json.loads((self._folder / "protocol.json").read_text(encoding="utf-8"))
+    theirs = safetensors_io.read_json(self._folder / "protocol.json")
     ours = json.loads(json.dumps(protocol))
     different = [
       f"  {key}: there {theirs.get(key)!r}, now {ours.get(key)!r}"
@@ -94,7 +94,7 @@ class Store:
     data = self._path.read_bytes()
     lines = []
     for line in data.splitlines(keepends=True):
-      if not (line.endswith(b"\n") and _is_json(line)):
+      if not (line.endswith(b"\n") and _is_batch(line)):
         break
       lines.append(line)
     if (whole := b"".join(lines)) != data:
@@ -127,12 +127,11 @@ class Store:
       ) from error
 
 
-def _is_json(line: bytes) -> bool:
+def _is_batch(line: bytes) -> bool:
   try:
-    json.loads(line)
-  except ValueError:  # of JSON or of UTF-8
+    return all(isinstance(record["id"], str) for record in untrusted.parse_json(line))
+  except (ValueError, LookupError, TypeError):
     return False
-  return True
 
 
 class Questions:

@@ -5,9 +5,10 @@ import functools
 import hashlib
 from typing import Any
 
+import jinja2
 import transformers
 
-from skipalign_jax import errors, inference, model_config
+from skipalign_jax import chat_template, errors, inference, model_config
 from skipalign_jax.data import tokenizer as tokenizer_lib
 
 _MARK = "\ue000"  # private use: no template and no text writes it
@@ -43,16 +44,20 @@ class Subject:
     """The text that asks for a reply to one user message.
 
     Raises:
-      UserError: the tokenizer has no chat template.
+      UserError: the tokenizer has no chat template, or it refuses the message.
     """
     if not self.tokenizer.chat_template:
       raise errors.UserError(
         "the tokenizer has no chat template (it belongs to a base model); use "
         "--chat=False to ask without one"
       )
-    return self.tokenizer.apply_chat_template(
-      [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
+    asked = [{"role": "user", "content": content}]
+    try:
+      return chat_template.render(self.tokenizer, asked, add_generation_prompt=True)
+    except jinja2.TemplateError as error:
+      raise errors.UserError(
+        f"the chat template refuses a question ({error}); use --chat=False"
+      ) from error
 
   def around(self, chat: bool) -> tuple[list[int], list[int]]:
     """Tokens before and behind what a user says.

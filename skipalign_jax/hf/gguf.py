@@ -15,7 +15,7 @@ import gguf
 import numpy as np
 
 from skipalign_jax import errors, families, model_config, rope
-from skipalign_jax.hf import names
+from skipalign_jax.hf import gguf_header, names
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")  # as the families of these names
 
@@ -41,10 +41,17 @@ class GGUFFile:
     reader = _open(pathlib.Path(path))
     self.metadata = _metadata(reader, self.where)
     self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-    self.hf_config = hf_config(self.metadata, set(self._tensors), self.where)
-    if "rope_freqs.weight" in self._tensors:
-      stored = self._dequantize("rope_freqs.weight")
-      _read_rope_factors(self.hf_config, stored, self.where)
+    try:
+      self.hf_config = hf_config(self.metadata, set(self._tensors), self.where)
+      if "rope_freqs.weight" in self._tensors:
+        stored = self._dequantize("rope_freqs.weight")
+        _read_rope_factors(self.hf_config, stored, self.where)
+    except errors.UserError:
+      raise
+    except (TypeError, ValueError, ArithmeticError) as error:
+      raise errors.UserError(
+        f"{self.where}: metadata with values of the wrong type ({error})"
+      ) from error
     self.config = model_config.from_hf(self.hf_config, self.where)
     self._gguf_name = names.gguf_names(self.config)
     known = {gguf_name: hf for hf, gguf_name in self._gguf_name.items()}
@@ -97,10 +104,11 @@ def _open(path: pathlib.Path) -> gguf.GGUFReader:
   except OSError as error:
     raise errors.UserError(f"{path}: {error.strerror}") from error
   try:
+    gguf_header.check(path)
     return gguf.GGUFReader(path)
   # The reader checks little: a cut or damaged file ends in whatever numpy or
   # the enums raise, so every kind of failure means the same to the user.
-  except (ValueError, KeyError, IndexError, OverflowError, MemoryError) as error:
+  except (OSError, ValueError, LookupError, ArithmeticError, MemoryError) as error:
     raise errors.UserError(
       f"{path}: truncated or damaged GGUF file ({error}); download it again"
     ) from error
@@ -114,7 +122,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _metadata(reader: gguf.GGUFReader, where: str) -> dict[str, Any]:
   try:
     return {name: field.contents() for name, field in reader.fields.items()}
-  except (UnicodeDecodeError, IndexError) as error:
+  except (ValueError, LookupError) as error:
     raise errors.UserError(
       f"{where}: damaged metadata ({error}); download the file again"
     ) from error

@@ -33,6 +33,7 @@ _GPT2 = ("gpt-2", "gpt2", "default")
 _SMOLLM = ("smollm",)
 _LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
 _QWEN2 = ("qwen2",)
+_MOST_PIECE = 1024  # characters of a SentencePiece token; Llama's have 16 at most
 
 
 def build(metadata: dict[str, Any], where: str) -> transformers.PreTrainedTokenizerFast:
@@ -151,6 +152,8 @@ def _merges_from_scores(
   best; a BPE merge list says the same when every split of every piece into two
   pieces is listed, best union first.
   """
+  if max(map(len, vocab)) > _MOST_PIECE:  # splitting takes the square of it
+    raise ValueError(f"a token of more than {_MOST_PIECE} characters")
   merges = []
   for piece, index in vocab.items():
     for cut in range(1, len(piece)):

@@ -10,6 +10,7 @@ which Orbax itself stores arrays with, because Orbax handles whole arrays only.
 """
 
 import dataclasses
+import operator
 import os
 import pathlib
 from collections.abc import Iterable
@@ -69,6 +70,9 @@ def read_config(workdir: str | os.PathLike[str]) -> Description:
   value = safetensors_io.read_json(file)
   try:
     shape = dict(value["model_config"])
+    for field in dataclasses.fields(model_config.ModelConfig):
+      if field.type is int:
+        operator.index(shape[field.name])  # TypeError where it is no whole number
     shape["rope"] = rope.RopeConfig(**shape["rope"])
     shape["nope_layers"] = tuple(shape.get("nope_layers", ()))
     known = {field.name for field in dataclasses.fields(Description)}
@@ -137,10 +141,13 @@ def open_arrays(
   """
   folder = (workdir / CHECKPOINTS / str(step) / PARAMS).absolute()
   metadata = safetensors_io.read_json(folder / "_METADATA")
-  stored = {
-    "/".join(part["key"] for part in leaf["key_metadata"])
-    for leaf in metadata.get("tree_metadata", {}).values()
-  }
+  try:
+    stored = {
+      "/".join(part["key"] for part in leaf["key_metadata"])
+      for leaf in metadata.get("tree_metadata", {}).values()
+    }
+  except (KeyError, TypeError, AttributeError) as error:
+    raise errors.UserError(f"{folder}: damaged _METADATA ({error!r})") from error
   if stored != set(expected):
     different = ", ".join(sorted(stored ^ set(expected))[:5])
     raise errors.UserError(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import transformers
 
-from skipalign_jax import errors, model_config
+from skipalign_jax import chat_template, errors, model_config, untrusted
 from skipalign_jax.hf import (
   adapters,
   gguf,
@@ -241,8 +241,24 @@ def load_tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
   """The tokenizer that belongs to a reference.
 
   Raises:
-    UserError: the reference has none, or one that needs foreign code.
+    UserError: the reference has none, or one that cannot be used or needs foreign code.
   """
+  try:
+    tokenizer = _tokenizer(reference)
+    if not isinstance(tokenizer.model_max_length, int | float):
+      raise TypeError(f"model_max_length is {tokenizer.model_max_length!r}")
+    tokenizer("A word, 1 number.\n")
+  except (errors.UserError, KeyboardInterrupt, SystemExit):
+    raise
+  # Whatever the library thinks of damaged files; its panics are no Exceptions.
+  except BaseException as error:
+    told = str(error)[:200]
+    raise errors.UserError(f"{reference}: unreadable tokenizer ({told})") from error
+  chat_template.try_out(tokenizer, reference)
+  return tokenizer
+
+
+def _tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
   folder = pathlib.Path(reference).expanduser()
   if not (folder / "tokenizer.json").is_file():  # else a folder with just that
     location = locate(reference)
@@ -258,15 +274,15 @@ def load_tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
       f"{folder}: has no tokenizer.json; name a HF folder or .gguf file that has a "
       "tokenizer"
     )
-  try:
-    # Not AutoTokenizer: for some class names, LlamaTokenizer among them,
-    # transformers 5 rebuilds the pipeline from the vocabulary and then splits
-    # leading spaces otherwise than tokenizer.json says.
-    return transformers.PreTrainedTokenizerFast.from_pretrained(
-      str(folder), local_files_only=True
-    )
-  except Exception as error:  # whatever the library thinks of a damaged file
-    raise errors.UserError(f"{folder}: unreadable tokenizer ({error})") from error
+  for file in (*folder.glob("*.json"), *folder.glob("*.jinja")):
+    if file.stat().st_size > untrusted.MOST_JSON:
+      raise errors.UserError(f"{file}: more than {untrusted.MOST_JSON >> 20} MiB")
+  # Not AutoTokenizer: for some class names, LlamaTokenizer among them,
+  # transformers 5 rebuilds the pipeline from the vocabulary and then splits
+  # leading spaces otherwise than tokenizer.json says.
+  return transformers.PreTrainedTokenizerFast.from_pretrained(
+    str(folder), local_files_only=True
+  )
 
 
 def check_vocabulary(

@@ -9,6 +9,7 @@ Format: https://github.com/huggingface/safetensors#format
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -21,7 +22,7 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from skipalign_jax import errors
+from skipalign_jax import errors, untrusted
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DEFAULT_SHARD_BYTES = 5 * 10**9  # what transformers uses
@@ -32,6 +33,7 @@ DTYPES = {
   "F16": np.dtype(np.float16),
   "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+_MOST_NAME = 200  # characters of a shard's name
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -117,8 +119,10 @@ def _weight_map(folder: pathlib.Path) -> dict[str, str]:
   if not isinstance(weight_map, dict) or not weight_map:
     raise errors.UserError(f"{path}: has no weight_map")
   for file_name in weight_map.values():
-    if not isinstance(file_name, str) or pathlib.PurePath(file_name).name != file_name:
-      raise errors.UserError(f"{path}: {file_name!r} is not a file of this folder")
+    plain = isinstance(file_name, str) and len(file_name) <= _MOST_NAME
+    if not plain or pathlib.PurePath(file_name).name != file_name:
+      told = repr(file_name)[:100]
+      raise errors.UserError(f"{path}: {told} is not a file of this folder")
   return weight_map
 
 
@@ -158,30 +162,25 @@ def _read_header(file: pathlib.Path) -> dict[str, _Entry]:
         f"{file}: is a Git LFS pointer, not the weights; run 'git lfs pull'"
       )
     length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > size - 8:
+    if len(start) < 8 or length > min(size - 8, untrusted.MOST_JSON):
       raise errors.UserError(f"{file}: truncated or not a safetensors file")
     text = stream.read(length)
+  entries, last = {}, 0
   try:
-    header = json.loads(text)
+    header = untrusted.parse_json(text)
     header.pop("__metadata__", None)
-    entries = {
-      name: _Entry(file, e["dtype"], tuple(e["shape"]), 8 + length + begin)
-      for name, e in header.items()
-      for begin, _ in [e["data_offsets"]]
-    }
-    ends = [e["data_offsets"][1] for e in header.values()]
-    for name, e in header.items():
-      begin, end = e["data_offsets"]
-      values = int(np.prod(e["shape"], dtype=np.int64))
+    for name, told in header.items():
+      dtype, shape, (begin, end) = told["dtype"], told["shape"], told["data_offsets"]
+      if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+        raise ValueError(f"{name[:100]} has sizes that are none")
       # Types that are never read need no size check here.
-      itemsize = DTYPES[e["dtype"]].itemsize if e["dtype"] in DTYPES else None
-      if begin < 0 or (itemsize is not None and end - begin != values * itemsize):
-        raise errors.UserError(f"{file}: the byte range of {name} does not fit it")
+      if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+        raise ValueError(f"the byte range of {name[:100]} does not fit it")
+      entries[name] = _Entry(file, dtype, tuple(shape), 8 + length + begin)
+      last = max(last, end)
   except (ValueError, KeyError, TypeError, AttributeError) as error:
-    if isinstance(error, errors.UserError):
-      raise
     raise errors.UserError(f"{file}: damaged safetensors header ({error})") from error
-  expected = 8 + length + max(ends, default=0)
+  expected = 8 + length + last
   if size != expected:
     raise errors.UserError(
       f"{file}: has {size} bytes but its header describes {expected}; the file is "
@@ -193,7 +192,7 @@ def _read_header(file: pathlib.Path) -> dict[str, _Entry]:
 def read_json(path: pathlib.Path) -> dict[str, Any]:
   """A JSON object from a file; UserError when it is not one."""
   try:
-    value = json.loads(path.read_text(encoding="utf-8"))
+    value = untrusted.parse_json(untrusted.read(path, untrusted.MOST_JSON))
   except OSError as error:
     raise errors.UserError(f"{path}: {error.strerror}") from error
   except ValueError as error:

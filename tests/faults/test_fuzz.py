@@ -1,0 +1,251 @@
+"""Damaged files: a UserError or a result, in bounded time and memory, never a crash.
+
+The default suite takes what fuzzing once found, and a few hundred records; `-m slow`
+takes all readers, more than 100,000 damaged records, and the bombs.
+"""
+
+import json
+import os
+import pathlib
+import struct
+import subprocess
+import sys
+
+import bombs
+import fuzz
+import hypothesis
+import mutate
+import pytest
+import test_hf_tiny as hf_tiny
+from hypothesis import strategies as st
+
+from skipalign_jax import errors, untrusted
+from skipalign_jax.data import chat, prepare, sources
+from skipalign_jax.hf import reference
+
+FOLDER = pathlib.Path(__file__).parent
+FILES = {  # of each reader, in the slow test
+  "jsonl": 8000,
+  "zipped": 1000,
+  "parquet": 2000,
+  "txt": 2000,
+  "model_config": 8000,
+  "tokenizer": 4000,
+  "index": 3000,
+  "safetensors": 6000,
+  "gguf": 4000,
+  "gguf_metadata": 5000,
+}
+PEAK_MIB = 1000  # of a process that reads damaged files; 330 of them are imports
+
+
+def child(script: str, *arguments: str) -> list:
+  """The JSON lines that a script of this folder prints."""
+  done = subprocess.run(
+    [sys.executable, FOLDER / script, *arguments],
+    capture_output=True,
+    text=True,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    timeout=1200,
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", FILES)
+def test_damaged_files(reader):
+  (told,) = child("fuzz.py", reader, str(FILES[reader]), "1000000")
+  print(reader, told)
+  assert told["failed"] == {}
+  assert told["files"] == FILES[reader]
+  assert 0 < told["refused"] or reader == "jsonl"
+  assert told["most_mib"] < PEAK_MIB
+
+
+@pytest.mark.slow
+def test_bombs():
+  found = child("bombs.py")
+  print(*found, sep="\n")
+  assert [name for name, *_ in found] == list(bombs.BOMBS)
+  for name, became, seconds, mib in found:
+    if name == "a line of 2 GiB":
+      assert became == "read: ok, record over 64 MiB, ok"
+    else:
+      assert became.startswith("UserError"), (name, became)
+    assert mib < 1200, name
+    assert seconds < 400, name
+
+
+JSON = st.recursive(
+  st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+  lambda inner: (
+    st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "x"]), inner)
+  ),
+  max_leaves=8,
+)
+TURN = st.fixed_dictionaries(
+  {},
+  optional={
+    "role": st.sampled_from(["system", "user", "assistant"]) | JSON,
+    "content": st.text(max_size=12) | JSON,
+    "from": st.sampled_from(["human", "gpt"]) | JSON,
+    "value": st.text(max_size=12) | JSON,
+  },
+)
+RECORD = JSON | st.fixed_dictionaries(
+  {},
+  optional={
+    "messages": st.lists(TURN, max_size=5) | JSON,
+    "conversations": st.lists(TURN, max_size=5) | JSON,
+    "text": st.text(max_size=30) | JSON,
+    "instruction": st.text(max_size=9) | JSON,
+    "input": st.text(max_size=9) | JSON,
+    "output": st.text(max_size=9) | JSON,
+    "system": JSON,
+    "history": st.lists(st.lists(st.text(max_size=5), max_size=3)) | JSON,
+  },
+)
+ENCODER = chat.Encoder(fuzz.TOKENIZER, 4096)
+
+
+def outcome(record):
+  """What `prepare` makes of a record's line, up to its tokens."""
+  parsed = prepare._parse(json.dumps(record).encode(), 1000)
+  if isinstance(parsed, list):
+    (parsed,) = ENCODER([parsed])
+  return parsed
+
+
+@hypothesis.settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@hypothesis.given(RECORD)
+def test_any_record_is_a_sample_a_text_or_bad(record):
+  assert isinstance(outcome(record), chat.Sample | chat.BadSample | str)
+
+
+@pytest.mark.slow
+@hypothesis.settings(max_examples=10_000, deadline=None, database=None)
+@hypothesis.given(RECORD)
+def test_any_record_at_length(record):
+  assert isinstance(outcome(record), chat.Sample | chat.BadSample | str)
+
+
+def test_damaged_lines_leave_their_neighbours_alone(tmp_path):
+  run = fuzz.jsonl(tmp_path)  # asserts it
+  assert sum(run(mutate.random.Random(seed)) for seed in range(4)) == 40
+
+
+# What fuzzing found.
+
+
+@pytest.mark.parametrize(
+  ("record", "reason"),
+  [
+    ({"instruction": "a", "output": "b", "history": 7}, "unrecognised columns"),
+    ({"instruction": "a", "output": "b", "history": [["a"]]}, "unrecognised columns"),
+    ({"instruction": "a", "output": "b", "input": [[1]]}, "content is not text"),
+  ],
+)
+def test_records_that_stopped_a_run(record, reason):
+  assert outcome(record).reason == reason
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"vocab_size": float("inf")}, "wrong type"),
+    ({"num_attention_heads": 0, "head_dim": None}, "wrong type"),
+    ({"rope_parameters": [1]}, "wrong type"),
+    ({"rope_scaling": None, "rope_theta": float("nan")}, "must be above 1"),
+    ({"rms_norm_eps": float("nan")}, "norm_eps"),
+    ({"vocab_size": 2**60}, "must be in 1"),
+    ({"num_hidden_layers": 2**60}, "at most 10000"),
+    ({"x": "@deep"}, "nested too deeply"),
+  ],
+)
+def test_configs_that_crashed(change, message, tmp_path):
+  made = hf_tiny.hf_folder(tmp_path / "m")
+  path = made / "config.json"
+  config = json.loads(path.read_text()) | {"rope_parameters": None} | change
+  path.write_text(json.dumps(config).replace('"@deep"', mutate.DEEP))
+  with pytest.raises(errors.UserError, match=message):
+    reference.open_model(str(made))
+
+
+@pytest.mark.parametrize(
+  "entry",
+  [
+    {"dtype": "F32", "shape": [2**70], "data_offsets": [0, 4]},
+    {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]},
+    {"dtype": "X", "shape": [1], "data_offsets": [0, "4"]},
+    {"dtype": "F32", "shape": [2**32, 2**32], "data_offsets": [0, 0]},
+    {"dtype": "F32", "shape": "@deep", "data_offsets": [0, 4]},
+  ],
+)
+def test_safetensors_headers_that_crashed(entry, tmp_path):
+  made = hf_tiny.hf_folder(tmp_path / "m")
+  header = json.dumps({"a": entry}).replace('"@deep"', mutate.DEEP).encode()
+  whole = struct.pack("<Q", len(header)) + header + bytes(4)
+  (made / "model.safetensors").write_bytes(whole)
+  with pytest.raises(errors.UserError, match="damaged safetensors header"):
+    reference.open_model(str(made))
+
+
+@pytest.mark.parametrize(
+  "name", ["../../x", "/etc/passwd", "a" * 5000, "\ud800", "..", "a/b", 7, ""]
+)
+def test_shards_stay_in_their_folder(name, tmp_path):
+  made = hf_tiny.hf_folder(tmp_path / "m", shards=2)
+  (tmp_path / "x").write_bytes((made / "model-00001-of-00002.safetensors").read_bytes())
+  path = made / "model.safetensors.index.json"
+  index = json.loads(path.read_text())
+  index["weight_map"] = dict.fromkeys(index["weight_map"], name)
+  path.write_text(json.dumps(index))
+  with pytest.raises(errors.UserError, match=r"not a file of this folder|are missing"):
+    reference.open_model(str(made))
+
+
+def test_tokenizers_that_crashed(tmp_path):
+  made = hf_tiny.hf_folder(tmp_path / "m")
+  path = made / "tokenizer_config.json"
+  whole = path.read_text()
+  path.write_text(json.dumps(json.loads(whole) | {"model_max_length": "x"}))
+  with pytest.raises(errors.UserError, match="unreadable tokenizer"):
+    reference.load_tokenizer(str(made))
+
+
+SMALL_BOMBS = [name for name in bombs.BOMBS if name.startswith(("gguf", "2^60"))] + [
+  "safetensors, a header of 2^60",
+  "safetensors, a header of 5 GB",
+  "a tokenizer.json of 5 GB",
+  "a text of 2 GiB",
+]
+
+
+@pytest.mark.parametrize("name", SMALL_BOMBS)
+def test_claims_are_not_believed(name, tmp_path):
+  with pytest.raises(errors.UserError):
+    bombs.BOMBS[name](tmp_path)()
+
+
+def test_long_lines_are_bad_records(tmp_path, monkeypatch):
+  monkeypatch.setattr(untrusted, "MOST_RECORD", 200)
+  path = tmp_path / "x.jsonl"
+  long = b" " * (3 << 20) + b"{}\n"
+  path.write_bytes(bombs.GOOD + long + bombs.GOOD)
+  assert [len(line) for _, line in untrusted.lines(path)] == [88, 201, 88]
+  path.write_bytes(bombs.GOOD + b"x" + long + bombs.GOOD)
+  numbers, lines = zip(*sources.Source(str(path)).records(), strict=True)
+  assert numbers == (1, 2, 3)
+  assert [len(line) for line in lines] == [88, 201, 88]
+  assert bombs.read_data(path)() == "ok, record over 0 MiB, ok"
+
+
+def test_text_does_not_shrink_without_end(tmp_path, monkeypatch):
+  monkeypatch.setattr(untrusted, "_ALWAYS_FINE", 1 << 16)
+  path = tmp_path / "x.jsonl.gz"
+  for content in (b"\n", b"x"):
+    path.write_bytes(fuzz.gzip.compress(content * (1 << 20)))
+    with pytest.raises(errors.UserError, match="no text shrinks like that"):
+      list(sources.Source(str(path)).records())
