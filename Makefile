@@ -2,6 +2,8 @@
 # make quickstart  fine-tune SmolLM2-135M-Instruct on this CPU, export it, ask it
 # make parity      tests against PyTorch and the real weights (installs torch)
 # make test-plan   compiles for GPUs and TPUs that are not there (installs several GB)
+# make colabs      executes the notebooks on this CPU (installs the extra docs)
+# make docs        the documentation site, into build/site
 # make lint        ruff, as CI runs it
 
 PYTHON ?= python3
@@ -10,7 +12,7 @@ BIN := $(VENV)/bin
 WEIGHTS := .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 RUN := runs/quickstart
 
-.PHONY: setup test test-plan lint weights quickstart parity
+.PHONY: setup test test-plan colabs docs lint weights quickstart parity
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -27,6 +29,14 @@ test: setup
 test-plan: setup
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[plan]'
 	$(BIN)/python -m pytest -m plan
+
+colabs: setup weights
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -m colabs
+
+docs: setup
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lint: setup
 	$(BIN)/ruff check .

@@ -17,6 +17,13 @@ MODULE = ROOT / "skipalign_jax" / "config.py"
 REFERENCE = "configuration.md"
 OPENING = "<!-- the opening of README.md -->"
 _LINK = re.compile(r"\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
+INTRODUCTION = (
+  "Written from `skipalign_jax/config.py` when this site was built. Set a key in a "
+  "config file (`c.optim.learning_rate = 2e-5`) or behind a command "
+  "(`--config.optim.learning_rate=2e-5`); an unknown key, or a value that cannot be, "
+  'is an error that says what to do. "Unset" keys follow the model, or must be given '
+  "where the comment says so. Nothing has a second default elsewhere."
+)
 
 
 def outside() -> dict[str, str]:
@@ -89,7 +96,9 @@ def reference() -> str:
   told += table
   defaults = config_lib.default()
   for node in function.body:
-    if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Attribute):
+    if not isinstance(node, ast.Assign) or not isinstance(
+      node.targets[0], ast.Attribute
+    ):
       continue
     name = ast.unparse(node.targets[0]).removeprefix("c.")
     value = defaults
@@ -103,12 +112,6 @@ def reference() -> str:
       cells = (f"`{name}`", _shown(value), comment.replace("|", "\\|"))
       told.append(f"| {' | '.join(cells)} |")
   return "\n".join(told) + "\n"
-
-
-INTRODUCTION = """\
-Written from `skipalign_jax/config.py` when this site was built. Set a key in a config file (`c.optim.learning_rate = 2e-5`) or
-behind a command (`--config.optim.learning_rate=2e-5`); an unknown key, or a value that cannot be, is an error that says what to
-do. "Unset" keys follow the model or must be given where the comment says so. Nothing has a second default elsewhere."""
 
 
 def _comment(lines: list[str], node: ast.stmt) -> str:
