@@ -37,6 +37,7 @@ colabs: setup weights
 docs: setup
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@! grep -rE '<(script|link)[^>]*"https?:' build/site --include='*.html'  # nothing from elsewhere
 
 lint: setup
 	$(BIN)/ruff check .

@@ -109,19 +109,19 @@ def reference() -> str:
       told += ["", f"## {name}", "", comment]
       told += table if len(value) else []
     else:
-      cells = (f"`{name}`", _shown(value), comment.replace("|", "\\|"))
-      told.append(f"| {' | '.join(cells)} |")
+      told.append(f"| `{name}` | {_shown(value)} | {comment} |")
   return "\n".join(told) + "\n"
 
 
 def _comment(lines: list[str], node: ast.stmt) -> str:
-  """What stands above a statement, then what stands behind it."""
+  """What stands above a statement and behind it; no sign of it is Markdown's."""
   above, at = [], node.lineno - 2
   while lines[at].strip().startswith("#"):
     above.insert(0, lines[at].strip().lstrip("# "))
     at -= 1
   behind = lines[node.end_lineno - 1][node.end_col_offset :].strip().lstrip("# ")
-  return " ".join([*above, behind] if behind else above)
+  text = " ".join([*above, behind] if behind else above)
+  return re.sub(r"([|*<])", r"\\\1", text)
 
 
 def _shown(value: object) -> str:
