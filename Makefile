@@ -2,6 +2,8 @@
 # make quickstart  fine-tune SmolLM2-135M-Instruct on this CPU, export it, ask it
 # make parity      tests against PyTorch and the real weights (installs torch)
 # make test-plan   compiles for GPUs and TPUs that are not there (installs several GB)
+# make colabs      executes the notebooks on this CPU (installs the extra docs)
+# make docs        the documentation site, into build/site
 # make lint        ruff, as CI runs it
 # make lock        requirements.lock from requirements.txt, with hashes
 # make audit       known vulnerabilities of what is locked (asks pypi.org)
@@ -12,7 +14,7 @@ BIN := $(VENV)/bin
 WEIGHTS := .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 RUN := runs/quickstart
 
-.PHONY: setup test test-plan lint lock audit weights quickstart parity
+.PHONY: setup test test-plan colabs docs lint lock audit weights quickstart parity
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -29,6 +31,15 @@ test: setup
 test-plan: setup
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[plan]'
 	$(BIN)/python -m pytest -m plan
+
+colabs: setup weights
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -m colabs
+
+docs: setup
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@! grep -rE '<(script|link)[^>]*"https?:' build/site --include='*.html'  # nothing from elsewhere
 
 lint: setup
 	$(BIN)/ruff check .

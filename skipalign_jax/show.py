@@ -15,7 +15,7 @@ from rich import console as rich_console
 from rich import table as rich_table
 from rich import text as rich_text
 
-from skipalign_jax import cli, errors, positions
+from skipalign_jax import cli, errors, positions, resolve
 from skipalign_jax.data import packing, pipeline
 from skipalign_jax.data import tokenizer as tokenizer_lib
 
@@ -58,9 +58,9 @@ def show(
     console: where to; in colour if it is a terminal.
 
   Raises:
-    UserError: n is out of range, or the data is unusable.
+    UserError: n is out of range, or config or data are unusable.
   """
-  recipe = positions.PositionConfig(**config.positions)
+  recipe = resolve.check(config)
   tokenizer = tokenizer_lib.resolve(config)
   data = pipeline.build(config, tokenizer, 0, 1, console)
   if not 1 <= n <= len(data.train_rows):

@@ -97,3 +97,9 @@ def test_row_number_out_of_range(config):
   for n in (0, 10_000):
     with pytest.raises(errors.UserError, match="--n"):
       printed(config, n=n)
+
+
+def test_a_config_that_cannot_train_is_told(config):
+  config.steps = None
+  with pytest.raises(errors.UserError, match="set one of steps and epochs"):
+    printed(config)

@@ -1,0 +1,225 @@
+"""The documentation says what is so: commands parse, links lead somewhere, all keys.
+
+`make docs` builds the site itself.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import pathlib
+import re
+import shlex
+import sys
+
+import pytest
+import yaml
+
+from skipalign_jax import analyze, cli, errors, resolve
+from skipalign_jax import config as config_lib
+from skipalign_jax.analysis import training
+from skipalign_jax.sweep import rows
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+OUTSIDE = ("README.md", "CONTRIBUTING.md", "launch/README.md", "benchmarks/README.md")
+TEXTS = [*(ROOT / name for name in OUTSIDE), *PAGES]
+NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
+# Words that stand for something in commands.
+STAND_INS = {"--config=FILE": "--config=configs/quickstart.py"}
+
+
+@pytest.fixture(scope="module")
+def hooks():
+  spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def commands(text):
+  """(module, arguments) of each `python -m skipalign_jax.…` in a text.
+
+  What is optional (in brackets) counts, an ellipsis and a comment do not.
+  """
+  text = re.sub(r"\\\n\s*", " ", text)
+  for module, rest in re.findall(r"python -m skipalign_jax\.(\w+)([^\n`]*)", text):
+    rest = re.split(r"\s#\s|…$", rest)[0].replace("[--", "--")
+    rest = re.sub(r"(?<!\S)…(?!\S)|(?<=\S)\](?=\s|$)|\[:\w+\]", "", rest)
+    rest = re.sub(r"=auto\|off\|\S+", "=auto", rest)
+    yield module, [STAND_INS.get(word, word) for word in shlex.split(rest)]
+
+
+def of_notebook(path, folder):
+  """Its commands with their values; the configs that it writes go to `folder`."""
+  cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+  sources = ["".join(cell["source"]) for cell in cells]
+  text = "\n".join(sources)
+  values = dict(re.findall(r"^%env (\w+)=(.*)$", text, re.MULTILINE))
+  values["alpha"] = "0.1"  # of a loop
+  for source in sources:
+    if written := re.match(r"%%writefile (\w+\.py)\n", source):
+      (folder / written[1]).write_text(source[written.end() :], encoding="utf-8")
+  for module, words in commands(text):
+    words = [re.sub(r"\$(\w+)", lambda name: values[name[1]], word) for word in words]
+    yield module, [re.sub("^--config=", f"--config={folder}/", word) for word in words]
+
+
+def found(folder):
+  """(where, module, arguments): every command of the documentation, once."""
+  seen = {}
+  for path in TEXTS:
+    for module, words in commands(path.read_text(encoding="utf-8")):
+      seen.setdefault((module, *words), path.name)
+  for path in NOTEBOOKS:
+    for module, words in of_notebook(path, folder):
+      seen.setdefault((module, *words), path.name)
+  return [(where, *command) for command, where in seen.items()]
+
+
+class Parsed(Exception):  # noqa: N818
+  """Stops a command behind its command line."""
+
+
+@pytest.fixture
+def parse(monkeypatch):
+  """Runs a command up to where it has understood its arguments."""
+
+  def stop(*_):
+    raise Parsed
+
+  from_config, from_flags = cli.parse, argparse.ArgumentParser.parse_args
+
+  def parse_config(argv, usage, **extra):
+    config, _ = from_config(argv, usage, **extra)
+    resolve.check(config)
+    raise Parsed
+
+  def parse_flags(self, args=None, namespace=None):
+    from_flags(self, args, namespace)
+    raise Parsed
+
+  monkeypatch.setattr(cli, "parse", parse_config)
+  monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_flags)
+  monkeypatch.setattr(training, "read", stop)
+  monkeypatch.setattr(analyze, "redraw", stop)
+  monkeypatch.setattr(rows, "Plan", stop)
+  monkeypatch.chdir(ROOT)
+
+  def run(module, words):
+    name = f"skipalign_jax.{module}"
+    if importlib.util.find_spec(name) is None:
+      raise errors.UserError(f"there is no {name}")
+    if importlib.util.find_spec(name).submodule_search_locations:
+      name += ".__main__"
+    argv = sys.argv[:]
+    sys.argv[:] = [module, *words]  # in place: `analyze` has it as a default
+    try:
+      importlib.import_module(name).main()
+    except Parsed:
+      return
+    finally:
+      sys.argv[:] = argv
+    raise AssertionError(f"{module} did not read its command line")
+
+  return run
+
+
+def test_commands_are_understood(parse, tmp_path, monkeypatch):
+  checked = found(tmp_path)
+  monkeypatch.setenv("DIALOGUES", "8")  # read by a notebook's config
+  assert len({module for _, module, *_ in checked}) >= 9  # all but none forgotten
+  wrong = []
+  for where, module, *words in checked:
+    try:
+      parse(module, words)
+    except (errors.UserError, SystemExit) as error:
+      wrong.append(f"{where}: {module} {shlex.join(words)}: {error}")
+  assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "python -m skipalign_jax.trian --config=configs/quickstart.py --workdir=w",
+    "python -m skipalign_jax.train --config=configs/nowhere.py --workdir=w",
+    "python -m skipalign_jax.train --config=configs/quickstart.py --wrkdir=w",
+    "python -m skipalign_jax.show --config=configs/quickstart.py \\\n  --config.sed=1",
+    "python -m skipalign_jax.show --config=configs/quickstart.py "
+    "--config.positions.strategy=skip_out",
+    "`python -m skipalign_jax.evaluate needle --model=REF --lenghts=1`",
+    "python -m skipalign_jax.evaluate neddle --model=REF",
+  ],
+)
+def test_wrong_commands_are_noticed(parse, text):
+  ((module, words),) = commands(text)
+  with pytest.raises((errors.UserError, SystemExit)):
+    parse(module, words)
+
+
+def test_reference_has_every_key(hooks):
+  text = hooks.reference()
+  rows = dict(re.findall(r"^\| `([\w.]+)` \| (.*)$", text, re.MULTILINE))
+
+  def keys(tree, prefix=""):
+    for name, value in tree.items():
+      if isinstance(value, config_lib.ConfigDict):
+        yield from keys(value, f"{prefix}{name}.")
+      else:
+        yield f"{prefix}{name}", value
+
+  defaults = dict(keys(config_lib.default()))
+  assert rows.keys() == defaults.keys()
+  assert text.count("\n| `") == len(rows)
+  assert rows["optim.learning_rate"] == "`1e-05` |  |"
+  assert rows["positions.skip_prob"] == "`0.5` | p |"
+  assert rows["model.window"] == "unset | positions the model was built for |"
+  assert rows["model.remat"].endswith(
+    r"none \| dots (keep products) \| full (keep layer inputs) |"
+  )
+  # A comment of several lines, above its key; and one of a group.
+  assert "of text, and of a row, that the step crops" in rows["data.text_window"]
+  group = text.partition("## data\n")[2].partition("|")[0]
+  assert "repeats it w times an epoch. Several are separated" in group
+  # No comment of default() is lost.
+  source = hooks.MODULE.read_text(encoding="utf-8")
+  body = source.partition("def default")[2].partition("\ndef ")[0]
+  plain = re.sub(r"\\([|*<])", r"\1", text)
+  for comment in re.findall(r"# (.*)", body):
+    assert comment in plain, comment
+
+
+def test_links_lead_somewhere(hooks):
+  for path in (*PAGES, *(ROOT / name for name in hooks.outside() if name[-2:] == "md")):
+    source = path.relative_to(ROOT).as_posix()
+    page = hooks.outside().get(source, source.removeprefix("docs/"))
+    hooks.linked(path.read_text(encoding="utf-8"), source, page)  # raises if not
+
+
+def test_links_of_files_become_links_of_pages(hooks):
+  text = (
+    "[a](docs/faq.md#x) [b](LICENSE) ![c](docs/images/strategies.png) [d](https://e)"
+  )
+  assert hooks.linked(text, "README.md", "readme.md") == (
+    "[a](faq.md#x) b ![c](images/strategies.png) [d](https://e)"
+  )
+  assert hooks.linked("[a](../README.md)", "docs/faq.md", "faq.md") == "[a](readme.md)"
+  note = "benchmarks/README.md"
+  assert hooks.linked("[a](../docs/faq.md)", note, note) == "[a](../faq.md)"
+  with pytest.raises(ValueError, match=r"README\.md links to docs/nowhere\.md"):
+    hooks.linked("[a](docs/nowhere.md)", "README.md", "readme.md")
+
+
+def test_opening_is_of_the_readme(hooks):
+  assert (ROOT / "docs/index.md").read_text(encoding="utf-8").count(hooks.OPENING) == 1
+  text = hooks.opening()
+  assert "arXiv 2405.03939" in text and "\n#" not in text and len(text) < 1500
+
+
+def test_every_page_is_in_the_menu(hooks):
+  menu = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+  named = re.findall(r"[\w/]+\.md", json.dumps(menu))
+  assert len(named) == len(set(named))
+  written = {hooks.REFERENCE, *hooks.outside().values()}
+  assert set(named) <= {path.name for path in PAGES} | written
+  assert {path.name for path in PAGES} <= set(named)
