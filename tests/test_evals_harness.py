@@ -9,6 +9,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
+import datasets
 import jax
 import numpy as np
 import pytest
@@ -386,14 +387,18 @@ def test_without_the_extra_there_is_one_clear_error(tmp_path, monkeypatch):
     evaluate("mmlu", tmp_path / "out")
 
 
-def test_names_that_cannot_be(tmp_path):
+def test_names_that_cannot_be(tmp_path, monkeypatch):
+  def no_network(*args, **kwargs):
+    raise ConnectionError("no network")
+
+  monkeypatch.setattr(datasets, "load_dataset", no_network)
   with pytest.raises(errors.UserError, match="no task, group or tag 'mmluu'"):
     evaluate("mmluu", tmp_path / "out")
   with pytest.raises(errors.UserError, match="different names"):
     evaluate("mmlu,mmlu", tmp_path / "out")
   with pytest.raises(errors.UserError, match="--unsafe_code=True"):
     evaluate("humaneval", tmp_path / "out")
-  with pytest.raises(errors.UserError, match="--local_data"):  # there is no network
+  with pytest.raises(errors.UserError, match="--local_data"):
     evaluate("mmlu_anatomy", tmp_path / "out")
   assert not (tmp_path / "out").exists()
 
