@@ -4,6 +4,7 @@
 # make test-plan   compiles for GPUs and TPUs that are not there (installs several GB)
 # make colabs      executes the notebooks on this CPU (installs the extra docs)
 # make docs        the documentation site, into build/site
+# make study-a     SmolLM2 fine-tuned in many ways and tested (hours; docs/results.md)
 # make lint        ruff, as CI runs it
 # make lock        requirements.lock from requirements.txt, with hashes
 # make audit       known vulnerabilities of what is locked (asks pypi.org)
@@ -14,7 +15,8 @@ BIN := $(VENV)/bin
 WEIGHTS := .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 RUN := runs/quickstart
 
-.PHONY: setup test test-plan colabs docs lint lock audit weights quickstart parity
+.PHONY: setup test test-plan colabs docs lint lock audit weights quickstart parity \
+  study-a
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -73,6 +75,11 @@ quickstart: setup weights
 	  --model=$(RUN) --out=$(RUN)_hf
 	$(BIN)/python -m skipalign_jax.generate --model=$(RUN)_hf \
 	  --prompt="Please remember this for later: the door code of the observatory is 4821. What is the door code of the observatory?"
+
+study-a: setup weights
+	$(BIN)/python -m skipalign_jax.sweep --config=configs/study_a.py --run \
+	  $(if $(ROWS),--rows=$(ROWS))
+	$(BIN)/python -m skipalign_jax.sweep --config=configs/study_a.py --collect
 
 parity: setup weights
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[parity]'

@@ -14,8 +14,13 @@ def enable() -> None:
 
   Several processes use it only where JAX_COMPILATION_CACHE_DIR names a folder that
   they share: only process 0 writes, and on GPUs a process that finds its program would
-  leave the others waiting for its part of their tuning.
+  leave the others waiting for its part of their tuning. On CPUs they never use it: a
+  loaded program runs its collectives in any order, and gloo takes one for another
+  (jaxlib 0.10.2; `tests/faults/test_processes.py`).
   """
+  if jax.process_count() > 1 and jax.default_backend() == "cpu":
+    jax.config.update("jax_enable_compilation_cache", False)
+    return
   if os.environ.get("JAX_COMPILATION_CACHE_DIR") or jax.process_count() > 1:
     return
   folder = pathlib.Path(FOLDER).expanduser()

@@ -9,6 +9,7 @@ costs what lies before it, not what the cache could hold.
 """
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -207,6 +208,54 @@ class Engine:
       for row, count in enumerate(counts)
     ]
 
+  def score_after(
+    self,
+    shared: Sequence[int],
+    tails: Sequence[Sequence[int]],
+    starts: Sequence[int],
+  ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """`score` of several sequences that begin alike; the beginning is read once.
+
+    Args:
+      shared: token ids of the beginning, at least one.
+      tails: token ids behind it, at least two each.
+      starts: for each tail, the index (at least 1) of its first token that is scored.
+
+    Returns:
+      For each tail: log p, fp32 [len(tail) − start], and whether each of these tokens
+      is the likeliest one, bool of the same shape.
+    """
+    assert all(0 < s < len(x) for x, s in zip(tails, starts, strict=True))
+    batch = self._batch([shared])
+    T = bucket(max(map(len, tails)) - 1, 1)
+    cache = self._empty(batch, T)
+    for at in self._parts(batch):
+      _, cache = self._run(self._programs.read, batch, at, cache)
+    end = cache.length + 0  # a copy: caches are donated
+    B = len(batch["tokens"])
+    found = []
+    for tail, start in zip(tails, starts, strict=True):
+      n = len(tail) - 1
+      tokens_BT, targets_BT, used_BT = (np.zeros((B, T), np.int32) for _ in range(3))
+      tokens_BT[:, :n], targets_BT[:, :n], used_BT[:, :n] = tail[:-1], tail[1:], 1
+      behind = {
+        "tokens": tokens_BT,
+        "positions": np.tile(len(shared) + np.arange(T, dtype=np.int32), (B, 1)),
+        "segment_ids": used_BT,
+      }
+      # Written over the tail before it, as if that had never been there.
+      cache = dataclasses.replace(cache, length=end + 0)
+      hidden_BTD, cache = self._run(
+        self._programs.read, behind, slice(None), cache, from_cache=True
+      )
+      with self.on_mesh():
+        log_p_BT, likeliest_BT = score_targets(
+          self.params, self.config, hidden_BTD, self._place(targets_BT)
+        )
+      row = slice(start - 1, n)
+      found.append((np.asarray(log_p_BT)[0, row], np.asarray(likeliest_BT)[0, row]))
+    return found
+
   def score_next(
     self, prompts: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]
   ) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -281,12 +330,14 @@ class Engine:
       hidden_BCD, cache = self._run(self._programs.read, batch, at, cache)
       yield at, hidden_BCD
 
-  def _run(self, program, batch, at: slice, cache: model.Cache):
+  def _run(
+    self, program, batch, at: slice, cache: model.Cache, from_cache: bool = False
+  ):
     arrays = [
       self._place(batch[name][:, at]) for name in ("tokens", "positions", "segment_ids")
     ]
     new = arrays[0].shape[1]
-    if self._part or new == 1:
+    if self._part or new == 1 or from_cache:
       backend = kernels.choose_cached(self._platform, new)
     else:
       backend = kernels.choose(

@@ -219,9 +219,9 @@ def _with_rope(
     return base
   if target is None:
     target = max(config.positions.max_position, base.window)
-  if target < base.window:
+  if target < original:
     raise errors.UserError(
-      f"rope.target_length={target} is below the model's window {base.window}"
+      f"rope.target_length={target} is below the model's window {original}"
     )
   scaled = dataclasses.replace(
     base.rope, kind=kind, factor=target / original, original_window=original

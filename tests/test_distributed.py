@@ -140,6 +140,15 @@ def test_programs_are_kept_unless_the_environment_names_a_folder(monkeypatch, tm
   assert cached(monkeypatch, folder) == []
 
 
+def test_cpu_processes_compile_for_themselves(monkeypatch, tmp_path):
+  """A program that XLA loads for CPUs has no order among its collectives."""
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+  monkeypatch.setattr(compile_cache.jax, "process_count", lambda: 2)
+  assert cached(monkeypatch, tmp_path) == [("jax_enable_compilation_cache", False)]
+  monkeypatch.setattr(compile_cache.jax, "default_backend", lambda: "gpu")
+  assert cached(monkeypatch, tmp_path) == []
+
+
 def test_a_folder_that_cannot_be_made_is_a_warning(monkeypatch, tmp_path, capsys):
   monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
   (tmp_path / "file").write_text("")

@@ -55,6 +55,21 @@ def test_scores_are_those_of_each_sequence_alone(part):
   assert is_likeliest.all() and likeliest < 30  # both kinds were seen
 
 
+@pytest.mark.parametrize("part", [0, 8])
+def test_a_beginning_in_common_is_read_once_and_changes_nothing(part):
+  engine = inference.Engine(PARAMS, CONFIG, "float32", part=part)
+  shared, tails = SEQUENCES[0], [SEQUENCES[2], SEQUENCES[1], SEQUENCES[3]]
+  starts = [5, 8, 1]  # the long tail first: what it leaves behind must not be seen
+  whole = engine.score(
+    [shared + tail for tail in tails], [len(shared) + start for start in starts]
+  )
+  for (log_p, likeliest), (want, want_likeliest) in zip(
+    engine.score_after(shared, tails, starts), whole, strict=True
+  ):
+    np.testing.assert_allclose(log_p, want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(likeliest, want_likeliest)
+
+
 def test_hidden_states_end_at_the_right():
   engine = inference.Engine(PARAMS, CONFIG, "float32", part=8)
   hidden_BLD = engine.hidden(SEQUENCES)

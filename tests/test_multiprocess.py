@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
-from skipalign_jax import model, sharding
+from skipalign_jax import compile_cache, model, sharding
 from skipalign_jax.hf import reference, weights
 
 STEPS = 10
@@ -33,6 +33,7 @@ def train_as_one_of_two(process, port):
   """What each of the processes does; prints its losses."""
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
+  compile_cache.enable()
   assert len(jax.local_devices()) == 4 and len(jax.devices()) == 8
   run = tiny.Run(sharding.make_mesh(dict(data=1, fsdp=-1, tensor=1, context=1)))
   assert not run.state.params["embed"]["weight"].is_fully_addressable

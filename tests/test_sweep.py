@@ -474,3 +474,68 @@ def test_tiny_sweep(tmp_path, cache_dir):
   training = next(t for t in content["tables"] if t["title"] == "Training")
   assert [row["cells"]["steps"]["value"] for row in training["rows"]] == [8, 8]
   assert not content["missing"]
+
+
+@pytest.fixture
+def choosing(tmp_path):
+  """A trained row and a model with its own rope, in a sweep with two NTK targets."""
+  table = {
+    "A": rows.Row(QUICK),
+    "base": rows.Row(model="some/model", evaluate={"rope.kind": "model"}),
+  }
+  sweep = rows.Sweep("A table", table, {"keys": {"task": "keys"}}, "runs/x", "tiny")
+  sweep = rows.choosing(sweep, (512, 1024), {"task": "keys", "seed": 7})
+  return rows.Plan(sweep, tmp_path / "out")
+
+
+def chosen(plan, target, *log_p):
+  folder = plan.evaluation("A", f"choose@{target}")
+  folder.mkdir(parents=True)
+  by_length = {str(i): {"mean": x} for i, x in enumerate(log_p)}
+  (folder / "results.json").write_text(json.dumps({"summary": {"log_p": by_length}}))
+
+
+def test_each_row_is_tested_at_the_target_that_it_did_best_at(choosing, monkeypatch):
+  trained(choosing, "A", 8, 8)
+  called = []
+
+  def call(arguments):
+    given = dict(a.split("=", 1) for a in arguments if a.startswith("--"))
+    called.append(given)
+    out = pathlib.Path(given["--out"]).name
+    if out.startswith("choose@"):
+      target = int(out.partition("@")[2])
+      chosen(choosing, target, *{512: (-9.0, -1.0), 1024: (-4.0, -4.0)}[target])
+    return 0, 0
+
+  monkeypatch.setattr(command, "call", call)
+  command.run(choosing, quiet())
+  asked = [
+    (pathlib.Path(g["--out"]).name, g.get("--rope.kind"), g.get("--rope.target_length"))
+    for g in called
+  ]
+  assert asked == [
+    ("choose@512", "ntk", "512"),
+    ("choose@1024", "ntk", "1024"),
+    ("keys", "ntk", "1024"),
+    ("keys", "model", None),
+  ]
+  assert [g.get("--seed") for g in called] == ["7", "7", None, None]
+  assert choosing.target("A") == 1024 and choosing.target("base") is None
+
+
+def test_a_target_that_could_not_be_tried_leaves_the_row_untested(choosing):
+  trained(choosing, "A", 8, 8)
+  chosen(choosing, 512, -1.0)
+  (only,) = choosing.todo("A")
+  assert f"--out={choosing.evaluation('A', 'choose@1024')}" in only
+  assert choosing.target("A") is None and choosing.status("A") != "done"
+  with pytest.raises(errors.UserError, match="--rows=NAME"):
+    command.write_commands(choosing, quiet())
+
+
+def test_some_rows_by_the_names_of_their_folders(plan):
+  kept = rows.select(plan.sweep, ["base", "a_co"])
+  assert list(kept.rows) == ["A & co", "base"]
+  with pytest.raises(errors.UserError, match="no row 'A'; there are a_co, bad"):
+    rows.select(plan.sweep, ["A"])

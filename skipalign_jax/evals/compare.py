@@ -12,7 +12,7 @@ from rich import console as rich_console
 
 from skipalign_jax import errors, untrusted
 from skipalign_jax.evals import compare_table as table_lib
-from skipalign_jax.evals import heatmap, longbench, needle
+from skipalign_jax.evals import heatmap, keys, longbench, needle
 from skipalign_jax.hf import safetensors_io
 
 # SkipAlign's Table 2: lm_eval's groups and tasks; NAME_… is a part of NAME.
@@ -22,6 +22,7 @@ SHORT = {
   "TydiQA": "tydiqa_gold",
   "Codex-Eval (HumanEval)": "humaneval",
 }
+MAPS = {"needle": needle, "keys": keys}  # tasks with a heat map
 METRICS = ("acc", "f1", "pass@1", "exact_match")  # the first that a task has is shown
 
 
@@ -32,7 +33,8 @@ def run(
 
   Args:
     folders: of evaluations.
-    out: folder for compare.md, compare.json and, with needle results, needle.png;
+    out: folder for compare.md, compare.json and, with results of needle or keys,
+      needle.png;
       empty to write nothing.
     console: for the tables, in Markdown.
 
@@ -50,7 +52,7 @@ def run(
   console.print(text, soft_wrap=True, markup=False, highlight=False)
   content = {"tables": [table_lib.as_json(table) for table in found]}
   if out:
-    panels = [_panel(one) for one in results if one.task == "needle"]
+    panels = [_panel(one) for one in results if one.task in MAPS]
     folder = pathlib.Path(out).expanduser()
     try:
       folder.mkdir(parents=True, exist_ok=True)
@@ -233,7 +235,7 @@ def _limited(one: table_lib.Results) -> str:
 
 def _panel(one: table_lib.Results) -> dict[str, Any]:
   try:
-    panel = needle.panel(
+    panel = MAPS[one.task].panel(
       {"protocol": one.protocol, "summary": one.summary, "items": one.items}
     )
     for cell in panel["cells"]:

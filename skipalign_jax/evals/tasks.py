@@ -11,6 +11,7 @@ from typing import Any
 from skipalign_jax import errors
 from skipalign_jax.evals import (
   harness,
+  keys,
   longbench,
   misalignment,
   needle,
@@ -20,6 +21,7 @@ from skipalign_jax.evals import (
 
 TASKS = {
   "needle": needle,
+  "keys": keys,
   "longbench": longbench,
   "ruler": ruler,
   "misalignment": misalignment,

@@ -6,6 +6,7 @@ on where it stopped. --commands writes a shell line a row, for other machines. -
 puts results into the paper's tables.
 
   --out=DIR                  folder of the sweep; by default the sweep's own
+  --rows=NAME,NAME           only these rows, by the names of their folders
   --config.KEY=VALUE         a key of every training; a row's own changes win
   --eval.NAME.OPTION=VALUE   an option of the evaluation NAME, for every row
 """
@@ -23,7 +24,7 @@ from skipalign_jax import errors
 from skipalign_jax.sweep import collect, rows
 
 USAGE = (
-  "python -m skipalign_jax.sweep --config=FILE[:variant] [--out=DIR] "
+  "python -m skipalign_jax.sweep --config=FILE[:variant] [--out=DIR] [--rows=…] "
   "[--list | --run | --commands | --collect] [--config.KEY=VALUE …] "
   "[--eval.NAME.OPTION=VALUE …]"
 )
@@ -40,12 +41,15 @@ def main(argv: list[str] | None = None) -> int:
   )
   parser.add_argument("--config", required=True, help="file with get_sweep(variant)")
   parser.add_argument("--out", default="", help="folder of the sweep")
+  parser.add_argument("--rows", default="", help="only these, comma-separated")
   what = parser.add_mutually_exclusive_group()
   for name in ("list", "run", "commands", "collect"):
     what.add_argument(f"--{name}", action="store_true")
   args, others = parser.parse_known_args(argv)
   overrides, options = _split(others)
   sweep = rows.load(args.config)
+  if args.rows:
+    sweep = rows.select(sweep, args.rows.split(","))
   out = pathlib.Path(args.out or sweep.out)
   plan = rows.Plan(sweep, out, overrides, options)
   console = rich_console.Console(highlight=False, soft_wrap=True, markup=False)
@@ -109,7 +113,6 @@ def run(plan: rows.Plan, console: rich_console.Console) -> int:
   failed: dict[str, str] = {}
   count = len(plan.sweep.rows)
   for i, name in enumerate(plan.sweep.rows, 1):
-    todo = plan.todo(name)
     console.print(f"row {i} of {count}, {name}: {plan.status(name)}")
     try:
       plan.check(name)
@@ -117,7 +120,7 @@ def run(plan: rows.Plan, console: rich_console.Console) -> int:
       failed[name] = str(error).splitlines()[0]
       console.print(f"  cannot run: {failed[name]}")
       continue
-    for command in todo:
+    for command in plan.todo(name):
       console.print(f"  {shlex.join(['python', *command])}")
       status, stopped = call([sys.executable, *command])
       if stopped:
@@ -164,6 +167,11 @@ def call(command: list[str]) -> tuple[int, int]:
 
 def write_commands(plan: rows.Plan, console: rich_console.Console) -> None:
   """Writes OUT/commands.txt, a shell line a row, and prints it."""
+  if plan.sweep.targets:
+    raise errors.UserError(
+      "--commands: rows of this sweep choose their NTK target on the way; run "
+      "--run --rows=NAME on each machine"
+    )
   lines = []
   for name in plan.sweep.rows:
     try:

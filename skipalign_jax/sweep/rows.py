@@ -8,6 +8,10 @@ done by the ordinary commands, `train` and `evaluate`, in folders of its own:
 
 so a sweep can be run in part here and in part elsewhere, and sweeps with the same OUT
 share the rows that have the same name.
+
+Where a sweep has NTK targets, each row is asked `choose` at each of them
+(OUT/evals/ROW/CHOOSE@TARGET), and everything else at the one that did best there: rows
+differ in what they need, and one target for all would favour some.
 """
 
 import dataclasses
@@ -15,14 +19,17 @@ import functools
 import importlib.util
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from skipalign_jax import cli, errors, resolve, workdir
 from skipalign_jax import config as config_lib
-from skipalign_jax.hf import native
+from skipalign_jax.hf import native, safetensors_io
 
 Value = str | int | float | bool
+CHOOSE = "choose"  # name of the evaluation that decides on a row's NTK target
 TRAIN, EVALUATE = "skipalign_jax.train", "skipalign_jax.evaluate"
 
 
@@ -60,6 +67,8 @@ class Sweep:
     evaluations: name → options of `evaluate`, "task" among them.
     out: folder, unless the command names one.
     variant: of the rows' configs.
+    targets: NTK targets, in positions, that each row is tried at; () for none.
+    choose: options of the evaluation that decides, by `log_p` over all its lengths.
   """
 
   title: str
@@ -67,6 +76,8 @@ class Sweep:
   evaluations: Mapping[str, Mapping[str, Value]]
   out: str
   variant: str = ""
+  targets: Sequence[int] = ()
+  choose: Mapping[str, Value] = dataclasses.field(default_factory=dict)
 
 
 # The paper's tests: LongBench of at most 15,500 tokens ("16K"), and short tasks.
@@ -106,6 +117,13 @@ def sweep(
   return Sweep(title, table, evaluations, f"runs/{folder}")
 
 
+def choosing(
+  sweep: Sweep, targets: Sequence[int], choose: Mapping[str, Value]
+) -> Sweep:
+  """The sweep with NTK targets to choose from; see `Sweep`."""
+  return dataclasses.replace(sweep, targets=targets, choose=choose)
+
+
 def load(argument: str) -> Sweep:
   """The sweep of `--config=FILE[:variant]`, by the file's get_sweep(variant).
 
@@ -135,6 +153,22 @@ def load(argument: str) -> Sweep:
     if other != name:
       raise errors.UserError(f"{path}: {other!r} and {name!r} would share a folder")
   return sweep
+
+
+def select(sweep: Sweep, names: Sequence[str]) -> Sweep:
+  """The sweep with some of its rows, named as their folders.
+
+  Raises:
+    UserError: there is no such row.
+  """
+  known = {slug(name): name for name in sweep.rows}
+  if unknown := [name for name in names if name not in known]:
+    raise errors.UserError(
+      f"--rows: there is no row {unknown[0]!r}; there are {', '.join(known)}"
+    )
+  chosen = {known[name] for name in names}
+  kept = {name: row for name, row in sweep.rows.items() if name in chosen}
+  return dataclasses.replace(sweep, rows=kept)
 
 
 def slug(name: str) -> str:
@@ -186,11 +220,38 @@ class Plan:
       *(f"--workdir={self.workdir(name)}", *self.overrides, *changes),
     ]
 
-  def evaluate_command(self, name: str, evaluation: str) -> list[str]:
-    """Arguments of Python that evaluate a row."""
+  def targets(self, name: str) -> Sequence[int]:
+    """NTK targets that a row is tried at: none where it has its own rope."""
+    own = "rope.kind" in self.sweep.rows[name].evaluate
+    return () if own else self.sweep.targets
+
+  def target_scores(self, name: str) -> dict[int, float]:
+    """NTK target → mean log p of what `choose` asks, as far as it was asked."""
+    scores = {}
+    for target in self.targets(name):
+      path = self.evaluation(name, f"{CHOOSE}@{target}") / "results.json"
+      if path.exists():
+        by_length = safetensors_io.read_json(path)["summary"]["log_p"]
+        scores[target] = float(np.mean([cell["mean"] for cell in by_length.values()]))
+    return scores
+
+  def target(self, name: str) -> int | None:
+    """The row's own NTK target; None without targets, or before all were tried."""
+    scores = self.target_scores(name)
+    if not scores or len(scores) < len(self.targets(name)):
+      return None
+    return max(scores, key=lambda target: (scores[target], -target))
+
+  def evaluate_command(
+    self, name: str, evaluation: str, target: int | None = None
+  ) -> list[str]:
+    """Arguments of Python that evaluate a row; `target` is of its NTK rope."""
     row = self.sweep.rows[name]
+    known = self.sweep.evaluations | {f"{CHOOSE}@{target}": self.sweep.choose}
+    scaled = {"rope.kind": "ntk", "rope.target_length": target} if target else {}
     options = {
-      **self.sweep.evaluations[evaluation],
+      **known[evaluation],
+      **scaled,
       **row.evaluate,
       **self.options.get(evaluation, {}),
     }
@@ -201,15 +262,19 @@ class Plan:
       *(f"--{key}={value}" for key, value in options.items()),
     ]
 
-  def todo(self, name: str) -> list[list[str]]:
-    """Commands that a row still needs, in their order."""
-    commands = []
+  def todo(self, name: str) -> Iterator[list[str]]:
+    """Commands that a row still needs, each made when those before it have run."""
     if self.sweep.rows[name].config and not self.is_trained(name):
-      commands.append(self.train_command(name))
+      yield self.train_command(name)
+    for target in self.targets(name):
+      if not self.is_evaluated(name, f"{CHOOSE}@{target}"):
+        yield self.evaluate_command(name, f"{CHOOSE}@{target}", target)
+    target = self.target(name)
+    if self.targets(name) and target is None:
+      return  # a target could not be tried
     for evaluation in self.sweep.evaluations:
       if not self.is_evaluated(name, evaluation):
-        commands.append(self.evaluate_command(name, evaluation))
-    return commands
+        yield self.evaluate_command(name, evaluation, target)
 
   def is_trained(self, name: str) -> bool:
     """Whether the last step of a row's training is saved."""
@@ -237,7 +302,7 @@ class Plan:
         parts.append("trained" if done >= steps else f"step {done} of {steps}")
     count = len(self.sweep.evaluations)
     evaluated = sum(self.is_evaluated(name, e) for e in self.sweep.evaluations)
-    if not self.todo(name):
+    if next(self.todo(name), None) is None:
       return "done"
     if evaluated or not row.config:
       parts.append(f"{evaluated} of {count} evaluated")

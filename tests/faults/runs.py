@@ -75,8 +75,11 @@ def records(folder):
 def saved(folder):
   """(weights, optimizer state) of the latest checkpoint, as numpy."""
   at = native.find_step(folder, None)
-  opt = ocp.StandardCheckpointer().restore(
-    (folder / native.CHECKPOINTS / str(at) / "opt").absolute()
+  path = (folder / native.CHECKPOINTS / str(at) / "opt").absolute()
+  reader = ocp.PyTreeCheckpointer()
+  as_numpy = lambda _: ocp.RestoreArgs(restore_type=np.ndarray)  # of any devices
+  opt = reader.restore(
+    path, restore_args=jax.tree.map(as_numpy, reader.metadata(path).item_metadata.tree)
   )
   return reference.load_params(reference.open_model(str(folder))), opt
 

@@ -71,3 +71,18 @@ def test_the_other_process_ends_and_says_why(how, dead, cache_dir, tmp_path):
   assert pair[1 - dead].returncode != 0
   assert took < (10 if how == "SIGKILL" else 2 * distributed.HEARTBEAT)
   assert "cannot go on" in printed or "distributed service" in printed
+
+
+def test_two_processes_killed_together_go_on_exactly(cache_dir, tmp_path):
+  pair = start_pair(tmp_path / "killed", cache_dir, steps=200)
+  wait_for_checkpoint(tmp_path / "killed", pair)
+  for process in pair:
+    process.kill()
+    process.wait()
+  assert len(runs.records(tmp_path / "killed")) < 200
+  for name in ("whole", "killed"):
+    pair = start_pair(tmp_path / name, cache_dir, steps=200)
+    printed = [process.communicate(timeout=300)[0] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], printed[0][-2500:]
+  assert "continuing after step" in printed[0]
+  runs.assert_same_run(tmp_path / "killed", tmp_path / "whole")

@@ -1,0 +1,89 @@
+"""Study A: does SkipAlign do on a real model what its paper says? See docs/results.md.
+
+SmolLM2-135M-Instruct (window 8192), fine-tuned on 164,000 tokens of short dialogues, is
+asked for keys in texts of up to 16,384 tokens. All rows see the same data, tokens and
+seed; all but PackedSFT (whose rows of 16,384 make a quarter of the updates) the same
+steps. Each row is tested at the NTK target that did best on other keys in another book.
+
+Not in the repository, to be put into .cache/study/: chats.jsonl.gz (dialogues of
+several turns), validation.txt.gz and test.txt.gz (a book each).
+
+Commands:
+  make study-a                                       # all rows, one after the other
+  make study-a ROWS=normal-sft,skipalign             # some of them
+  python -m skipalign_jax.sweep --config=configs/study_a.py:tiny --run    # minutes
+Hardware: two CPU cores, about 25 minutes a row when they have nothing else to do.
+"""
+
+from skipalign_jax.sweep import rows
+
+CONFIG = "configs/smollm2_ntk.py"
+WEIGHTS = ".cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+DATA = ".cache/study"
+CHATS = f"{DATA}/chats.jsonl.gz"
+
+SHORT = {
+  "data.train": f"{CHATS},builtin:recall:1100",
+  "data.eval": "holdout:32",
+  "batch_size": 4,
+  "grad_accum": 4,
+  "steps": 40,
+  "optim.learning_rate": 2e-4,
+  "eval.every": 0,
+  "checkpoint.keep_best": False,
+  "checkpoint.keep": 1,
+}
+CONTIGUOUS = SHORT | {"positions.strategy": "contiguous"}
+PACKED = CONTIGUOUS | {
+  "data.seq_len": 16_384,
+  "batch_size": 1,
+  "grad_accum": 1,
+  "steps": 10,
+  "checkpoint.every": 5,
+}
+NO_RECALL = {"data.train": CHATS}
+
+
+def get_sweep(variant: str = "") -> rows.Sweep:
+  row = lambda *changes: rows.Row(CONFIG, {k: v for c in changes for k, v in c.items()})
+  table = {
+    "base, NTK": rows.Row(model=WEIGHTS),
+    "Normal-SFT": row(CONTIGUOUS),
+    "SkipAlign": row(SHORT),
+    "PackedSFT-16k": row(PACKED, {"data.packing_mask": False}),
+    "base": rows.Row(model=WEIGHTS, evaluate={"rope.kind": "model"}),
+    "Skip-All": row(SHORT, {"positions.strategy": "skip_all"}),
+    "Skip-Inner": row(SHORT, {"positions.strategy": "skip_inner"}),
+    "SkipAlign, uniform gaps": row(SHORT, {"positions.gaps": "uniform"}),
+    "PoSE": row(SHORT, {"positions.strategy": "pose"}),
+    "SkipAlign, Long-Short": row(SHORT, {"long_short.alpha": 0.1}),
+    "PackedSFT-16k, masked": row(PACKED),
+    "Normal-SFT, no recall": row(CONTIGUOUS, NO_RECALL),
+    "SkipAlign, no recall": row(SHORT, NO_RECALL),
+    "Normal-SFT, seed 1": row(CONTIGUOUS, {"seed": 1}),
+    "SkipAlign, seed 1": row(SHORT, {"seed": 1}),
+    "PackedSFT-16k, seed 1": row(PACKED, {"data.packing_mask": False, "seed": 1}),
+  }
+  book = f"{DATA}/test.txt.gz"
+  tests = {
+    "keys": dict(
+      task="keys", haystack=book, lengths="1024,2048,4096,8192,12288,16384", samples=2
+    ),
+    "needle": dict(task="needle", haystack=book, lengths="4096,12288", depths=3),
+    "perplexity": dict(task="perplexity", files=book, length=16_384, documents=1),
+    "misalignment": dict(task="misalignment", source=book, lengths="2048", samples=16),
+    "ruler": dict(
+      task="ruler", tasks="niah_single_1,niah_multikey_2,vt", lengths="4096", samples=2
+    ),
+  }
+  choose = dict(
+    task="keys", haystack=f"{DATA}/validation.txt.gz", lengths="12288,16384", seed=1000
+  )
+  targets = (16_384, 32_768, 65_536)
+  if variant == "tiny":
+    contiguous = {"positions.strategy": "contiguous"}
+    table = {"Normal-SFT": rows.Row(CONFIG, contiguous), "SkipAlign": rows.Row(CONFIG)}
+    choose = dict(task="keys", lengths="900", depths=2, seed=1000)
+    targets = (32_768, 65_536)
+  sweep = rows.sweep("Study A", table, tests, variant, "study_a")
+  return rows.choosing(sweep, targets, choose)

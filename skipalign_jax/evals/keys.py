@@ -1,0 +1,178 @@
+"""Several pass keys in one long text, each asked for by itself: many answers a reading.
+
+As `needle`'s passkey, but each key has an owner ("the pass key of the old mill is
+48213"), one stands at each depth, and the text is read once for all questions. The
+reply's beginning ("The pass key of the old mill is ") is given, so that the score says
+what the model finds and not in which words it answers: a key counts where each of its
+tokens is the likeliest one, which is what greedy decoding would write. Beside it, the
+log-probability of the key: a measure that moves before hits do.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from skipalign_jax import errors
+from skipalign_jax.evals import haystack, heatmap, intervals, needle
+from skipalign_jax.evals import items as items_lib
+from skipalign_jax.evals import subject as subject_lib
+
+KEY = " The pass key of {owner} is {key}. Keep in mind that {key} is its pass key."
+QUESTION = "What is the pass key of {owner}?"
+REPLY = "The pass key of {owner} is "
+KINDS = "old,north,blue,stone,small,new,south,green,wooden,tall".split(",")
+PLACES = "mill,gate,cabin,library,office,tower,garden,inn".split(",")
+OWNERS = tuple(f"the {kind} {place}" for kind in KINDS for place in PLACES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What to hide them in, and where."""
+
+  haystack: str = ""  # .txt or .txt.gz files; generated sentences by default
+  lengths: str = "1024,2048,4096"  # tokens of the longest prompt of a text
+  depths: str = "5"  # so many keys a text, evenly spread, or a list of fractions
+  samples: int = 1  # texts a length; each has its own keys
+  chat: bool = True  # ask through the chat template
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """A text with keys, and what is asked behind it.
+
+  Attributes:
+    shared: token ids of the text and what stands before it.
+    tails: for each key, token ids of the question and the reply, key included.
+    starts: for each tail, where the key begins in it.
+  """
+
+  shared: tuple[int, ...]
+  tails: tuple[tuple[int, ...], ...]
+  starts: tuple[int, ...]
+
+
+def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item]:
+  """A text a length and sample.
+
+  Raises:
+    UserError: numbers out of range, or a length that is too short.
+  """
+  depths = needle.spread(options.depths)
+  if len(depths) > len(OWNERS):
+    raise errors.UserError(f"--depths={options.depths}: at most {len(OWNERS)} keys")
+  if options.samples < 1:
+    raise errors.UserError(f"--samples={options.samples}: ask at least one")
+  text = haystack.Haystack(subject, options.haystack, options.seed)
+  return [
+    _item(options, subject, text, length, depths, sample)
+    for length in needle.numbers("lengths", options.lengths)
+    for sample in range(options.samples)
+  ]
+
+
+def _item(options, subject, text, length, depths, sample) -> items_lib.Item:
+  rng = np.random.default_rng([options.seed, length, sample])
+  owners = [OWNERS[i] for i in rng.permutation(len(OWNERS))[: len(depths)]]
+  keys = rng.permutation(np.arange(10_000, 100_000))[: len(depths)].astype(str)
+  head, _ = subject.around(options.chat)
+  before = [*head, *subject.encode(needle.BEFORE)]
+  pairs = list(zip(owners, keys, strict=True))
+  asked = [_tail(options, subject, owner, key) for owner, key in pairs]
+  hidden = [subject.encode(KEY.format(owner=owner, key=key)) for owner, key in pairs]
+  longest = max(len(tail) for tail, _ in asked)
+  hay = length - len(before) - sum(map(len, hidden)) - longest
+  if hay < 0:
+    raise errors.UserError(
+      f"--lengths={length}: keys and question alone have {length - hay} tokens"
+    )
+  tokens, stops = text.cut(hay)
+  shared, done = list(before), 0
+  for depth, key in zip(depths, hidden, strict=True):
+    at = max(stop for stop in stops if stop <= int(depth * hay))
+    shared += [*tokens[done:at], *key]
+    done = at
+  shared += tokens[done:]
+  return items_lib.Item(
+    id=f"{length}/{sample}",
+    places=length,
+    ask=Text(tuple(shared), *(tuple(x) for x in zip(*asked, strict=True))),
+    record={"tokens": length, "length": length, "depths": depths, "keys": list(keys)},
+  )
+
+
+def _tail(options, subject, owner: str, key: str) -> tuple[tuple[int, ...], int]:
+  """Question and reply, and where the key begins."""
+  _, tail = subject.around(options.chat)
+  question = needle.BEHIND.format(question=QUESTION.format(owner=owner))
+  lead = REPLY.format(owner=owner)
+  reply = subject.encode(lead + key)
+  same = [a == b for a, b in zip(subject.encode(lead), reply, strict=False)]
+  begin = same.index(False) if False in same else len(same)
+  asked = [*subject.encode(question), *tail]
+  return (*asked, *reply), len(asked) + begin
+
+
+def measure(
+  options: Options, subject: subject_lib.Subject, batch: Sequence[items_lib.Item]
+) -> list[items_lib.Record]:
+  """Which keys of each text were found, and their log-probabilities."""
+  del options
+  records = []
+  for item in batch:
+    text = item.ask
+    scored = subject.engine.score_after(text.shared, text.tails, text.starts)
+    records.append(
+      {
+        "found": [float(likeliest.all()) for _, likeliest in scored],
+        "log_p": [round(float(log_p.sum()), 4) for log_p, _ in scored],
+      }
+    )
+  return records
+
+
+def cells(records: Sequence[items_lib.Record]) -> list[dict[str, Any]]:
+  """A cell a key: length, depth, score (found or not) and log_p."""
+  return [
+    {"length": record["length"], "depth": depth, "score": found, "log_p": log_p}
+    for record in records
+    for depth, found, log_p in zip(
+      record["depths"], record["found"], record["log_p"], strict=True
+    )
+  ]
+
+
+def summarize(options: Options, records: Sequence[items_lib.Record]) -> dict[str, Any]:
+  """The share of keys found, 0 to 1, and by length; mean log p in nats a key."""
+  del options
+  found = cells(records)
+  lengths = sorted({cell["length"] for cell in found})
+  of = lambda length, what: [c[what] for c in found if c["length"] == length]
+  overall = intervals.of_scores([cell["score"] for cell in found])
+  return {
+    "average": overall["mean"],
+    "interval": overall,
+    "by_length": {str(n): intervals.of_scores(of(n, "score")) for n in lengths},
+    "log_p": {str(n): intervals.of_values(of(n, "log_p")) for n in lengths},
+  }
+
+
+def panel(results: dict[str, Any]) -> dict[str, Any]:
+  """The heat map of results; see `heatmap.draw`."""
+  protocol, summary = results["protocol"], results["summary"]
+  return {
+    "title": f"{protocol['model']}\nkeys found: {100 * summary['average']:.1f}",
+    "window": protocol["window"],
+    "cells": cells(results["items"]),
+  }
+
+
+def draw(
+  options: Options, results: dict[str, Any], folder: pathlib.Path
+) -> list[pathlib.Path]:
+  """keys.png, depth over length."""
+  del options
+  return [heatmap.draw([panel(results)], folder / "keys.png")]

@@ -1,0 +1,91 @@
+"""Several keys in one text: lengths, places, what is asked, what counts."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tiny_subject
+
+from skipalign_jax import errors
+from skipalign_jax.evals import keys, needle
+
+SUBJECT = tiny_subject.make(window=256)
+OPTIONS = keys.Options(lengths="900,1400", depths="3", samples=2)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_each_text_holds_all_keys_and_each_question_asks_for_one(chat):
+  items = keys.items(dataclasses.replace(OPTIONS, chat=chat), SUBJECT)
+  assert [item.id for item in items] == ["900/0", "900/1", "1400/0", "1400/1"]
+  seen = set()
+  for item in items:
+    text, record = SUBJECT.tokenizer.decode(item.ask.shared), item.record
+    longest = max(map(len, item.ask.tails))
+    assert len(item.ask.shared) + longest == record["length"]
+    at = []
+    for key, tail, start in zip(
+      record["keys"], item.ask.tails, item.ask.starts, strict=True
+    ):
+      asked = SUBJECT.tokenizer.decode(tail[:start])
+      assert SUBJECT.tokenizer.decode(tail[start:]) == key and key not in asked
+      owner = asked.rpartition("The pass key of ")[2].removesuffix(" is ")
+      assert f"What is the pass key of {owner}?" in asked
+      assert text.count(f"The pass key of {owner} is {key}.") == 1
+      at.append(text.index(f" {key}."))
+      before = text[: text.index(f" The pass key of {owner}")]
+      assert before.endswith((".", needle.BEFORE))
+    assert at == sorted(at)
+    seen |= set(record["keys"])
+  assert len(seen) == 12
+  again = keys.items(dataclasses.replace(OPTIONS, chat=chat), SUBJECT)
+  assert [item.ask for item in again] == [item.ask for item in items]
+
+
+def test_a_key_counts_where_all_of_it_is_likeliest(monkeypatch):
+  item, *_ = keys.items(OPTIONS, SUBJECT)
+  scored = [
+    (np.log([0.5, 0.5]), np.array([True, True])),
+    (np.log([0.9, 0.1]), np.array([True, False])),
+    (np.log([0.1, 0.1]), np.array([False, False])),
+  ]
+  monkeypatch.setattr(SUBJECT.engine, "score_after", lambda *asked: scored)
+  (found,) = keys.measure(OPTIONS, SUBJECT, [item])
+  assert found["found"] == [1.0, 0.0, 0.0]
+  np.testing.assert_allclose(found["log_p"], np.log([0.25, 0.09, 0.01]), atol=1e-4)
+  summary = keys.summarize(OPTIONS, [item.record | found])
+  assert summary["average"] == pytest.approx(1 / 3)
+  assert summary["by_length"]["900"]["n"] == 3
+  assert summary["log_p"]["900"]["mean"] == pytest.approx(
+    np.mean(found["log_p"]), abs=1e-6
+  )
+  cells = keys.cells([item.record | found])
+  assert [cell["depth"] for cell in cells] == [0.1667, 0.5, 0.8333]
+
+
+def test_measuring_asks_the_model():
+  options = dataclasses.replace(OPTIONS, lengths="900", samples=1)
+  (item,) = keys.items(options, SUBJECT)
+  (found,) = keys.measure(options, SUBJECT, [item])
+  text = item.ask
+  whole = SUBJECT.engine.score(
+    [text.shared + tail for tail in text.tails],
+    [len(text.shared) + start for start in text.starts],
+  )
+  np.testing.assert_allclose(
+    found["log_p"], [log_p.sum() for log_p, _ in whole], rtol=1e-3
+  )
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    (dict(lengths="64"), "alone have"),
+    (dict(depths="99"), "at most 80 keys"),
+    (dict(depths="2.5"), "--depths"),
+    (dict(samples=0), "at least one"),
+    (dict(haystack="nowhere.txt"), "nowhere.txt cannot be read"),
+  ],
+)
+def test_bad_options_are_refused(changes, message):
+  with pytest.raises(errors.UserError, match=message):
+    keys.items(dataclasses.replace(OPTIONS, **changes), SUBJECT)
