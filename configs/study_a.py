@@ -15,6 +15,8 @@ Commands:
 Hardware: two CPU cores, about 25 minutes a row when they have nothing else to do.
 """
 
+import dataclasses
+
 from skipalign_jax.sweep import rows
 
 CONFIG = "configs/smollm2_ntk.py"
@@ -42,6 +44,18 @@ PACKED = CONTIGUOUS | {
   "checkpoint.every": 5,
 }
 NO_RECALL = {"data.train": CHATS}
+
+PAIRS = (  # the claims: the first is said to find more
+  ("SkipAlign", "Normal-SFT"),
+  ("SkipAlign", "PackedSFT-16k"),
+  ("SkipAlign", "PackedSFT-16k, masked"),
+  ("SkipAlign", "base, NTK"),
+  ("SkipAlign", "Skip-Inner"),
+  ("SkipAlign, Long-Short", "SkipAlign"),
+  ("SkipAlign, no recall", "Normal-SFT, no recall"),
+  ("SkipAlign, seed 1", "Normal-SFT, seed 1"),
+  ("SkipAlign, seed 1", "PackedSFT-16k, seed 1"),
+)
 
 
 def get_sweep(variant: str = "") -> rows.Sweep:
@@ -86,4 +100,6 @@ def get_sweep(variant: str = "") -> rows.Sweep:
     choose = dict(task="keys", lengths="900", depths=2, seed=1000)
     targets = (32_768, 65_536)
   sweep = rows.sweep("Study A", table, tests, variant, "study_a")
-  return rows.choosing(sweep, targets, choose)
+  return dataclasses.replace(
+    sweep, targets=targets, choose=choose, window=8192, pairs=PAIRS
+  )

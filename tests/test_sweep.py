@@ -484,7 +484,8 @@ def choosing(tmp_path):
     "base": rows.Row(model="some/model", evaluate={"rope.kind": "model"}),
   }
   sweep = rows.Sweep("A table", table, {"keys": {"task": "keys"}}, "runs/x", "tiny")
-  sweep = rows.choosing(sweep, (512, 1024), {"task": "keys", "seed": 7})
+  choose = {"task": "keys", "seed": 7}
+  sweep = dataclasses.replace(sweep, targets=(512, 1024), choose=choose, window=1000)
   return rows.Plan(sweep, tmp_path / "out")
 
 
@@ -522,6 +523,51 @@ def test_each_row_is_tested_at_the_target_that_it_did_best_at(choosing, monkeypa
   ]
   assert [g.get("--seed") for g in called] == ["7", "7", None, None]
   assert choosing.target("A") == 1024 and choosing.target("base") is None
+
+
+def test_tables_of_chosen_targets_pair_keys(choosing, tmp_path):
+  """Two rows, two lengths, two keys: shares, the choice and differences by hand."""
+  table = choosing.sweep.rows | {"B": rows.Row(QUICK)}
+  sweep = dataclasses.replace(choosing.sweep, rows=table, pairs=(("A", "B"),))
+  plan = rows.Plan(sweep, choosing.out)
+  for name, found in (("A", [1.0, 1.0]), ("B", [1.0, 0.0]), ("base", [0.0, 0.0])):
+    trained(plan, name, 8, 8)
+    for target, log_p in ((512, -3.0), (1024, -2.0)) if name != "base" else ():
+      folder = plan.evaluation(name, f"choose@{target}")
+      folder.mkdir(parents=True)
+      summary = {"log_p": {"1200": {"mean": log_p}}}
+      (folder / "results.json").write_text(json.dumps({"summary": summary}))
+    items = [
+      {
+        "id": f"{n}/0", "length": n, "depths": [0.25, 0.75], "keys": ["11111", "22222"],
+        "found": found if n == 1200 else [1.0, 1.0],
+        "log_p": [-1.0, -2.0 * (name == "B")],
+      }
+      for n in (900, 1200)
+    ]  # fmt: skip
+    folder = plan.evaluation(name, "keys")
+    folder.mkdir(parents=True)
+    protocol = {"task": "keys", "options": {}, "model": name, "rope": None}
+    results = {
+      "protocol": protocol, "notes": [], "summary": {"average": 0.5}, "items": items
+    }  # fmt: skip
+    (folder / "results.json").write_text(json.dumps(results))
+  console = quiet()
+  collect.run(plan, "study", console)
+  content = json.loads((plan.out / "study.json").read_text())["keys"]
+  assert {n: row["target"] for n, row in content["rows"].items()} == {
+    "A": 1024,
+    "base": None,
+    "B": 1024,
+  }
+  (pair,) = content["pairs"]
+  assert pair["score"]["mean"] == 0.5 and pair["score"]["n"] == 2
+  assert pair["log_p"]["mean"] == 1.0
+  text = (plan.out / "study.md").read_text()
+  assert "| B | 1,024 | 100 | 50 | 50 (9 to 91, n 2) |" in text
+  assert "| base | own rope | 100 | 0 |" in text
+  assert "| A - B | +50 (-48 to +148) | +1.00 (-0.96 to +2.96) | 2 |" in text
+  assert (plan.out / "study_keys.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_target_that_could_not_be_tried_leaves_the_row_untested(choosing):

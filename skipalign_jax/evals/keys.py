@@ -135,13 +135,13 @@ def measure(
 
 
 def cells(records: Sequence[items_lib.Record]) -> list[dict[str, Any]]:
-  """A cell a key: length, depth, score (found or not) and log_p."""
+  """A cell a key: length, depth, key, score (found or not) and log_p."""
+  parts = ("depths", "keys", "found", "log_p")
+  names = ("depth", "key", "score", "log_p")
   return [
-    {"length": record["length"], "depth": depth, "score": found, "log_p": log_p}
+    {"length": record["length"]} | dict(zip(names, cell, strict=True))
     for record in records
-    for depth, found, log_p in zip(
-      record["depths"], record["found"], record["log_p"], strict=True
-    )
+    for cell in zip(*(record[part] for part in parts), strict=True)
   ]
 
 

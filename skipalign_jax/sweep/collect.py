@@ -21,7 +21,7 @@ from skipalign_jax import errors
 from skipalign_jax.evals import compare, curves
 from skipalign_jax.evals import compare_table as table_lib
 from skipalign_jax.hf import safetensors_io
-from skipalign_jax.sweep import rows
+from skipalign_jax.sweep import chosen, rows
 
 TRAINING = ("steps", "loss", "held-out loss")
 
@@ -38,6 +38,9 @@ def run(plan: rows.Plan, stem: str, console: rich_console.Console) -> None:
   if not tables:
     raise errors.UserError(f"{plan.out} has no results of this sweep yet; use --run")
   text = "\n\n".join([f"## {plan.sweep.title}", *map(table_lib.markdown, tables)])
+  keys = chosen.gather(plan, names) if plan.sweep.targets else None
+  if keys:
+    text += "\n\n" + chosen.markdown(keys)
   if missing:
     text += "\n\nMissing: " + "; ".join(missing)
   console.print(text)
@@ -46,6 +49,7 @@ def run(plan: rows.Plan, stem: str, console: rich_console.Console) -> None:
     "tables": [table_lib.as_json(table) for table in tables],
     "missing": missing,
     "points": points(plan, names),
+    **({"keys": keys} if keys else {}),
   }
   path = lambda ending: plan.out / f"{stem}{ending}"
   written = [".md", ".json", ".csv"]
@@ -56,6 +60,9 @@ def run(plan: rows.Plan, stem: str, console: rich_console.Console) -> None:
     if any(point["score"] is not None and point["at"] for point in content["points"]):
       draw(content, path(".png"))
       written.append(".png")
+    if keys and keys["rows"]:
+      chosen.draw(keys, path("_keys.png"))
+      written.append("_keys.png")
   except OSError as error:
     raise errors.UserError(f"--out={plan.out} cannot be written: {error}") from error
   console.print(

@@ -69,6 +69,8 @@ class Sweep:
     variant: of the rows' configs.
     targets: NTK targets, in positions, that each row is tried at; () for none.
     choose: options of the evaluation that decides, by `log_p` over all its lengths.
+    window: of the models, tokens; what is longer is "beyond" in the tables.
+    pairs: rows whose differences are of interest.
   """
 
   title: str
@@ -78,6 +80,8 @@ class Sweep:
   variant: str = ""
   targets: Sequence[int] = ()
   choose: Mapping[str, Value] = dataclasses.field(default_factory=dict)
+  window: int = 0
+  pairs: Sequence[tuple[str, str]] = ()
 
 
 # The paper's tests: LongBench of at most 15,500 tokens ("16K"), and short tasks.
@@ -115,13 +119,6 @@ def sweep(
   if variant:
     raise errors.UserError(f"unknown sweep variant {variant!r}; known: tiny")
   return Sweep(title, table, evaluations, f"runs/{folder}")
-
-
-def choosing(
-  sweep: Sweep, targets: Sequence[int], choose: Mapping[str, Value]
-) -> Sweep:
-  """The sweep with NTK targets to choose from; see `Sweep`."""
-  return dataclasses.replace(sweep, targets=targets, choose=choose)
 
 
 def load(argument: str) -> Sweep:

@@ -1,0 +1,153 @@
+"""Rows that chose their NTK targets: which, what they found there, paired differences.
+
+For sweeps with `targets`, whose evaluation "keys" asks every row for the same keys.
+"""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from skipalign_jax.evals import heatmap, intervals, keys
+from skipalign_jax.hf import safetensors_io
+from skipalign_jax.sweep import rows
+
+KEYS = "keys"
+Found = dict[str, Any]
+
+
+def gather(plan: rows.Plan, names: Sequence[str]) -> Found:
+  """Rows whose keys are asked, and differences of the sweep's pairs, as JSON.
+
+  Args:
+    plan: the sweep in its folder.
+    names: rows whose results are theirs.
+  """
+  found = {}
+  for name in names:
+    path = plan.evaluation(name, KEYS) / "results.json"
+    if path.exists():
+      results = safetensors_io.read_json(path)
+      found[name] = {
+        "target": plan.target(name),
+        "log_p_by_target": {str(t): x for t, x in plan.target_scores(name).items()},
+        "cells": keys.cells(results["items"]),
+      }
+  window = plan.sweep.window
+  pairs = [
+    {"rows": [one, other], **difference(found[one], found[other], window)}
+    for one, other in plan.sweep.pairs
+    if one in found and other in found
+  ]
+  return {"window": window, "rows": found, "pairs": pairs}
+
+
+def difference(one: Found, other: Found, window: int) -> dict[str, Any]:
+  """one − other beyond the window, paired by key: share found, and log p in nats."""
+  beyond = lambda row: [c for c in row["cells"] if c["length"] > window]
+  pairs = list(zip(beyond(one), beyond(other), strict=True))
+  assert all(a["key"] == b["key"] for a, b in pairs)
+  return {
+    what: intervals.of_values([a[what] - b[what] for a, b in pairs])
+    for what in ("score", "log_p")
+  }
+
+
+def markdown(content: Found) -> str:
+  """Keys found by length, log p by length, the choice of targets, differences."""
+  found, window = content["rows"], content["window"]
+  lengths = sorted({c["length"] for row in found.values() for c in row["cells"]})
+  targets = sorted({int(t) for row in found.values() for t in row["log_p_by_target"]})
+  spelled = [f"{n:,}" for n in lengths]
+  mean = lambda row, what, length: np.mean(
+    [c[what] for c in row["cells"] if c["length"] == length]
+  )
+  tried = lambda row, target: row["log_p_by_target"].get(str(target))
+  parts = [
+    table(
+      "Keys found, %, by tokens of the text",
+      ["row", "NTK target", *spelled, f"beyond {window:,}"],
+      [
+        [
+          name,
+          f"{row['target']:,}" if row["target"] else "own rope",
+          *(f"{100 * mean(row, 'score', n):.0f}" for n in lengths),
+          share_beyond(row, window),
+        ]
+        for name, row in found.items()
+      ],
+    ),
+    table(
+      "log p of the keys, nats",
+      ["row", *spelled],
+      [
+        [name, *(f"{mean(row, 'log_p', n):.2f}" for n in lengths)]
+        for name, row in found.items()
+      ],
+    ),
+    table(
+      "log p of the validation keys by NTK target",
+      ["row", *(f"{t:,}" for t in targets)],
+      [
+        [name, *("" if tried(row, t) is None else f"{tried(row, t):.2f}"
+                 for t in targets)]
+        for name, row in found.items()
+        if row["target"]
+      ],
+    ),
+    table(
+      f"Differences beyond {window:,}, paired by key",
+      ["rows", "keys found, points", "log p, nats", "keys"],
+      [
+        [
+          " - ".join(pair["rows"]),
+          interval(pair["score"], 100, ".0f"),
+          interval(pair["log_p"], 1, ".2f"),
+          str(pair["score"]["n"]),
+        ]
+        for pair in content["pairs"]
+      ],
+    ),
+  ]  # fmt: skip
+  return "\n\n".join(filter(None, parts))
+
+
+def share_beyond(row: Found, window: int) -> str:
+  """ "40 (22 to 61, n 20)": keys found beyond the window, %; "" if none was asked."""
+  scores = [c["score"] for c in row["cells"] if c["length"] > window]
+  if not scores:
+    return ""
+  share = intervals.of_scores(scores)
+  mean, low, high = (f"{100 * share[part]:.0f}" for part in ("mean", "low", "high"))
+  return f"{mean} ({low} to {high}, n {share['n']})"
+
+
+def interval(value: dict[str, Any], times: float, form: str) -> str:
+  """ "+20 (+3 to +37)"."""
+  mean, low, high = (
+    f"{times * value[part]:+{form}}" for part in ("mean", "low", "high")
+  )
+  return f"{mean} ({low} to {high})"
+
+
+def table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+  """In Markdown; "" without lines."""
+  if not lines:
+    return ""
+  told = [columns, ["---"] * len(columns), *lines]
+  return "\n".join([f"### {title}\n", *(f"| {' | '.join(line)} |" for line in told)])
+
+
+def draw(content: Found, path: pathlib.Path) -> pathlib.Path:
+  """A heat map a row, as in SkipAlign's Figure 3."""
+  panels = [
+    {
+      "title": f"{name}\n"
+      + (f"NTK to {row['target']:,}" if row["target"] else "own rope"),
+      "window": content["window"],
+      "cells": row["cells"],
+    }
+    for name, row in content["rows"].items()
+  ]
+  return heatmap.draw(panels, path)
