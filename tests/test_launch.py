@@ -159,6 +159,47 @@ def test_slurm_queues_again_at_the_limit_of_time_only(ended_by, tmp_path):
   assert not queued.exists() or queued.read_text() == "requeue 7\n"
 
 
+def local(folder, script):
+  """launch/local.sh with two processes that are `script`; INDEX says which one."""
+  stub = folder / "python"
+  take = 'INDEX="${@: -1}" INDEX="${INDEX##*,}"'
+  stub.write_text(f"#!/usr/bin/env bash\n{take}\n{script}\n")
+  stub.chmod(0o755)
+  return subprocess.Popen(
+    [FOLDER / "local.sh", "2"], env=os.environ | {"PYTHON": str(stub)}, cwd=folder
+  )
+
+
+@pytest.mark.parametrize(
+  ("first", "status"), [("exit 2", 2), ("kill -KILL $$", 137), ("exit 0", 134)]
+)
+@pytest.mark.parametrize("which", [0, 1])
+def test_local_sh_ends_as_the_process_did_that_failed_first(
+  which, first, status, tmp_path
+):
+  """The other one is aborted, later and with a higher status."""
+  script = (
+    f"if ((INDEX == {which})); then touch gone; {first}; fi\n"
+    "while [[ ! -e gone ]]; do sleep 0.01; done; sleep 0.2; exit 134"
+  )
+  assert local(tmp_path, script).wait(timeout=20) == status
+
+
+def test_a_signal_to_local_sh_is_no_status(tmp_path):
+  """That of the processes counts, also where they end while it is handled."""
+  script = "trap 'exit 0' TERM; touch $INDEX; while :; do sleep 0.01; done"
+  for i in range(10):
+    folder = tmp_path / str(i)
+    folder.mkdir()
+    process = local(folder, script)
+    deadline = time.monotonic() + 10
+    while not ((folder / "0").exists() and (folder / "1").exists()):
+      assert time.monotonic() < deadline
+      time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 0
+
+
 def test_the_readme_lists_every_file():
   text = (FOLDER / "README.md").read_text()
   for path in FOLDER.iterdir():
