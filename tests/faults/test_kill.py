@@ -1,4 +1,4 @@
-"""SIGKILL at 20 seeded moments, then the same command: the run of which nobody knows.
+"""SIGKILL at 23 seeded moments, then the same command: the run of which nobody knows.
 
 Records but for timings, weights, optimizer state and the order of the data are those of
 an uninterrupted run, bit for bit.
@@ -12,7 +12,8 @@ import runs
 pytestmark = pytest.mark.slow
 
 # Moments of a run of 14 steps, saved every third: between and inside steps, inside
-# asynchronous saves, over their seals, inside evaluations, while a workdir is claimed.
+# asynchronous saves, over their seals, inside evaluations, while a workdir is claimed,
+# and one of the data workers itself.
 RNG = random.Random(20)
 TRAINING = [
   *((f"step:{RNG.randint(1, 14)}:{RNG.uniform(0, 0.02):.4f}", 0) for _ in range(6)),
@@ -21,6 +22,7 @@ TRAINING = [
   *((f"evaluate:{RNG.randint(1, 8)}:{RNG.uniform(0, 0.01):.4f}", 0) for _ in range(2)),
   (f"seal:{RNG.randint(3, 60)}:0", 0),
   ("claim:1:0.0005", 0),
+  *((f"worker:{RNG.randint(1, 4)}:{RNG.uniform(0, 0.05):.4f}", 2) for _ in range(3)),
 ]
 
 
@@ -41,7 +43,10 @@ def test_a_killed_training_goes_on_as_if_nothing_happened(
   args = runs.arguments(tmp_path / "run", cache_dir, **{"data.workers": workers})
   # It returns when nobody holds the pipe any more: workers end with their parent.
   status, printed = runs.run(args, moment, batches=tmp_path / "batches")
-  assert status == -9, printed  # else nothing was killed
+  if moment.startswith("worker"):  # the trainer sees it, says so and leaves
+    assert status == 2 and "error: a data worker was ended" in printed, printed
+  else:
+    assert status == -9, printed  # else nothing was killed
   status, printed = runs.run(args, batches=tmp_path / "batches")
   assert status == 0, printed
   runs.assert_same_run(tmp_path / "run", whole / "run")
