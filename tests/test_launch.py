@@ -159,6 +159,46 @@ def test_slurm_queues_again_at_the_limit_of_time_only(ended_by, tmp_path):
   assert not queued.exists() or queued.read_text() == "requeue 7\n"
 
 
+@pytest.mark.parametrize("asked_by", ["maintenance", "the system"])
+def test_a_tpu_host_that_goes_down_asks_training_to_stop(asked_by, tmp_path):
+  """With stand-ins for the cloud's commands; the host's shell is the real one."""
+  stubs = {
+    "gcloud": 'for last; do :; done; exec setsid bash -c "${last#--command=}"',
+    "mountpoint": "",
+    "sleep": "exec /bin/sleep 0.05",
+    "curl": 'echo "$@" > asked; cat event',
+    "python": "trap 'echo TERM >> got' TERM; echo $$ > started; "
+    "while [[ ! -e got ]]; do /bin/sleep 0.02; done; /bin/sleep 0.5; exit 143",
+  }
+  repository = tmp_path / "skipalign_jax"
+  repository.mkdir()
+  for stub, text in stubs.items():
+    (tmp_path / stub).write_text(f"#!/usr/bin/env bash\n{text}\n")
+    (tmp_path / stub).chmod(0o755)
+  event = repository / "event"
+  event.write_text("NONE")
+  names = {"TPU": "t", "ZONE": "z", "BUCKET": "b", "HOME": str(tmp_path)}
+  process = subprocess.Popen(
+    ["bash", FOLDER / "tpu_vm.sh"],
+    env={"PATH": f"{tmp_path}:{os.environ['PATH']}"} | names,
+  )
+  deadline = time.monotonic() + 10
+  while not (repository / "started").exists() or not (repository / "asked").exists():
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  time.sleep(0.2)
+  assert process.poll() is None and not (repository / "got").exists()
+  if asked_by == "maintenance":
+    event.write_text("TERMINATE_ON_HOST_MAINTENANCE")
+  else:
+    session = os.getpgid(int((repository / "started").read_text()))
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as systemd ends a session
+      os.killpg(session, number)
+  assert process.wait(timeout=10) == 143
+  assert (repository / "got").read_text() == "TERM\n"  # twice would insist
+  assert "metadata.google.internal" in (repository / "asked").read_text()
+
+
 def local(folder, script):
   """launch/local.sh with two processes that are `script`; INDEX says which one."""
   stub = folder / "python"

@@ -137,6 +137,37 @@ def test_the_first_signal_asks_and_the_second_ends(first):
   assert process.wait(timeout=5) == -signal.SIGTERM
 
 
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_does_not_wait_for_an_answer_to_the_first(second):
+  """As while XLA compiles: one call into C, during which Python calls no handler."""
+  code = """if True:
+    import ctypes, sys, threading
+    from skipalign_jax import signals
+    lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
+    lock(mutex)
+    sys.setswitchinterval(1000)  # only the call into C lets the other thread speak
+    called = threading.Event()
+    tell = lambda: (called.wait(), print("ready", flush=True))
+    threading.Thread(target=tell, daemon=True).start()
+    with signals.Stop():
+      called.set()
+      lock(mutex)  # for ever
+  """
+  process = subprocess.Popen(
+    [sys.executable, "-c", code], cwd=tiny.ROOT, stdout=subprocess.PIPE, text=True
+  )
+  try:
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+      process.wait(timeout=0.3)
+    process.send_signal(second)
+    assert process.wait(timeout=10) == 128 + second
+  finally:
+    process.kill()
+    process.wait()
+
+
 def test_signals_are_as_before_behind_the_loop():
   before = signal.getsignal(signal.SIGTERM)
   with signals.Stop():

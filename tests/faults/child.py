@@ -3,8 +3,9 @@
   python child.py MOMENT:CALL:SECONDS MODULE ARGUMENTS…
 
 SIGKILL comes SECONDS after the CALL-th call of what MOMENT names in `MOMENTS`, for
-"worker" to one of the data workers; "never" lets it run. Where BATCHES names a file, a line for each batch that was read is added:
-its number, and a digest of its sample ids and tokens.
+"worker" to one of the data workers; "never" lets it run. Where BATCHES names a file, a
+line for each batch that was read is added: its number, and a digest of its sample ids
+and tokens.
 """
 
 import multiprocessing
