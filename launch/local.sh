@@ -7,8 +7,8 @@
 # to one of the processes, makes all of them save the same step and leave; the same
 # command goes on from there, with this N or another.
 #
-# Environment: PORT and PYTHON; DEVICES, the virtual devices of a process (4). With
-# JAX_PLATFORMS=cuda process i takes GPU i instead.
+# Needs bash 5.1. Environment: PORT and PYTHON; DEVICES, the virtual devices of a process
+# (4). With JAX_PLATFORMS=cuda process i takes GPU i instead.
 set -euo pipefail
 set -m # a process group for each, so that Ctrl-C comes to this script only
 

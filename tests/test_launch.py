@@ -159,6 +159,10 @@ def test_slurm_queues_again_at_the_limit_of_time_only(ended_by, tmp_path):
   assert not queued.exists() or queued.read_text() == "requeue 7\n"
 
 
+# A stand-in waits, but does not outlive a test that failed.
+UNTIL_SOON = "for ((i = 0; i < 999; i++)); do"
+
+
 @pytest.mark.parametrize("asked_by", ["maintenance", "the system"])
 def test_a_tpu_host_that_goes_down_asks_training_to_stop(asked_by, tmp_path):
   """With stand-ins for the cloud's commands; the host's shell is the real one."""
@@ -168,7 +172,8 @@ def test_a_tpu_host_that_goes_down_asks_training_to_stop(asked_by, tmp_path):
     "sleep": "exec /bin/sleep 0.05",
     "curl": 'echo "$@" > asked; cat event',
     "python": "trap 'echo TERM >> got' TERM; echo $$ > started; "
-    "while [[ ! -e got ]]; do /bin/sleep 0.02; done; /bin/sleep 0.5; exit 143",
+    f"{UNTIL_SOON} [[ ! -e got ]] || break; /bin/sleep 0.02; done; "
+    "/bin/sleep 0.5; exit 143",
   }
   repository = tmp_path / "skipalign_jax"
   repository.mkdir()
@@ -220,14 +225,14 @@ def test_local_sh_ends_as_the_process_did_that_failed_first(
   """The other one is aborted, later and with a higher status."""
   script = (
     f"if ((INDEX == {which})); then touch gone; {first}; fi\n"
-    "while [[ ! -e gone ]]; do sleep 0.01; done; sleep 0.2; exit 134"
+    f"{UNTIL_SOON} [[ ! -e gone ]] || break; sleep 0.01; done; sleep 0.2; exit 134"
   )
   assert local(tmp_path, script).wait(timeout=20) == status
 
 
 def test_a_signal_to_local_sh_is_no_status(tmp_path):
   """That of the processes counts, also where they end while it is handled."""
-  script = "trap 'exit 0' TERM; touch $INDEX; while :; do sleep 0.01; done"
+  script = f"trap 'exit 0' TERM; touch $INDEX; {UNTIL_SOON} sleep 0.01; done"
   for i in range(10):
     folder = tmp_path / str(i)
     folder.mkdir()
