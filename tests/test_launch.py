@@ -146,9 +146,9 @@ def test_slurm_queues_again_at_the_limit_of_time_only(ended_by, tmp_path):
     env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"},
   )
   deadline = time.monotonic() + 10
-  while not (tmp_path / "step").exists() and time.monotonic() < deadline:
+  while not (tmp_path / "step").exists() or not (tmp_path / "step").read_text():
+    assert time.monotonic() < deadline
     time.sleep(0.01)
-  time.sleep(0.1)
   if ended_by == "scancel":
     subprocess.run([tmp_path / "scancel"], cwd=tmp_path, check=True)
   else:
