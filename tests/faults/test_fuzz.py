@@ -46,7 +46,7 @@ def child(script: str, *arguments: str) -> list:
     capture_output=True,
     text=True,
     env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    timeout=1200,
+    timeout=3600,
   )
   assert done.returncode == 0, done.stderr[-2000:]
   # The tokenizers library writes remarks of its own to stdout.
