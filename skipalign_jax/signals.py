@@ -1,14 +1,18 @@
 """Stopping cleanly: the first signal asks, the second one insists."""
 
+import os
 import signal
 import sys
+import threading
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
   """Notes SIGINT and SIGTERM, so that a loop can save and leave.
 
-  From the second signal on the system ends the process at once, whatever it waits for;
-  what it leaves is what a kill leaves, and the next start copes with that.
+  The second signal ends the process at once, whatever it waits for; what it leaves is
+  what a kill leaves, and the next start copes with that.
 
   Attributes:
     status: exit status, 0 or 128 + the signal's number.
@@ -26,13 +30,21 @@ class Stop:
     return bool(self.status)
 
   def __enter__(self) -> "Stop":
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # Python calls handlers between its own instructions only, which may be minutes
+    # apart while XLA compiles. Numbers of signals go down this pipe at once.
+    reading, self._writing = os.pipe()
+    os.set_blocking(self._writing, False)
+    self._wakeup = signal.set_wakeup_fd(self._writing)
+    threading.Thread(target=_insist, args=(reading,), daemon=True).start()
+    for number in _SIGNALS:
       self._previous[number] = signal.signal(number, self._note)
     return self
 
   def __exit__(self, *_) -> None:
     for number, handler in self._previous.items():
       signal.signal(number, handler)
+    signal.set_wakeup_fd(self._wakeup)
+    os.close(self._writing)  # which ends the thread
 
   def _note(self, number: int, _) -> None:
     self.status = 128 + number
@@ -44,3 +56,13 @@ class Stop:
       print(
         f"{cursor}\nstopping after this step; once more to stop at once", flush=True
       )
+
+
+def _insist(reading: int) -> None:
+  """Ends the process at the second signal that comes down the pipe."""
+  asked = 0
+  with os.fdopen(reading, "rb", buffering=0) as pipe:
+    while number := pipe.read(1):
+      asked += number[0] in _SIGNALS
+      if asked == 2:
+        os._exit(128 + number[0])

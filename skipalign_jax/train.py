@@ -90,7 +90,7 @@ def run(
   first = distributed.is_first()
   with distributed.together():
     if first:
-      lock = workdir.claim(folder, config, shape, opened, tokenizer)
+      lock = workdir.claim(folder, config, shape, opened, tokenizer, console)
       workdir.write_steps(folder, data.steps)
       checkpoint.set_damaged_aside(folder, console)
   claimed = distributed.exchange(workdir.identity(folder))[0]

@@ -28,6 +28,7 @@ from typing import Any, TextIO
 
 import ml_collections
 import transformers
+from rich import console as rich_console
 
 from skipalign_jax import errors, model_config
 from skipalign_jax.hf import (
@@ -60,6 +61,7 @@ def claim(
   shape: model_config.ModelConfig,
   base: reference.Model | None,
   tokenizer: transformers.PreTrainedTokenizerFast,
+  console: rich_console.Console,
 ) -> TextIO:
   """Makes `folder` the workdir of this config, or checks that it is.
 
@@ -72,7 +74,7 @@ def claim(
   """
   try:
     if (folder / "config.json").exists():
-      held = _lock(folder)
+      held = _lock(folder, console)
       _check_same(folder, config)
       if base is not None:
         adapters.check_base(folder, native.read_config(folder), base.weights)
@@ -84,7 +86,7 @@ def claim(
           f"--workdir={folder} has files but no run in it; name a new folder"
         )
       folder.mkdir(parents=True, exist_ok=True)
-      held = _lock(folder)
+      held = _lock(folder, console)
       description = native.Description(
         model_config=shape,
         hf_config=base and base.hf_config,
@@ -107,8 +109,12 @@ def claim(
     raise errors.UserError(f"--workdir={folder} cannot be used: {error}") from error
 
 
-def _lock(folder: pathlib.Path) -> TextIO:
-  """Takes the lock of a workdir.
+# What filesystems without record locks say: NFS without its lock service, and FUSE.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
+def _lock(folder: pathlib.Path, console: rich_console.Console) -> TextIO:
+  """Takes the lock of a workdir; tells where there are none.
 
   A record lock, not flock: data workers, should they outlive their parent, do not
   inherit it.
@@ -117,8 +123,15 @@ def _lock(folder: pathlib.Path) -> TextIO:
   try:
     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
+    if error.errno in _NO_LOCKS:
+      console.print(
+        f"NOTE       the filesystem of {folder} has no locks ({error.strerror}): make "
+        "sure that no other run writes there"
+      )
+      return file
     if error.errno not in (errno.EACCES, errno.EAGAIN):
-      return file  # a filesystem without locks
+      file.close()
+      raise
     file.seek(0)
     raise errors.UserError(
       f"--workdir={folder} is being written by {file.read().strip() or 'another run'}; "

@@ -11,7 +11,7 @@ import transformers
 from hypothesis import strategies as st
 
 from skipalign_jax import errors
-from skipalign_jax.data import chat
+from skipalign_jax.data import chat, schemas
 from skipalign_jax.data import tokenizer as tokenizer_lib
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
@@ -49,8 +49,8 @@ def turns(*roles_and_contents):
 
 
 def reason(record, limit=LIMIT):
-  with pytest.raises(chat.BadSample) as caught:
-    chat.messages_of(record, limit)
+  with pytest.raises(schemas.BadSample) as caught:
+    schemas.messages_of(record, limit)
   return caught.value.reason
 
 
@@ -143,19 +143,19 @@ def test_three_schemas_give_the_same_messages():
     {"id": 1, "conversations": sharegpt},
     alpaca,
   ):
-    assert chat.messages_of(record, LIMIT) == expected
+    assert schemas.messages_of(record, LIMIT) == expected
 
 
 def test_alpaca_history_and_empty_columns():
   record = {"instruction": "Q", "input": "", "output": "A", "history": [["q", "a"]]}
-  assert chat.messages_of(record, LIMIT) == [
+  assert schemas.messages_of(record, LIMIT) == [
     ("user", "q"), ("assistant", "a"), ("user", "Q"), ("assistant", "A"),
   ]  # fmt: skip
 
 
 def test_last_user_turn_and_empty_system_are_dropped():
   record = turns(("system", " "), ("user", "a"), ("assistant", "b"), ("user", "c"))
-  assert chat.messages_of(record, LIMIT) == [("user", "a"), ("assistant", "b")]
+  assert schemas.messages_of(record, LIMIT) == [("user", "a"), ("assistant", "b")]
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_bad_records(record, expected):
 def test_message_size_limit():
   record = turns(("user", "é" * 500_001), ("assistant", "b"))
   assert reason(record) == "message over 1000000 bytes"
-  chat.messages_of(record, 1_000_002)
+  schemas.messages_of(record, 1_000_002)
 
 
 def test_bad_lines():
@@ -196,8 +196,8 @@ def test_bad_lines():
     (b'{"a": "\xff"}', "not UTF-8"),
     (b"[" * 100_000, "not valid JSON"),
   ):
-    with pytest.raises(chat.BadSample) as caught:
-      chat.parse_line(line)
+    with pytest.raises(schemas.BadSample) as caught:
+      schemas.parse_line(line)
     assert caught.value.reason == expected
 
 
@@ -208,7 +208,7 @@ def test_control_tokens_in_content():
       [("user", "a"), ("assistant", content)],
     ):
       sample = encode(messages)
-      assert isinstance(sample, chat.BadSample)
+      assert isinstance(sample, schemas.BadSample)
       assert sample.reason == "control token in content"
 
 
@@ -230,11 +230,11 @@ def test_system_prompt_fills_in_only_where_there_is_none():
 
 
 def test_sample_id_names_the_messages():
-  ids = {chat.sample_id(DIALOGUE[:n]) for n in (3, 5, 7)}
+  ids = {schemas.sample_id(DIALOGUE[:n]) for n in (3, 5, 7)}
   assert len(ids) == 3
-  assert encode(DIALOGUE, "tulu").sample_id == chat.sample_id(DIALOGUE)
+  assert encode(DIALOGUE, "tulu").sample_id == schemas.sample_id(DIALOGUE)
   again = json.loads(json.dumps(DIALOGUE))
-  assert chat.sample_id([tuple(m) for m in again]) == chat.sample_id(DIALOGUE)
+  assert schemas.sample_id([tuple(m) for m in again]) == schemas.sample_id(DIALOGUE)
 
 
 HEAD = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"

@@ -74,6 +74,18 @@ def test_import_is_a_checkpoint_that_orbax_reads(tmp_path):
   assert described.versions["jax"]
 
 
+def test_a_damaged_import_is_not_exported(tmp_path):
+  run("import", tiny.hf_folder(tmp_path / "hf"), tmp_path / "native")
+  files = (tmp_path / "native/checkpoints/0/params").rglob("d/*")
+  path = max(files, key=lambda path: path.stat().st_size)
+  damaged = bytearray(path.read_bytes())
+  damaged[len(damaged) // 2] ^= 1
+  path.write_bytes(damaged)
+  with pytest.raises(errors.UserError, match=r"0 is damaged.* the only checkpoint"):
+    run("export", tmp_path / "native", tmp_path / "out")
+  assert not (tmp_path / "out").exists()
+
+
 def test_import_of_gguf(tmp_path):
   path = tiny.gguf_file(tmp_path / "m.gguf")
   run("import", path, tmp_path / "native")

@@ -6,6 +6,8 @@ import gzip
 import importlib.util
 import json
 import os
+import pathlib
+import shutil
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
@@ -17,6 +19,7 @@ import tiny
 import tokenizers
 import transformers
 from lm_eval.api import instance
+from lm_eval.tasks import manager as manager_lib
 from rich import console as rich_console
 from tokenizers import decoders, models, pre_tokenizers
 
@@ -45,6 +48,19 @@ CONSOLE = rich_console.Console(quiet=True)
 def small_lengths(monkeypatch):
   monkeypatch.setattr(kernels, "TILE", 8)
   monkeypatch.setattr(kernels, "CPU_BLOCK", 8)
+
+
+@pytest.fixture
+def few_tasks(tmp_path_factory, monkeypatch):
+  """The harness with some of its 14,000 task files, which it reads for ten seconds."""
+  whole = pathlib.Path(manager_lib.__file__).parent
+  some = tmp_path_factory.mktemp("tasks")
+  for name in ("mmlu/default", "bbh/cot_fewshot", "humaneval", "hellaswag"):
+    shutil.copytree(whole / name, some / name)
+  harness_tasks._manager.cache_clear()
+  monkeypatch.setattr(manager_lib, "__file__", str(some / "manager.py"))
+  yield
+  harness_tasks._manager.cache_clear()
 
 
 def subject(tokenizer=TOKENIZER):
@@ -387,7 +403,7 @@ def test_without_the_extra_there_is_one_clear_error(tmp_path, monkeypatch):
     evaluate("mmlu", tmp_path / "out")
 
 
-def test_names_that_cannot_be(tmp_path, monkeypatch):
+def test_names_that_cannot_be(few_tasks, tmp_path, monkeypatch):
   def no_network(*args, **kwargs):
     raise ConnectionError("no network")
 
@@ -403,8 +419,15 @@ def test_names_that_cannot_be(tmp_path, monkeypatch):
   assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
+def test_the_harness_knows_the_names_of_the_readme():
+  index = harness_tasks.Index(["mmlu", "bbh", "humaneval", "tydiqa_gold"])
+  assert len(index.manager.all_tasks) > 10_000
+  assert len(index.tasks("mmlu")) == 57
+
+
 @pytest.fixture
-def benchmarks(tmp_path):
+def benchmarks(few_tasks, tmp_path):
   """Invented records in the layout of `local_benchmarks`."""
   for name in ("mmlu", "bbh", "human_eval", "tydiqa"):
     (tmp_path / "data" / name).mkdir(parents=True)

@@ -1,6 +1,7 @@
 """Model references: HF folders, workdirs, what is refused and how it says so."""
 
 import json
+import shutil
 
 import huggingface_hub
 import jax
@@ -12,7 +13,7 @@ import pytest
 import safetensors.numpy
 import test_hf_tiny as tiny
 
-from skipalign_jax import errors
+from skipalign_jax import errors, seal
 from skipalign_jax.hf import names, native, reference, safetensors_io
 
 
@@ -160,6 +161,48 @@ def test_workdir_mistakes(tmp_path):
   refused(tmp_path / "run", "config.json says")
   native.write_config(tmp_path / "run", native.Description(tiny.config("biases")))
   refused(tmp_path / "run", "parameters are not those of")
+
+
+def test_a_damaged_checkpoint_is_not_read(tmp_path, monkeypatch):
+  """Any file of its parameters; what else it holds is nobody's business."""
+  folder = tmp_path / "run"
+  workdir(folder)
+  for step in (4, 20):
+    seal.write(folder / "checkpoints" / str(step))
+  params = folder / "checkpoints/20/params"
+  files = sorted(path for path in params.rglob("*") if path.is_file())
+  largest = max(files, key=lambda path: path.stat().st_size)
+  assert len(files) > 3
+  for path in files:
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(flipped) // 2] ^= 4
+    for damaged in (bytes(flipped), whole[:-1]):
+      path.write_bytes(damaged)
+      refused(folder, "20 is damaged", path.name, f"as {folder}@STEP; there are 4.")
+    path.write_bytes(whole)
+  # Opening does not read the arrays; the first reading does, once, and all of them.
+  monkeypatch.setattr(native, "_INDEX_BYTES", largest.stat().st_size - 1)
+  measured, measure = [], seal._measure
+  monkeypatch.setattr(seal, "_measure", lambda p: measured.append(p) or measure(p))
+  (folder / "checkpoints/20/opt/_METADATA").write_text("x")
+  opened = reference.open_model(str(folder))
+  assert largest not in measured and params / "manifest.ocdbt" in measured
+  for _ in range(2):
+    reference.load_params(opened)
+  assert measured.count(largest) == 1
+  flipped = bytearray(largest.read_bytes())
+  flipped[-9] ^= 1
+  largest.write_bytes(flipped)
+  opened = reference.open_model(str(folder))
+  for path in ("embed/weight", "norm/weight"):
+    with pytest.raises(errors.UserError, match=r"20 is damaged: .* other contents"):
+      opened.weights[path].read()
+  shutil.rmtree(folder / "checkpoints/4")
+  monkeypatch.setattr(native, "_INDEX_BYTES", 2**30)
+  refused(folder, "the only checkpoint")
+  (folder / "checkpoints/20/seal.json").unlink()  # an older version's
+  assert reference.open_model(str(folder)).weights["norm/weight"].read().size
 
 
 def test_a_workdir_from_before_there_were_families_is_a_llama(tmp_path):

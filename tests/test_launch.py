@@ -146,9 +146,9 @@ def test_slurm_queues_again_at_the_limit_of_time_only(ended_by, tmp_path):
     env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"},
   )
   deadline = time.monotonic() + 10
-  while not (tmp_path / "step").exists() and time.monotonic() < deadline:
+  while not (tmp_path / "step").exists() or not (tmp_path / "step").read_text():
+    assert time.monotonic() < deadline
     time.sleep(0.01)
-  time.sleep(0.1)
   if ended_by == "scancel":
     subprocess.run([tmp_path / "scancel"], cwd=tmp_path, check=True)
   else:
@@ -157,6 +157,92 @@ def test_slurm_queues_again_at_the_limit_of_time_only(ended_by, tmp_path):
   queued = tmp_path / "queued"
   assert queued.exists() == (ended_by != "scancel")
   assert not queued.exists() or queued.read_text() == "requeue 7\n"
+
+
+# A stand-in waits, but does not outlive a test that failed.
+UNTIL_SOON = "for ((i = 0; i < 999; i++)); do"
+
+
+@pytest.mark.parametrize("asked_by", ["maintenance", "the system"])
+def test_a_tpu_host_that_goes_down_asks_training_to_stop(asked_by, tmp_path):
+  """With stand-ins for the cloud's commands; the host's shell is the real one."""
+  stubs = {
+    "gcloud": 'for last; do :; done; exec setsid bash -c "${last#--command=}"',
+    "mountpoint": "",
+    "sleep": "exec /bin/sleep 0.05",
+    "curl": 'echo "$@" > asked; cat event',
+    "python": "trap 'echo TERM >> got' TERM; echo $$ > started; "
+    f"{UNTIL_SOON} [[ ! -e got ]] || break; /bin/sleep 0.02; done; "
+    "/bin/sleep 0.5; exit 143",
+  }
+  repository = tmp_path / "skipalign_jax"
+  repository.mkdir()
+  for stub, text in stubs.items():
+    (tmp_path / stub).write_text(f"#!/usr/bin/env bash\n{text}\n")
+    (tmp_path / stub).chmod(0o755)
+  event = repository / "event"
+  event.write_text("NONE")
+  names = {"TPU": "t", "ZONE": "z", "BUCKET": "b", "HOME": str(tmp_path)}
+  process = subprocess.Popen(
+    ["bash", FOLDER / "tpu_vm.sh"],
+    env={"PATH": f"{tmp_path}:{os.environ['PATH']}"} | names,
+  )
+  deadline = time.monotonic() + 10
+  while not (repository / "started").exists() or not (repository / "asked").exists():
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  time.sleep(0.2)
+  assert process.poll() is None and not (repository / "got").exists()
+  if asked_by == "maintenance":
+    event.write_text("TERMINATE_ON_HOST_MAINTENANCE")
+  else:
+    session = os.getpgid(int((repository / "started").read_text()))
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as systemd ends a session
+      os.killpg(session, number)
+  assert process.wait(timeout=10) == 143
+  assert (repository / "got").read_text() == "TERM\n"  # twice would insist
+  assert "metadata.google.internal" in (repository / "asked").read_text()
+
+
+def local(folder, script):
+  """launch/local.sh with two processes that are `script`; INDEX says which one."""
+  stub = folder / "python"
+  take = 'INDEX="${@: -1}" INDEX="${INDEX##*,}"'
+  stub.write_text(f"#!/usr/bin/env bash\n{take}\n{script}\n")
+  stub.chmod(0o755)
+  return subprocess.Popen(
+    [FOLDER / "local.sh", "2"], env=os.environ | {"PYTHON": str(stub)}, cwd=folder
+  )
+
+
+@pytest.mark.parametrize(
+  ("first", "status"), [("exit 2", 2), ("kill -KILL $$", 137), ("exit 0", 134)]
+)
+@pytest.mark.parametrize("which", [0, 1])
+def test_local_sh_ends_as_the_process_did_that_failed_first(
+  which, first, status, tmp_path
+):
+  """The other one is aborted, later and with a higher status."""
+  script = (
+    f"if ((INDEX == {which})); then touch gone; {first}; fi\n"
+    f"{UNTIL_SOON} [[ ! -e gone ]] || break; sleep 0.01; done; sleep 0.2; exit 134"
+  )
+  assert local(tmp_path, script).wait(timeout=20) == status
+
+
+def test_a_signal_to_local_sh_is_no_status(tmp_path):
+  """That of the processes counts, also where they end while it is handled."""
+  script = f"trap 'exit 0' TERM; touch $INDEX; {UNTIL_SOON} sleep 0.01; done"
+  for i in range(10):
+    folder = tmp_path / str(i)
+    folder.mkdir()
+    process = local(folder, script)
+    deadline = time.monotonic() + 10
+    while not ((folder / "0").exists() and (folder / "1").exists()):
+      assert time.monotonic() < deadline
+      time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 0
 
 
 def test_the_readme_lists_every_file():

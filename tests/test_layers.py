@@ -23,11 +23,11 @@ LAYERS = (
     "signals",
     "untrusted",
   },
-  {"attention", "cli", "long_short", "lora", "model_config", "watch"},
+  {"attention", "cli", "long_short", "lora", "model_config", "seal", "watch"},
   {"kernels", "lora_trees", "norm", "resolve", "shapes"},
   {"model"},
   {"hf", "inference", "step"},
-  {"data", "manifest", "seal", "workdir"},
+  {"data", "manifest", "workdir"},
   {"checkpoint", "evals", "planning", "report"},
   {"analysis"},
   {

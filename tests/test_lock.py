@@ -3,6 +3,7 @@
 import importlib.metadata
 import pathlib
 import re
+import tomllib
 
 from packaging import requirements, utils
 
@@ -35,17 +36,42 @@ def test_every_requirement_is_locked_with_its_version_and_hashes():
 
 def test_what_locked_packages_need_is_locked():
   found = locked()
-  checked = 0
-  for name in found:
-    try:
-      needs = importlib.metadata.requires(name) or []
-    except importlib.metadata.PackageNotFoundError:
-      continue  # for another platform
-    for need in map(requirements.Requirement, needs):
-      if need.marker is None or need.marker.evaluate({"extra": ""}):
-        assert utils.canonicalize_name(need.name) in found, f"{need} of {name}"
-        checked += 1
-  assert checked > 100
+  needs = [(name, need) for name in found for need in _needs(name, "")]
+  for name, need in needs:
+    assert utils.canonicalize_name(need.name) in found, f"{need} of {name}"
+  assert len(needs) > 100
+
+
+def test_extras_can_be_installed_on_top():
+  """What the installed extras pull in wants no other version of what is locked."""
+  found, seen, checked = locked(), set(), 0
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+  extras = project["project"]["optional-dependencies"].values()
+  queue = [requirements.Requirement(one) for extra in extras for one in extra]
+  while queue:
+    need = queue.pop()
+    name = utils.canonicalize_name(need.name)
+    if name in found:
+      assert need.specifier.contains(found[name][0], prereleases=True), need
+      checked += 1
+    for extra in ("", *need.extras):
+      if (name, extra) not in seen:
+        seen.add((name, extra))
+        queue += _needs(name, extra)
+  assert checked > 50
+
+
+def _needs(name: str, extra: str) -> list[requirements.Requirement]:
+  """What a package, or one of its extras, needs here; none if it is not installed."""
+  try:
+    needs = importlib.metadata.requires(name) or []
+  except importlib.metadata.PackageNotFoundError:
+    return []
+  return [
+    need
+    for need in map(requirements.Requirement, needs)
+    if need.marker is None or need.marker.evaluate({"extra": extra})
+  ]
 
 
 def test_the_lock_names_no_host():

@@ -351,7 +351,7 @@ def test_evaluations_during_training_ask_the_merged_model(finished):
   jax.tree.map(near, found, load(folder))
 
 
-def test_a_run_whose_base_is_gone_or_another_one_is_told(finished, tmp_path):
+def test_a_run_whose_base_is_gone_endless_or_another_one_is_told(finished, tmp_path):
   _, folder = finished
   copy = tmp_path / "copy"
   shutil.copytree(folder, copy)
@@ -360,6 +360,14 @@ def test_a_run_whose_base_is_gone_or_another_one_is_told(finished, tmp_path):
   def move_base(to):
     (copy / "config.json").write_text(json.dumps(described | {"base": str(to)}))
 
+  move_base(copy)
+  with pytest.raises(errors.UserError, match=r"own folder: (\S+) -> \1\. ") as told:
+    reference.open_model(str(copy))
+  assert str(told.value).count("holds adapters") == 1
+  shutil.copytree(copy, tmp_path / "second")
+  move_base(f"{tmp_path / 'second'}@4")
+  with pytest.raises(errors.UserError, match=r"copy -> \S*second -> \S*copy\. "):
+    reference.open_model(str(copy))
   move_base(tmp_path / "gone")
   with pytest.raises(errors.UserError, match=r"holds adapters of .*gone"):
     reference.open_model(str(copy))

@@ -15,7 +15,7 @@ from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
 from skipalign_jax import errors
-from skipalign_jax.data import chat, packing, pipeline, prepare, sources
+from skipalign_jax.data import chat, packing, pipeline, prepare, schemas, sources
 from skipalign_jax.data import tokenizer as tokenizer_lib
 
 TOKENIZER = tokenizer_lib.byte_tokenizer()
@@ -93,7 +93,7 @@ def test_arrow_rows_restore_what_was_encoded(cache, tmp_path):
   c = make_config(cache, train=write(tmp_path / "a.jsonl", records), eval="")
   c.batch_size, c.steps, c.epochs = 1, None, 1
   rows = {int(row["sample_ids"][0]): row for row in rows_of(build(c))}
-  dialogues = [chat.messages_of(record, 100) for record in records]
+  dialogues = [schemas.messages_of(record, 100) for record in records]
   for sample in chat.Encoder(TOKENIZER, 512)(dialogues):
     row, m = rows[sample.sample_id], len(sample.tokens)
     np.testing.assert_array_equal(row["tokens"][:m], sample.tokens)
@@ -281,7 +281,7 @@ def test_bad_records_are_counted_and_left_out(cache, tmp_path):
   for reason in REASONS:
     assert f"1 {reason}" in data.report
   assert "30 samples" in data.report and "(0 of several turns)" in data.report
-  good_ids = {chat.sample_id(chat.messages_of(record, 99)) for record in good}
+  good_ids = {schemas.sample_id(schemas.messages_of(record, 99)) for record in good}
   assert set(ids_of(data.train_iterator())) == good_ids
 
 
@@ -357,7 +357,7 @@ def test_interrupted_tokenizing_leaves_nothing(tmp_path, monkeypatch):
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patched:
-    patched.setattr(chat, "messages_of", fail)
+    patched.setattr(schemas, "messages_of", fail)
     with pytest.raises(KeyboardInterrupt):
       prepare_in(tmp_path)
   assert list(tmp_path.iterdir()) == []

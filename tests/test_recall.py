@@ -2,7 +2,7 @@
 
 import re
 
-from skipalign_jax.data import chat, recall
+from skipalign_jax.data import recall, schemas
 
 COUNT = 500
 
@@ -17,7 +17,7 @@ def test_record_is_a_function_of_seed_and_index():
 def test_dialogues_have_two_to_eight_turns():
   turns = set()
   for i in range(COUNT):
-    messages = chat.messages_of(recall.record(0, i), 10_000)
+    messages = schemas.messages_of(recall.record(0, i), 10_000)
     turns.add(sum(role == "user" for role, _ in messages))
   assert turns == set(range(2, 9))
 

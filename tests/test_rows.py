@@ -10,7 +10,7 @@ from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
 from skipalign_jax import errors, resolve
-from skipalign_jax.data import chat, packing, pipeline, text
+from skipalign_jax.data import chat, packing, pipeline, schemas, text
 from skipalign_jax.data import tokenizer as tokenizer_lib
 
 TOKENIZER = tokenizer_lib.byte_tokenizer()
@@ -38,7 +38,7 @@ def chats(path, lengths):
     messages = message(1 + length - len(frame.tokens))
     turns = [dict(role=role, content=content) for role, content in messages]
     lines.append(json.dumps({"messages": turns}))
-    ids[chat.sample_id(messages)] = length
+    ids[schemas.sample_id(messages)] = length
   path.write_text("\n".join(lines))
   return ids
 

@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from skipalign_jax import errors
-from skipalign_jax.data import chat, sources
+from skipalign_jax.data import schemas, sources
 
 RECORDS = [
   {"messages": [{"role": "user", "content": f"q{i}"},
@@ -67,8 +67,8 @@ def test_jsonl_plain_and_gzip(tmp_path):
   zipped.write_bytes(gzip.compress(LINES))
   numbers, lines = zip(*read(plain), strict=True)
   assert numbers == (1, 3, 4, 5, 6)  # line 2 is blank
-  assert [chat.parse_line(line) for line in lines] == RECORDS
-  assert [chat.parse_line(line) for _, line in read(zipped)] == RECORDS
+  assert [schemas.parse_line(line) for line in lines] == RECORDS
+  assert [schemas.parse_line(line) for _, line in read(zipped)] == RECORDS
 
 
 def test_parquet(tmp_path):

@@ -1,6 +1,7 @@
 """A workdir has one writer, and tells what its storage does."""
 
 import errno
+import io
 import json
 import signal
 import subprocess
@@ -8,10 +9,14 @@ import sys
 
 import pytest
 import tiny
+from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
 from skipalign_jax import errors, manifest, signals, workdir
+from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import native
+
+SILENT = rich_console.Console(quiet=True)
 
 
 def described(config):
@@ -20,8 +25,10 @@ def described(config):
 
 def test_a_second_run_is_refused_until_the_first_has_died(tmp_path):
   code = (
-    "import pathlib, sys, time; from skipalign_jax import workdir\n"
-    "held = workdir._lock(pathlib.Path(sys.argv[1])); print('held', flush=True)\n"
+    "import pathlib, sys, time; from rich import console\n"
+    "from skipalign_jax import workdir\n"
+    "held = workdir._lock(pathlib.Path(sys.argv[1]), console.Console(quiet=True))\n"
+    "print('held', flush=True)\n"
     "time.sleep(60)"
   )
   other = subprocess.Popen(
@@ -33,11 +40,39 @@ def test_a_second_run_is_refused_until_the_first_has_died(tmp_path):
   try:
     assert other.stdout.readline() == "held\n"
     with pytest.raises(errors.UserError, match=f"written by process {other.pid} on"):
-      workdir._lock(tmp_path)
+      workdir._lock(tmp_path, SILENT)
   finally:
     other.kill()
     other.wait()
-  workdir._lock(tmp_path).close()
+  workdir._lock(tmp_path, SILENT).close()
+
+
+@pytest.mark.parametrize("name", ["ENOLCK", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EIO"])
+def test_a_filesystem_without_locks_is_told(name, tmp_path, monkeypatch):
+  number, file = getattr(errno, name), io.StringIO()
+
+  def lockf(*_):
+    raise OSError(number, errno.errorcode[number])
+
+  monkeypatch.setattr(workdir.fcntl, "lockf", lockf)
+  console = rich_console.Console(file=file, soft_wrap=True)
+  claim = lambda: workdir.claim(
+    tmp_path / "run",
+    config_lib.default(),
+    tiny.config(),
+    None,
+    tokenizer_lib.byte_tokenizer(),
+    console,
+  )
+  if name == "EIO":  # another failure is none of a missing service
+    with pytest.raises(errors.UserError, match=r"run cannot be used: .*EIO"):
+      claim()
+    return
+  claim().close()
+  claim().close()  # a run that goes on
+  told = file.getvalue().splitlines()
+  assert len(told) == 2 and told[0].startswith("NOTE ")
+  assert f"{tmp_path / 'run'} has no locks" in told[0]
 
 
 def test_keys_that_an_older_version_did_not_have_are_named(tmp_path):
@@ -48,7 +83,7 @@ def test_keys_that_an_older_version_did_not_have_are_named(tmp_path):
   with pytest.raises(
     errors.UserError, match=r"long_short.alpha: the run has no such key, now 0.0"
   ):
-    workdir.claim(tmp_path, config, tiny.config(), None, None)
+    workdir.claim(tmp_path, config, tiny.config(), None, None, SILENT)
 
 
 def test_storage_that_fails_is_told_and_other_errors_are_not_hidden(tmp_path):
@@ -100,6 +135,37 @@ def test_the_first_signal_asks_and_the_second_ends(first):
   ]  # fmt: skip
   process.send_signal(signal.SIGTERM)
   assert process.wait(timeout=5) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_does_not_wait_for_an_answer_to_the_first(second):
+  """As while XLA compiles: one call into C, during which Python calls no handler."""
+  code = """if True:
+    import ctypes, sys, threading
+    from skipalign_jax import signals
+    lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
+    lock(mutex)
+    sys.setswitchinterval(1000)  # only the call into C lets the other thread speak
+    called = threading.Event()
+    tell = lambda: (called.wait(), print("ready", flush=True))
+    threading.Thread(target=tell, daemon=True).start()
+    with signals.Stop():
+      called.set()
+      lock(mutex)  # for ever
+  """
+  process = subprocess.Popen(
+    [sys.executable, "-c", code], cwd=tiny.ROOT, stdout=subprocess.PIPE, text=True
+  )
+  try:
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+      process.wait(timeout=0.3)
+    process.send_signal(second)
+    assert process.wait(timeout=10) == 128 + second
+  finally:
+    process.kill()
+    process.wait()
 
 
 def test_signals_are_as_before_behind_the_loop():

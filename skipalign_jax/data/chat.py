@@ -1,39 +1,27 @@
-"""One chat record to one tokenized sample: blocks, replies and loss targets.
+"""One dialogue to one tokenized sample: blocks, replies and loss targets.
 
 Shapes: L tokens of one sample, C blocks of one sample.
 
-A record becomes `messages`, the messages become text through the tokenizer's
-chat template, and the spans of that text come from rendering prefixes of the
-dialogue, never from searching it: whatever a user wrote, it cannot look like a
-reply. Each instruction and each response is one block. A role header belongs to
-the block of its message, whitespace after a message to the block it follows,
-and the system prompt, also one that the template inserts by itself, to the
-first block. Targets are a reply and the special token that stops it.
+Messages (see schemas.py) become text through the tokenizer's chat template, and the
+spans of that text come from rendering prefixes of the dialogue, never from searching
+it: whatever a user wrote, it cannot look like a reply. Each instruction and each
+response is one block. A role header belongs to the block of its message, whitespace
+after a message to the block it follows, and the system prompt, also one that the
+template inserts by itself, to the first block. Targets are a reply and the special
+token that stops it.
 """
 
 import dataclasses
-import hashlib
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jinja2
 import numpy as np
 import transformers
 
-from skipalign_jax import chat_template, errors, untrusted
-
-Message = tuple[str, str]  # role, content
-
-ROLES = {
-  "system": "system",
-  "user": "user",
-  "human": "user",
-  "assistant": "assistant",
-  "gpt": "assistant",
-  "chatgpt": "assistant",
-}
+from skipalign_jax import chat_template, errors
+from skipalign_jax.data import schemas
 
 # The bos line is added by `set_template` where the tokenizer puts one in front.
 TULU = (
@@ -47,14 +35,6 @@ TULU = (
 
 _PLAIN = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
 NO_TARGET = "no target left after truncation"
-
-
-class BadSample(Exception):  # noqa: N818 (a verdict on data, not a fault of ours)
-  """A record that cannot be trained on; `reason` is short and stable."""
-
-  def __init__(self, reason: str):
-    super().__init__(reason)
-    self.reason = reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,106 +74,6 @@ class Sample:
   sample_id: int
   turns: int
   truncated: bool
-
-
-def parse_line(line: bytes) -> Any:
-  """One JSONL line to a value; raises BadSample."""
-  try:
-    return untrusted.parse_json(line.decode("utf-8"))
-  except UnicodeDecodeError as error:
-    raise BadSample("not UTF-8") from error
-  except ValueError as error:
-    raise BadSample("not valid JSON") from error
-
-
-def messages_of(record: Any, max_message_bytes: int) -> list[Message]:
-  """The dialogue in a record: [system], user, assistant, user, assistant, …
-
-  Reads `messages` (role, content), ShareGPT's `conversations` (from, value) and
-  Alpaca's columns (instruction, input, output, and optionally system and
-  history). An empty system prompt counts as none. A user turn behind the last
-  reply is dropped: nothing is learned from it. A dialogue that opens with the
-  assistant, as some ShareGPT ones do, does not alternate and is refused.
-
-  Raises:
-    BadSample: anything else.
-  """
-  messages = _alternating(_canonical(_turns(record)))
-  for _, content in messages:
-    try:
-      size = len(content.encode("utf-8"))
-    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair
-      raise BadSample("not UTF-8") from error
-    if size > max_message_bytes:
-      raise BadSample(f"message over {max_message_bytes} bytes")
-    if not content.strip():
-      raise BadSample("empty content")
-  return messages
-
-
-def _turns(record: Any) -> Sequence[Any]:
-  """The record's turns as (role, content), nothing checked yet."""
-  if not isinstance(record, Mapping):
-    raise BadSample("unrecognised columns")
-  for column, role, content in (
-    ("messages", "role", "content"),
-    ("conversations", "from", "value"),
-  ):
-    turns = record.get(column)
-    if turns is None:
-      continue
-    if not isinstance(turns, list) or not all(isinstance(t, Mapping) for t in turns):
-      raise BadSample("unrecognised columns")
-    return [(turn.get(role), turn.get(content)) for turn in turns]
-  if not isinstance(record.get("instruction"), str) or "output" not in record:
-    raise BadSample("unrecognised columns")
-  turns = [("system", record.get("system") or "")]
-  history = record.get("history") or []
-  pairs = isinstance(history, list) and all(isinstance(p, list) for p in history)
-  if not pairs or not all(len(pair) == 2 for pair in history):
-    raise BadSample("unrecognised columns")
-  for asked, replied in history:
-    turns += [("user", asked), ("assistant", replied)]
-  instruction = record["instruction"]
-  if more := record.get("input"):
-    if not isinstance(more, str):
-      raise BadSample("content is not text")
-    instruction = f"{instruction}\n{more}"
-  return [*turns, ("user", instruction), ("assistant", record["output"])]
-
-
-def _canonical(turns: Sequence[tuple[Any, Any]]) -> list[Message]:
-  messages = []
-  for role, content in turns:
-    if role is None:
-      raise BadSample("missing role")
-    if not isinstance(role, str) or role not in ROLES:
-      raise BadSample("unknown role")
-    if content is not None and not isinstance(content, str):
-      raise BadSample("content is not text")
-    messages.append((ROLES[role], content or ""))
-  return messages
-
-
-def _alternating(messages: list[Message]) -> list[Message]:
-  if messages and messages[0][0] == "system" and not messages[0][1].strip():
-    messages = messages[1:]
-  if messages and messages[-1][0] == "user":
-    messages = messages[:-1]
-  has_system = bool(messages) and messages[0][0] == "system"
-  roles = [role for role, _ in messages[has_system:]]
-  if "assistant" not in roles:
-    raise BadSample("no assistant turn")
-  if roles != ["user", "assistant"] * (len(roles) // 2):
-    raise BadSample("roles do not alternate")
-  return messages
-
-
-def sample_id(messages: Sequence[Message]) -> int:
-  """uint32 name of a dialogue: a hash of what it says."""
-  text = json.dumps(list(messages), ensure_ascii=False, separators=(",", ":"))
-  digest = hashlib.blake2b(text.encode("utf-8"), digest_size=4).digest()
-  return int.from_bytes(digest, "little")
 
 
 def set_template(tokenizer: transformers.PreTrainedTokenizerFast, name: str) -> None:
@@ -237,13 +117,13 @@ def control_tokens(
 
 
 def render(
-  tokenizer: transformers.PreTrainedTokenizerFast, messages: Sequence[Message]
+  tokenizer: transformers.PreTrainedTokenizerFast, messages: Sequence[schemas.Message]
 ) -> Rendered:
   """The dialogue's text and where its blocks and replies lie in it.
 
   Args:
     tokenizer: carries the chat template.
-    messages: as `messages_of` returns them.
+    messages: as `schemas.messages_of` returns them.
 
   Raises:
     BadSample: the template refuses this dialogue.
@@ -274,7 +154,7 @@ def render(
 
 def _render(
   tokenizer: transformers.PreTrainedTokenizerFast,
-  messages: Sequence[Message],
+  messages: Sequence[schemas.Message],
   add_generation_prompt: bool = False,
 ) -> str:
   turns = [{"role": role, "content": content} for role, content in messages]
@@ -283,7 +163,7 @@ def _render(
       tokenizer, turns, add_generation_prompt=add_generation_prompt
     )
   except jinja2.TemplateError as error:
-    raise BadSample("refused by the chat template") from error
+    raise schemas.BadSample("refused by the chat template") from error
 
 
 def _prefix(text: str, prefix: str) -> int:
@@ -325,7 +205,9 @@ class Encoder:
     self._special = frozenset(id_ for id_, token in added.items() if token.special)
     self._control = control_tokens(tokenizer)
 
-  def __call__(self, dialogues: Sequence[list[Message]]) -> list[Sample | BadSample]:
+  def __call__(
+    self, dialogues: Sequence[list[schemas.Message]]
+  ) -> list[Sample | schemas.BadSample]:
     """Encodes each dialogue; a bad one yields its BadSample in its place.
 
     Raises:
@@ -352,28 +234,30 @@ class Encoder:
       results[i] = self._sample(results[i], tokens_L, starts_L, dialogues[i])
     return results
 
-  def _try_render(self, messages: list[Message]) -> Rendered | BadSample:
+  def _try_render(
+    self, messages: list[schemas.Message]
+  ) -> Rendered | schemas.BadSample:
     if any(self._control.search(content) for _, content in messages):
-      return BadSample("control token in content")
+      return schemas.BadSample("control token in content")
     if self._system_prompt and messages[0][0] != "system":
       messages = [("system", self._system_prompt), *messages]
     try:
       return render(self._tokenizer, messages)
-    except BadSample as bad:
+    except schemas.BadSample as bad:
       return bad
     except _Unusable:
       # Some templates take parts of a message, such as thoughts, away again. Where
       # they keep a plain dialogue, this one is to blame.
       render(self._tokenizer, _PLAIN)
-      return BadSample("changed by the chat template")
+      return schemas.BadSample("changed by the chat template")
 
   def _sample(
     self,
     rendered: Rendered,
     tokens_L: np.ndarray,
     starts_L: np.ndarray,
-    messages: list[Message],
-  ) -> Sample | BadSample:
+    messages: list[schemas.Message],
+  ) -> Sample | schemas.BadSample:
     # A token that straddles two spans belongs to the one it starts in.
     block_starts_C = np.array(rendered.block_starts)
     block_L = np.searchsorted(block_starts_C, starts_L, side="right") - 1
@@ -393,13 +277,13 @@ class Encoder:
       )
     kept = slice(0, self._seq_len)
     if not target_L[kept].any():
-      return BadSample(NO_TARGET)
+      return schemas.BadSample(NO_TARGET)
     return Sample(
       tokens=tokens_L[kept],
       block_ids=block_L[kept].astype(np.int32),
       is_response=is_response_L[kept],
       targets=target_L[kept],
-      sample_id=sample_id(messages),
+      sample_id=schemas.sample_id(messages),
       turns=len(np.unique(block_L[kept][target_L[kept]])),
       truncated=len(tokens_L) > self._seq_len,
     )

@@ -111,7 +111,16 @@ class TrainIterator:
     return self
 
   def __next__(self) -> Batch:
-    batch = next(self._batches)
+    """The next batch; UserError where a data worker was killed."""
+    try:
+      batch = next(self._batches)
+    except RuntimeError as error:
+      if "Worker process was terminated" not in str(error):  # Grain's words
+        raise
+      raise errors.UserError(
+        "a data worker was ended from outside, perhaps because memory ran out. The "
+        "same command goes on from the latest checkpoint; data.workers may be lower"
+      ) from error
     self._next += 1
     return batch
 

@@ -27,7 +27,7 @@ from rich import progress
 
 from skipalign_jax import config as config_lib
 from skipalign_jax import errors, untrusted
-from skipalign_jax.data import chat, sources, text
+from skipalign_jax.data import chat, schemas, sources, text
 
 FORMAT = 3  # of the rows; raise it when they or the encoding change
 _BATCH, _BATCH_SIZE = 512, 64 << 20  # records tokenized at a time; their bytes, about
@@ -263,23 +263,25 @@ def _batches(records: Iterator[tuple[int, Any]]) -> Iterator[list[tuple[int, Any
     yield batch
 
 
-def _parse(record: Any, max_bytes: int) -> list[chat.Message] | str | chat.BadSample:
+def _parse(
+  record: Any, max_bytes: int
+) -> list[schemas.Message] | str | schemas.BadSample:
   """The record's dialogue or its text."""
   try:
     if untrusted.size(record) > untrusted.MOST_RECORD:
-      raise chat.BadSample(f"record over {untrusted.MOST_RECORD >> 20} MiB")
+      raise schemas.BadSample(f"record over {untrusted.MOST_RECORD >> 20} MiB")
     if isinstance(record, bytes):
-      record = chat.parse_line(record)
+      record = schemas.parse_line(record)
     document = text.text_of(record)
-    return chat.messages_of(record, max_bytes) if document is None else document
-  except chat.BadSample as bad:
+    return schemas.messages_of(record, max_bytes) if document is None else document
+  except schemas.BadSample as bad:
     return bad
 
 
 def _row(
-  sample: chat.Sample | chat.BadSample, is_text: bool, number: int, record: Any
+  sample: chat.Sample | schemas.BadSample, is_text: bool, number: int, record: Any
 ) -> dict[str, Any]:
-  if isinstance(sample, chat.BadSample):
+  if isinstance(sample, schemas.BadSample):
     none = np.zeros(0, np.int32)
     empty = dict.fromkeys(("tokens", "block_starts", "target_spans"), none)
     zero = dict.fromkeys(("length", "targets", "turns", "sample_id"), 0)

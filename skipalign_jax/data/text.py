@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import transformers
 
-from skipalign_jax.data import chat
+from skipalign_jax.data import chat, schemas
 
 # What stands between two blocks; the next one begins behind it. A line break alone ends
 # nothing, because texts are often wrapped. "Mr. Brown" is cut in two: a block that is
@@ -76,7 +76,7 @@ class Encoder:
 
   def __call__(
     self, texts: Sequence[str]
-  ) -> Iterator[list[chat.Sample | chat.BadSample]]:
+  ) -> Iterator[list[chat.Sample | schemas.BadSample]]:
     """The pieces of each document; those that nothing can be learned from are bad."""
     group: list[str] = []
     for text in texts:
@@ -86,7 +86,9 @@ class Encoder:
         group = []
     yield from self._encode(group)
 
-  def _encode(self, texts: list[str]) -> Iterator[list[chat.Sample | chat.BadSample]]:
+  def _encode(
+    self, texts: list[str]
+  ) -> Iterator[list[chat.Sample | schemas.BadSample]]:
     bad = [self._refuse(text) for text in texts]
     good = [text for text, reason in zip(texts, bad, strict=True) if not reason]
     encoded = {"input_ids": [], "offset_mapping": []}
@@ -102,22 +104,22 @@ class Encoder:
     for text, reason in zip(texts, bad, strict=True):
       yield [reason] if reason else self._pieces(text, *next(found))
 
-  def _refuse(self, text: str) -> chat.BadSample | None:
+  def _refuse(self, text: str) -> schemas.BadSample | None:
     try:
       text.encode("utf-8")
     except UnicodeEncodeError:  # JSON can spell half a surrogate pair
-      return chat.BadSample("not UTF-8")
+      return schemas.BadSample("not UTF-8")
     if not text.strip():
-      return chat.BadSample("empty content")
+      return schemas.BadSample("empty content")
     if self._control.search(text):
-      return chat.BadSample("control token in content")
+      return schemas.BadSample("control token in content")
     return None
 
   def _pieces(
     self, text: str, ids: list[int], offsets: list[tuple[int, int]]
-  ) -> list[chat.Sample | chat.BadSample]:
+  ) -> list[chat.Sample | schemas.BadSample]:
     if not ids:  # a normalizer may take everything away
-      return [chat.BadSample("empty content")]
+      return [schemas.BadSample("empty content")]
     tokens_L = np.array([*self._front, *ids, *self._back], np.int32)
     # A token belongs to the block that it ends in: most carry the space before them.
     last_L = np.maximum(np.array(offsets)[:, 1] - 1, 0)
@@ -125,12 +127,12 @@ class Encoder:
     block_L = np.searchsorted(starts_C, last_L, side="right") - 1
     block_L = np.pad(block_L, (len(self._front), len(self._back)), mode="edge")
     name = hashlib.blake2b(text.encode("utf-8"), digest_size=4)
-    pieces: list[chat.Sample | chat.BadSample] = []
+    pieces: list[chat.Sample | schemas.BadSample] = []
     for number, begin in enumerate(range(0, len(tokens_L), self._piece)):
       kept = slice(begin, begin + self._piece)
       tokens, block = tokens_L[kept], block_L[kept]
       if len(tokens) == 1:
-        pieces.append(chat.BadSample(chat.NO_TARGET))
+        pieces.append(schemas.BadSample(chat.NO_TARGET))
         continue
       name_of_piece = name.copy()
       name_of_piece.update(b"%d" % number)

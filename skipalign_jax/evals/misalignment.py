@@ -29,7 +29,7 @@ import jax
 import numpy as np
 
 from skipalign_jax import errors, losses, model, model_config, sharding
-from skipalign_jax.data import chat, sources
+from skipalign_jax.data import chat, schemas, sources
 from skipalign_jax.evals import haystack, intervals, needle
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
@@ -178,10 +178,10 @@ def _dialogues(source: str, subject: subject_lib.Subject) -> Iterator[Document]:
       for number, record in batch:
         try:
           if isinstance(record, bytes):
-            record = chat.parse_line(record)
-          messages.append(chat.messages_of(record, MAX_MESSAGE_BYTES))
+            record = schemas.parse_line(record)
+          messages.append(schemas.messages_of(record, MAX_MESSAGE_BYTES))
           numbers.append(number)
-        except chat.BadSample:
+        except schemas.BadSample:
           continue
       for number, sample in zip(numbers, encoder(messages), strict=True):
         if isinstance(sample, chat.Sample):

@@ -10,16 +10,17 @@ which Orbax itself stores arrays with, because Orbax handles whole arrays only.
 """
 
 import dataclasses
+import functools
 import operator
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import tensorstore
 
-from skipalign_jax import errors, model_config, rope
+from skipalign_jax import errors, model_config, rope, seal
 from skipalign_jax.hf import names, safetensors_io, weights
 
 FORMAT = "skipalign_jax"
@@ -27,6 +28,7 @@ CHECKPOINTS, PARAMS, TOKENIZER = "checkpoints", "params", "tokenizer"
 
 _CHUNK_BYTES = 64 * 2**20  # of the embedding and the output matrix, about
 _COMMITTED = "_CHECKPOINT_METADATA"
+_INDEX_BYTES = 2**20  # files up to this are checked when a checkpoint is opened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +133,9 @@ def open_arrays(
 ) -> dict[str, weights.Parameter]:
   """Path -> lazy parameter of one checkpoint.
 
+  Against its seal, opening checks indices and sizes of files, and the first reading of
+  a parameter all of `params`, once.
+
   Args:
     workdir: the folder.
     step: of the checkpoint.
@@ -139,6 +144,8 @@ def open_arrays(
   Raises:
     UserError: the checkpoint is damaged or holds something else.
   """
+  _check_seal(workdir, step, _INDEX_BYTES)
+  check = functools.cache(lambda: _check_seal(workdir, step))
   folder = (workdir / CHECKPOINTS / str(step) / PARAMS).absolute()
   metadata = safetensors_io.read_json(folder / "_METADATA")
   try:
@@ -165,10 +172,25 @@ def open_arrays(
       path,
       shape,
       store.dtype.numpy_dtype,
-      _reader(folder, store),
+      _reader(folder, store, check),
       chunk_layers=store.chunk_layout.read_chunk.shape[0] or 1,
     )
   return parameters
+
+
+def _check_seal(workdir: pathlib.Path, step: int, most: int | None = None) -> None:
+  """Raises UserError where the parameters are not those that were written."""
+  folder = workdir / CHECKPOINTS / str(step)
+  if found := seal.damage(folder, PARAMS, most):
+    others = ", ".join(str(other) for other in steps(workdir) if other != step)
+    raise errors.UserError(
+      f"{folder} is damaged: {found}. "
+      + (
+        f"Name another step as {workdir}@STEP; there are {others}."
+        if others
+        else "It is the only checkpoint; bring back a copy of it."
+      )
+    )
 
 
 def _open_store(
@@ -182,8 +204,11 @@ def _open_store(
     raise errors.UserError(f"{folder}: {path} cannot be read ({error})") from error
 
 
-def _reader(folder: pathlib.Path, store: tensorstore.TensorStore):
+def _reader(
+  folder: pathlib.Path, store: tensorstore.TensorStore, check: Callable[[], None]
+):
   def read_block(index: weights.Index, dtype: np.dtype) -> np.ndarray:
+    check()
     try:
       return tensorstore.cast(store, dtype)[index].read().result()
     except ValueError as error:
@@ -240,6 +265,7 @@ def write_params(
       "custom_metadata": {},
     },
   )
+  seal.write(target)
 
 
 def _write(folder: pathlib.Path, parameter: weights.Parameter) -> None:

@@ -150,6 +150,11 @@ def open_model(reference: str) -> Model:
   Raises:
     UserError: not found, not of a supported family, or weights that are incomplete.
   """
+  return _open(reference, ())
+
+
+def _open(reference: str, above: tuple[pathlib.Path, ...]) -> Model:
+  """`above`: the runs whose adapters need this model as a base."""
   location = locate(reference)
   generation = None
   match location.kind:
@@ -173,22 +178,36 @@ def open_model(reference: str) -> Model:
       described = native.read_config(location.path)
       config, hf_config = described.model_config, described.hf_config
       generation = described.generation_config
-      parameters = _open_checkpoint(location, described)
+      parameters = _open_checkpoint(location, described, above)
   return Model(reference, location, config, hf_config, generation, parameters)
 
 
+class _EndlessError(errors.UserError):
+  """Adapters whose base needs itself."""
+
+
 def _open_checkpoint(
-  location: Location, described: native.Description
+  location: Location, described: native.Description, above: tuple[pathlib.Path, ...]
 ) -> dict[str, weights.Parameter]:
   """A checkpoint's weights; with adapters, those of its base plus their product."""
   shape, trained = described.model_config, adapters.config_of(described)
   if trained is None:
     return native.open_parameters(location.path, location.step, shape)
+  here = location.path.resolve()
+  if here in above:
+    chain = " -> ".join(map(str, (*above[above.index(here) :], here)))
+    raise _EndlessError(
+      f"{location.path} holds adapters whose base is read from their own folder: "
+      f"{chain}. Was a folder moved or renamed? Bring the base back to where "
+      "config.json says (base; relative paths from the current folder)."
+    )
   if described.base is None:
     base = adapters.random_base(shape, described.config["seed"])
   else:
     try:
-      base = open_model(described.base).weights
+      base = _open(described.base, (*above, here)).weights
+    except _EndlessError:
+      raise
     except errors.UserError as error:
       raise errors.UserError(
         f"{location.path} holds adapters of {described.base}, which its weights are "

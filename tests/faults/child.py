@@ -2,11 +2,13 @@
 
   python child.py MOMENT:CALL:SECONDS MODULE ARGUMENTS…
 
-SIGKILL comes SECONDS after the CALL-th call of what MOMENT names in `MOMENTS`; "never"
-lets it run. Where BATCHES names a file, a line for each batch that was read is added:
-its number, and a digest of its sample ids and tokens.
+SIGKILL comes SECONDS after the CALL-th call of what MOMENT names in `MOMENTS`, for
+"worker" to one of the data workers; "never" lets it run. Where BATCHES names a file, a
+line for each batch that was read is added: its number, and a digest of its sample ids
+and tokens.
 """
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -24,6 +26,7 @@ from skipalign_jax.hf import safetensors_io
 # What a moment begins with: (owner, name).
 MOMENTS = {
   "step": (pipeline.TrainIterator, "__next__"),
+  "worker": (pipeline.TrainIterator, "__next__"),
   "save": (ocp.CheckpointManager, "save"),
   "seal": (seal, "_measure"),
   "evaluate": (None, "eval_step"),
@@ -33,10 +36,11 @@ MOMENTS = {
 }
 
 
-def die(seconds):
+def die(seconds, worker):
   def end():
     time.sleep(seconds)
-    os.kill(os.getpid(), signal.SIGKILL)
+    pid = multiprocessing.active_children()[0].pid if worker else os.getpid()
+    os.kill(pid, signal.SIGKILL)
 
   if seconds:
     threading.Thread(target=end, daemon=True).start()
@@ -44,7 +48,7 @@ def die(seconds):
     end()
 
 
-def deadly(function, call, seconds):
+def deadly(function, call, seconds, worker=False):
   """`function`, whose `call`-th call begins the end."""
   calls = 0
 
@@ -52,7 +56,7 @@ def deadly(function, call, seconds):
     nonlocal calls
     calls += 1
     if calls == call:
-      die(seconds)
+      die(seconds, worker)
     return function(*args, **kwargs)
 
   return called
@@ -61,7 +65,8 @@ def deadly(function, call, seconds):
 def arm(moment, call, seconds):
   owner, name = MOMENTS[moment]
   if owner is not None:
-    setattr(owner, name, deadly(getattr(owner, name), call, seconds))
+    function = getattr(owner, name)
+    setattr(owner, name, deadly(function, call, seconds, moment == "worker"))
     return
   compile_steps = step_lib.compile_steps
 

@@ -20,7 +20,7 @@ import test_hf_tiny as hf_tiny
 from hypothesis import strategies as st
 
 from skipalign_jax import errors, untrusted
-from skipalign_jax.data import chat, prepare, sources
+from skipalign_jax.data import chat, prepare, schemas, sources
 from skipalign_jax.hf import reference
 
 FOLDER = pathlib.Path(__file__).parent
@@ -46,7 +46,7 @@ def child(script: str, *arguments: str) -> list:
     capture_output=True,
     text=True,
     env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    timeout=1200,
+    timeout=3600,
   )
   assert done.returncode == 0, done.stderr[-2000:]
   # The tokenizers library writes remarks of its own to stdout.
@@ -126,14 +126,14 @@ def outcome(record):
 @hypothesis.settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @hypothesis.given(RECORD)
 def test_any_record_is_a_sample_a_text_or_bad(record):
-  assert isinstance(outcome(record), chat.Sample | chat.BadSample | str)
+  assert isinstance(outcome(record), chat.Sample | schemas.BadSample | str)
 
 
 @pytest.mark.slow
 @hypothesis.settings(max_examples=10_000, deadline=None, database=None)
 @hypothesis.given(RECORD)
 def test_any_record_at_length(record):
-  assert isinstance(outcome(record), chat.Sample | chat.BadSample | str)
+  assert isinstance(outcome(record), chat.Sample | schemas.BadSample | str)
 
 
 def test_damaged_lines_leave_their_neighbours_alone(tmp_path):

@@ -1,4 +1,4 @@
-"""SIGKILL at 20 seeded moments, then the same command: the run of which nobody knows.
+"""SIGKILL at 23 seeded moments, then the same command: the run of which nobody knows.
 
 Records but for timings, weights, optimizer state and the order of the data are those of
 an uninterrupted run, bit for bit.
@@ -22,13 +22,24 @@ TRAINING = [
   (f"seal:{RNG.randint(3, 60)}:0", 0),
   ("claim:1:0.0005", 0),
 ]
+# Of data workers themselves, in a run that is longer than what they have in store.
+LONGER = {"data.workers": 2, "steps": 60}
+WORKERS = [f"worker:{RNG.randint(1, 30)}:{RNG.uniform(0, 0.05):.4f}" for _ in range(3)]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, cache_dir):
   """The uninterrupted run: its folder, and the batches that it read."""
-  folder = tmp_path_factory.mktemp("whole")
-  args = runs.arguments(folder / "run", cache_dir)
+  return uninterrupted(tmp_path_factory.mktemp("whole"), cache_dir)
+
+
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory, cache_dir):
+  return uninterrupted(tmp_path_factory.mktemp("longer"), cache_dir, **LONGER)
+
+
+def uninterrupted(folder, cache_dir, **changes):
+  args = runs.arguments(folder / "run", cache_dir, **changes)
   status, printed = runs.run(args, batches=folder / "batches")
   assert status == 0, printed
   return folder
@@ -46,6 +57,19 @@ def test_a_killed_training_goes_on_as_if_nothing_happened(
   assert status == 0, printed
   runs.assert_same_run(tmp_path / "run", whole / "run")
   runs.assert_same_order(tmp_path / "batches", whole / "batches")
+
+
+@pytest.mark.parametrize("moment", WORKERS)
+def test_a_killed_data_worker_is_told_and_the_run_goes_on(
+  moment, longer, cache_dir, tmp_path
+):
+  args = runs.arguments(tmp_path / "run", cache_dir, **LONGER)
+  status, printed = runs.run(args, moment, batches=tmp_path / "batches")
+  assert status == 2 and "error: a data worker was ended" in printed, printed
+  status, printed = runs.run(args, batches=tmp_path / "batches")
+  assert status == 0, printed
+  runs.assert_same_run(tmp_path / "run", longer / "run")
+  runs.assert_same_order(tmp_path / "batches", longer / "batches")
 
 
 @pytest.mark.parametrize("moment", ["export:1:0", "exported:1:0"])
