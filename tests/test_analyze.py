@@ -137,4 +137,4 @@ def test_a_record_of_something_else(tmp_path):
 
 def test_help(capsys):
   assert analyze.main(["analyze", "--help"]) == 0
-  assert "distances --config=FILE" in capsys.readouterr().out
+  assert "distances  relative" in capsys.readouterr().out

@@ -4,7 +4,8 @@ import ast
 import pathlib
 
 LAYERS = (
-  {"errors", "position_baselines", "products"},
+  {"position_baselines", "products", "terminal"},
+  {"errors"},
   {
     "chat_template",
     "compile_cache",

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from rich import console as rich_console
 
-from skipalign_jax import compile_cache, errors
+from skipalign_jax import compile_cache, errors, terminal
 from skipalign_jax.hf import card, safetensors_io
 from skipalign_jax.length_study import figure, tasks, training, verdict
 
@@ -28,13 +28,13 @@ def main(argv: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     prog="python -m skipalign_jax.length_study",
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    formatter_class=terminal.HelpFormatter,
   )
   parser.add_argument("--out", required=True, help="folder for results and figure")
-  parser.add_argument("--steps", type=int, default=600, help="of training (600)")
-  parser.add_argument("--seeds", type=int, default=5, help="of each model (5)")
+  parser.add_argument("--steps", type=int, default=600, help="of training")
+  parser.add_argument("--seeds", type=int, default=5, help="of each model")
   args = parser.parse_args(argv)
-  console = rich_console.Console(highlight=False, soft_wrap=True, markup=False)
+  console = terminal.Console()
   for name, least in (("steps", 1), ("seeds", 2)):
     if getattr(args, name) < least:
       raise errors.UserError(
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     figure.draw(content, folder / "figure.png")
   except OSError as error:
     raise errors.UserError(f"--out={folder} cannot be used: {error}") from error
-  console.print(verdict.report(content))
+  console.print_markdown(verdict.report(content))
   console.print(f"\nwritten to {folder}: results.json, figure.png")
   return 0
 

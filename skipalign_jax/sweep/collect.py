@@ -15,9 +15,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
-from rich import console as rich_console
 
-from skipalign_jax import errors
+from skipalign_jax import errors, terminal
 from skipalign_jax.evals import compare, curves
 from skipalign_jax.evals import compare_table as table_lib
 from skipalign_jax.hf import safetensors_io
@@ -26,7 +25,7 @@ from skipalign_jax.sweep import rows
 TRAINING = ("steps", "loss", "held-out loss")
 
 
-def run(plan: rows.Plan, stem: str, console: rich_console.Console) -> None:
+def run(plan: rows.Plan, stem: str, console: terminal.Console) -> None:
   """Prints the tables, and writes OUT/STEM.md, .json, .csv and .png.
 
   Raises:
@@ -40,7 +39,7 @@ def run(plan: rows.Plan, stem: str, console: rich_console.Console) -> None:
   text = "\n\n".join([f"## {plan.sweep.title}", *map(table_lib.markdown, tables)])
   if missing:
     text += "\n\nMissing: " + "; ".join(missing)
-  console.print(text)
+  console.print_markdown(text)
   content = {
     "title": plan.sweep.title,
     "tables": [table_lib.as_json(table) for table in tables],
