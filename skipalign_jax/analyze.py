@@ -37,6 +37,7 @@ from skipalign_jax import (
   preview,
   resolve,
   terminal,
+  untrusted,
 )
 from skipalign_jax import config as config_lib
 from skipalign_jax.analysis import dialogues, measure, pictures, reach, training
@@ -105,10 +106,14 @@ def redraw(path: pathlib.Path) -> pathlib.Path:
     UserError: the file cannot be read, or is something else.
   """
   try:
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = untrusted.parse_json(untrusted.read(path, untrusted.MOST_JSON))
     return pictures.draw(record, path.with_suffix(".png"))
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except errors.UserError as error:
     raise errors.UserError(f"{path} cannot be drawn: {error}") from error
+  except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    raise errors.UserError(
+      f"{path} cannot be drawn: it is damaged ({error!r}); measure again"
+    ) from error
 
 
 def _write(record: Record, out: str, console: rich_console.Console) -> None:

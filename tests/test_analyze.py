@@ -115,7 +115,7 @@ def test_running_mean():
     (["distances", CONFIG, "--draws=0"], "--draws 1 or more"),
     (["rope", CONFIG, "--samples=3"], "rope reads no data"),
     (["training"], "needs the workdirs"),
-    (["training", "nowhere"], "nowhere/metrics.jsonl cannot be read"),
+    (["training", "nowhere"], "nowhere/metrics.jsonl does not exist"),
     (["training", "a", "--steps=3"], "unexpected flag '--steps=3'"),
     (["draw", "pyproject.toml"], "cannot be drawn"),
   ],

@@ -4,7 +4,7 @@ import ast
 import pathlib
 
 LAYERS = (
-  {"position_baselines", "products", "terminal"},
+  {"position_baselines", "products", "terminal", "untrusted"},
   {"errors"},
   {
     "chat_template",
@@ -22,7 +22,6 @@ LAYERS = (
     "rope",
     "sharding",
     "signals",
-    "untrusted",
   },
   {"attention", "cli", "long_short", "lora", "model_config", "watch"},
   {"kernels", "lora_trees", "norm", "resolve", "shapes"},
