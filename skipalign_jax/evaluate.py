@@ -53,8 +53,8 @@ def main(argv: list[str] | None = None) -> int:
   )
   for note in results["notes"]:
     console.print(f"note: {note}")
-  items = f"{len(results['items'])} items" if results["items"] else ""
-  console.print(f"{args.task} of {args.model}: {items}; 95 % intervals in brackets")
+  items = f", {len(results['items'])} items" if results["items"] else ""
+  console.print(f"{args.task} of {args.model}{items}; 95 % intervals in brackets")
   for line in report(results["summary"], "  "):
     console.print(line)
   console.print(f"written to {folder / 'results.json'}")
