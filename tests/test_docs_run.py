@@ -35,13 +35,22 @@ SMALL = (
   (r"runs/evals/\w+", r"\g<0>", "evaluate"),
   (r"runs/\w+", "model", "analyze"),
 )
-# What the commands of a module get besides.
+# What commands get besides, by their beginning. Of a sweep only some rows are run.
 MORE = {
   "train": ["--config.steps=2", "--config.eval.every=0"],
   "generate": ["--max_new_tokens=4"],
   "length_study": ["--steps=2", "--seeds=2"],
   "plan": ["--search=0"],
   "evaluate longbench": ["--datasets=qasper"],
+  "sweep --config=configs/methods.py:tiny --run": ["--rows=cream,longalign_sorted"],
+  "sweep --config=configs/paper_figure4.py:tiny --run": [
+    "--rows=yi-6b-200k_skipalign_l=50k_p=0.2"
+  ],
+  "sweep --config=configs/paper_table1.py:tiny --run": [
+    "--rows=llama-2-7b_packedsft-50k,yi-6b-200k_skipalign"
+  ],
+  "sweep --config=configs/paper_table2.py:tiny --run": ["--rows=yi-6b-200k_normal-sft"],
+  "sweep --config=configs/study_a.py:tiny --run": ["--rows=skipalign"],
 }
 # Files that the folder of a command has; `files` makes them.
 FILES = (
@@ -84,9 +93,8 @@ def small(module, words):
         if hits:
           break
     changed.append(word)
-  names = [
-    name for name in MORE if name.split() == [module, *words][: name.count(" ") + 1]
-  ]
+  whole = shlex.join([module, *changed])
+  names = [name for name in MORE if re.match(rf"{re.escape(name)}(\s|$)", whole)]
   return (module, *changed, *(word for name in names for word in MORE[name]))
 
 
@@ -142,7 +150,8 @@ def call(folder, command, timeout=900):
   done = subprocess.run(
     [sys.executable, "-m", f"skipalign_jax.{command[0]}", *command[1:]],
     cwd=folder,
-    env=tiny.environment(1) | {"PYTHONPATH": str(tiny.ROOT), "COLUMNS": "80"},
+    env=tiny.environment(1)
+    | {"PYTHONPATH": str(tiny.ROOT), "COLUMNS": "80", "HOME": str(folder)},
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
