@@ -213,10 +213,11 @@ def distances(
     console,
   )
   far = {name: s["beyond"]["pairs"] for name, s in record["strategies"].items()}
-  headings = (
-    "strategy", f"% of pairs at {seq_len:,} and beyond",
-    "these by tenths of the way to L, %", "from uniform: KS", "TV",
-  )  # fmt: skip
+  console.print(
+    f"Pairs at {seq_len:,} positions and beyond: their share, what each tenth of the "
+    "way to L has of them, and how far they are from uniform (KS, TV)"
+  )
+  headings = ("strategy", "share, %", "tenths, %", "KS", "TV")
   console.print(
     terminal.table(
       headings,

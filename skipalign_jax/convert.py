@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
   for name, run in (("import", _import), ("export", _export), ("verify", _verify)):
     command = commands.add_parser(
       name,
-      usage=f"python -m skipalign_jax.convert {name} --model=REF [--option=VALUE …]",
+      usage=f"python -m skipalign_jax.convert {name} --model=REF [options]",
     )
     command.set_defaults(run=run)
     command.add_argument("--model", required=True, help=reference.FORMS)

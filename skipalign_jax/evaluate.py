@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
       help=task.__doc__.splitlines()[0],
       description=task.__doc__,
       formatter_class=terminal.HelpFormatter,
-      usage=f"python -m skipalign_jax.evaluate {name} --model=REF [--option=VALUE …]",
+      usage=f"python -m skipalign_jax.evaluate {name} --model=REF [options]",
     )
     add = command.add_argument
     add("--model", required=True, help="hub id, folder, .gguf or workdir[@step]")
@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         f"--{field.name}",
         type=kind,
         default=field.default,
-        help=comments.get(field.name, " "),  # with its default
+        help=comments[field.name],
       )
   command = commands.add_parser("compare", help="tables and maps of several folders")
   command.add_argument("folders", nargs="+", help="with a results.json each")

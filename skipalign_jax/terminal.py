@@ -75,9 +75,10 @@ def tell(text: str) -> None:
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> rich_table.Table:
   """A table to print: its first column to the left, numbers to the right."""
   drawn = rich_table.Table()
-  for i, heading in enumerate(headings):
-    justify = "right" if i else "left"
-    drawn.add_column(heading, justify=justify, vertical="top", overflow="fold")
+  first, *others = headings
+  drawn.add_column(first, no_wrap=True)
+  for heading in others:
+    drawn.add_column(heading, justify="right", overflow="fold")
   for row in rows:
     drawn.add_row(*row)
   return drawn

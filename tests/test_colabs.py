@@ -153,7 +153,7 @@ def test_runs(path, tmp_path, monkeypatch):
   monkeypatch.setenv("PYTHONPATH", str(ROOT))
   nbclient.NotebookClient(
     notebook,
-    timeout=300,
+    timeout=900,  # a cell, on a busy machine
     kernel_name="python3",
     resources={"metadata": {"path": str(tmp_path)}},
   ).execute()

@@ -8,11 +8,12 @@ import pytest
 from rich import cells
 
 from skipalign_jax import terminal
+from skipalign_jax.evals import tasks
 
 HELP = {
   "analyze": [[]],
   "convert": [[], ["import"], ["export"], ["verify"]],
-  "evaluate": [[], *([t] for t in "needle longbench ruler compare".split())],
+  "evaluate": [[], *([t] for t in [*tasks.TASKS, "compare"])],
   "generate": [[]],
   "length_study.__main__": [[]],
   "plan": [[]],
