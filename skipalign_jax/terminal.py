@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich import console as rich_console
-from rich import markdown
 from rich import table as rich_table
 
 _HANGING = re.compile(r" *(?:- |\S+ {2,})?")  # "  - item" and "name       value"
@@ -37,6 +36,8 @@ class Console(rich_console.Console):
   def print_markdown(self, text: str) -> None:
     """A text with tables: drawn on a terminal, as it is elsewhere."""
     if self.is_terminal:
+      from rich import markdown  # it takes as long to import as all the rest
+
       super().print(markdown.Markdown(text))
     else:
       self.print(text)

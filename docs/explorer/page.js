@@ -51,7 +51,7 @@ const TOLD = {
   skip_inner: "Responses may jump.",
   skip_outer: "Instructions after the first may jump: the paper's default.",
   pose: "PoSE: two chunks, cut anywhere; the second jumps.",
-  randpos: "RandPos: any L positions, in order; no two tokens stay together.",
+  randpos: "RandPos: any of the L positions, in order; every token stands alone.",
   cream: "CREAM: a head at 0, a tail at the end of L, a middle anywhere between.",
 };
 
@@ -224,7 +224,7 @@ function drawHistogram(blocks, config, runs) {
       height="${bottom - top}"><title>${told(i * now.width)} to ${told(last)}: this draw ${exact(n)}` +
       `, mean ${exact(mean.means[i])}, contiguous ${exact(before.means[i])}</title></rect>`);
   });
-  parts.push( ...axis(bottom, limit, "relative distance"));
+  parts.push(...axis(bottom, limit, "relative distance"));
   svg("histogram", bottom + 42, parts);
   summarise(found, m, limit);
 }
@@ -284,7 +284,9 @@ function readAddress() {
     if (chosen.has(name)) at(id).value = chosen.get(name);
     if (at(id).value === "") at(id).value = before;
   }
-  at("text").value = EXAMPLES[chosen.get("example")] ?? chosen.get("text") ?? at("text").value;
+  const example = chosen.get("example");
+  if (Object.hasOwn(EXAMPLES, example)) at("text").value = EXAMPLES[example];
+  else if (chosen.has("text")) at("text").value = chosen.get("text");
 }
 
 function redraw() {
@@ -344,7 +346,8 @@ function main() {
   });
   addEventListener("resize", draw);
   addEventListener("hashchange", () => {
-    if (location.hash !== shown) readAddress();
+    if (location.hash === shown) return; // we wrote it
+    readAddress();
     draw();
   });
   const next = () => {
