@@ -52,8 +52,8 @@ def main(argv: list[str] | None = None) -> int:
       safetensors_io.write_json(folder / "results.json", content)
     # Read back, so that the figure cannot show what the file does not hold.
     content = safetensors_io.read_json(folder / "results.json")
-    figure.draw(content, folder / "figure.png")
     report = verdict.report(content)
+    figure.draw(content, folder / "figure.png")
   except OSError as error:
     raise errors.UserError(f"--out={folder} cannot be used: {error}") from error
   except (ValueError, LookupError, TypeError, AttributeError) as error:
