@@ -47,7 +47,7 @@ MORE = {
     "--rows=yi-6b-200k_skipalign_l=50k_p=0.2"
   ],
   "sweep --config=configs/paper_table1.py:tiny --run": [
-    "--rows=llama-2-7b_packedsft-50k,yi-6b-200k_skipalign"
+    "--rows=llama-2-7b_skipalign,yi-6b-200k_normal-sft"
   ],
   "sweep --config=configs/paper_table2.py:tiny --run": ["--rows=yi-6b-200k_normal-sft"],
   "sweep --config=configs/study_a.py:tiny --run": ["--rows=skipalign"],
