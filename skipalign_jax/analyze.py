@@ -1,15 +1,16 @@
 """What a run trains, measured and drawn: python -m skipalign_jax.analyze WHAT …
 
-distances --config=FILE   relative distances over the whole data set (SkipAlign, Fig. 2)
-coverage --config=FILE    positions and distances met at all, gaps
-diagram --config=FILE     a few dialogues under each strategy (Fig. 1)
-rope --config=FILE        how far RoPE's pairs turn, in pretraining and in the run
-training WORKDIR …        losses and evaluations of runs, over steps
-draw FILE.json …          the picture of such a JSON again
+  distances  relative distances over the whole data set (SkipAlign, Figure 2)
+  coverage   positions and distances met at all, gaps
+  diagram    a few dialogues under each strategy (Figure 1)
+  rope       how far RoPE's pairs turn, in pretraining and in the run
+  training   losses and evaluations of runs, over steps
+  draw       the picture of such a JSON again
 
-Each writes WHAT.json to --out (runs/analysis) and from it alone WHAT.png. Options:
---strategies=contiguous,skip_outer,skip_outer/uniform …; --samples=N, only the first N
-dialogues (diagram: N of several turns, 3 by default); --draws=N, with N seeds.
+Each writes WHAT.json to --out (runs/analysis) and from it alone WHAT.png.
+--strategies=contiguous,skip_outer,skip_outer/uniform names strategies and gaps,
+--samples=N takes only the first N dialogues (diagram: N of several turns, 3 by
+default), --draws=N draws with N seeds.
 """
 
 import dataclasses
@@ -28,20 +29,28 @@ import ml_collections
 import numpy as np
 from rich import console as rich_console
 
-from skipalign_jax import cli, compile_cache, errors, positions, preview, resolve
+from skipalign_jax import (
+  cli,
+  compile_cache,
+  errors,
+  positions,
+  preview,
+  resolve,
+  terminal,
+  untrusted,
+)
 from skipalign_jax import config as config_lib
 from skipalign_jax.analysis import dialogues, measure, pictures, reach, training
 from skipalign_jax.analysis import distances as distances_lib
 from skipalign_jax.data import prepare, sources
 from skipalign_jax.data import tokenizer as tokenizer_lib
 
-USAGE = (
-  "python -m skipalign_jax.analyze distances|coverage|diagram|rope --config=FILE"
-  "[:variant] [--strategies=A,B/GAPS] [--samples=N] [--draws=N] [--out=DIR] "
-  "[--config.key=value …]\n"
-  "       python -m skipalign_jax.analyze training WORKDIR … [--out=DIR]\n"
-  "       python -m skipalign_jax.analyze draw FILE.json …"
-)
+USAGE = """
+  python -m skipalign_jax.analyze distances|coverage|diagram|rope
+    --config=FILE[:variant] [--strategies=A,B/GAPS] [--samples=N] [--draws=N]
+    [--out=DIR] [--config.key=value …]
+  python -m skipalign_jax.analyze training WORKDIR … [--out=DIR]
+  python -m skipalign_jax.analyze draw FILE.json …"""
 OUT = "runs/analysis"
 STRATEGIES = "contiguous,skip_outer,skip_outer/uniform,skip_inner,skip_all"
 DIAGRAM = "contiguous,skip_outer,skip_inner,skip_all"
@@ -60,7 +69,7 @@ class Given:
 
 def main(argv: Sequence[str] = sys.argv) -> int:
   """Runs one command; returns the exit status."""
-  console = rich_console.Console(highlight=False, soft_wrap=True, markup=False)
+  console = terminal.Console()
   what, rest = (argv[1], list(argv[2:])) if len(argv) > 1 else ("", [])
   if what in ("", "-h", "--help") or {"-h", "--help"} & set(rest):
     print(f"{__doc__}\nusage: {USAGE}")
@@ -97,10 +106,14 @@ def redraw(path: pathlib.Path) -> pathlib.Path:
     UserError: the file cannot be read, or is something else.
   """
   try:
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = untrusted.parse_json(untrusted.read(path, untrusted.MOST_JSON))
     return pictures.draw(record, path.with_suffix(".png"))
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except errors.UserError as error:
     raise errors.UserError(f"{path} cannot be drawn: {error}") from error
+  except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    raise errors.UserError(
+      f"{path} cannot be drawn: it is damaged ({error!r}); measure again"
+    ) from error
 
 
 def _write(record: Record, out: str, console: rich_console.Console) -> None:
@@ -158,8 +171,8 @@ def _counted(
   counted = next(iter(counters.values())).samples
   tokens = next(iter(counters.values())).tokens // given.draws
   console.print(
-    f"{counted // given.draws:,} dialogues, {tokens:,} tokens, {given.draws} draws of "
-    f"{len(chosen)} strategies in {seconds:.1f} s, compiling included: "
+    f"{counted // given.draws:,} dialogues, {tokens:,} tokens, {given.draws} draw(s) "
+    f"of {len(chosen)} strategies in {seconds:.1f} s, compiling included: "
     f"{counted * len(chosen) / seconds:,.0f} dialogues a second"
   )
   L = base.max_position
@@ -199,14 +212,29 @@ def distances(
     given,
     console,
   )
-  for name, found in record["strategies"].items():
-    beyond = found["beyond"]["pairs"]
-    if beyond:
-      console.print(
-        f"{name}: {100 * beyond['share']:.1f} % of pairs at {seq_len:,} and beyond, in "
-        f"tenths of the way to L {beyond['parts']}; from uniform KS "
-        f"{beyond['ks']:.3f}, TV {beyond['tv']:.3f}"
-      )
+  far = {name: s["beyond"]["pairs"] for name, s in record["strategies"].items()}
+  console.print(
+    f"Pairs at {seq_len:,} positions and beyond: their share, what each tenth of the "
+    "way to L has of them, and how far they are from uniform (KS, TV)"
+  )
+  headings = ("strategy", "share, %", "tenths, %", "KS", "TV")
+  console.print(
+    terminal.table(
+      headings,
+      [
+        (
+          name,
+          f"{100 * beyond['share']:.1f}",
+          " ".join(f"{100 * part:.1f}" for part in beyond["parts"]),
+          f"{beyond['ks']:.3f}",
+          f"{beyond['tv']:.3f}",
+        )
+        if beyond
+        else (name, "0", *["-"] * 3)
+        for name, beyond in far.items()
+      ],
+    )
+  )
   return record
 
 
@@ -222,12 +250,21 @@ def coverage(
     given,
     console,
   )
-  for name, found in record["strategies"].items():
-    console.print(
-      f"{name}: {100 * found['distances']['share']:.2f} % of distances and "
-      f"{100 * found['positions']['share']:.2f} % of positions below "
-      f"{found['limit']:,} occur; {100 * found['unmoved']:.1f} % of samples have no gap"
+  headings = (
+    "strategy", "below", "distances that occur, %", "positions that occur, %",
+    "samples without a gap, %",
+  )  # fmt: skip
+  rows = [
+    (
+      name,
+      f"{found['limit']:,}",
+      f"{100 * found['distances']['share']:.2f}",
+      f"{100 * found['positions']['share']:.2f}",
+      f"{100 * found['unmoved']:.1f}",
     )
+    for name, found in record["strategies"].items()
+  ]
+  console.print(terminal.table(headings, rows))
   return record
 
 
@@ -277,12 +314,21 @@ def rotations(
     )
   resolve.check(config)
   record = reach.measure(config)
-  for line in record["lines"]:
-    console.print(
-      f"{line['name']} ({line['distance']:,} positions; {line['rope']}): "
-      f"{line['full_turn']} of {record['pairs']} pairs turn fully, "
-      f"{line['beyond_pretraining']} reach angles beyond pretraining's"
+  headings = (
+    "", "positions", "rope", f"of {record['pairs']} pairs turn fully",
+    "reach angles beyond pretraining's",
+  )  # fmt: skip
+  rows = [
+    (
+      line["name"],
+      f"{line['distance']:,}",
+      line["rope"],
+      str(line["full_turn"]),
+      str(line["beyond_pretraining"]),
     )
+    for line in record["lines"]
+  ]
+  console.print(terminal.table(headings, rows))
   return record
 
 

@@ -2,9 +2,10 @@
 
 import os
 import pathlib
-import sys
 
 import jax
+
+from skipalign_jax import terminal
 
 FOLDER = "~/.cache/skipalign_jax/xla"
 
@@ -29,10 +30,9 @@ def enable() -> None:
     if not os.access(folder, os.W_OK):
       raise PermissionError(f"{folder} is read-only")
   except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-    print(
+    terminal.tell(
       f"warning: compiled programs are not kept ({error}); "
-      "JAX_COMPILATION_CACHE_DIR names another folder",
-      file=sys.stderr,
+      "JAX_COMPILATION_CACHE_DIR names another folder"
     )
     return
   jax.config.update("jax_compilation_cache_dir", str(folder))

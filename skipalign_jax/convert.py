@@ -1,8 +1,8 @@
 """Converts models between HF folders, GGUF files and workdirs.
 
-python -m skipalign_jax.convert import --model=REF --out=DIR
-python -m skipalign_jax.convert export --model=REF --out=DIR [--dtype=bfloat16]
-python -m skipalign_jax.convert verify --model=REF
+  python -m skipalign_jax.convert import --model=REF --out=DIR
+  python -m skipalign_jax.convert export --model=REF --out=DIR [--dtype=bfloat16]
+  python -m skipalign_jax.convert verify --model=REF
 
 `import` makes a workdir that training can start from (model.init_from=DIR),
 values untouched. `export` makes an HF folder. `verify` compares our logits with
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from skipalign_jax import errors
+from skipalign_jax import errors, terminal
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import (
   card,
@@ -27,6 +27,8 @@ from skipalign_jax.hf import (
   safetensors_io,
   weights,
 )
+
+_CONSOLE = terminal.Console()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,11 +41,14 @@ def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog="python -m skipalign_jax.convert",
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    formatter_class=terminal.HelpFormatter,
   )
   commands = parser.add_subparsers(required=True, metavar="import|export|verify")
   for name, run in (("import", _import), ("export", _export), ("verify", _verify)):
-    command = commands.add_parser(name)
+    command = commands.add_parser(
+      name,
+      usage=f"python -m skipalign_jax.convert {name} --model=REF [options]",
+    )
     command.set_defaults(run=run)
     command.add_argument("--model", required=True, help=reference.FORMS)
     command.add_argument(
@@ -79,15 +84,15 @@ def _import(args: argparse.Namespace) -> int:
     )
     export.save_tokenizer(tokenizer, folder / native.TOKENIZER)
     native.write_params(folder, 0, _announced(model))
-  print(f"{args.out}: written in {time.perf_counter() - start:.0f} s")
-  print(f"train from it with --config.model.init_from={args.out}")
+  _CONSOLE.print(f"{args.out}: written in {time.perf_counter() - start:.0f} s")
+  _CONSOLE.print(f"train from it with --config.model.init_from={args.out}")
   return 0
 
 
 def _announced(model: reference.Model) -> Iterator[weights.Parameter]:
   for i, parameter in enumerate(model.weights.values()):
     shape = list(parameter.shape)
-    print(f"[{i + 1}/{len(model.weights)}] {parameter.path} {shape}", flush=True)
+    _CONSOLE.print(f"[{i + 1}/{len(model.weights)}] {parameter.path} {shape}")
     yield parameter
 
 
@@ -105,8 +110,9 @@ def _export(args: argparse.Namespace) -> int:
     int(args.max_shard_gb * 1e9),
   )
   seconds = time.perf_counter() - start
-  print(f"{args.out}: {total / 1e9:.2f} GB of weights written in {seconds:.0f} s")
-  print(
+  written = f"{terminal.size(total)} of weights written in {seconds:.0f} s"
+  _CONSOLE.print(f"{args.out}: {written}")
+  _CONSOLE.print(
     "load it with transformers.AutoModelForCausalLM.from_pretrained"
     f"({args.out!r}), or here as --model={args.out}"
   )
@@ -118,23 +124,23 @@ def _verify(args: argparse.Namespace) -> int:
   _say(model)
   worst = 0.0
   for name, difference, scale in parity.compare(model, args.length):
-    print(
+    _CONSOLE.print(
       f"{name}: largest difference {difference:.2e} among logits up to {scale:.1f}",
       flush=True,
     )
     # NaN compares false with everything and must not pass for agreement.
     worst = max(worst, difference) if np.isfinite(difference) else np.inf
   if worst > args.tolerance:
-    print(f"FAILED: above the tolerance of {args.tolerance:.0e}")
+    _CONSOLE.print(f"FAILED: above the tolerance of {args.tolerance:.0e}")
     return 1
-  print(f"agrees with transformers within {args.tolerance:.0e}")
+  _CONSOLE.print(f"agrees with transformers within {args.tolerance:.0e}")
   return 0
 
 
 def _say(model: reference.Model) -> None:
   stored = model.weights["embed/weight"].dtype.name
   where = "" if model.location.step is None else f", step {model.location.step}"
-  print(
+  _CONSOLE.print(
     f"{model.reference}: {model.kind}{where}, {model.config.num_params():,} "
     f"parameters in {stored}"
   )

@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Callable
 
+from skipalign_jax import terminal
+
 
 class UserError(ValueError):
   """A mistake in a config, a file or a flag: says what, where, what to do."""
@@ -13,9 +15,9 @@ def run_command(main: Callable[[], int | None]) -> None:
   try:
     status = main() or 0
   except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
+    terminal.tell(f"error: {error}")
     status = 2
   except KeyboardInterrupt:
-    print("interrupted", file=sys.stderr)
+    terminal.tell("interrupted")
     status = 130
   sys.exit(status)

@@ -11,8 +11,6 @@ import pathlib
 import re
 from typing import Any
 
-from rich import console as rich_console
-
 from skipalign_jax import (
   compile_cache,
   distributed,
@@ -22,6 +20,7 @@ from skipalign_jax import (
   model_config,
   resolve,
   sharding,
+  terminal,
 )
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import chat
@@ -35,7 +34,7 @@ DTYPES = ("bfloat16", "float32")
 def main(argv: list[str] | None = None) -> int:
   """Runs one task, or compares; returns the exit status."""
   args = _parser().parse_args(argv)
-  console = rich_console.Console(highlight=False, soft_wrap=True, markup=False)
+  console = terminal.Console()
   if args.task == "compare":
     compare.run(args.folders, args.out, console)
     return 0
@@ -54,7 +53,9 @@ def main(argv: list[str] | None = None) -> int:
   )
   for note in results["notes"]:
     console.print(f"note: {note}")
-  for line in report(results["summary"]):
+  items = f", {len(results['items'])} items" if results["items"] else ""
+  console.print(f"{args.task} of {args.model}{items}; 95 % intervals in brackets")
+  for line in report(results["summary"], "  "):
     console.print(line)
   console.print(f"written to {folder / 'results.json'}")
   return 0
@@ -64,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog="python -m skipalign_jax.evaluate",
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    formatter_class=terminal.HelpFormatter,
   )
   commands = parser.add_subparsers(dest="task", required=True, metavar="TASK")
   for name, task in tasks.TASKS.items():
@@ -72,7 +73,8 @@ def _parser() -> argparse.ArgumentParser:
       name,
       help=task.__doc__.splitlines()[0],
       description=task.__doc__,
-      formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+      formatter_class=terminal.HelpFormatter,
+      usage=f"python -m skipalign_jax.evaluate {name} --model=REF [options]",
     )
     add = command.add_argument
     add("--model", required=True, help="hub id, folder, .gguf or workdir[@step]")
@@ -95,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         f"--{field.name}",
         type=kind,
         default=field.default,
-        help=comments.get(field.name, "see above"),
+        help=comments[field.name],
       )
   command = commands.add_parser("compare", help="tables and maps of several folders")
   command.add_argument("folders", nargs="+", help="with a results.json each")

@@ -1,12 +1,11 @@
 """Text from a model: python -m skipalign_jax.generate --model=REF --prompt=TEXT."""
 
 import argparse
-import sys
 
 import jinja2
 import transformers
 
-from skipalign_jax import chat_template, compile_cache, errors, inference
+from skipalign_jax import chat_template, compile_cache, errors, inference, terminal
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import reference
 
@@ -50,16 +49,24 @@ class TextStream:
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser(prog="python -m skipalign_jax.generate")
+  parser = argparse.ArgumentParser(
+    prog="python -m skipalign_jax.generate",
+    description=__doc__,
+    formatter_class=terminal.HelpFormatter,
+  )
   parser.add_argument("--model", required=True, help="hub id, folder, .gguf or workdir")
   parser.add_argument("--prompt", required=True, action="append", help="repeatable")
-  parser.add_argument("--max_new_tokens", type=int, default=64)
+  parser.add_argument(
+    "--max_new_tokens", type=int, default=64, help="the longest reply"
+  )
   parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-  parser.add_argument("--top_p", type=float, default=1.0)
-  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--top_p", type=float, default=1.0, help="of sampling")
+  parser.add_argument("--seed", type=int, default=0, help="of sampling")
   parser.add_argument("--system", default="", help="system prompt")
   parser.add_argument("--raw", action="store_true", help="no chat template")
-  parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+  parser.add_argument(
+    "--dtype", default="float32", choices=("float32", "bfloat16"), help="of weights"
+  )
   args = parser.parse_args()
   if args.max_new_tokens < 1:
     raise errors.UserError("--max_new_tokens must be at least 1")
@@ -71,10 +78,9 @@ def main() -> int:
   prompts = [encode(tokenizer, p, args.raw, args.system) for p in args.prompt]
   longest = max(map(len, prompts)) + args.max_new_tokens
   if longest > opened.config.window:
-    print(
+    terminal.tell(
       f"note: {longest} tokens are more than the model's window of "
-      f"{opened.config.window}",
-      file=sys.stderr,
+      f"{opened.config.window}"
     )
   params = reference.load_params(opened, args.dtype)
   steps = inference.Engine(params, opened.config, args.dtype).generate(

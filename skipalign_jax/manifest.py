@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from skipalign_jax import errors
+from skipalign_jax import errors, untrusted
 from skipalign_jax.hf import card
 
 FILE = "starts.jsonl"
@@ -46,7 +46,7 @@ def add(workdir: pathlib.Path, start: dict[str, Any]) -> list[str]:
   """Writes a line for this start; returns what changed since the one before.
 
   Raises:
-    UserError: the data changed.
+    UserError: the data changed, or the file is damaged.
   """
   path = workdir / FILE
   before = _last(path)
@@ -67,12 +67,21 @@ def add(workdir: pathlib.Path, start: dict[str, Any]) -> list[str]:
 def _last(path: pathlib.Path) -> dict[str, Any] | None:
   if not path.exists():
     return None
-  text = path.read_text(encoding="utf-8")
-  whole = text[: text.rfind("\n") + 1]  # a kill may leave half a line
-  if whole != text:
-    path.write_text(whole, encoding="utf-8")
+  data = path.read_bytes()
+  whole = data[: data.rfind(b"\n") + 1]  # a kill may leave half a line
+  if whole != data:
+    path.write_bytes(whole)
   lines = whole.splitlines()
-  return json.loads(lines[-1]) if lines else None
+  if not lines:
+    return None
+  try:
+    last = untrusted.parse_json(lines[-1])
+    last["data"], last["commit"], last["versions"].items(), last["hardware"].items()
+  except (ValueError, LookupError, TypeError, AttributeError) as error:
+    raise errors.UserError(
+      f"{path}: its last line is damaged ({error!r}); remove that line"
+    ) from error
+  return last
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -9,7 +9,39 @@ import tensorboardX
 from rich import console as rich_console
 from rich import progress
 
+from skipalign_jax import errors, untrusted
+
 Record = dict[str, float | int | bool]
+
+
+def read(path: pathlib.Path) -> list[Record]:
+  """The records of a metrics.jsonl; half a last line, of a killed run, is left out.
+
+  Raises:
+    UserError: it cannot be read, or is damaged.
+  """
+  return [record for _, record in _lines(path)]
+
+
+def _lines(path: pathlib.Path) -> list[tuple[bytes, Record]]:
+  try:
+    lines = path.read_bytes().splitlines(keepends=True)
+  except OSError as error:
+    raise errors.UserError(f"{path} cannot be read ({error.strerror})") from error
+  if lines and not lines[-1].endswith(b"\n"):
+    del lines[-1]
+  found = []
+  for number, line in enumerate(lines, 1):
+    try:
+      record = untrusted.parse_json(line)
+      if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        raise ValueError("no record of a step")
+    except ValueError as error:
+      raise errors.UserError(
+        f"{path}, line {number}, is damaged ({error}); remove that line"
+      ) from error
+    found.append((line, record))
+  return found
 
 
 class Writer:
@@ -33,13 +65,9 @@ class Writer:
   def _drop_after(path: pathlib.Path, step: int) -> None:
     if not path.exists():
       return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-      # A killed run may leave half a line; it is of a step that runs again.
-      if line.endswith("\n") and json.loads(line)["step"] <= step:
-        kept.append(line)
+    kept = [line for line, record in _lines(path) if record["step"] <= step]
     new = path.with_suffix(".new")
-    new.write_text("".join(kept), encoding="utf-8")
+    new.write_bytes(b"".join(kept))
     new.replace(path)
 
   def write(self, record: Record) -> None:

@@ -15,7 +15,16 @@ import jax
 import ml_collections
 from rich import console as rich_console
 
-from skipalign_jax import cli, errors, model, model_config, resolve, shapes, sharding
+from skipalign_jax import (
+  cli,
+  errors,
+  model,
+  model_config,
+  resolve,
+  shapes,
+  sharding,
+  terminal,
+)
 from skipalign_jax import step as step_lib
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import reference
@@ -29,11 +38,9 @@ from skipalign_jax.planning import (
   search,
 )
 
-USAGE = (
-  "python -m skipalign_jax.plan --config=FILE[:variant] --topology=T[,T…] [--out=DIR] "
-  "[--job=train|generate --length=N [--part=N]] [--samples=N] [--search=0|1] "
-  "[--config.some.key=value …]"
-)
+USAGE = """python -m skipalign_jax.plan --config=FILE[:variant] --topology=T[,T…]
+    [--out=DIR] [--job=train|generate --length=N [--part=N]] [--samples=N]
+    [--search=0|1] [--config.some.key=value …]"""
 TULU_SAMPLES = 326_154  # of allenai/tulu-v2-sft-mixture, by its dataset card
 
 
@@ -50,7 +57,7 @@ def main() -> int:
     samples=0,
     search=1,
   )
-  console = rich_console.Console(highlight=False, soft_wrap=True, markup=False)
+  console = terminal.Console()
   records = run(config, given, console)
   report.show(records, console)
   if given["out"]:
@@ -90,12 +97,13 @@ def run(
     jobs.append(_job(config, given, recipe, topology))
   steps, note = run_steps(config, given["samples"])
   records = []
+  missing = [t.name for t in where if not compiler.available(t.hardware)]
+  if missing:
+    console.print(
+      f"{', '.join(missing)}: the compiler is not installed, so what follows is "
+      f"arithmetic only; to compile: {compiler.INSTALL}"
+    )
   for topology, job in zip(where, jobs, strict=True):
-    if not compiler.available(topology.hardware):
-      console.print(
-        f"{topology.name}: the compiler for it is not installed, so what follows is "
-        f"arithmetic only; to compile: {compiler.INSTALL}"
-      )
     records.append(_plan(job, topology, bool(given["search"]), steps, note, console))
   return records
 

@@ -9,6 +9,7 @@ import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib import ticker
 
 ROWS = 12  # samples in the picture
 INSTRUCTION, RESPONSE = "#0072B2", "#E69F00"  # colour-blind safe
@@ -96,6 +97,7 @@ def bars(
   for color, name in ((INSTRUCTION, "instruction"), (RESPONSE, "response")):
     axes.barh(0, 0, color=color, label=name)
   axes.set(xlim=(0, max_position), yticks=range(len(chosen)), yticklabels=labels)
+  axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
   axes.invert_yaxis()
   axes.spines[["top", "right", "left"]].set_visible(False)
   axes.tick_params(axis="y", length=0)

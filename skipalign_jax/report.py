@@ -16,6 +16,7 @@ from skipalign_jax import (
   metrics,
   model,
   positions,
+  terminal,
   watch,
 )
 from skipalign_jax import step as step_lib
@@ -61,8 +62,8 @@ def describe(
       f"{', packed' if config.data.packing else ''}"
       f"{'' if config.data.packing_mask else ' without a mask'}, "
       f"{config.grad_accum} microbatch(es), {data.steps} steps",
-      f"memory     {state / 2**30:.2f} GiB weights and Adam state, "
-      f"{4 * trained / 2**30:.2f} GiB gradients, over {mesh.devices.size} {kind} "
+      f"memory     {terminal.size(state)} weights and Adam state, "
+      f"{terminal.size(4 * trained)} gradients, over {mesh.devices.size} {kind} "
       f"device(s){hosts} ({axes})",
       f"workdir    {folder}"
       + (f": continuing after step {start}" if start else ": a new run"),

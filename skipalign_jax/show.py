@@ -15,14 +15,12 @@ from rich import console as rich_console
 from rich import table as rich_table
 from rich import text as rich_text
 
-from skipalign_jax import cli, errors, positions, resolve
+from skipalign_jax import cli, errors, positions, resolve, terminal
 from skipalign_jax.data import packing, pipeline
 from skipalign_jax.data import tokenizer as tokenizer_lib
 
-USAGE = (
-  "python -m skipalign_jax.show --config=FILE[:variant] [--n=1] "
-  "[--max_tokens_per_block=40] [--every_token=0] [--config.some.key=value …]"
-)
+USAGE = """python -m skipalign_jax.show --config=FILE[:variant] [--n=1]
+    [--max_tokens_per_block=40] [--every_token=0] [--config.some.key=value …]"""
 STYLES = {
   "instruction": "blue",
   "text": "blue",
@@ -35,7 +33,7 @@ def main() -> int:
   config, flags = cli.parse(
     sys.argv, USAGE, n=1, max_tokens_per_block=40, every_token=0
   )
-  console = rich_console.Console(highlight=False)
+  console = terminal.Console()
   every_token = bool(flags["every_token"])
   show(config, flags["n"], flags["max_tokens_per_block"], every_token, console)
   return 0
@@ -80,7 +78,7 @@ def show(
         for at in range(run.begin, run.end)
       ]
     table = draw(row, parts, positions_L, tokenizer, max_tokens_per_block)
-    table.title = f"row {i}: {int((row['segment_ids'] > 0).sum())} tokens"
+    console.print(f"row {i}: {int((row['segment_ids'] > 0).sum())} tokens")
     console.print(table)
 
 
@@ -127,7 +125,7 @@ def draw(
   max_tokens_per_block: int,
 ) -> rich_table.Table:
   """A line for each part of a row of arrays [L] at `positions_L`."""
-  table = rich_table.Table(pad_edge=False, title_justify="left")
+  table = rich_table.Table()
   for name in ("seg", "blk"):
     table.add_column(name, justify="right", no_wrap=True)
   table.add_column("role", no_wrap=True)

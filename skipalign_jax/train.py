@@ -33,6 +33,7 @@ from skipalign_jax import (
   resolve,
   sharding,
   signals,
+  terminal,
   workdir,
 )
 from skipalign_jax import config as config_lib
@@ -42,10 +43,8 @@ from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.evals import during
 from skipalign_jax.hf import adapters, reference
 
-USAGE = (
-  "python -m skipalign_jax.train --config=FILE[:variant] --workdir=DIR "
-  "[--config.some.key=value …] [--distributed=auto|off|HOST:PORT,COUNT,INDEX]"
-)
+USAGE = """python -m skipalign_jax.train --config=FILE[:variant] --workdir=DIR
+    [--config.some.key=value …] [--distributed=auto|off|HOST:PORT,COUNT,INDEX]"""
 
 
 def main() -> int:
@@ -54,9 +53,7 @@ def main() -> int:
     raise errors.UserError(f"--workdir=DIR is missing\nusage: {USAGE}")
   distributed.initialize(flags["distributed"])
   compile_cache.enable()
-  console = rich_console.Console(
-    highlight=False, soft_wrap=True, quiet=not distributed.is_first()
-  )
+  console = terminal.Console(quiet=not distributed.is_first())
   return run(config, pathlib.Path(flags["workdir"]), console)
 
 

@@ -1,7 +1,6 @@
 """Numbers that need an eye: losses that are not finite, and losses that jump."""
 
 import collections
-import json
 import math
 import pathlib
 import statistics
@@ -85,8 +84,8 @@ class Spikes:
     """`before`: the metrics.jsonl of a run that goes on, so that its rule does."""
     self._losses: collections.deque[float] = collections.deque(maxlen=self.WINDOW)
     if before is not None and before.exists():
-      for line in before.read_text(encoding="utf-8").splitlines():
-        self._add(json.loads(line).get("loss", math.nan))
+      for record in metrics.read(before):
+        self._add(record.get("loss", math.nan))
 
   def sigmas(self, loss: float) -> float | None:
     """How far a spike is above the mean; None for any other loss."""

@@ -169,7 +169,12 @@ def read_steps(folder: pathlib.Path) -> int | None:
   """What `write_steps` noted; None where no run has begun."""
   if not (folder / STEPS).exists():
     return None
-  return int(safetensors_io.read_json(folder / STEPS)["steps"])
+  steps = safetensors_io.read_json(folder / STEPS).get("steps")
+  if not isinstance(steps, int):
+    raise errors.UserError(
+      f"{folder / STEPS} is damaged: it has no steps; run the training's command again"
+    )
+  return steps
 
 
 def check_shared(folder: pathlib.Path, written: str) -> None:

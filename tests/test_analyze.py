@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tiny
 
 from skipalign_jax import analyze, errors
 from skipalign_jax import config as config_lib
@@ -43,15 +44,19 @@ def test_distances_are_of_all_dialogues_and_draws(flags, capsys):
   assert before["beyond"]["pairs"] is None
   assert sum(after["beyond"]["pairs"]["parts"]) == pytest.approx(1, abs=1e-4)
   assert (out / "distances.png").read_bytes().startswith(PNG)
-  assert "12 dialogues" in capsys.readouterr().out
+  said = capsys.readouterr().out
+  assert "12 dialogues" in said and "┃ strategy" in said and tiny.is_plain(said)
 
 
-def test_coverage_and_diagram(flags):
+def test_coverage_and_diagram(flags, capsys):
   out, given = flags
   run("coverage", *given, "--strategies=contiguous,skip_outer", "--samples=5")
   found = json.loads((out / "coverage.json").read_text())["strategies"]
   assert found["contiguous"]["unmoved"] == 1 and found["skip_outer"]["unmoved"] < 1
   assert found["skip_outer"]["samples"] == 5
+  run("rope", *given)
+  said = capsys.readouterr().out
+  assert said.count("┡") == 2 and tiny.is_plain(said)
   run("diagram", *given, "--samples=2", "--strategies=contiguous,skip_outer")
   record = json.loads((out / "diagram.json").read_text())
   assert len(record["samples"]) == 2
@@ -115,7 +120,7 @@ def test_running_mean():
     (["distances", CONFIG, "--draws=0"], "--draws 1 or more"),
     (["rope", CONFIG, "--samples=3"], "rope reads no data"),
     (["training"], "needs the workdirs"),
-    (["training", "nowhere"], "nowhere/metrics.jsonl cannot be read"),
+    (["training", "nowhere"], "nowhere/metrics.jsonl does not exist"),
     (["training", "a", "--steps=3"], "unexpected flag '--steps=3'"),
     (["draw", "pyproject.toml"], "cannot be drawn"),
   ],
@@ -137,4 +142,4 @@ def test_a_record_of_something_else(tmp_path):
 
 def test_help(capsys):
   assert analyze.main(["analyze", "--help"]) == 0
-  assert "distances --config=FILE" in capsys.readouterr().out
+  assert "distances  relative" in capsys.readouterr().out

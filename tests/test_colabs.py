@@ -3,10 +3,13 @@
 `make colabs` executes them on the CPU with fewer steps and the local weights.
 """
 
+import importlib.util
 import json
 import os
 import pathlib
 import re
+import shutil
+import subprocess
 import sys
 
 import pytest
@@ -79,6 +82,40 @@ def test_install_does_nothing_where_the_package_is():
   assert dict(sys.modules) == before
 
 
+@pytest.fixture
+def missing(monkeypatch):
+  """The install cell where the package is missing: what pip is told."""
+  cell, told = source(only(NOTEBOOKS[0], "install")), []
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setattr(subprocess, "run", lambda command, check: told.append(command))
+  monkeypatch.setattr(shutil, "which", lambda name: name)
+
+  def run(repository=""):
+    exec(cell.replace('REPOSITORY = ""', f"REPOSITORY = {repository!r}", 1), {})
+    ((_, *pip, wanted),) = told
+    assert pip == ["-m", "pip", "install", "-q"]
+    return wanted
+
+  return run
+
+
+def test_install_is_from_the_clone_around_the_notebook(missing, monkeypatch):
+  monkeypatch.chdir(ROOT / "colabs")
+  assert missing() == f"{ROOT}[gpu]"
+
+
+def test_install_is_from_the_repository_that_is_named(missing, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  address = "https://example.org/skipalign_jax"
+  assert missing(address) == f"skipalign_jax[gpu] @ git+{address}"
+
+
+def test_install_says_what_to_fill_in(missing, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(RuntimeError, match="REPOSITORY"):
+    missing()
+
+
 def test_quickstart_is_the_config_of_that_name(tmp_path):
   text = next(
     source(cell)
@@ -116,7 +153,7 @@ def test_runs(path, tmp_path, monkeypatch):
   monkeypatch.setenv("PYTHONPATH", str(ROOT))
   nbclient.NotebookClient(
     notebook,
-    timeout=300,
+    timeout=900,  # a cell, on a busy machine
     kernel_name="python3",
     resources={"metadata": {"path": str(tmp_path)}},
   ).execute()

@@ -4,9 +4,8 @@ import io
 import json
 
 import pytest
-from rich import console as rich_console
 
-from skipalign_jax import errors
+from skipalign_jax import errors, terminal
 from skipalign_jax.evals import compare, longbench, needle
 
 ROPE = {"kind": "ntk", "theta": 5e5, "factor": 8.0}
@@ -59,7 +58,7 @@ OPTIONS = {"e": False, "max_length": 15_500, "prompts": "/a", "datasets": "all"}
 def run(*folders, out=""):
   """(text printed, tables by title)"""
   shown = io.StringIO()
-  content = compare.run(folders, out, rich_console.Console(file=shown, width=60))
+  content = compare.run(folders, out, terminal.Console(file=shown, width=60))
   return shown.getvalue(), {table["title"]: table for table in content["tables"]}
 
 

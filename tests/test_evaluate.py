@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tiny
 import tiny_subject
 
 from skipalign_jax import errors, evaluate
@@ -29,6 +30,7 @@ def test_command_writes_results_and_says_them(model, tmp_path, capsys):
   printed = capsys.readouterr().out
   assert "note: 1 of 1 items need more than the model's window of 256" in printed
   assert f"average: {results['summary']['average']:.4f}" in printed
+  assert tiny.is_plain(printed) and f"needle of {model}, 1 items; 95 %" in printed
   assert "interval" in printed and f"{tmp_path}/out/results.json" in printed
 
 

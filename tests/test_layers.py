@@ -4,7 +4,8 @@ import ast
 import pathlib
 
 LAYERS = (
-  {"errors", "position_baselines", "products"},
+  {"position_baselines", "products", "terminal", "untrusted"},
+  {"errors"},
   {
     "chat_template",
     "compile_cache",
@@ -21,7 +22,6 @@ LAYERS = (
     "rope",
     "sharding",
     "signals",
-    "untrusted",
   },
   {"attention", "cli", "long_short", "lora", "model_config", "seal", "watch"},
   {"kernels", "lora_trees", "norm", "resolve", "shapes"},

@@ -10,7 +10,7 @@ import tiny
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import errors, plan, shapes
+from skipalign_jax import errors, plan, shapes, terminal
 from skipalign_jax.planning import compiler, hardware, hlo, report, search
 
 LLAMA = "meta-llama/Llama-2-7b-hf"
@@ -185,7 +185,18 @@ def test_the_command_writes_a_record_a_topology(
   for record in records:
     check_keys(record)
     assert record["parameters"] > 0 and record["duration"]["steps"] == 8
-  assert "v5e:2x4" in capsys.readouterr().out
+  said = capsys.readouterr().out
+  assert "v5e:2x4" in said and "all of them:\n  - products" in said
+  assert tiny.is_plain(said)
+
+
+def test_the_table_of_many_topologies_fits(no_compiler):
+  told = terminal.Console(file=io.StringIO(), width=80)
+  names = "a100-80gb:8,v5p:2x2x2,h100:8,a100-40gb:16"
+  records = plan.run(small(batch_size=16), GIVEN | {"topology": names}, told)
+  report.show(records, told)
+  said = told.file.getvalue()
+  assert tiny.is_plain(said) and "…" not in said
 
 
 def test_generation_by_arithmetic(no_compiler):

@@ -16,9 +16,8 @@ import time
 import pytest
 import test_evals_compare
 import tiny
-from rich import console as rich_console
 
-from skipalign_jax import errors, evaluate
+from skipalign_jax import errors, evaluate, terminal
 from skipalign_jax.evals import tasks
 from skipalign_jax.sweep import __main__ as command
 from skipalign_jax.sweep import collect, rows
@@ -166,7 +165,7 @@ def evaluated(plan, name, evaluation, score=30.0):
 
 
 def quiet():
-  return rich_console.Console(file=io.StringIO(), width=200, markup=False)
+  return terminal.Console(file=io.StringIO(), width=200)
 
 
 def shown(console):

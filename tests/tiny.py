@@ -252,3 +252,9 @@ def environment(devices):
     "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
   }
+
+
+def is_plain(text, columns=80):
+  """Whether a pipe's text has no colour, and no table that is wider than `columns`."""
+  tables = [line for line in text.splitlines() if line.startswith(tuple("┏┃┡│└"))]
+  return "\x1b" not in text and max(map(len, tables), default=0) <= columns

@@ -18,9 +18,10 @@ const EXAMPLES = {
 };
 const [LEFT, RIGHT, BINS, DRAWS] = [46, 14, 100, 400];
 let WIDTH = 1000; // of the pictures, in units of a pixel or so
-const MOST_TOKENS = 8192;
+const [MOST_TOKENS, MOST_POSITIONS] = [8192, 200000];
 const at = (id) => document.getElementById(id);
 const told = (n) => Math.round(n).toLocaleString("en-US");
+const exact = (n) => n.toLocaleString("en-US", { maximumFractionDigits: 3 });
 
 // One block a line; a line that names nobody goes on with the block before it.
 function parse(text) {
@@ -44,7 +45,18 @@ function parse(text) {
   return merged;
 }
 
+const TOLD = {
+  contiguous: "No block moves: ordinary fine-tuning.",
+  skip_all: "Every block after the first may jump.",
+  skip_inner: "Responses may jump.",
+  skip_outer: "Instructions after the first may jump: the paper's default.",
+  pose: "PoSE: two chunks, cut anywhere; the second jumps.",
+  randpos: "RandPos: any of the L positions, in order; every token stands alone.",
+  cream: "CREAM: a head at 0, a tail at the end of L, a middle anywhere between.",
+};
+
 // 1K … 200K on a logarithmic slider, in round numbers; 87 is 100,000.
+const sliderOf = (L) => Math.round((100 * Math.log(L / 1000)) / Math.log(200));
 function lengthOf(slider) {
   const exact = 1000 * 200 ** (slider / 100);
   const unit = 10 ** Math.floor(Math.log10(exact)) / 10;
@@ -59,7 +71,7 @@ function settings() {
     gaps: at("gaps").value,
     probPer: at("probPer").value,
     p: Number(at("p").value),
-    L: lengthOf(Number(at("L").value)),
+    L: Math.max(1, whole("L", MOST_POSITIONS)),
     chunks: 2,
     seed: whole("seed", 2 ** 31 - 1),
     sampleId: whole("sampleId", 2 ** 32 - 1),
@@ -205,7 +217,14 @@ function drawHistogram(blocks, config, runs) {
     const steps = bins.means.map((n, i) => `H${edge(i)}V${y(n)}H${edge(i + 1)}`).join("");
     return `<path class="${name}" d="M${LEFT} ${y(bins.means[0])}${steps}"/>`;
   };
-  parts.push(line(before, "before"), line(mean, "mean"), ...axis(bottom, limit, "relative distance"));
+  parts.push(line(before, "before"), line(mean, "mean"));
+  now.means.forEach((n, i) => {
+    const last = Math.min((i + 1) * now.width, limit) - 1;
+    parts.push(`<rect class="bin" x="${edge(i)}" y="${top}" width="${edge(i + 1) - edge(i)}"
+      height="${bottom - top}"><title>${told(i * now.width)} to ${told(last)}: this draw ${exact(n)}` +
+      `, mean ${exact(mean.means[i])}, contiguous ${exact(before.means[i])}</title></rect>`);
+  });
+  parts.push(...axis(bottom, limit, "relative distance"));
   svg("histogram", bottom + 42, parts);
   summarise(found, m, limit);
 }
@@ -238,11 +257,50 @@ function drawTable(runs) {
   at("table").innerHTML = head + rows.join("");
 }
 
+// Name in the address → control. The dialogue is there as `example` or as `text`.
+const SHARED = {
+  strategy: "strategy", L: "L", p: "p", gaps: "gaps", coin: "probPer",
+  seed: "seed", sample: "sampleId",
+};
+const OWN = "Your own";
+let shown = ""; // the part of the address behind #, as this page wrote it
+
+const exampleOf = (text) => Object.keys(EXAMPLES).find((name) => EXAMPLES[name] === text);
+
+function writeAddress() {
+  const chosen = new URLSearchParams();
+  for (const [name, id] of Object.entries(SHARED)) chosen.set(name, at(id).value);
+  const example = exampleOf(at("text").value);
+  chosen.set(...(example ? ["example", example] : ["text", at("text").value]));
+  shown = `#${chosen}`;
+  location.replace(shown);
+}
+
+// What the address does not say, or says wrongly, stays as it is.
+function readAddress() {
+  const chosen = new URLSearchParams(location.hash.slice(1));
+  for (const [name, id] of Object.entries(SHARED)) {
+    const before = at(id).value;
+    if (chosen.has(name)) at(id).value = chosen.get(name);
+    if (at(id).value === "") at(id).value = before;
+  }
+  const example = chosen.get("example");
+  if (Object.hasOwn(EXAMPLES, example)) at("text").value = EXAMPLES[example];
+  else if (chosen.has("text")) at("text").value = chosen.get("text");
+}
+
 function redraw() {
-  WIDTH = Math.max(420, Math.min(1000, document.querySelector("main").clientWidth));
+  writeAddress();
+  draw();
+}
+
+function draw() {
+  WIDTH = Math.max(320, Math.min(1000, document.querySelector("main").clientWidth));
   const config = settings();
   at("pShown").textContent = config.p.toFixed(2);
-  at("LShown").textContent = told(config.L);
+  at("slider").value = sliderOf(config.L);
+  at("example").value = exampleOf(at("text").value) ?? OWN;
+  at("told").textContent = TOLD[config.strategy];
   const skips = config.strategy.startsWith("skip_");
   for (const id of ["gaps", "probPer", "p"]) at(id).disabled = !skips;
   const blocks = parse(at("text").value);
@@ -265,24 +323,33 @@ function redraw() {
     flags["positions.gaps"] = config.gaps;
   }
   flags.seed = config.seed;
-  at("config").textContent = Object.entries(flags)
-    .map(([name, value]) => `--config.${name}=${value}`).join(" ");
+  at("config").innerHTML = Object.entries(flags)
+    .map(([name, value]) => `<span>--config.${name}=${value}</span>`).join(" ");
 }
 
 function main() {
   const option = (name) => `<option>${name}</option>`;
-  at("example").innerHTML = Object.keys(EXAMPLES).map(option).join("");
+  at("example").innerHTML = [...Object.keys(EXAMPLES), OWN].map(option).join("");
   at("strategy").innerHTML = skipalign.STRATEGIES.map(option).join("");
   at("strategy").value = "skip_outer";
   at("text").value = Object.values(EXAMPLES)[0];
   at("example").addEventListener("change", () => {
-    at("text").value = EXAMPLES[at("example").value];
+    at("text").value = EXAMPLES[at("example").value] ?? at("text").value;
     redraw();
   });
-  for (const id of ["text", "strategy", "gaps", "probPer", "p", "L", "seed", "sampleId"]) {
+  for (const id of ["text", ...Object.values(SHARED)]) {
     at(id).addEventListener("input", redraw);
   }
-  addEventListener("resize", redraw);
+  at("slider").addEventListener("input", () => {
+    at("L").value = lengthOf(Number(at("slider").value));
+    redraw();
+  });
+  addEventListener("resize", draw);
+  addEventListener("hashchange", () => {
+    if (location.hash === shown) return; // we wrote it
+    readAddress();
+    draw();
+  });
   const next = () => {
     at("sampleId").value = (settings().sampleId + 1) % 2 ** 32;
     redraw();
@@ -294,7 +361,8 @@ function main() {
     timer = timer ? 0 : setInterval(next, 900);
     at("play").setAttribute("aria-pressed", String(timer !== 0));
   });
-  redraw();
+  readAddress();
+  draw();
 }
 
 main();

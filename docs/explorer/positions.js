@@ -32,6 +32,7 @@ const skipalign = (() => {
     const [a, b] = threefry(k, 0, i);
     return (a ^ b) >>> 0;
   }
+  const round = Math.fround;
   const uniform = (k) => (bits(k) >>> 9) / 0x800000; // 23 bits: exact in float32
   function randint(k, low, high) {
     // low … high − 1; low where that is empty.
@@ -49,7 +50,7 @@ const skipalign = (() => {
     skip_inner: (block) => block.response,
     skip_outer: (block) => !block.response,
   };
-  const STRATEGIES = [...Object.keys(DO_SKIP), "pose", "randpos"];
+  const STRATEGIES = [...Object.keys(DO_SKIP), "pose", "randpos", "cream"];
 
   // Runs of contiguous positions of a sample: {block, response, first, size}.
   //   blocks: [{tokens, response}] in order
@@ -63,8 +64,9 @@ const skipalign = (() => {
     if (config.strategy === "randpos" && moves) {
       return cut(blocks, randpos(base, m, config.L));
     }
+    if (config.strategy === "cream" && moves) return cut(blocks, cream(base, m, config.L));
     const skips = DO_SKIP[config.strategy] || DO_SKIP.contiguous;
-    const p = Math.fround(config.p);
+    const p = round(config.p);
     const chosen = blocks.map((block, i) => {
       const index = config.probPer === "block" ? i : 0;
       return skips(block) && i > 0 && uniform(foldIn(base, 2 * index)) < p;
@@ -110,7 +112,7 @@ const skipalign = (() => {
   const among = (base, stream, low, high) =>
     randint(foldIn(base, stream), low, Math.max(low, high) + 1);
 
-  // The two others give [first token, bias] wherever the bias changes.
+  // The methods without blocks give [first token, bias] wherever the bias changes.
   function pose(base, m, { L, chunks }) {
     const steps = [[0, 0]];
     let start = 0;
@@ -127,6 +129,43 @@ const skipalign = (() => {
   function randpos(base, m, L) {
     const some = Array.from(permutation(base, L).subarray(0, m)).sort((a, b) => a - b);
     return some.map((position, token) => [token, position - token]);
+  }
+
+  // A head, a tail that ends at L, and between them a middle that ends anywhere. Compilers
+  // round training's float32 in their own ways, which may move alpha, a whole number, by
+  // one: where L is thousands of times m one draw in a few hundred, elsewhere next to none.
+  function cream(base, m, L) {
+    if (m < 3) return [[0, 0]];
+    const f = round(L / m);
+    const third = Math.floor(m / 3);
+    const few = Math.min(Math.max(Math.floor(4 * f), 1), third);
+    const h = among(base, 0, 0, 1) === 0 ? third : few;
+    const mid = m - 2 * h;
+    const alpha = gaussianUpTo(2 * f, round(1 + f), uniform(foldIn(base, 1)));
+    const low = h + Math.floor(((mid - 1) * alpha) / 2);
+    const e = among(base, 2, low, Math.floor((m * alpha) / 2) - h - 1);
+    return [[0, 0], [h, e - mid + 1 - h], [m - h, L - m]];
+  }
+
+  // The whole number below the inverse of a Gaussian's distribution function, σ = 3, which
+  // is read off a table of 1000 points of 2 … high. It is not scaled to reach 0 and 1.
+  function gaussianUpTo(high, mean, below) {
+    const points = Array.from({ length: 1000 }, (_, i) => round(2 + (i * (high - 2)) / 999));
+    const cdf = points.map((x) => round(normalCdf((x - mean) / 3)));
+    if (below < cdf[0]) return Math.floor(points[0]);
+    if (below > cdf[999]) return Math.floor(points[999]);
+    const behind = cdf.findIndex((value) => value > below);
+    const i = behind < 0 ? 999 : behind;
+    const [x0, x1, y0, y1] = [cdf[i - 1], cdf[i], points[i - 1], points[i]];
+    return Math.floor(round(x1 > x0 ? y0 + ((below - x0) / (x1 - x0)) * (y1 - y0) : y0));
+  }
+
+  // Marsaglia (2004): 1/2 + φ(x) (x + x³/3 + x⁵/(3·5) + …); all that counts is near 0.
+  function normalCdf(x) {
+    if (Math.abs(x) > 8) return x > 0 ? 1 : 0;
+    let sum = x;
+    for (let term = x, i = 3; Math.abs(term) > 1e-17; i += 2) sum += term *= (x * x) / i;
+    return 0.5 + (sum * Math.exp((-x * x) / 2)) / Math.sqrt(2 * Math.PI);
   }
 
   // jax.random.permutation(key, L): stable sorts by random keys, enough of them.

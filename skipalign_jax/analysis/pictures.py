@@ -134,7 +134,6 @@ def _diagram(record: Record) -> plt.Figure:
     preview.bars(axis, rows, record["max_position"], list(sample["strategies"]))
     axis.set_title(sample["title"], fontsize=9, loc="left")
   last = axes[-1, 0]
-  last.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
   last.set_xlabel("position id (blocks are drawn wider than they are)")
   handles, names = last.get_legend_handles_labels()
   figure.legend(handles, names, loc="upper right", ncols=2, frameon=False, fontsize=9)
@@ -142,8 +141,17 @@ def _diagram(record: Record) -> plt.Figure:
 
 
 def _rope(record: Record) -> plt.Figure:
-  """Turns of each pair, and the full one."""
-  figure, axis = plt.subplots(figsize=(10, 4.2), layout="tight")
+  """Left how many positions a turn of each pair takes, right its turns over all."""
+  figure, (waves, axis) = plt.subplots(1, 2, figsize=(13, 4.2), layout="tight")
+  distances = sorted({line["distance"] for line in record["lines"]})
+  ropes = {line["rope"]: line for line in record["lines"]}
+  for i, (rope, line) in enumerate(ropes.items()):
+    length = [line["distance"] / turns for turns in line["turns"]]
+    waves.plot(length, label=rope, **_style(i))
+  for distance in distances:
+    waves.axhline(distance, color="black", linewidth=0.8)
+    waves.annotate(f"{distance:,} positions", (0.3, 1.25 * distance), fontsize=8)
+  waves.set(xlabel="rotated pair of a head", ylabel="wavelength, positions a turn")
   for i, line in enumerate(record["lines"]):
     label = (
       f"{line['name']}: {line['distance']:,} positions, {line['rope']}\n"
@@ -153,9 +161,11 @@ def _rope(record: Record) -> plt.Figure:
     axis.plot(line["turns"], label=label, **_style(i))
   axis.axhline(1, color="black", linewidth=0.8)
   axis.annotate("a full turn", (0.3, 1.2), fontsize=8)
-  axis.set_yscale("log")
   axis.set(xlabel="rotated pair of a head", ylabel="turns over all positions")
-  axis.grid(color="#DDDDDD", linewidth=0.6)
+  for one in (waves, axis):
+    one.set_yscale("log")
+    one.grid(color="#DDDDDD", linewidth=0.6)
+  waves.legend(fontsize=8)
   axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
   return figure
 
@@ -188,7 +198,8 @@ def _training(record: Record) -> plt.Figure:
       )
       axis.plot(steps, values, label=run, **style, **few)
     axis.set(xlabel="step", ylabel=names[name])
-    if name == "grad_norm":
+    values = [v for run in record["runs"].values() for v in run.get(name, [[], []])[1]]
+    if name == "grad_norm" and max(values) > 20 * min(values) > 0:
       axis.set_yscale("log")
     axis.grid(color="#DDDDDD", linewidth=0.6)
   for axis in axes.flat[len(shown) :]:

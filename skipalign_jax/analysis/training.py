@@ -1,13 +1,12 @@
 """Curves of training runs, from their metrics.jsonl."""
 
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from skipalign_jax import errors
+from skipalign_jax import errors, metrics
 
 POINTS = 400  # of a curve at most; more steps are averaged
 PER_STEP = ("loss", "grad_norm", "learning_rate", "tokens_per_second")
@@ -20,7 +19,7 @@ def read(workdirs: Sequence[str]) -> dict[str, Any]:
     workdirs: of `train`; each with a metrics.jsonl.
 
   Raises:
-    UserError: no such file, or nothing in it.
+    UserError: no such file, nothing in it, or damage.
   """
   if not workdirs:
     raise errors.UserError("training needs the workdirs of runs")
@@ -28,18 +27,9 @@ def read(workdirs: Sequence[str]) -> dict[str, Any]:
   names = [pathlib.Path(workdir).name for workdir in workdirs]
   for workdir, name in zip(workdirs, names, strict=True):
     path = pathlib.Path(workdir).expanduser() / "metrics.jsonl"
-    try:
-      lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-      raise errors.UserError(
-        f"{path} cannot be read ({error.strerror}); name workdirs of `train`"
-      ) from error
-    records = []
-    for line in lines:
-      try:
-        records.append(json.loads(line))
-      except ValueError:  # the last line of a killed run, or one being written
-        break
+    if not path.exists():
+      raise errors.UserError(f"{path} does not exist; name workdirs of `train`")
+    records = metrics.read(path)
     if not records:
       raise errors.UserError(f"{path} has no records yet")
     runs[name if names.count(name) == 1 else workdir] = curves(records)

@@ -8,9 +8,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from rich import console as rich_console
-
-from skipalign_jax import errors, untrusted
+from skipalign_jax import errors, terminal, untrusted
 from skipalign_jax.evals import compare_table as table_lib
 from skipalign_jax.evals import heatmap, keys, longbench, needle
 from skipalign_jax.hf import safetensors_io
@@ -26,9 +24,7 @@ MAPS = {"needle": needle, "keys": keys}  # tasks with a heat map
 METRICS = ("acc", "f1", "pass@1", "exact_match")  # the first that a task has is shown
 
 
-def run(
-  folders: Sequence[str], out: str, console: rich_console.Console
-) -> dict[str, Any]:
+def run(folders: Sequence[str], out: str, console: terminal.Console) -> dict[str, Any]:
   """Prints the tables of these evaluations, and writes them where `out` is given.
 
   Args:
@@ -36,7 +32,7 @@ def run(
     out: folder for compare.md, compare.json and, with results of needle or keys,
       needle.png;
       empty to write nothing.
-    console: for the tables, in Markdown.
+    console: for the tables.
 
   Returns:
     What compare.json holds.
@@ -49,7 +45,7 @@ def run(
   results = [read(folder) for folder in dict.fromkeys(folders)]
   found = tables(results)
   text = "\n\n".join(map(table_lib.markdown, found))
-  console.print(text, soft_wrap=True, markup=False, highlight=False)
+  console.print_markdown(text)
   content = {"tables": [table_lib.as_json(table) for table in found]}
   if out:
     panels = [_panel(one) for one in results if one.task in MAPS]
@@ -64,7 +60,7 @@ def run(
       raise errors.UserError(f"--out={out} cannot be written: {error}") from error
     pictures = " and needle.png" if panels else ""
     written = f"written to {folder}: compare.md, compare.json{pictures}"
-    console.print(written, soft_wrap=True, markup=False, highlight=False)
+    console.print(written)
   return content
 
 

@@ -8,10 +8,11 @@ import matplotlib
 
 matplotlib.use("Agg")
 import numpy as np
-from matplotlib import colors
+from matplotlib import colors, ticker
 from matplotlib import pyplot as plt
 
-# SkipAlign's Figure 3: green is complete failure, deep red full recall.
+# SkipAlign's Figure 3: green is complete failure, deep red full recall. Cells hold a
+# number, for those who do not tell these colours apart.
 COLORS = colors.LinearSegmentedColormap.from_list(
   "recall", ["#1A9850", "#A6D96A", "#FFFFBF", "#FDAE61", "#D73027", "#8B0000"]
 )
@@ -37,7 +38,10 @@ def draw(panels: Sequence[dict[str, Any]], path: pathlib.Path) -> pathlib.Path:
   for place, panel in zip(axes[0], panels, strict=True):
     image = _panel(place, panel)
   axes[0, 0].set_ylabel("depth of the needle, %")
-  figure.colorbar(image, ax=axes[0], label="score", fraction=0.05, pad=0.02)
+  percent = ticker.PercentFormatter(1, symbol="")
+  figure.colorbar(
+    image, ax=axes[0], label="score, %", fraction=0.05, pad=0.02, format=percent
+  )
   figure.savefig(path, dpi=130, bbox_inches="tight")
   plt.close(figure)
   return path

@@ -37,7 +37,7 @@ class Options:
   depths: str = "5"  # so many keys a text, evenly spread, or a list of fractions
   samples: int = 1  # texts a length; each has its own keys
   chat: bool = True  # ask through the chat template
-  seed: int = 0
+  seed: int = 0  # of what is drawn
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,7 +47,7 @@ class Options:
   source: str = ""  # .txt or .txt.gz files, or chats as data.train names them
   lengths: str = "2048,4096"  # l: tokens that the model was trained at
   samples: int = 32  # pairs of passes a length
-  seed: int = 0
+  seed: int = 0  # of what is drawn
 
 
 @dataclasses.dataclass(frozen=True)

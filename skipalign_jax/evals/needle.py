@@ -41,9 +41,9 @@ class Options:
   lengths: str = "1024,2048,4096"  # tokens of the whole prompt
   depths: str = "5"  # so many, evenly spread, or a list of fractions
   samples: int = 1  # a length and depth; each has its own key
-  max_new_tokens: int = 32
+  max_new_tokens: int = 32  # of a reply, at most
   chat: bool = True  # ask through the chat template
-  seed: int = 0
+  seed: int = 0  # of keys and generated text
 
 
 def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item]:

@@ -37,7 +37,7 @@ class Options:
   documents: int = 4  # windows of each file, or as many as it has
   stride: int = 0  # the window moves by so many tokens; 0: by its length
   bucket: int = 0  # tokens of a bucket of positions; 0: powers of two
-  longppl: bool = False
+  longppl: bool = False  # also over key tokens only
   short: int = 4096  # tokens of LongPPL's short context
   alpha: float = 2.0  # least gain of a key token, nats
   beta: float = -2.0  # least log p of a key token

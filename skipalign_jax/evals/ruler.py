@@ -30,11 +30,11 @@ from skipalign_jax.evals import subject as subject_lib
 class Options:
   """What to ask, and at which lengths."""
 
-  tasks: str = "niah_single_1,niah_multikey_2,niah_multikey_3,vt,cwe,fwe"
+  tasks: str = ",".join(questions.TASKS)  # or some of them
   lengths: str = "1024,2048,4096"  # tokens of a prompt, at most
   samples: int = 5  # a task and length
   chat: bool = True  # ask through the chat template
-  seed: int = 0
+  seed: int = 0  # of what is drawn
 
 
 def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item]:

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from rich import console as rich_console
 
-from skipalign_jax import compile_cache, errors
+from skipalign_jax import compile_cache, errors, terminal
 from skipalign_jax.hf import card, safetensors_io
 from skipalign_jax.length_study import figure, tasks, training, verdict
 
+AGAIN = "delete it or name another folder"
 SHAPE = ("num_layers", "embed_dim", "ffn_dim", "num_heads", "num_kv_heads", "head_dim")
 
 
@@ -28,13 +29,13 @@ def main(argv: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     prog="python -m skipalign_jax.length_study",
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    formatter_class=terminal.HelpFormatter,
   )
   parser.add_argument("--out", required=True, help="folder for results and figure")
-  parser.add_argument("--steps", type=int, default=600, help="of training (600)")
-  parser.add_argument("--seeds", type=int, default=5, help="of each model (5)")
+  parser.add_argument("--steps", type=int, default=600, help="of training")
+  parser.add_argument("--seeds", type=int, default=5, help="of each model")
   args = parser.parse_args(argv)
-  console = rich_console.Console(highlight=False, soft_wrap=True, markup=False)
+  console = terminal.Console()
   for name, least in (("steps", 1), ("seeds", 2)):
     if getattr(args, name) < least:
       raise errors.UserError(
@@ -50,11 +51,16 @@ def main(argv: list[str] | None = None) -> int:
       content = run(args.seeds, args.steps, console)
       safetensors_io.write_json(folder / "results.json", content)
     # Read back, so that the figure cannot show what the file does not hold.
-    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    content = safetensors_io.read_json(folder / "results.json")
+    report = verdict.report(content)
     figure.draw(content, folder / "figure.png")
   except OSError as error:
     raise errors.UserError(f"--out={folder} cannot be used: {error}") from error
-  console.print(verdict.report(content))
+  except (ValueError, LookupError, TypeError, AttributeError) as error:
+    raise errors.UserError(
+      f"{folder / 'results.json'} is damaged ({error!r}); {AGAIN}"
+    ) from error
+  console.print_markdown(report)
   console.print(f"\nwritten to {folder}: results.json, figure.png")
   return 0
 
@@ -83,12 +89,12 @@ def earlier(path: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any] | None
   if not path.exists():
     return None
   try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    found = content["protocol"]
-  except (OSError, ValueError, TypeError, KeyError) as error:
-    raise errors.UserError(
-      f"{path} cannot be read ({error!r}); delete it or name another folder"
-    ) from error
+    content = safetensors_io.read_json(path)
+  except errors.UserError as error:
+    raise errors.UserError(f"{error}; {AGAIN}") from error
+  found = content.get("protocol")
+  if not isinstance(found, dict):
+    raise errors.UserError(f"{path} has no protocol; {AGAIN}")
   wanted = json.loads(json.dumps(wanted))
   if found != wanted:
     different = ", ".join(
@@ -96,9 +102,7 @@ def earlier(path: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any] | None
       for key in sorted(found.keys() | wanted.keys())
       if found.get(key) != wanted.get(key)
     )
-    raise errors.UserError(
-      f"{path} holds another study ({different}); delete it or name another folder"
-    )
+    raise errors.UserError(f"{path} holds another study ({different}); {AGAIN}")
   return content
 
 

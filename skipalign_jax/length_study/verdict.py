@@ -154,7 +154,7 @@ def _in_words(verdicts: dict[str, list[str]]) -> list[str]:
       t for t in verdicts if t.startswith(f"{task}: 1/√y") and t not in better
     ]
   return [
-    f"{text}: {count(texts)} (of {len(texts) * len(training.ENCODINGS)} comparisons)"
+    f"* {text}: {count(texts)} (of {len(texts) * len(training.ENCODINGS)} comparisons)"
     for text, texts in lines.items()
   ]
 

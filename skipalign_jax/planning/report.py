@@ -174,22 +174,36 @@ def allocator_advice(record: Record, where: hardware.Topology) -> list[str]:
 
 def show(records: list[Record], console: rich_console.Console) -> None:
   """Prints a column a program, and what to do."""
-  table = rich_table.Table(pad_edge=False)
+  table = rich_table.Table()
   table.add_column("a device and step", no_wrap=True)
   columns = [(record, p) for record in records for p in record["programs"]]
   for record, p in columns:
     name = p["program"] if p["program"] != "train_step" else ""
-    table.add_column(f"{record['topology']}\n{name}".strip(), justify="right")
+    heading = f"{record['topology']}\n{name}".strip()
+    table.add_column(heading, justify="right", overflow="fold")
   for label, cell in ROWS:
     table.add_row(label, *(cell(record, p) for record, p in columns))
   console.print(table)
   for record in records:
     for p in record["programs"]:
       _show_collectives(record, p, console)
+  several = len(records) > 1
+  shared = [
+    line
+    for line in records[0]["assumptions"]
+    if several and all(line in record["assumptions"] for record in records)
+  ]
+  for record in records:
     lines = [*record["advice"], *record["assumptions"]]
-    console.print(f"{record['topology']}:")
-    for line in lines:
-      console.print(f"  - {line}")
+    _show_list(record["topology"], [x for x in lines if x not in shared], console)
+  _show_list("all of them", shared, console)
+
+
+def _show_list(title: str, lines: list[str], console: rich_console.Console) -> None:
+  if lines:
+    console.print(f"{title}:")
+  for line in lines:
+    console.print(f"  - {line}")
 
 
 def _show_collectives(record, p, console) -> None:

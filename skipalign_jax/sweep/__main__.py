@@ -18,33 +18,35 @@ import signal
 import subprocess
 import sys
 
-from rich import console as rich_console
-
-from skipalign_jax import errors
+from skipalign_jax import errors, terminal
 from skipalign_jax.sweep import collect, rows
 
-USAGE = (
-  "python -m skipalign_jax.sweep --config=FILE[:variant] [--out=DIR] [--rows=…] "
-  "[--list | --run | --commands | --collect] [--config.KEY=VALUE …] "
-  "[--eval.NAME.OPTION=VALUE …]"
-)
+WHAT = {
+  "list": "the rows, and how far each has come (without any of these, too)",
+  "run": "trains and evaluates what is missing, row by row",
+  "commands": "writes a shell line a row",
+  "collect": "makes the tables",
+}
+USAGE = """python -m skipalign_jax.sweep --config=FILE[:variant] [--out=DIR]
+    [--rows=NAME,NAME] [--list | --run | --commands | --collect]
+    [--config.KEY=VALUE …] [--eval.NAME.OPTION=VALUE …]"""
 
 
 def main(argv: list[str] | None = None) -> int:
   """Lists, runs, writes commands or collects; returns the exit status."""
   parser = argparse.ArgumentParser(
     prog="python -m skipalign_jax.sweep",
-    usage=USAGE.removeprefix("usage: "),
+    usage=USAGE,
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    formatter_class=terminal.HelpFormatter,
     allow_abbrev=False,
   )
   parser.add_argument("--config", required=True, help="file with get_sweep(variant)")
   parser.add_argument("--out", default="", help="folder of the sweep")
   parser.add_argument("--rows", default="", help="only these, comma-separated")
   what = parser.add_mutually_exclusive_group()
-  for name in ("list", "run", "commands", "collect"):
-    what.add_argument(f"--{name}", action="store_true")
+  for name, does in WHAT.items():
+    what.add_argument(f"--{name}", action="store_true", help=does)
   args, others = parser.parse_known_args(argv)
   overrides, options = _split(others)
   sweep = rows.load(args.config)
@@ -52,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     sweep = rows.select(sweep, args.rows.split(","))
   out = pathlib.Path(args.out or sweep.out)
   plan = rows.Plan(sweep, out, overrides, options)
-  console = rich_console.Console(highlight=False, soft_wrap=True, markup=False)
+  console = terminal.Console()
   if args.run:
     return run(plan, console)
   if args.commands:
@@ -81,7 +83,7 @@ def _split(arguments: list[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
   return overrides, options
 
 
-def show(plan: rows.Plan, console: rich_console.Console) -> None:
+def show(plan: rows.Plan, console: terminal.Console) -> None:
   """Prints a paragraph a row; a row that cannot run says why."""
   console.print(f"{plan.sweep.title}: {len(plan.sweep.rows)} rows in {plan.out}\n")
   for name, row in plan.sweep.rows.items():
@@ -102,7 +104,7 @@ def _status(plan: rows.Plan, name: str) -> str:
   return plan.status(name)
 
 
-def run(plan: rows.Plan, console: rich_console.Console) -> int:
+def run(plan: rows.Plan, console: terminal.Console) -> int:
   """Makes what is missing, row by row.
 
   A row that fails is told at the end, the others go on.
@@ -165,7 +167,7 @@ def call(command: list[str]) -> tuple[int, int]:
       signal.signal(number, handler)
 
 
-def write_commands(plan: rows.Plan, console: rich_console.Console) -> None:
+def write_commands(plan: rows.Plan, console: terminal.Console) -> None:
   """Writes OUT/commands.txt, a shell line a row, and prints it."""
   if plan.sweep.targets:
     raise errors.UserError(

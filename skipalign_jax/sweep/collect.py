@@ -6,7 +6,6 @@ Markdown, JSON, CSV and, for sweeps whose rows are points, curves over L and p.
 
 import csv
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -15,9 +14,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
-from rich import console as rich_console
 
-from skipalign_jax import errors
+from skipalign_jax import errors, metrics, terminal
 from skipalign_jax.evals import compare, curves
 from skipalign_jax.evals import compare_table as table_lib
 from skipalign_jax.hf import safetensors_io
@@ -26,7 +24,7 @@ from skipalign_jax.sweep import chosen, rows
 TRAINING = ("steps", "loss", "held-out loss")
 
 
-def run(plan: rows.Plan, stem: str, console: rich_console.Console) -> None:
+def run(plan: rows.Plan, stem: str, console: terminal.Console) -> None:
   """Prints the tables, and writes OUT/STEM.md, .json, .csv and .png.
 
   Raises:
@@ -43,7 +41,7 @@ def run(plan: rows.Plan, stem: str, console: rich_console.Console) -> None:
     text += "\n\n" + chosen.markdown(keys)
   if missing:
     text += "\n\nMissing: " + "; ".join(missing)
-  console.print(text)
+  console.print_markdown(text)
   content = {
     "title": plan.sweep.title,
     "tables": [table_lib.as_json(table) for table in tables],
@@ -137,18 +135,15 @@ def training_cells(plan: rows.Plan, name: str) -> dict[str, table_lib.Cell]:
   if not path.exists():
     return {}
   last: dict[str, float] = {}
-  for line in path.read_text(encoding="utf-8").splitlines():
-    try:
-      last |= json.loads(line)
-    except ValueError:  # the last line of a run that was killed, or is being written
-      break
+  for record in metrics.read(path):
+    last |= record
   _, steps = plan.progress(name)
   partial = "" if plan.is_trained(name) else f"step {last.get('step')} of {steps}"
   keys = {"steps": "step", "loss": "loss", "held-out loss": "eval_loss"}
   return {
     column: table_lib.Cell(last[key], column, partial)
     for column, key in keys.items()
-    if key in last
+    if isinstance(last.get(key), int | float)
   }
 
 

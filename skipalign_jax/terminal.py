@@ -1,0 +1,109 @@
+"""What commands say: wrapped at words on a terminal, in whole lines elsewhere.
+
+A log or a pipe gets no colour, no bar and no line break that the text does not have; so
+it can be searched. Paths are never broken, for a terminal copies what it wraps itself.
+"""
+
+import argparse
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich import console as rich_console
+from rich import table as rich_table
+
+_HANGING = re.compile(r" *(?:- |\S+ {2,})?")  # "  - item" and "name       value"
+_UNIT = re.compile(r"(?<=\d) (?=%|(?:[KMG]i?B|s|ms|h|tok/s)\b)")
+_COMMAND = re.compile(r"\b(?:python -m|sbatch) ")
+
+
+class Console(rich_console.Console):
+  """A console for texts that mean what they say: no markup in them."""
+
+  def __init__(self, quiet: bool = False, **options: Any):
+    """As rich's; `quiet` prints nothing."""
+    super().__init__(highlight=False, markup=False, emoji=False, quiet=quiet, **options)
+
+  def print(self, *objects: Any, **options: Any) -> None:
+    """Prints texts in lines that fit; tables and bars as rich does."""
+    if all(isinstance(one, str) for one in objects):
+      options.setdefault("soft_wrap", True)
+      if self.is_terminal:
+        objects = tuple(fold(text, self.width) for text in objects)
+    super().print(*objects, **options)
+
+  def print_markdown(self, text: str) -> None:
+    """A text with tables: drawn on a terminal, as it is elsewhere."""
+    if self.is_terminal:
+      from rich import markdown  # it takes as long to import as all the rest
+
+      super().print(markdown.Markdown(text))
+    else:
+      self.print(text)
+
+
+def fold(text: str, width: int) -> str:
+  """The text in lines of at most `width`, but for words that are longer.
+
+  What goes on hangs under the value of "name  value" and under the words of "- item".
+  A command goes on behind a backslash, so that it can be copied.
+  """
+  return "\n".join(_fold(line, width) for line in text.split("\n"))
+
+
+def _fold(line: str, width: int) -> str:
+  if len(line) <= width:
+    return line
+  command = _COMMAND.search(line) is not None
+  hang = len(_HANGING.match(line)[0])
+  lines = textwrap.wrap(
+    _UNIT.sub("\N{NO-BREAK SPACE}", line),  # a number stays with its unit
+    width - 2 * command,
+    subsequent_indent=" " * (hang or 2),
+    break_long_words=False,
+    break_on_hyphens=False,
+  )
+  joined = (" \\\n" if command else "\n").join(lines)
+  return joined.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def tell(text: str) -> None:
+  """Prints one message beside what a command prints: an error, a note."""
+  Console(stderr=True).print(text)
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> rich_table.Table:
+  """A table to print: its first column to the left, numbers to the right."""
+  drawn = rich_table.Table()
+  first, *others = headings
+  drawn.add_column(first, no_wrap=True)
+  for heading in others:
+    drawn.add_column(heading, justify="right", overflow="fold")
+  for row in rows:
+    drawn.add_row(*row)
+  return drawn
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+  """Wraps paragraphs at the terminal's width; keeps the lines of indented ones."""
+
+  def _fill_text(self, text: str, width: int, indent: str) -> str:
+    parts = text.strip().split("\n\n")
+    return "\n\n".join(
+      fold(part, width) if part.startswith(" ") else textwrap.fill(part, width)
+      for part in parts
+    )
+
+  def _get_help_string(self, action: argparse.Action) -> str | None:
+    shown = action.default not in (None, "", False, argparse.SUPPRESS)
+    return super()._get_help_string(action) if shown else action.help
+
+
+def size(count: float) -> str:
+  """Bytes for people: "512 B", "35.4 MiB", "2.20 GiB"."""
+  for unit in ("B", "KiB", "MiB"):
+    if count < 1000:
+      return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+    count /= 1024
+  return f"{count:.2f} GiB"

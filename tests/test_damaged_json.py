@@ -1,0 +1,94 @@
+"""Damaged files of our own end in one clear message: which one, why, what to do."""
+
+import json
+import shutil
+
+import pytest
+import tiny
+
+from skipalign_jax import analyze, errors, manifest, metrics, watch, workdir
+from skipalign_jax import config as config_lib
+from skipalign_jax.analysis import training
+from skipalign_jax.length_study import __main__ as length_study
+
+DAMAGED = (b"", b"{", b"\xff\xfe{}", b"[1]", b"3", b"null", b"[" * 100_000)
+GOOD = b'{"step": 1, "loss": 2.0}\n'
+READERS = {
+  "read": metrics.read,
+  "resume": lambda path: metrics.Writer(path.parent, 1),
+  "spikes": watch.Spikes,
+  "analyze training": lambda path: training.read([str(path.parent)]),
+}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("bad", [*DAMAGED[1:], b'{"loss": 1}', b'{"step": "1"}'])
+def test_metrics(tmp_path, read, bad):
+  path = tmp_path / "metrics.jsonl"
+  path.write_bytes(GOOD + bad.replace(b"\n", b"") + b"\n" + GOOD)
+  with pytest.raises(errors.UserError, match=r"metrics.jsonl, line 2, is damaged"):
+    read(path)
+
+
+def test_half_a_last_line_of_metrics_is_of_a_killed_run(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  path.write_bytes(GOOD + GOOD[:9])
+  assert metrics.read(path) == [{"step": 1, "loss": 2.0}]
+  metrics.Writer(tmp_path, 1).close()
+  assert path.read_bytes() == GOOD
+
+
+@pytest.mark.parametrize(
+  "bad", [*DAMAGED, b'{"kind": "rope"}', b'{"kind": "rope", "lines": 1}']
+)
+def test_records_of_analyze(tmp_path, bad):
+  path = tmp_path / "rope.json"
+  path.write_bytes(bad)
+  with pytest.raises(errors.UserError, match=r"rope\.json cannot be drawn"):
+    analyze.redraw(path)
+
+
+def without(key):
+  def change(content):
+    del content[key]
+
+  return change
+
+
+def emptied(content):
+  content["cells"][3]["mse"] = None
+
+
+@pytest.mark.parametrize(
+  "change", [*map(without, ("cells", "tested", "claims")), emptied]
+)
+def test_results_of_the_length_study(tmp_path, change):
+  path = tmp_path / "results.json"
+  shutil.copy(tiny.ROOT / "docs/length_study.json", path)
+  content = json.loads(path.read_text(encoding="utf-8"))
+  change(content)
+  path.write_text(json.dumps(content))
+  with pytest.raises(errors.UserError, match=r"results\.json is damaged .* delete it"):
+    length_study.main([f"--out={tmp_path}"])
+
+
+@pytest.mark.parametrize("bad", DAMAGED)
+def test_results_of_the_length_study_that_are_none(tmp_path, bad):
+  (tmp_path / "results.json").write_bytes(bad)
+  with pytest.raises(errors.UserError, match=r"results\.json.*delete it"):
+    length_study.main([f"--out={tmp_path}"])
+
+
+@pytest.mark.parametrize("bad", [*DAMAGED[1:], b"{}", b'{"data": 1}'])
+def test_manifests(tmp_path, bad):
+  start = manifest.describe(config_lib.default(), "a", 0)
+  (tmp_path / manifest.FILE).write_bytes(bad + b"\n")
+  with pytest.raises(errors.UserError, match="its last line is damaged"):
+    manifest.add(tmp_path, start)
+
+
+@pytest.mark.parametrize("bad", [*DAMAGED, b"{}", b'{"steps": "many"}'])
+def test_steps_of_a_workdir(tmp_path, bad):
+  (tmp_path / workdir.STEPS).write_bytes(bad)
+  with pytest.raises(errors.UserError, match=workdir.STEPS):
+    workdir.read_steps(tmp_path)

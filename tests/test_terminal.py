@@ -1,0 +1,103 @@
+"""What commands print reads well at 80 columns, and is plain text in a pipe."""
+
+import importlib
+import io
+import sys
+
+import pytest
+from rich import cells
+
+from skipalign_jax import terminal
+from skipalign_jax.evals import tasks
+
+HELP = {
+  "analyze": [[]],
+  "convert": [[], ["import"], ["export"], ["verify"]],
+  "evaluate": [[], *([t] for t in [*tasks.TASKS, "compare"])],
+  "generate": [[]],
+  "length_study.__main__": [[]],
+  "plan": [[]],
+  "show": [[]],
+  "sweep.__main__": [[]],
+  "train": [[]],
+}
+
+
+def printed(*objects, markdown=False, **options):
+  console = terminal.Console(file=io.StringIO(), width=80, **options)
+  for one in objects:
+    console.print_markdown(one) if markdown else console.print(one)
+  return console.file.getvalue()
+
+
+LINE = (
+  "data       chats.jsonl: 64 samples, 27,516 tokens, 10,606 targets and more like it"
+)
+
+
+def test_lines_hang_under_their_values_on_a_terminal():
+  text = printed(LINE, "  - " + 20 * "words ", force_terminal=True)
+  first, second, item, more = text.splitlines()
+  assert first == LINE[: LINE.rindex(" it")] and second == " " * 11 + "it"
+  assert item.startswith("  - words") and more.startswith("    words")
+
+
+def test_lines_are_whole_in_a_pipe():
+  assert printed(LINE, "[bold] :-) is text") == f"{LINE}\n[bold] :-) is text\n"
+
+
+def test_numbers_keep_their_units():
+  text = terminal.fold(76 * "x" + " 6.2 % of it, 1.00 GiB", 80)
+  assert text.splitlines()[1] == "  6.2 % of it, 1.00 GiB"
+
+
+def test_paths_are_not_broken():
+  path = "/a" * 50
+  assert f"\n  {path}\n" in terminal.fold(f"written to the folder {path} again", 80)
+
+
+def test_a_command_can_be_copied():
+  command = (
+    "next       python -m skipalign_jax.generate --model=runs/x --prompt='Hello' -b"
+  )
+  first, second = terminal.fold(command, 60).splitlines()
+  assert first.endswith(" \\") and len(first) <= 60
+  assert (first[:-1] + second).split() == command.split()
+
+
+def test_tables_are_drawn_on_a_terminal_and_markdown_in_a_pipe():
+  text = "### Scores\n\n| Model | needle |\n|---|--:|\n| a\\*b | 0.5 |\n\n- a note"
+  assert printed(text, markdown=True) == text + "\n"
+  drawn = printed(text, markdown=True, force_terminal=True, color_system=None)
+  assert "a*b" in drawn and "|" not in drawn and "─" in drawn
+
+
+def test_tables_fit():
+  long = ["strategy", *(f"a long heading of column {i}" for i in range(5))]
+  rows = [["skip_outer/uniform", *5 * ["12.4 12.6 12.3"]]]
+  lines = printed(terminal.table(long, rows)).splitlines()
+  assert max(map(cells.cell_len, lines)) <= 80
+
+
+@pytest.mark.parametrize(
+  ("count", "text"),
+  [(0, "0 B"), (999, "999 B"), (177_100, "172.9 KiB"), (2.2 * 2**30, "2.20 GiB")],
+)
+def test_sizes(count, text):
+  assert terminal.size(count) == text
+
+
+@pytest.mark.parametrize("name", HELP)
+def test_help_fits_80_columns_and_is_plain(name, monkeypatch, capsys):
+  monkeypatch.setenv("COLUMNS", "80")
+  module = importlib.import_module(f"skipalign_jax.{name}")
+  for words in HELP[name]:
+    monkeypatch.setattr(sys, "argv", [name, *words, "--help"])
+    try:
+      module.main(sys.argv) if name == "analyze" else module.main()
+    except SystemExit as leaving:
+      assert leaving.code == 0
+    text = capsys.readouterr().out
+    wide = [line for line in text.splitlines() if cells.cell_len(line) > 80]
+    assert not wide and "\x1b" not in text
+    assert "usage" in text and "None" not in text
