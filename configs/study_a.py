@@ -8,6 +8,8 @@ steps. Each row is tested at the NTK target that did best on other keys in anoth
 Not in the repository, to be put into .cache/study/: chats.jsonl.gz (dialogues of
 several turns), validation.txt.gz and test.txt.gz (a book each).
 
+What was found is in docs/results/study_a; rows that are complete there do not run again.
+
 Commands:
   make study-a                                       # all rows, one after the other
   make study-a ROWS=normal-sft,skipalign             # some of them
@@ -101,5 +103,10 @@ def get_sweep(variant: str = "") -> rows.Sweep:
     targets = (32_768, 65_536)
   sweep = rows.sweep("Study A", table, tests, variant, "study_a")
   return dataclasses.replace(
-    sweep, targets=targets, choose=choose, window=8192, pairs=PAIRS
+    sweep,
+    targets=targets,
+    choose=choose,
+    window=8192,
+    pairs=PAIRS,
+    out=sweep.out if variant else "docs/results/study_a",
   )

@@ -1,4 +1,4 @@
-"""Heat maps of a score over prompt length and depth, in the colours of the paper."""
+"""Heat maps of a score over prompt length and depth."""
 
 import pathlib
 from collections.abc import Sequence
@@ -8,14 +8,12 @@ import matplotlib
 
 matplotlib.use("Agg")
 import numpy as np
-from matplotlib import colors, ticker
 from matplotlib import pyplot as plt
+from matplotlib import ticker
 
-# SkipAlign's Figure 3: green is complete failure, deep red full recall. Cells hold a
-# number, for those who do not tell these colours apart.
-COLORS = colors.LinearSegmentedColormap.from_list(
-  "recall", ["#1A9850", "#A6D96A", "#FFFFBF", "#FDAE61", "#D73027", "#8B0000"]
-)
+# As in SkipAlign's Figure 3 deep red is full recall; failure is blue and not green, for
+# readers who do not tell red from green.
+COLORS = matplotlib.colormaps["RdYlBu_r"]
 
 
 def draw(panels: Sequence[dict[str, Any]], path: pathlib.Path) -> pathlib.Path:
@@ -62,7 +60,7 @@ def _panel(axes, panel):
   image = axes.imshow(score_DL, cmap=COLORS, vmin=0, vmax=1, aspect="auto")
   for (d, n), score in np.ndenumerate(score_DL):
     if np.isfinite(score):
-      dark = score > 0.75 or score < 0.1
+      dark = score > 0.85 or score < 0.2
       axes.text(n, d, f"{100 * score:.0f}", ha="center", va="center", fontsize=8,
                 color="white" if dark else "black")  # fmt: skip
   within = sum(length <= panel["window"] for length in lengths)

@@ -138,7 +138,8 @@ def training_cells(plan: rows.Plan, name: str) -> dict[str, table_lib.Cell]:
   for record in metrics.read(path):
     last |= record
   _, steps = plan.progress(name)
-  partial = "" if plan.is_trained(name) else f"step {last.get('step')} of {steps}"
+  done = last.get("step") == steps
+  partial = "" if done else f"step {last.get('step')} of {steps}"
   keys = {"steps": "step", "loss": "loss", "held-out loss": "eval_loss"}
   return {
     column: table_lib.Cell(last[key], column, partial)

@@ -260,7 +260,14 @@ class Plan:
     ]
 
   def todo(self, name: str) -> Iterator[list[str]]:
-    """Commands that a row still needs, each made when those before it have run."""
+    """Commands that a row still needs, each made when those before it have run.
+
+    A row whose evaluations are all there needs none, even if its workdir is gone.
+    """
+    if self.sweep.evaluations and all(
+      self.is_evaluated(name, evaluation) for evaluation in self.sweep.evaluations
+    ):
+      return
     if self.sweep.rows[name].config and not self.is_trained(name):
       yield self.train_command(name)
     for target in self.targets(name):
