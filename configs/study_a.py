@@ -8,7 +8,7 @@ steps. Each row is tested at the NTK target that did best on other keys in anoth
 Not in the repository, to be put into .cache/study/: chats.jsonl.gz (dialogues of
 several turns), validation.txt.gz and test.txt.gz (a book each).
 
-What was found is in docs/results/study_a; rows that are complete there do not run again.
+What was found is in docs/results/study_a; its complete rows do not run again.
 
 Commands:
   make study-a                                       # all rows, one after the other
