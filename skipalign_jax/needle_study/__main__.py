@@ -1,0 +1,42 @@
+"""Runs the study: python -m skipalign_jax.needle_study --out=DIR.
+
+SkipAlign's claims on a tiny model, trained from scratch here for each of several seeds.
+The same command goes on where it was stopped; started twice, it shares the work.
+DIR gets every piece's numbers, then study_b.json, from which tables and figures come.
+"""
+
+import argparse
+import pathlib
+
+from rich import console as rich_console
+
+from skipalign_jax import compile_cache, errors
+from skipalign_jax.needle_study import pieces, recipes
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Makes what is missing, then what is shown; returns the exit status."""
+  parser = argparse.ArgumentParser(
+    prog="python -m skipalign_jax.needle_study",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("--out", required=True, help="folder of the study")
+  parser.add_argument(
+    "--micro", action="store_true", help="all paths, in a minute or two"
+  )
+  args = parser.parse_args(argv)
+  console = rich_console.Console(highlight=False, soft_wrap=True, markup=False)
+  settings = recipes.MICRO if args.micro else recipes.Settings()
+  study = pieces.Study(pathlib.Path(args.out).expanduser(), settings)
+  compile_cache.enable()
+  try:
+    complete = pieces.run(study, console)
+  except pieces.Stopped as stopped:
+    return stopped.args[0]
+  console.print("complete" if complete else "other processes still work on the rest")
+  return 0
+
+
+if __name__ == "__main__":
+  errors.run_command(main)

@@ -1,0 +1,293 @@
+"""What the study does, piece by piece; each leaves one JSON file, and is skipped there.
+
+OUT/
+  settings.json            of the study that the folder holds
+  tokenizer/, cache/       as train reads them
+  seedN/*.jsonl            the seed's texts and chats
+  seedN/pretrain/T/        workdirs of the curriculum
+  seedN/rows/ROW/sS/       workdir of a row at NTK target S
+  results/seedN/ROW/       sS.validation.json, sS.test.json
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from rich import console as rich_console
+
+from skipalign_jax import errors, train
+from skipalign_jax.hf import safetensors_io
+from skipalign_jax.needle_study import needles, recipes, words
+
+SILENT = rich_console.Console(quiet=True)
+VALIDATION, TEST = "validation", "test"
+KINDS = {VALIDATION: words.VALIDATION, TEST: words.TEST}
+
+
+class Stopped(Exception):  # noqa: N818 (a signal, not a fault)
+  """Training was stopped by a signal, whose exit status this is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+  """One step of the study.
+
+  Attributes:
+    result: the file that it writes; its name is the piece's name.
+    needs: results that must be there before.
+    make: the content of the file.
+  """
+
+  result: pathlib.Path
+  needs: tuple[pathlib.Path, ...]
+  make: Callable[[], dict[str, Any]]
+
+
+class Study:
+  """The pieces of one study in one folder."""
+
+  def __init__(self, folder: pathlib.Path, settings: recipes.Settings):
+    """Claims the folder.
+
+    Raises:
+      UserError: it holds a study of other settings, or cannot be written.
+    """
+    self.folder, self.settings = folder, settings
+    wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
+    path = folder / "settings.json"
+    try:
+      if path.exists():
+        if (found := safetensors_io.read_json(path)) != wanted:
+          keys = [k for k in wanted if found.get(k) != wanted[k]]
+          raise errors.UserError(
+            f"--out={folder} holds a study of other settings ({', '.join(keys)}); name "
+            "another folder or delete it"
+          )
+        return
+      words.tokenizer().save_pretrained(folder / "tokenizer")
+      safetensors_io.write_json(path, wanted)
+    except OSError as error:
+      raise errors.UserError(f"--out={folder} cannot be used: {error}") from error
+
+  def result(self, seed: int, row: str, target: int, kind: str) -> pathlib.Path:
+    """Where the numbers of a model are."""
+    name = f"s{target}.{kind}.json"
+    return self.folder / "results" / f"seed{seed}" / slug(row) / name
+
+  def base_result(self, seed: int) -> pathlib.Path:
+    return self.folder / "results" / f"seed{seed}" / "pretrain.json"
+
+  def pieces(self) -> Iterator[Piece]:
+    """All pieces that can be told now, those of the main table first.
+
+    Which NTK target a row is tested at follows from the pilots' validation needles: so
+    its later pieces exist once these do.
+    """
+    c = self.settings
+    yield from (self._pretrain(seed) for seed in c.seeds)
+    for seed in c.pilots:
+      for target in (1, *c.targets):
+        yield self._ask(seed, recipes.BASE, target, VALIDATION)
+    for row in recipes.ROWS:
+      for seed in c.pilots:
+        yield from (self._train(seed, row, target) for target in c.targets)
+    for seed in c.seeds:
+      yield self._ask(seed, recipes.BASE, 1, TEST)
+      if target := self.chosen(recipes.BASE):
+        yield self._ask(seed, recipes.BASE, target, TEST)
+    for row in recipes.ROWS:
+      if target := self.chosen(row):
+        for seed in c.seeds:
+          yield self._train(seed, row, target)
+          yield self._ask(seed, row, target, TEST)
+    for rows in recipes.SWEEPS.values():
+      for row in rows:
+        if target := self.chosen(recipes.OUTER):
+          for seed in c.sweep_seeds:
+            yield self._train(seed, row, target)
+
+  def chosen(self, row: str) -> int | None:
+    """The NTK target of a row: the best on the pilots' validation needles.
+
+    Best by `beyond`; of equals the smallest. None while a pilot is missing. Test
+    needles are not read here.
+    """
+    means = {}
+    for target in self.settings.targets:
+      paths = [
+        self.result(seed, row, target, VALIDATION) for seed in self.settings.pilots
+      ]
+      if not all(path.exists() for path in paths):
+        return None
+      means[target] = np.mean([beyond(safetensors_io.read_json(p), row) for p in paths])
+    return max(means, key=lambda target: (means[target], -target))
+
+  def _pretrain(self, seed: int) -> Piece:
+    return Piece(self.base_result(seed), (), lambda: self._run_pretraining(seed))
+
+  def _train(self, seed: int, row: str, target: int) -> Piece:
+    return Piece(
+      self.result(seed, row, target, VALIDATION),
+      (self.base_result(seed),),
+      lambda: (
+        self._run_sft(seed, row, target) | self._asked(seed, row, target, VALIDATION)
+      ),
+    )
+
+  def _ask(self, seed: int, row: str, target: int, kind: str) -> Piece:
+    needs = self.base_result(seed)
+    if row != recipes.BASE:
+      needs = self.result(seed, row, target, VALIDATION)
+    return Piece(
+      self.result(seed, row, target, kind),
+      (needs,),
+      lambda: self._asked(seed, row, target, kind),
+    )
+
+  def _workdir(self, seed: int, row: str, target: int) -> pathlib.Path:
+    if row == recipes.BASE:
+      longest = self.settings.curriculum[-1][0]
+      return self.folder / f"seed{seed}" / "pretrain" / str(longest)
+    return self.folder / f"seed{seed}" / "rows" / slug(row) / f"s{target}"
+
+  def _run_pretraining(self, seed: int) -> dict[str, Any]:
+    c, before, found = self.settings, "", {}
+    for stage, (length, steps) in enumerate(c.curriculum):
+      count = steps * c.pretrain_tokens // length
+      texts = ({"text": words.text(seed, i, length - 1)} for i in range(count))
+      write_lines(self.folder / f"seed{seed}" / f"text{length}.jsonl", texts)
+      workdir = self.folder / f"seed{seed}" / "pretrain" / str(length)
+      config = recipes.pretraining(c, seed, stage, before, self.folder)
+      found[str(length)] = run_train(config, workdir)
+      before = str(workdir)
+    return {"pretraining": found}
+
+  def _run_sft(self, seed: int, row: str, target: int) -> dict[str, Any]:
+    c = self.settings
+    # Twice the steps is the most that a row takes; each dialogue is seen once.
+    most = max(r.steps for r in recipes.ALL_ROWS.values())
+    count = round(c.steps * most) * c.dialogues + 128  # and those that are held out
+    chats = ({"messages": words.dialogue(seed, i, c.window)} for i in range(count))
+    write_lines(self.folder / f"seed{seed}" / "chats.jsonl", chats)
+    config = recipes.sft(
+      c,
+      seed,
+      recipes.ALL_ROWS[row],
+      target,
+      str(self._workdir(seed, recipes.BASE, 1)),
+      self.folder,
+    )
+    return {"sft": run_train(config, self._workdir(seed, row, target))}
+
+  def _asked(self, seed: int, row: str, target: int, kind: str) -> dict[str, Any]:
+    """Needles in the row's own format and, for the table, all other measures."""
+    c, own = self.settings, form_of(row)
+    scaled_to = target if row == recipes.BASE else None
+    workdir = self._workdir(seed, row, target)
+    subject = needles.open_subject(workdir, c.window, scaled_to)
+    counts = {own: c.validation}
+    if kind == TEST:
+      counts = {own: c.test, "text" if own == "chat" else "chat": c.retained}
+    found: dict[str, Any] = {
+      form: {
+        str(length): needles.ask(
+          subject, seed, KINDS[kind], form, length * c.window, count
+        )
+        for length in c.tested
+      }
+      for form, count in counts.items()
+    }
+    if kind == TEST:
+      longest = max(c.tested) * c.window
+      chats = self.folder / f"seed{seed}" / "long_chats.jsonl"
+      said = (words.dialogue(seed, i, longest, words.TEST) for i in range(64))
+      write_lines(chats, ({"messages": m} for m in said))
+      found["misalignment"] = needles.misaligned(subject, chats, longest // 2, 48)
+      found["loss"] = needles.loss_by_position(subject, seed, c, 48)
+    return found
+
+
+def slug(row: str) -> str:
+  """A row's name as a folder."""
+  return re.sub(r"[^a-z0-9.]+", "_", row.lower())
+
+
+def form_of(row: str) -> str:
+  """The format in which a row is asked: the base knows texts only."""
+  return "text" if row.startswith(recipes.BASE) else "chat"
+
+
+def accuracy(asked: dict[str, Any]) -> float:
+  """Share of the questions that were hits; of `needles.ask`."""
+  hits = "".join(asked["hits"])
+  return hits.count("1") / len(hits)
+
+
+def beyond(content: dict[str, Any], row: str) -> float:
+  """Mean accuracy over the lengths beyond the window."""
+  lengths = {n: asked for n, asked in content[form_of(row)].items() if int(n) > 1}
+  return float(np.mean([accuracy(asked) for asked in lengths.values()]))
+
+
+def write_lines(path: pathlib.Path, records: Iterator[Any]) -> None:
+  """JSON lines, unless they are there."""
+  if path.exists():
+    return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  half = path.with_suffix(f".{os.getpid()}.new")  # others may write the same now
+  half.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+  half.replace(path)
+
+
+def run_train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
+  """The train command, in this process; what its metrics end with."""
+  if status := train.run(config, workdir, SILENT):
+    raise Stopped(status)
+  lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+  records = [json.loads(line) for line in lines]
+  last = [record["loss"] for record in records if "loss" in record][-20:]
+  held_out = [record["eval_loss"] for record in records if "eval_loss" in record]
+  return {"loss": float(np.mean(last)), "held_out_loss": held_out[-1:]}
+
+
+def run(study: Study, console: rich_console.Console) -> bool:
+  """Makes the pieces that are missing; True if all are there.
+
+  Several processes may do this at a time: a piece belongs to the one that holds its
+  lock, and the lock ends with the process.
+  """
+  while True:
+    made = 0
+    waiting = 0
+    for piece in study.pieces():
+      if piece.result.exists():
+        continue
+      if not all(path.exists() for path in piece.needs):
+        waiting += 1
+        continue
+      piece.result.parent.mkdir(parents=True, exist_ok=True)
+      with piece.result.with_suffix(".lock").open("w") as lock:
+        try:
+          fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+          waiting += 1
+          continue
+        if piece.result.exists():
+          continue
+        began = time.monotonic()
+        content = piece.make()
+        seconds = round(time.monotonic() - began, 1)
+        safetensors_io.write_json(piece.result, content | {"seconds": seconds})
+        made += 1
+        told = piece.result.relative_to(study.folder / "results")
+        console.print(f"{seconds:6.1f} s  {told}")
+        break  # in order: a piece of the main table may have become possible
+    if not made:
+      return not waiting

@@ -1,0 +1,211 @@
+"""The study's settings, its rows, and the train config of each.
+
+A row is what SFT changes; all else (data, steps, batch tokens, learning rate) is equal.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from skipalign_jax import config as config_lib
+
+BASE, BASE_NTK = "base", "base + NTK"
+NORMAL, OUTER = "Normal-SFT", "Skip-Outer"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """All that shapes the numbers.
+
+  Attributes:
+    window: W, tokens that the base is trained on.
+    theta: of the base's rope; the longest wavelength is about 17 W, Llama-2's 13 W.
+    seeds: each has a language, a base, SFT data, draws and needles of its own.
+    pilots: seeds that try every NTK target, and thereby choose it for all.
+    sweep_seeds: seeds of the sweeps.
+    targets: NTK targets s, in windows.
+    tested: lengths, in windows.
+    curriculum: (tokens a row, steps) of the pretraining, one train command each.
+    pretrain_rate, sft_rate: learning rates.
+    pretrain_tokens: of a step.
+    dialogues: of a step of SFT.
+    steps: of SFT.
+    embed_dim, ffn_dim: widths of the model.
+    validation, test, retained: haystacks a length and seed, with three questions each:
+      for choosing, for the tables, and in the format that a row is not about.
+  """
+
+  window: int = 64
+  theta: float = 250.0
+  seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+  pilots: tuple[int, ...] = (0, 1)
+  sweep_seeds: tuple[int, ...] = (0, 1, 2)
+  targets: tuple[int, ...] = (8, 16, 32)
+  tested: tuple[int, ...] = (1, 2, 4, 8)
+  curriculum: tuple[tuple[int, int], ...] = ((32, 300), (64, 500))
+  pretrain_rate: float = 4e-3
+  sft_rate: float = 1e-3
+  pretrain_tokens: int = 2048
+  dialogues: int = 32
+  steps: int = 250
+  embed_dim: int = 64
+  ffn_dim: int = 128
+  validation: int = 96
+  test: int = 334
+  retained: int = 86
+
+
+# Enough to run every line; learns nothing.
+MICRO = Settings(
+  window=64,
+  seeds=(0, 1),
+  pilots=(0,),
+  sweep_seeds=(0,),
+  targets=(8,),
+  tested=(1, 2),
+  curriculum=((32, 2), (64, 2)),
+  dialogues=8,
+  steps=2,
+  embed_dim=32,
+  ffn_dim=32,
+  validation=2,
+  test=3,
+  retained=2,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """What SFT changes.
+
+  Attributes:
+    changes: keys of the config → values.
+    reach: L in windows, for rows whose positions move.
+    packed: dialogues a row of PackedSFT; its batches have as many tokens as all others.
+    steps: of SFT, as a multiple of the settings'.
+    rate: learning rate, as a multiple of the settings'.
+  """
+
+  changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  reach: int = 8
+  packed: int = 1
+  steps: float = 1.0
+  rate: float = 1.0
+
+
+def at(strategy: str, **others: Any) -> dict[str, Any]:
+  return {"positions.strategy": strategy} | others
+
+
+NO_MASK = {"data.packing_mask": False}
+ROWS = {
+  NORMAL: Row(at("contiguous")),
+  OUTER: Row(at("skip_outer")),
+  "PackedSFT": Row(at("contiguous", **NO_MASK), packed=8),
+  "PackedSFT, masked": Row(at("contiguous"), packed=8),
+  "Skip-Inner": Row(at("skip_inner")),
+  "Skip-Outer + LSA": Row(at("skip_outer", **{"long_short.alpha": 0.1})),
+  "Skip-All": Row(at("skip_all")),
+  "PoSE": Row(at("pose")),
+  "Skip-Outer, uniform gaps": Row(at("skip_outer", **{"positions.gaps": "uniform"})),
+}
+
+# One thing changed at a time; the rows above have L = 8 W, p = 0.5.
+SWEEPS = {
+  "L": {
+    f"Skip-Outer, L = {reach} W": Row(at("skip_outer"), reach)
+    for reach in (2, 4, 16, 32)
+  },
+  "p": {
+    f"Skip-Outer, p = {p}": Row(at("skip_outer", **{"positions.skip_prob": p}))
+    for p in (0.2, 0.8, 1.0)
+  },
+  "alpha": {
+    "Normal-SFT + LSA": Row(at("contiguous", **{"long_short.alpha": 0.1})),
+    **{
+      f"Skip-Outer, alpha = {a}": Row(at("skip_outer", **{"long_short.alpha": a}))
+      for a in (0.3, 1.0)
+    },
+  },
+  "training": {
+    f"{name}, {told}": Row(at(strategy), **changed)
+    for told, changed in (("2 x steps", {"steps": 2.0}), ("rate / 3", {"rate": 1 / 3}))
+    for name, strategy in ((NORMAL, "contiguous"), (OUTER, "skip_outer"))
+  },
+}
+ALL_ROWS = ROWS | {name: row for rows in SWEEPS.values() for name, row in rows.items()}
+
+
+def _shared(settings: Settings, seed: int, cache: pathlib.Path) -> Any:
+  c = config_lib.default()
+  c.seed = seed
+  c.model.compute_dtype, c.model.remat = "float32", "none"
+  c.optim.beta2 = 0.99
+  c.data.cache_dir = str(cache)
+  c.eval.every = c.checkpoint.every = 0
+  c.checkpoint.keep, c.checkpoint.keep_best = 1, False
+  return c
+
+
+def pretraining(
+  settings: Settings, seed: int, stage: int, before: str, folder: pathlib.Path
+) -> Any:
+  """The config of one stage of the curriculum.
+
+  Args:
+    settings: of the study.
+    seed: of the base.
+    stage: index into settings.curriculum.
+    before: workdir of the stage before; "" for none.
+    folder: with tokenizer/, cache/ and the seed's texts.
+  """
+  length, steps = settings.curriculum[stage]
+  c = _shared(settings, seed, folder / "cache")
+  c.data.train, c.data.eval = str(folder / f"seed{seed}" / f"text{length}.jsonl"), ""
+  c.data.seq_len, c.data.tokenizer = length, str(folder / "tokenizer")
+  c.batch_size, c.steps = settings.pretrain_tokens // length, steps
+  c.optim.learning_rate = settings.pretrain_rate
+  c.positions.strategy = "contiguous"
+  c.model.init_from = before
+  if not before:
+    m = c.model
+    m.num_layers, m.embed_dim, m.ffn_dim = 2, settings.embed_dim, settings.ffn_dim
+    m.num_heads = m.num_kv_heads = 2
+    m.head_dim = settings.embed_dim // 2
+    m.norm_eps, m.tie_embeddings = 1e-5, False
+    m.attention_bias = m.mlp_bias = False
+    m.window, c.rope.theta = settings.window, settings.theta
+  return c
+
+
+def sft(
+  settings: Settings, seed: int, row: Row, target: int, base: str, folder: pathlib.Path
+) -> Any:
+  """The config of a row's SFT.
+
+  Args:
+    settings: of the study.
+    seed: of the base and the dialogues.
+    row: what it changes.
+    target: NTK target s, in windows.
+    base: workdir of the pretrained model.
+    folder: with cache/ and the seed's chats.
+  """
+  c = _shared(settings, seed, folder / "cache")
+  # One seed of training draws for all: programs have it inside. Draws differ by seed
+  # all the same, because they are keyed by what a dialogue says.
+  c.seed = 0
+  c.model.init_from = base
+  c.data.train, c.data.eval = str(folder / f"seed{seed}" / "chats.jsonl"), "holdout:64"
+  c.data.seq_len = settings.window * row.packed
+  c.data.packing = row.packed > 1
+  c.batch_size = settings.dialogues // row.packed
+  c.steps = round(settings.steps * row.steps)
+  c.optim.learning_rate = settings.sft_rate * row.rate
+  c.positions.max_position = row.reach * settings.window
+  c.rope.kind, c.rope.target_length = "ntk", target * settings.window
+  for key, value in row.changes.items():
+    group, name = key.split(".")
+    c[group][name] = value
+  return c

@@ -1,0 +1,212 @@
+"""The study's language: filler words, facts, and the two ways to ask for one.
+
+A fact is one word, `k12=v3`: key 12 has value 3. Around facts stands filler, a Markov
+chain with four successors a word. Two formats ask:
+
+  text, which pretraining shows:   … k12=v3 … Q k12 v3 …
+  chat, which only SFT shows:      <|user|> … k12=v3 … ask k12 <|end|>
+                                   <|assistant|> k12 v3 <|end|>
+
+Everything is a pure function of (seed, kind of text, number), so no two seeds, and no
+training set and test set of a seed, share a draw. A seed has a filler chain of its own.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import tokenizers
+import transformers
+from tokenizers import models, pre_tokenizers
+
+KEYS, VALUES, FILLERS, SUCCESSORS = 64, 8, 32, 4
+SPECIAL = ("<|pad|>", "<|unk|>", "<|eos|>", "<|user|>", "<|assistant|>", "<|end|>")
+TEMPLATE = (
+  "{% for message in messages %}"
+  "{{ '<|' + message['role'] + '|> ' + message['content'] + ' <|end|>\n' }}"
+  "{% endfor %}"
+  "{% if add_generation_prompt %}{{ '<|assistant|> ' }}{% endif %}"
+)
+
+# What a random generator is for: the second number of its seed.
+CHAIN, TEXT, DIALOGUE, TEST, VALIDATION = range(5)
+
+Words = list[str]
+
+
+def vocabulary() -> Words:
+  """All words; a word's place is its token id."""
+  facts = [fact(k, v) for k in range(KEYS) for v in range(VALUES)]
+  keys, values = map(key, range(KEYS)), map(value, range(VALUES))
+  return [*SPECIAL, "Q", "ask", "ok", *map(filler, range(FILLERS)), *keys, *values,
+          *facts]  # fmt: skip
+
+
+def key(k: int) -> str:
+  return f"k{k}"
+
+
+def value(v: int) -> str:
+  return f"v{v}"
+
+
+def filler(w: int) -> str:
+  return f"w{w}"
+
+
+def fact(k: int, v: int) -> str:
+  return f"k{k}=v{v}"
+
+
+def tokenizer() -> transformers.PreTrainedTokenizerFast:
+  """One token a word, with the chat template."""
+  vocab = {word: i for i, word in enumerate(vocabulary())}
+  backend = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="<|unk|>"))
+  backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  made = transformers.PreTrainedTokenizerFast(
+    tokenizer_object=backend,
+    pad_token="<|pad|>",
+    unk_token="<|unk|>",
+    eos_token="<|eos|>",
+    additional_special_tokens=["<|user|>", "<|assistant|>", "<|end|>"],
+    clean_up_tokenization_spaces=False,
+  )
+  made.chat_template = TEMPLATE
+  return made
+
+
+@functools.lru_cache
+def chain(seed: int) -> np.ndarray:
+  """[FILLERS, SUCCESSORS]: the words that may follow each word, equally likely."""
+  rng = np.random.default_rng((seed, CHAIN))
+  return np.stack([rng.permutation(FILLERS)[:SUCCESSORS] for _ in range(FILLERS)])
+
+
+def walk(seed: int, rng: np.random.Generator, count: int) -> Words:
+  """`count` words of filler."""
+  after, word = chain(seed), int(rng.integers(FILLERS))
+  found = []
+  for choice in rng.integers(SUCCESSORS, size=count):
+    found.append(filler(word))
+    word = int(after[word, choice])
+  return found
+
+
+def draw_facts(rng: np.random.Generator, count: int) -> list[tuple[int, int]]:
+  """(key, value) of so many facts, no key twice."""
+  keys = rng.permutation(KEYS)[:count]
+  return list(
+    zip(keys.tolist(), rng.integers(VALUES, size=count).tolist(), strict=True)
+  )
+
+
+def insert(words: Words, rng: np.random.Generator, parts: Sequence[Words]) -> Words:
+  """`parts`, in their order, put at random places between `words`."""
+  places = np.sort(rng.integers(len(words) + 1, size=len(parts)))
+  found, done = [], 0
+  for place, part in zip(places.tolist(), parts, strict=True):
+    found += words[done:place] + part
+    done = place
+  return found + words[done:]
+
+
+def text(seed: int, number: int, length: int, kind: int = TEXT) -> str:
+  """A document of `length` words: facts, and later questions with their answers."""
+  rng = np.random.default_rng((seed, kind, length, number))
+  facts = draw_facts(rng, max(2, length // 10))
+  told, parts = 0, []
+  is_fact = rng.permutation([True] * (len(facts) - 1) + [False] * len(facts))
+  for tells in [True, *is_fact.tolist()]:
+    if tells:
+      parts.append([fact(*facts[told])])
+      told += 1
+    else:
+      k, v = facts[rng.integers(told)]
+      parts.append(["Q", key(k), value(v)])
+  fillers = walk(seed, rng, length - sum(map(len, parts)))
+  return " ".join(insert(fillers, rng, parts))
+
+
+def dialogue(
+  seed: int, number: int, length: int, kind: int = DIALOGUE
+) -> list[dict[str, str]]:
+  """Messages of a chat of `length` tokens at most, about 20 a turn.
+
+  Each turn but the first ends with a question, each about another fact, told in that
+  user turn or in one before; one fact more is never asked for. The reply names the key
+  again and the value.
+  """
+  rng = np.random.default_rng((seed, kind, length, number))
+  typical = max(3, length // 20)
+  turns = min(int(rng.integers(typical - 1, typical + 2)), KEYS)
+  facts = draw_facts(rng, turns)
+  when = [int(rng.integers(turn + 1)) for turn in range(turns)]
+  # A turn frames what it says: <|user|> … ask k <|end|> <|assistant|> k v <|end|>.
+  room = length - 8 * turns - len(facts)
+  shares = np.diff(
+    np.sort(rng.integers(room + 1, size=turns - 1)), prepend=0, append=room
+  )
+  messages = []
+  for turn, share in enumerate(shares.tolist()):
+    new = [[fact(*f)] for f, at in zip(facts, when, strict=True) if at == turn]
+    words = insert(walk(seed, rng, max(share, 1)), rng, new)
+    k, v = facts[turn]
+    asked = ["ask", key(k)] if turn else []
+    reply = f"{key(k)} {value(v)}" if turn else "ok"
+    messages.append({"role": "user", "content": " ".join(words + asked)})
+    messages.append({"role": "assistant", "content": reply})
+  return messages
+
+
+ASKED, DISTRACTORS = 3, 1  # facts of a haystack that are asked for, and that are not
+
+
+@dataclasses.dataclass(frozen=True)
+class Haystack:
+  """Filler with facts in it, then questions about them, one after the other.
+
+  Attributes:
+    words: all of it, with control words and the right answers.
+    answers: (first word, end) of each answer in `words`.
+    depths: where the fact of each question stands in the filler, 0 (first) to 1.
+  """
+
+  words: Words
+  answers: list[tuple[int, int]]
+  depths: list[float]
+
+
+def haystack(seed: int, number: int, kind: int, form: str, length: int) -> Haystack:
+  """`length` words of one haystack.
+
+  Args:
+    seed: of the model that is asked.
+    number: of the haystack.
+    kind: TEST or VALIDATION.
+    form: "chat" or "text".
+    length: of everything.
+  """
+  is_chat = form == "chat"
+  rng = np.random.default_rng((seed, kind, is_chat, length, number))
+  facts = draw_facts(rng, ASKED + DISTRACTORS)
+  front, behind, answers = ["<|user|>"] if is_chat else [], [], []
+  for i, (k, v) in enumerate(facts[:ASKED]):
+    if is_chat:
+      again = [] if i == 0 else ["<|end|>", "<|user|>", *walk(seed, rng, 1)]
+      behind += [*again, "ask", key(k), "<|end|>", "<|assistant|>"]
+      answer = [key(k), value(v)]
+    else:
+      behind += ["Q", key(k)]
+      answer = [value(v)]
+    answers.append((len(behind), len(behind) + len(answer)))
+    behind += answer
+  room = length - len(front) - len(behind)
+  told = [[fact(*facts[i])] for i in rng.permutation(len(facts))]
+  hay = insert(walk(seed, rng, room - len(told)), rng, told)
+  before = len(front) + room
+  return Haystack(
+    words=front + hay + behind,
+    answers=[(before + start, before + end) for start, end in answers],
+    depths=[hay.index(fact(*f)) / (room - 1) for f in facts[:ASKED]],
+  )
