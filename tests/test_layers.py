@@ -41,6 +41,7 @@ LAYERS = (
     "sweep",
     "train",
   },
+  {"needle_study"},
 )
 ROOT = pathlib.Path(__file__).parent.parent / "skipalign_jax"
 

@@ -6,12 +6,13 @@ DIR gets every piece's numbers, then study_b.json, from which tables and figures
 """
 
 import argparse
+import json
 import pathlib
 
 from rich import console as rich_console
 
 from skipalign_jax import compile_cache, errors
-from skipalign_jax.needle_study import pieces, recipes
+from skipalign_jax.needle_study import collect, figure, pieces, recipes, tables
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,7 +35,14 @@ def main(argv: list[str] | None = None) -> int:
     complete = pieces.run(study, console)
   except pieces.Stopped as stopped:
     return stopped.args[0]
+  path = collect.write(study)
+  # Read back, so that nothing is shown that the file does not hold.
+  content = json.loads(path.read_text(encoding="utf-8"))
+  (study.folder / "tables.md").write_text(tables.report(content) + "\n", "utf-8")
+  made = figure.draw(content, study.folder)
   console.print("complete" if complete else "other processes still work on the rest")
+  console.print(f"written to {study.folder}: {path.name}, tables.md")
+  console.print(", ".join(picture.name for picture in made))
   return 0
 
 

@@ -230,6 +230,11 @@ def accuracy(asked: dict[str, Any]) -> float:
   return hits.count("1") / len(hits)
 
 
+def questions(asked: dict[str, Any]) -> int:
+  """How many were asked."""
+  return sum(map(len, asked["hits"]))
+
+
 def beyond(content: dict[str, Any], row: str) -> float:
   """Mean accuracy over the lengths beyond the window."""
   lengths = {n: asked for n, asked in content[form_of(row)].items() if int(n) > 1}

@@ -1,0 +1,117 @@
+"""The study's tables, in Markdown, from study_b.json alone."""
+
+from typing import Any
+
+Content = dict[str, Any]
+
+
+def report(content: Content) -> str:
+  """All tables."""
+  return "\n\n".join(
+    part
+    for part in (
+      main(content, "chat", "Needles in the chat format, % (mean, 95 % over seeds)"),
+      main(content, "text", "In the text format that the base learnt, %"),
+      pairs(content),
+      targets(content),
+      sweeps(content),
+      losses(content),
+    )
+    if part
+  )
+
+
+def _percent(cell: Content) -> str:
+  told = f"{100 * cell['mean']:.1f}"
+  if cell["high"] is not None:
+    told += f" ± {100 * (cell['high'] - cell['mean']):.1f}"
+  return told
+
+
+def _table(title: str, columns: list[str], rows: list[list[str]]) -> str:
+  lines = [columns, ["---"] * len(columns), *rows]
+  return "\n".join([f"{title}\n", *("| " + " | ".join(line) + " |" for line in lines)])
+
+
+def main(content: Content, form: str, title: str) -> str:
+  """Accuracy by row and length, each row at its own NTK target."""
+  tested = [str(n) for n in content["settings"]["tested"]]
+  rows = [
+    [name, str(row["s"]), str(len(row["seeds"]))]
+    + [_percent(row[form][n]) for n in (*tested, "beyond")]
+    for name, row in content["table"].items()
+  ]
+  columns = ["row", "s", "seeds", *(f"{n} W" for n in tested), "mean beyond W"]
+  return _table(title, columns, rows) if rows else ""
+
+
+def pairs(content: Content) -> str:
+  """Differences, paired by seed and by haystack."""
+  rows = []
+  for name, pair in (content["claims"] | content["others"]).items():
+    for where in ("beyond", "longest", "window"):
+      cell = pair[where]
+      rows.append(
+        [
+          name,
+          " - ".join(pair["rows"]),
+          where,
+          _percent(cell),
+          ", ".join(f"{100 * d:+.1f}" for d in cell["by_seed"]),
+          f"{cell['p_seeds']:.3f}",
+          f"{pair['p_haystacks']:.1g}" if where == "beyond" else "",
+          cell["verdict"],
+        ]
+      )
+  columns = ["claim", "rows", "at", "points", "by seed", "p, seeds", "p, haystacks", ""]
+  return _table("Paired differences", columns, rows) if rows else ""
+
+
+def targets(content: Content) -> str:
+  """What the choice of the NTK target saw."""
+  rows = [
+    [row, s, *(f"{100 * value:.1f}" for value in cells.values())]
+    for row, by_target in content["targets"].items()
+    for s, cells in by_target.items()
+  ]
+  tested = [f"{n} W" for n in content["settings"]["tested"]]
+  title = "Validation needles of the pilots by NTK target, %"
+  return _table(title, ["row", "s", *tested, "mean beyond W"], rows) if rows else ""
+
+
+def sweeps(content: Content) -> str:
+  """Validation accuracy of the sweeps."""
+  rows = [
+    [name, row, str(cells["beyond"]["n"])] + [_percent(cell) for cell in cells.values()]
+    for name, found in content["sweeps"].items()
+    for row, cells in found.items()
+  ]
+  tested = [f"{n} W" for n in content["settings"]["tested"]]
+  columns = ["sweep", "row", "seeds", *tested, "mean beyond W"]
+  return _table("Sweeps, validation needles, %", columns, rows) if rows else ""
+
+
+def losses(content: Content) -> str:
+  """Misalignment, held-out SFT loss, and losses by position, means over seeds."""
+  rows = []
+  for name, row in content["table"].items():
+    base = name.startswith("base")
+    models = [
+      m
+      for m in content["models"]
+      if m["row"] == ("base" if base else name)
+      and m["s"] == row["s"]
+      and m["needles"] == "test"
+    ]
+    mean = lambda values: sum(values) / len(values)
+    cells = [f"{row[key]['mean']:.3f}" if key in row else ""
+             for key in ("symmetric_kl", "held_out_loss")]  # fmt: skip
+    for kind in ("filler", "answers"):
+      parts = zip(*(m["loss"][kind] for m in models), strict=True)
+      cells += [f"{mean(values):.2f}" for values in parts]
+    rows.append([name, *cells])
+  tested = [f"to {n} W" for n in content["settings"]["tested"]]
+  columns = ["row", "symmetric KL", "held-out SFT loss"]
+  columns += [f"{kind} {n}" for kind in ("filler", "answers") for n in tested]
+  title = "Misalignment at answers, SFT loss, and losses in long texts, nats"
+  return _table(title, columns, rows) if rows else ""

@@ -1,0 +1,233 @@
+"""The miniature study: its language, its statistics, its choices, and a whole run."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from skipalign_jax import errors
+from skipalign_jax.data import chat
+from skipalign_jax.needle_study import (
+  __main__,
+  collect,
+  needles,
+  pieces,
+  recipes,
+  statistics,
+  words,
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+  return words.tokenizer()
+
+
+def facts_of(said):
+  return [tuple(word.split("=")) for word in said if "=" in word]
+
+
+def test_a_word_is_a_token(tokenizer):
+  vocabulary = words.vocabulary()
+  assert len(set(vocabulary)) == len(vocabulary) == len(tokenizer)
+  assert needles.encode(tokenizer, vocabulary) == list(range(len(vocabulary)))
+
+
+def test_texts_ask_for_what_they_told():
+  for number in range(50):
+    said = words.text(3, number, 63).split()
+    assert len(said) == 63
+    told = {}
+    for place, word in enumerate(said):
+      if "=" in word:
+        key, value = word.split("=")
+        assert key not in told
+        told[key] = value
+      if word == "Q":
+        assert told[said[place + 1]] == said[place + 2]
+    assert said.count("Q") == len(told) == 6
+
+
+def test_dialogues_fit_and_ask_for_each_fact_once(tokenizer):
+  encoder = chat.Encoder(tokenizer, seq_len=1 << 20)
+  dialogues = [words.dialogue(3, number, 64) for number in range(200)]
+  said = [[(m["role"], m["content"]) for m in messages] for messages in dialogues]
+  for messages, sample in zip(said, encoder(said), strict=True):
+    assert 54 <= len(sample.tokens) <= 64
+    told, asked = {}, set()
+    for (_, question), (_, reply) in zip(messages[::2], messages[1::2], strict=True):
+      told |= dict(facts_of(question.split()))
+      if reply == "ok":
+        assert "ask" not in question
+        continue
+      key, value = reply.split()
+      assert question.endswith(f"ask {key}") and told[key] == value
+      assert key not in asked
+      asked.add(key)
+    targets = tokenizer.decode(sample.tokens[sample.targets])
+    assert targets == " ".join(f"{reply} <|end|>" for _, reply in messages[1::2])
+
+
+@pytest.mark.parametrize("form", ["chat", "text"])
+@pytest.mark.parametrize("length", [64, 512])
+def test_haystacks_hold_each_answer_once(form, length, tokenizer):
+  for number in range(20):
+    stack = words.haystack(3, number, words.TEST, form, length)
+    assert len(stack.words) == length
+    facts = dict(facts_of(stack.words))
+    assert len(facts) == 4 == len(facts_of(stack.words))
+    keys = set()
+    for (start, end), depth in zip(stack.answers, stack.depths, strict=True):
+      key = stack.words[start] if form == "chat" else stack.words[start - 1]
+      keys.add(key)
+      assert stack.words[end - 1] == facts[key] and 0 <= depth <= 1
+    assert len(keys) == 3
+
+
+def test_seeds_and_kinds_share_no_draw():
+  made = {
+    (seed, kind): tuple(words.haystack(seed, 0, kind, "chat", 64).words)
+    for seed in range(2)
+    for kind in (words.TEST, words.VALIDATION)
+  }
+  assert len(set(made.values())) == 4
+  assert (words.chain(0) != words.chain(1)).any()
+  again = tuple(words.haystack(1, 0, words.TEST, "chat", 64).words)
+  assert again == made[1, words.TEST]
+
+
+def test_intervals_over_seeds_are_students():
+  values = [0.3, 0.5, 0.1, 0.9, 0.4]
+  found = statistics.over_seeds(values)
+  low, high = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
+  np.testing.assert_allclose([found["low"], found["high"]], [low, high], rtol=1e-3)
+
+
+def test_sign_flips_are_scipys():
+  d = np.array([0.3, -0.1, 0.2, 0.25, 0.05])
+  exact = stats.permutation_test(
+    (d,), np.mean, permutation_type="samples", n_resamples=np.inf
+  ).pvalue
+  assert statistics.sign_flip(d) == pytest.approx(exact)
+  assert statistics.sign_flip([1, 2, 3, 4, 5]) == 1 / 16
+  # Many pairs of one size: a binomial test.
+  d = np.array([1] * 30 + [-1] * 14 + [0] * 100)
+  exact = stats.binomtest(30, 44).pvalue
+  assert statistics.sign_flip_of_items(d) == pytest.approx(exact, rel=0.15)
+
+
+def test_rank_correlation_is_scipys():
+  x, y = [1, 2, 2, 5, 0, 3], [3, 1, 2, 2, 8, 1]
+  assert statistics.spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+
+
+def test_verdicts():
+  better, worse = [0.9, 0.8, 0.85], [0.5, 0.42, 0.45]
+  assert statistics.compare(better, worse)["verdict"] == "holds"
+  assert statistics.compare(worse, better)["verdict"] == "fails"
+  assert statistics.compare([0.9, 0.1, 0.5], worse)["verdict"] == "open"
+
+
+def asked(accuracy):
+  hits = round(100 * accuracy)
+  return {"hits": ["1"] * hits + ["0"] * (100 - hits), "depths": [[1, 2]] * 5}
+
+
+def put(study, seed, row, target, kind, accuracy):
+  path = study.result(seed, row, target, kind)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  content = {"chat": {"1": asked(1.0), "2": asked(accuracy)}}
+  content["sft"] = {"held_out_loss": [0.5]}
+  path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def study(tmp_path):
+  settings = recipes.Settings(
+    targets=(8, 16), tested=(1, 2), pilots=(0, 1), seeds=(0, 1)
+  )
+  return pieces.Study(tmp_path, settings)
+
+
+def test_targets_are_chosen_on_validation_needles_of_the_pilots(study):
+  row = recipes.OUTER
+  for seed, by_target in ((0, {8: 0.7, 16: 0.6}), (1, {8: 0.5, 16: 0.8})):
+    assert study.chosen(row) is None
+    for target, accuracy in by_target.items():
+      put(study, seed, row, target, pieces.VALIDATION, accuracy)
+      # What test needles or other seeds would choose.
+      put(study, seed, row, target, pieces.TEST, 0.1 if target == 16 else 1.0)
+      put(study, 2, row, target, pieces.VALIDATION, 0.1 if target == 16 else 1.0)
+  assert study.chosen(row) == 16
+  asked_at = {
+    p.result.name
+    for p in study.pieces()
+    if p.result.parent.name == "skip_outer" and p.result.name.endswith("test.json")
+  }
+  assert asked_at == {"s16.test.json"}
+
+
+def test_differences_are_paired_by_seed(study):
+  for row, gain in ((recipes.OUTER, 0.3), (recipes.NORMAL, 0.0)):
+    for seed, target in itertools.product((0, 1), (8, 16)):
+      put(study, seed, row, target, pieces.VALIDATION, 0.5)
+    for seed, accuracy in ((0, 0.2), (1, 0.6)):
+      put(study, seed, row, 8, pieces.TEST, accuracy + gain)
+  models = list(collect._models(study))
+  chosen = {row: study.chosen(row) for row in (recipes.OUTER, recipes.NORMAL)}
+  pair = collect._pairs(study, models, chosen, collect.CLAIMS)["1, Normal-SFT"]
+  assert pair["beyond"]["mean"] == pytest.approx(0.3)
+  assert pair["beyond"]["high"] == pytest.approx(0.3)
+  assert pair["window"]["mean"] == 0
+  assert pair["p_haystacks"] < 0.001
+
+
+def test_a_folder_holds_one_study(study):
+  pieces.Study(study.folder, study.settings)
+  with pytest.raises(errors.UserError, match="other settings"):
+    pieces.Study(study.folder, recipes.Settings())
+
+
+def test_what_is_done_is_skipped_and_what_runs_elsewhere_left(tmp_path):
+  made = []
+
+  def piece(name, *needs):
+    path = lambda name: tmp_path / "results" / f"{name}.json"
+    make = lambda: made.append(name) or {"name": name}
+    return pieces.Piece(path(name), tuple(map(path, needs)), make)
+
+  class Some:
+    folder = tmp_path
+
+    def pieces(self):
+      return [piece("last", "first"), piece("first"), piece("alone")]
+
+  silent = pieces.SILENT
+  assert pieces.run(Some(), silent) and made == ["first", "last", "alone"]
+  assert pieces.run(Some(), silent) and len(made) == 3
+  (tmp_path / "results" / "first.json").unlink()
+  assert pieces.run(Some(), silent) and made[3:] == ["first"]
+
+
+@pytest.mark.slow
+def test_a_whole_study_and_its_second_run(tmp_path, capsys):
+  command = ["--micro", f"--out={tmp_path}"]
+  assert __main__.main(command) == 0
+  content = json.loads((tmp_path / "study_b.json").read_text())
+  assert content["table"].keys() == {
+    recipes.BASE,
+    recipes.BASE_NTK,
+    *recipes.ROWS,
+  }
+  assert all(len(row["seeds"]) == 2 for row in content["table"].values())
+  assert all(len(content["sweeps"][name]) == len(rows) + 2
+             for name, rows in recipes.SWEEPS.items())  # fmt: skip
+  assert content["claims"].keys() == collect.CLAIMS.keys()
+  assert "Skip-Outer" in (tmp_path / "tables.md").read_text()
+  for name in ("lengths", "sweeps", "depths", "misalignment"):
+    assert (tmp_path / f"study_b_{name}.png").stat().st_size > 5000
+  times = {p: p.stat().st_mtime for p in tmp_path.rglob("results/**/*.json")}
+  assert __main__.main(command) == 0
+  assert times == {p: p.stat().st_mtime for p in tmp_path.rglob("results/**/*.json")}
