@@ -45,10 +45,10 @@ class Settings:
   tested: tuple[int, ...] = (1, 2, 4, 8)
   curriculum: tuple[tuple[int, int], ...] = ((32, 300), (64, 500))
   pretrain_rate: float = 4e-3
-  sft_rate: float = 1e-3
+  sft_rate: float = 2e-3
   pretrain_tokens: int = 2048
-  dialogues: int = 32
-  steps: int = 250
+  dialogues: int = 16
+  steps: int = 400
   embed_dim: int = 64
   ffn_dim: int = 128
   validation: int = 96
