@@ -92,20 +92,15 @@ class Study:
     """
     c = self.settings
     yield from (self._pretrain(seed) for seed in c.seeds)
-    for seed in c.pilots:
-      for target in (1, *c.targets):
-        yield self._ask(seed, recipes.BASE, target, VALIDATION)
-    for row in recipes.ROWS:
+    yield from (self._ask(seed, recipes.BASE, 1, TEST) for seed in c.seeds)
+    for row in (recipes.BASE, *recipes.ROWS):
+      make = self._train if row != recipes.BASE else self._ask_base
+      tried = c.targets if row != recipes.BASE else (1, *c.targets)
       for seed in c.pilots:
-        yield from (self._train(seed, row, target) for target in c.targets)
-    for seed in c.seeds:
-      yield self._ask(seed, recipes.BASE, 1, TEST)
-      if target := self.chosen(recipes.BASE):
-        yield self._ask(seed, recipes.BASE, target, TEST)
-    for row in recipes.ROWS:
+        yield from (make(seed, row, target) for target in tried)
       if target := self.chosen(row):
         for seed in c.seeds:
-          yield self._train(seed, row, target)
+          yield make(seed, row, target)
           yield self._ask(seed, row, target, TEST)
     for rows in recipes.SWEEPS.values():
       for row in rows:
@@ -140,6 +135,9 @@ class Study:
         self._run_sft(seed, row, target) | self._asked(seed, row, target, VALIDATION)
       ),
     )
+
+  def _ask_base(self, seed: int, row: str, target: int) -> Piece:
+    return self._ask(seed, row, target, VALIDATION)
 
   def _ask(self, seed: int, row: str, target: int, kind: str) -> Piece:
     needs = self.base_result(seed)

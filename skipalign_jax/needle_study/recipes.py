@@ -121,17 +121,17 @@ SWEEPS = {
     f"Skip-Outer, p = {p}": Row(at("skip_outer", **{"positions.skip_prob": p}))
     for p in (0.2, 0.8, 1.0)
   },
+  "training": {
+    f"{name}, {told}": Row(at(strategy), **changed)
+    for told, changed in (("2 x steps", {"steps": 2.0}), ("rate / 3", {"rate": 1 / 3}))
+    for name, strategy in ((NORMAL, "contiguous"), (OUTER, "skip_outer"))
+  },
   "alpha": {
     "Normal-SFT + LSA": Row(at("contiguous", **{"long_short.alpha": 0.1})),
     **{
       f"Skip-Outer, alpha = {a}": Row(at("skip_outer", **{"long_short.alpha": a}))
       for a in (0.3, 1.0)
     },
-  },
-  "training": {
-    f"{name}, {told}": Row(at(strategy), **changed)
-    for told, changed in (("2 x steps", {"steps": 2.0}), ("rate / 3", {"rate": 1 / 3}))
-    for name, strategy in ((NORMAL, "contiguous"), (OUTER, "skip_outer"))
   },
 }
 ALL_ROWS = ROWS | {name: row for rows in SWEEPS.values() for name, row in rows.items()}
