@@ -62,11 +62,12 @@ def ask(
 
   Returns:
     `hits`, a word of 0 and 1 a haystack, one a question; and by part of the haystack
-    in which the fact stands, `depths`: [hits, questions].
+    in which the fact stands, `depths`: [hits, questions]. `words`: how often the first
+    and the last word of an answer (in chats the key and the value) were right alone.
   """
   stacks = [words.haystack(seed, i, kind, form, length) for i in range(count)]
   size = 2 ** int(np.log2(max(PLACES // length, 1)))
-  hits, depths = [], np.zeros((DEPTHS, 2), int)
+  hits, depths, right = [], np.zeros((DEPTHS, 2), int), np.zeros(2, int)
   for start in range(0, count, size):
     batch = stacks[start : start + size]
     tokens = [encode(subject.tokenizer, stack.words) for stack in batch]
@@ -75,9 +76,11 @@ def ask(
     for stack, begin, (_, likeliest) in zip(batch, first, scored, strict=True):
       found = [bool(likeliest[a - begin : b - begin].all()) for a, b in stack.answers]
       hits.append("".join(str(int(hit)) for hit in found))
+      for a, b in stack.answers:
+        right += likeliest[[a - begin, b - 1 - begin]]
       for hit, depth in zip(found, stack.depths, strict=True):
         depths[min(int(depth * DEPTHS), DEPTHS - 1)] += (hit, 1)
-  return {"hits": hits, "depths": depths.tolist()}
+  return {"hits": hits, "depths": depths.tolist(), "words": right.tolist()}
 
 
 def loss_by_position(
