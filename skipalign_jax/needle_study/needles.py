@@ -14,7 +14,7 @@ from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.hf import reference
 from skipalign_jax.needle_study import recipes, words
 
-PLACES = 64 * 512  # of the KV cache that a batch may take
+ROWS = 64  # haystacks a batch, always, so that few shapes are compiled
 DEPTHS = 5  # equal parts of the haystack
 
 
@@ -35,7 +35,7 @@ def open_subject(
     config = dataclasses.replace(config, rope=scaled, window=target * window)
   engine = inference.Engine(reference.load_params(opened), config, "float32")
   return subject_lib.Subject(
-    engine, reference.load_tokenizer(str(model)), {}, batch_tokens=PLACES
+    engine, reference.load_tokenizer(str(model)), {}, batch_tokens=0
   )
 
 
@@ -66,10 +66,9 @@ def ask(
     and the last word of an answer (in chats the key and the value) were right alone.
   """
   stacks = [words.haystack(seed, i, kind, form, length) for i in range(count)]
-  size = 2 ** int(np.log2(max(PLACES // length, 1)))
   hits, depths, right = [], np.zeros((DEPTHS, 2), int), np.zeros(2, int)
-  for start in range(0, count, size):
-    batch = stacks[start : start + size]
+  for start in range(0, count, ROWS):
+    batch = stacks[start : start + ROWS]
     tokens = [encode(subject.tokenizer, stack.words) for stack in batch]
     first = [stack.answers[0][0] for stack in batch]
     scored = subject.engine.score(tokens, first)

@@ -92,8 +92,7 @@ class Study:
     """
     c = self.settings
     yield from (self._pretrain(seed) for seed in c.seeds)
-    yield from (self._ask(seed, recipes.BASE, 1, TEST) for seed in c.seeds)
-    for row in (recipes.BASE, *recipes.ROWS):
+    for row in (*recipes.ROWS, recipes.BASE):
       make = self._train if row != recipes.BASE else self._ask_base
       tried = c.targets if row != recipes.BASE else (1, *c.targets)
       for seed in c.pilots:
@@ -102,6 +101,7 @@ class Study:
         for seed in c.seeds:
           yield make(seed, row, target)
           yield self._ask(seed, row, target, TEST)
+    yield from (self._ask(seed, recipes.BASE, 1, TEST) for seed in c.seeds)
     for rows in recipes.SWEEPS.values():
       for row in rows:
         if target := self.chosen(recipes.OUTER):
@@ -205,10 +205,10 @@ class Study:
     if kind == TEST:
       longest = max(c.tested) * c.window
       chats = self.folder / f"seed{seed}" / "long_chats.jsonl"
-      said = (words.dialogue(seed, i, longest, words.TEST) for i in range(64))
+      said = (words.dialogue(seed, i, longest, words.TEST) for i in range(48))
       write_lines(chats, ({"messages": m} for m in said))
-      found["misalignment"] = needles.misaligned(subject, chats, longest // 2, 48)
-      found["loss"] = needles.loss_by_position(subject, seed, c, 48)
+      found["misalignment"] = needles.misaligned(subject, chats, longest // 2, 32)
+      found["loss"] = needles.loss_by_position(subject, seed, c, 32)
     return found
 
 

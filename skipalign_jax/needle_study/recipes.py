@@ -51,9 +51,9 @@ class Settings:
   steps: int = 400
   embed_dim: int = 64
   ffn_dim: int = 128
-  validation: int = 96
-  test: int = 334
-  retained: int = 86
+  validation: int = 64
+  test: int = 384
+  retained: int = 64
 
 
 # Enough to run every line; learns nothing.
