@@ -62,8 +62,8 @@ def ask(
 
   Returns:
     `hits`, a word of 0 and 1 a haystack, one a question; and by part of the haystack
-    in which the fact stands, `depths`: [hits, questions]. `words`: how often the first
-    and the last word of an answer (in chats the key and the value) were right alone.
+    in which the fact stands, `depths`: [hits, questions]. `words`: how often the key
+    and the value of an answer were right alone, the value behind the right key.
   """
   stacks = [words.haystack(seed, i, kind, form, length) for i in range(count)]
   hits, depths, right = [], np.zeros((DEPTHS, 2), int), np.zeros(2, int)
@@ -100,7 +100,7 @@ def loss_by_position(
     sums = np.zeros((len(ends), 2))
     for text, (log_p, _) in zip(said, scored, strict=True):
       for place, word in enumerate(text[1:], 1):
-        is_answer = place > 1 and text[place - 2] == "Q"
+        is_answer = place > 1 and text[place - 2] == "A"
         if is_answer if name == "answers" else word.startswith("w"):
           sums[np.searchsorted(ends, place, side="right")] += (-log_p[place - 1], 1)
     found[name] = (sums[:, 0] / np.maximum(sums[:, 1], 1)).tolist()

@@ -3,8 +3,8 @@
 A fact is one word, `k12=v3`: key 12 has value 3. Around facts stands filler, a Markov
 chain with four successors a word. Two formats ask:
 
-  text, which pretraining shows:   … k12=v3 … Q k12 v3 …
-  chat, which only SFT shows:      <|user|> … k12=v3 … ask k12 <|end|>
+  text, which pretraining shows:   … k12=v3 … Q k12 A k12 v3 …
+  chat, which only SFT shows:      <|user|> … k12=v3 … ask k12
                                    <|assistant|> k12 v3 <|end|>
 
 Everything is a pure function of (seed, kind of text, number), so no two seeds, and no
@@ -24,7 +24,9 @@ KEYS, VALUES, FILLERS, SUCCESSORS = 64, 8, 32, 4
 SPECIAL = ("<|pad|>", "<|unk|>", "<|eos|>", "<|user|>", "<|assistant|>", "<|end|>")
 TEMPLATE = (
   "{% for message in messages %}"
-  "{{ '<|' + message['role'] + '|> ' + message['content'] + ' <|end|>\n' }}"
+  "{{ '<|' + message['role'] + '|> ' + message['content'] }}"
+  "{% if message['role'] == 'assistant' %}{{ ' <|end|>' }}{% endif %}"
+  "{{ '\n' }}"
   "{% endfor %}"
   "{% if add_generation_prompt %}{{ '<|assistant|> ' }}{% endif %}"
 )
@@ -39,7 +41,7 @@ def vocabulary() -> Words:
   """All words; a word's place is its token id."""
   facts = [fact(k, v) for k in range(KEYS) for v in range(VALUES)]
   keys, values = map(key, range(KEYS)), map(value, range(VALUES))
-  return [*SPECIAL, "Q", "ask", "ok", *map(filler, range(FILLERS)), *keys, *values,
+  return [*SPECIAL, "Q", "A", "ask", "ok", *map(filler, range(FILLERS)), *keys, *values,
           *facts]  # fmt: skip
 
 
@@ -123,7 +125,7 @@ def text(seed: int, number: int, length: int, kind: int = TEXT) -> str:
       told += 1
     else:
       k, v = facts[rng.integers(told)]
-      parts.append(["Q", key(k), value(v)])
+      parts.append(["Q", key(k), "A", key(k), value(v)])
   fillers = walk(seed, rng, length - sum(map(len, parts)))
   return " ".join(insert(fillers, rng, parts))
 
@@ -131,7 +133,7 @@ def text(seed: int, number: int, length: int, kind: int = TEXT) -> str:
 def dialogue(
   seed: int, number: int, length: int, kind: int = DIALOGUE
 ) -> list[dict[str, str]]:
-  """Messages of a chat of `length` tokens at most, about 20 a turn.
+  """Messages of a chat of `length` tokens at most, about 16 a turn.
 
   Each turn but the first ends with a question, each about another fact, told in that
   user turn or in one before; one fact more is never asked for. The reply names the key
@@ -139,11 +141,11 @@ def dialogue(
   """
   rng = np.random.default_rng((seed, kind, length, number))
   typical = max(3, length // 20)
-  turns = min(int(rng.integers(typical - 1, typical + 2)), KEYS)
+  turns = min(int(rng.integers(typical, typical + 3)), KEYS)
   facts = draw_facts(rng, turns)
   when = [int(rng.integers(turn + 1)) for turn in range(turns)]
-  # A turn frames what it says: <|user|> … ask k <|end|> <|assistant|> k v <|end|>.
-  room = length - 8 * turns - len(facts)
+  # A turn frames what it says: <|user|> … ask k <|assistant|> k v <|end|>.
+  room = length - 7 * turns - len(facts)
   shares = np.diff(
     np.sort(rng.integers(room + 1, size=turns - 1)), prepend=0, append=room
   )
@@ -194,11 +196,10 @@ def haystack(seed: int, number: int, kind: int, form: str, length: int) -> Hayst
   for i, (k, v) in enumerate(facts[:ASKED]):
     if is_chat:
       again = [] if i == 0 else ["<|end|>", "<|user|>", *walk(seed, rng, 1)]
-      behind += [*again, "ask", key(k), "<|end|>", "<|assistant|>"]
-      answer = [key(k), value(v)]
+      behind += [*again, "ask", key(k), "<|assistant|>"]
     else:
-      behind += ["Q", key(k)]
-      answer = [value(v)]
+      behind += ["Q", key(k), "A"]
+    answer = [key(k), value(v)]
     answers.append((len(behind), len(behind) + len(answer)))
     behind += answer
   room = length - len(front) - len(behind)
