@@ -100,7 +100,7 @@ def loss_by_position(
     sums = np.zeros((len(ends), 2))
     for text, (log_p, _) in zip(said, scored, strict=True):
       for place, word in enumerate(text[1:], 1):
-        is_answer = place > 1 and text[place - 2] == "A"
+        is_answer = word.startswith("v")
         if is_answer if name == "answers" else word.startswith("w"):
           sums[np.searchsorted(ends, place, side="right")] += (-log_p[place - 1], 1)
     found[name] = (sums[:, 0] / np.maximum(sums[:, 1], 1)).tolist()

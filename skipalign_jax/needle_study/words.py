@@ -3,7 +3,7 @@
 A fact is one word, `k12=v3`: key 12 has value 3. Around facts stands filler, a Markov
 chain with four successors a word. Two formats ask:
 
-  text, which pretraining shows:   … k12=v3 … Q k12 A k12 v3 …
+  text, which pretraining shows:   … k12=v3 … Q k12 v3 … Q k12 A k12 v3 …
   chat, which only SFT shows:      <|user|> … k12=v3 … ask k12
                                    <|assistant|> k12 v3 <|end|>
 
@@ -125,7 +125,8 @@ def text(seed: int, number: int, length: int, kind: int = TEXT) -> str:
       told += 1
     else:
       k, v = facts[rng.integers(told)]
-      parts.append(["Q", key(k), "A", key(k), value(v)])
+      again = ["A", key(k)] if rng.integers(2) else []
+      parts.append(["Q", key(k), *again, value(v)])
   fillers = walk(seed, rng, length - sum(map(len, parts)))
   return " ".join(insert(fillers, rng, parts))
 
