@@ -91,7 +91,7 @@ def loss_by_position(
   """
   longest = max(settings.tested) * settings.window
   ends = [length * settings.window for length in settings.tested]
-  said = [words.text(seed, i, longest, words.TEST).split() for i in range(count)]
+  said = [words.text(seed, i, longest, True, words.TEST).split() for i in range(count)]
   scored = subject.engine.score(
     [encode(subject.tokenizer, text) for text in said], [1] * count
   )

@@ -4,11 +4,12 @@ OUT/
   settings.json            of the study that the folder holds
   tokenizer/, cache/       as train reads them
   seedN/*.jsonl            the seed's texts and chats
-  seedN/pretrain/T/        workdirs of the curriculum
+  seedN/pretrain/STAGE/    workdirs of the curriculum
   seedN/rows/ROW/sS/       workdir of a row at NTK target S
   results/seedN/ROW/       sS.validation.json, sS.test.json
 """
 
+import collections
 import dataclasses
 import fcntl
 import json
@@ -151,19 +152,22 @@ class Study:
 
   def _workdir(self, seed: int, row: str, target: int) -> pathlib.Path:
     if row == recipes.BASE:
-      longest = self.settings.curriculum[-1][0]
-      return self.folder / f"seed{seed}" / "pretrain" / str(longest)
+      last = len(self.settings.curriculum) - 1
+      return self.folder / f"seed{seed}" / "pretrain" / str(last)
     return self.folder / f"seed{seed}" / "rows" / slug(row) / f"s{target}"
 
   def _run_pretraining(self, seed: int) -> dict[str, Any]:
     c, before, found = self.settings, "", {}
-    for stage, (length, steps) in enumerate(c.curriculum):
+    read = collections.Counter()  # documents of each length in the stages before
+    for stage, (length, steps, copies) in enumerate(c.curriculum):
       count = steps * c.pretrain_tokens // length
-      texts = ({"text": words.text(seed, i, length - 1)} for i in range(count))
-      write_lines(self.folder / f"seed{seed}" / f"text{length}.jsonl", texts)
-      workdir = self.folder / f"seed{seed}" / "pretrain" / str(length)
+      numbers = range(read[length], read[length] + count)
+      texts = ({"text": words.text(seed, i, length - 1, copies)} for i in numbers)
+      write_lines(self.folder / f"seed{seed}" / f"text{stage}.jsonl", texts)
+      workdir = self.folder / f"seed{seed}" / "pretrain" / str(stage)
       config = recipes.pretraining(c, seed, stage, before, self.folder)
-      found[str(length)] = run_train(config, workdir)
+      found[str(stage)] = run_train(config, workdir)
+      read[length] += count
       before = str(workdir)
     return {"pretraining": found}
 

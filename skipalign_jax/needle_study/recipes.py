@@ -26,7 +26,8 @@ class Settings:
     sweep_seeds: seeds of the sweeps.
     targets: NTK targets s, in windows.
     tested: lengths, in windows.
-    curriculum: (tokens a row, steps) of the pretraining, one train command each.
+    curriculum: (tokens a row, steps, answers that name the key again) of the
+      pretraining, one train command each.
     pretrain_rate, sft_rate: learning rates.
     pretrain_tokens: of a step.
     dialogues: of a step of SFT.
@@ -43,7 +44,11 @@ class Settings:
   sweep_seeds: tuple[int, ...] = (0, 1, 2)
   targets: tuple[int, ...] = (8, 16, 32)
   tested: tuple[int, ...] = (1, 2, 4, 8)
-  curriculum: tuple[tuple[int, int], ...] = ((32, 300), (64, 300))
+  curriculum: tuple[tuple[int, int, bool], ...] = (
+    (32, 300, False),
+    (64, 400, False),
+    (64, 150, True),
+  )
   pretrain_rate: float = 4e-3
   sft_rate: float = 2e-3
   pretrain_tokens: int = 2048
@@ -64,7 +69,7 @@ MICRO = Settings(
   sweep_seeds=(0,),
   targets=(8,),
   tested=(1, 2),
-  curriculum=((32, 2), (64, 2)),
+  curriculum=((32, 2, False), (64, 2, True)),
   dialogues=8,
   steps=2,
   embed_dim=32,
@@ -160,9 +165,9 @@ def pretraining(
     before: workdir of the stage before; "" for none.
     folder: with tokenizer/, cache/ and the seed's texts.
   """
-  length, steps = settings.curriculum[stage]
+  length, steps, _ = settings.curriculum[stage]
   c = _shared(settings, seed, folder / "cache")
-  c.data.train, c.data.eval = str(folder / f"seed{seed}" / f"text{length}.jsonl"), ""
+  c.data.train, c.data.eval = str(folder / f"seed{seed}" / f"text{stage}.jsonl"), ""
   c.data.seq_len, c.data.tokenizer = length, str(folder / "tokenizer")
   c.batch_size, c.steps = settings.pretrain_tokens // length, steps
   c.optim.learning_rate = settings.pretrain_rate

@@ -113,8 +113,13 @@ def insert(words: Words, rng: np.random.Generator, parts: Sequence[Words]) -> Wo
   return found + words[done:]
 
 
-def text(seed: int, number: int, length: int, kind: int = TEXT) -> str:
-  """A document of `length` words: facts, and later questions with their answers."""
+def text(
+  seed: int, number: int, length: int, copies: bool, kind: int = TEXT
+) -> str:
+  """A document of `length` words: facts, and later questions with their answers.
+
+  Half of the answers name the key again if `copies`; none else.
+  """
   rng = np.random.default_rng((seed, kind, length, number))
   facts = draw_facts(rng, max(2, length // 10))
   told, parts = 0, []
@@ -125,7 +130,7 @@ def text(seed: int, number: int, length: int, kind: int = TEXT) -> str:
       told += 1
     else:
       k, v = facts[rng.integers(told)]
-      again = ["A", key(k)] if rng.integers(2) else []
+      again = ["A", key(k)] if copies and rng.integers(2) else []
       parts.append(["Q", key(k), *again, value(v)])
   fillers = walk(seed, rng, length - sum(map(len, parts)))
   return " ".join(insert(fillers, rng, parts))
