@@ -53,7 +53,7 @@ class Settings:
   sft_rate: float = 2e-3
   pretrain_tokens: int = 2048
   dialogues: int = 16
-  steps: int = 300
+  steps: int = 250
   embed_dim: int = 64
   ffn_dim: int = 128
   validation: int = 64
@@ -107,10 +107,10 @@ NO_MASK = {"data.packing_mask": False}
 ROWS = {
   NORMAL: Row(at("contiguous")),
   OUTER: Row(at("skip_outer")),
-  "PackedSFT": Row(at("contiguous", **NO_MASK), packed=8),
-  "PackedSFT, masked": Row(at("contiguous"), packed=8),
   "Skip-Inner": Row(at("skip_inner")),
+  "PackedSFT": Row(at("contiguous", **NO_MASK), packed=8),
   "Skip-Outer + LSA": Row(at("skip_outer", **{"long_short.alpha": 0.1})),
+  "PackedSFT, masked": Row(at("contiguous"), packed=8),
   "Skip-All": Row(at("skip_all")),
   "PoSE": Row(at("pose")),
   "Skip-Outer, uniform gaps": Row(at("skip_outer", **{"positions.gaps": "uniform"})),
