@@ -254,8 +254,9 @@ def write_lines(path: pathlib.Path, records: Iterator[Any]) -> None:
 
 
 def run_train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
-  """The train command, in this process; what its metrics end with."""
-  if status := train.run(config, workdir, SILENT):
+  """The train command, in this process, unless it is done; what its metrics end with."""
+  done = (workdir / "checkpoints" / str(config.steps)).is_dir()
+  if not done and (status := train.run(config, workdir, SILENT)):
     raise Stopped(status)
   lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
   records = [json.loads(line) for line in lines]

@@ -39,15 +39,16 @@ class Settings:
 
   window: int = 64
   theta: float = 250.0
-  seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-  pilots: tuple[int, ...] = (0,)
-  sweep_seeds: tuple[int, ...] = (0, 1, 2)
+  seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+  pilots: tuple[int, ...] = (1,)
+  sweep_seeds: tuple[int, ...] = (1, 2, 3)
   targets: tuple[int, ...] = (8, 16, 32)
   tested: tuple[int, ...] = (1, 2, 4, 8)
   curriculum: tuple[tuple[int, int, bool], ...] = (
     (32, 300, False),
     (64, 400, False),
     (64, 150, True),
+    (64, 250, True),
   )
   pretrain_rate: float = 4e-3
   sft_rate: float = 2e-3
