@@ -37,7 +37,7 @@ def test_a_word_is_a_token(tokenizer):
 
 def test_texts_ask_for_what_they_told():
   for number in range(50):
-    said = words.text(3, number, 63).split()
+    said = words.text(3, number, 63, copies=number % 2).split()
     assert len(said) == 63
     told = {}
     for place, word in enumerate(said):
@@ -46,7 +46,10 @@ def test_texts_ask_for_what_they_told():
         assert key not in told
         told[key] = value
       if word == "Q":
-        assert told[said[place + 1]] == said[place + 2]
+        key, answer = said[place + 1], said[place + 2 : place + 5]
+        if answer[0] == "A":
+          assert number % 2 and answer.pop(0) == "A" and answer.pop(0) == key
+        assert told[key] == answer[0]
     assert said.count("Q") == len(told) == 6
 
 
@@ -80,7 +83,7 @@ def test_haystacks_hold_each_answer_once(form, length, tokenizer):
     assert len(facts) == 4 == len(facts_of(stack.words))
     keys = set()
     for (start, end), depth in zip(stack.answers, stack.depths, strict=True):
-      key = stack.words[start] if form == "chat" else stack.words[start - 1]
+      key = stack.words[start]
       keys.add(key)
       assert stack.words[end - 1] == facts[key] and 0 <= depth <= 1
     assert len(keys) == 3
@@ -146,9 +149,30 @@ def put(study, seed, row, target, kind, accuracy):
 @pytest.fixture
 def study(tmp_path):
   settings = recipes.Settings(
-    targets=(8, 16), tested=(1, 2), pilots=(0, 1), seeds=(0, 1)
+    targets=(8, 16), tested=(1, 2), candidates=(0, 1, 2, 3), seeds=2, pilots=2
   )
-  return pieces.Study(tmp_path, settings)
+  study = pieces.Study(tmp_path, settings)
+  for seed in (0, 1):
+    put_base(study, seed, 0.95)
+  return study
+
+
+def put_base(study, seed, accuracy):
+  path = study.base_result(seed)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps({"text": {"1": asked(accuracy)}}))
+
+
+def test_seeds_are_the_first_whose_base_retrieves(study):
+  assert study.seeds() == study.wanted() == [0, 1]
+  put_base(study, 0, 0.5)
+  assert (study.seeds(), study.wanted()) == ([1], [1, 2])
+  put_base(study, 3, 1.0)  # not before 2 is known
+  assert study.seeds() == [1]
+  put_base(study, 2, 0.2)
+  assert study.seeds() == study.wanted() == [1, 3]
+  trained = {p.result for p in study.pieces() if p.result.name == "pretrain.json"}
+  assert trained == {study.base_result(1), study.base_result(3)}
 
 
 def test_targets_are_chosen_on_validation_needles_of_the_pilots(study):

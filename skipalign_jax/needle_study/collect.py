@@ -28,6 +28,7 @@ OTHERS = {
 def collect(study: pieces.Study) -> dict[str, Any]:
   """The content of study_b.json, of whatever is there already."""
   c = study.settings
+  seeds = study.seeds()
   models = list(_models(study))
   chosen = {row: study.chosen(row) for row in (recipes.BASE, *recipes.ROWS)}
   chosen = {row: target for row, target in chosen.items() if target}
@@ -50,12 +51,13 @@ def collect(study: pieces.Study) -> dict[str, Any]:
   return {
     "settings": safetensors_io.read_json(study.folder / "settings.json"),
     "versions": card.library_versions(),
+    "seeds": seeds,
     "chosen": chosen,
     "table": table,
     "claims": _pairs(study, models, chosen, CLAIMS),
     "others": _pairs(study, models, chosen, OTHERS),
-    "targets": _targets(models, c),
-    "sweeps": _sweeps(models, chosen, c),
+    "targets": _targets(models, c.targets, seeds[: c.pilots]),
+    "sweeps": _sweeps(models, chosen, seeds[: c.sweep_seeds]),
     "correlation": _correlation(models),
     "models": models,
   }
@@ -66,7 +68,7 @@ def _models(study: pieces.Study) -> Iterator[dict[str, Any]]:
   c = study.settings
   for row in (recipes.BASE, *recipes.ALL_ROWS):
     for seed, target, kind in itertools.product(
-      c.seeds, (1, *c.targets), (pieces.VALIDATION, pieces.TEST)
+      study.seeds(), (1, *c.targets), (pieces.VALIDATION, pieces.TEST)
     ):
       path = study.result(seed, row, target, kind)
       if not path.exists():
@@ -156,16 +158,16 @@ def _pairs(study, models, chosen, wanted) -> dict[str, Any]:
   return found
 
 
-def _targets(models, c: recipes.Settings) -> dict[str, Any]:
+def _targets(models, targets, pilots) -> dict[str, Any]:
   """Validation accuracy by NTK target: what the choice saw (pilots)."""
   found: dict[str, Any] = {}
   for row in (recipes.BASE, *recipes.ROWS):
     form, cells = pieces.form_of(row), {}
-    for target in (1, *c.targets):
+    for target in (1, *targets):
       asked = [
         m
         for m in models
-        if _is(m, row, target, pieces.VALIDATION) and m["seed"] in c.pilots
+        if _is(m, row, target, pieces.VALIDATION) and m["seed"] in pilots
       ]
       if asked:
         cells[str(target)] = {
@@ -176,7 +178,7 @@ def _targets(models, c: recipes.Settings) -> dict[str, Any]:
   return found
 
 
-def _sweeps(models, chosen, c: recipes.Settings) -> dict[str, Any]:
+def _sweeps(models, chosen, seeds) -> dict[str, Any]:
   """Validation accuracy, over the sweep's seeds, at Skip-Outer's NTK target."""
   target = chosen.get(recipes.OUTER)
   found: dict[str, Any] = {}
@@ -185,7 +187,7 @@ def _sweeps(models, chosen, c: recipes.Settings) -> dict[str, Any]:
       asked = [
         m
         for m in models
-        if _is(m, row, target, pieces.VALIDATION) and m["seed"] in c.sweep_seeds
+        if _is(m, row, target, pieces.VALIDATION) and m["seed"] in seeds
       ]
       if asked:
         found.setdefault(sweep, {})[row] = {

@@ -12,6 +12,7 @@ OUT/
 import collections
 import dataclasses
 import fcntl
+import itertools
 import json
 import os
 import pathlib
@@ -92,22 +93,45 @@ class Study:
     its later pieces exist once these do.
     """
     c = self.settings
-    yield from (self._pretrain(seed) for seed in c.seeds)
+    yield from map(self._pretrain, self.wanted())
+    seeds = self.seeds()
+    pilots = seeds[: c.pilots]
     for row in (*recipes.ROWS, recipes.BASE):
       make = self._train if row != recipes.BASE else self._ask_base
       tried = c.targets if row != recipes.BASE else (1, *c.targets)
-      for seed in c.pilots:
+      for seed in pilots:
         yield from (make(seed, row, target) for target in tried)
       if target := self.chosen(row):
-        for seed in c.seeds:
+        for seed in seeds:
           yield make(seed, row, target)
           yield self._ask(seed, row, target, TEST)
-    yield from (self._ask(seed, recipes.BASE, 1, TEST) for seed in c.seeds)
+    yield from (self._ask(seed, recipes.BASE, 1, TEST) for seed in seeds)
     for rows in recipes.SWEEPS.values():
       for row in rows:
         if target := self.chosen(recipes.OUTER):
-          for seed in c.sweep_seeds:
+          for seed in seeds[: c.sweep_seeds]:
             yield self._train(seed, row, target)
+
+  def wanted(self) -> list[int]:
+    """Seeds that are taken or may be: the first that are not known to fail."""
+    found = []
+    for seed in self.settings.candidates:
+      if self._retrieves(seed) is not False:
+        found.append(seed)
+    return found[: self.settings.seeds]
+
+  def seeds(self) -> list[int]:
+    """Seeds that are taken, as far as all candidates before them are known."""
+    known = itertools.takewhile(lambda s: self._retrieves(s) is not None, self.wanted())
+    return list(known)
+
+  def _retrieves(self, seed: int) -> bool | None:
+    """Whether a base finds enough inside its window; None while it is not there."""
+    path = self.base_result(seed)
+    if not path.exists():
+      return None
+    asked = safetensors_io.read_json(path)["text"]["1"]
+    return accuracy(asked) >= self.settings.retrieves
 
   def chosen(self, row: str) -> int | None:
     """The NTK target of a row: the best on the pilots' validation needles.
@@ -115,11 +139,11 @@ class Study:
     Best by `beyond`; of equals the smallest. None while a pilot is missing. Test
     needles are not read here.
     """
-    means = {}
+    means, pilots = {}, self.seeds()[: self.settings.pilots]
+    if len(pilots) < self.settings.pilots:
+      return None
     for target in self.settings.targets:
-      paths = [
-        self.result(seed, row, target, VALIDATION) for seed in self.settings.pilots
-      ]
+      paths = [self.result(seed, row, target, VALIDATION) for seed in pilots]
       if not all(path.exists() for path in paths):
         return None
       means[target] = np.mean([beyond(safetensors_io.read_json(p), row) for p in paths])
@@ -169,7 +193,9 @@ class Study:
       found[str(stage)] = run_train(config, workdir)
       read[length] += count
       before = str(workdir)
-    return {"pretraining": found}
+    subject = needles.open_subject(pathlib.Path(before), c.window, None)
+    asked = needles.ask(subject, seed, words.VALIDATION, "text", c.window, c.validation)
+    return {"pretraining": found, "text": {"1": asked}}
 
   def _run_sft(self, seed: int, row: str, target: int) -> dict[str, Any]:
     c = self.settings
@@ -254,7 +280,7 @@ def write_lines(path: pathlib.Path, records: Iterator[Any]) -> None:
 
 
 def run_train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
-  """The train command, in this process, unless it is done; what its metrics end with."""
+  """The train command, in this process, unless it is done; the end of its metrics."""
   done = (workdir / "checkpoints" / str(config.steps)).is_dir()
   if not done and (status := train.run(config, workdir, SILENT)):
     raise Stopped(status)

@@ -21,9 +21,12 @@ class Settings:
   Attributes:
     window: W, tokens that the base is trained on.
     theta: of the base's rope; the longest wavelength is about 17 W, Llama-2's 13 W.
-    seeds: each has a language, a base, SFT data, draws and needles of its own.
-    pilots: seeds that try every NTK target, and thereby choose it for all.
-    sweep_seeds: seeds of the sweeps.
+    candidates: seeds; each has a language, a base, SFT data, draws and needles of its
+      own. Those are taken, in this order, whose base retrieves inside its window.
+    retrieves: share of validation needles at W, in texts, that such a base finds.
+    seeds: number of seeds taken.
+    pilots: number of the first seeds, which try every NTK target and thereby choose it.
+    sweep_seeds: number of the first seeds that the sweeps have.
     targets: NTK targets s, in windows.
     tested: lengths, in windows.
     curriculum: (tokens a row, steps, answers that name the key again) of the
@@ -39,9 +42,11 @@ class Settings:
 
   window: int = 64
   theta: float = 250.0
-  seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
-  pilots: tuple[int, ...] = (1,)
-  sweep_seeds: tuple[int, ...] = (1, 2, 3)
+  candidates: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9)
+  retrieves: float = 0.9
+  seeds: int = 5
+  pilots: int = 1
+  sweep_seeds: int = 3
   targets: tuple[int, ...] = (8, 16, 32)
   tested: tuple[int, ...] = (1, 2, 4, 8)
   curriculum: tuple[tuple[int, int, bool], ...] = (
@@ -65,9 +70,11 @@ class Settings:
 # Enough to run every line; learns nothing.
 MICRO = Settings(
   window=64,
-  seeds=(0, 1),
-  pilots=(0,),
-  sweep_seeds=(0,),
+  candidates=(0, 1),
+  retrieves=0.0,
+  seeds=2,
+  pilots=1,
+  sweep_seeds=1,
   targets=(8,),
   tested=(1, 2),
   curriculum=((32, 2, False), (64, 2, True)),

@@ -113,9 +113,7 @@ def insert(words: Words, rng: np.random.Generator, parts: Sequence[Words]) -> Wo
   return found + words[done:]
 
 
-def text(
-  seed: int, number: int, length: int, copies: bool, kind: int = TEXT
-) -> str:
+def text(seed: int, number: int, length: int, copies: bool, kind: int = TEXT) -> str:
   """A document of `length` words: facts, and later questions with their answers.
 
   Half of the answers name the key again if `copies`; none else.
