@@ -135,7 +135,11 @@ def test_verdicts():
 
 def asked(accuracy):
   hits = round(100 * accuracy)
-  return {"hits": ["1"] * hits + ["0"] * (100 - hits), "depths": [[1, 2]] * 5}
+  return {
+    "hits": ["1"] * hits + ["0"] * (100 - hits),
+    "depths": [[1, 2]] * 5,
+    "words": [9, 9],
+  }
 
 
 def put(study, seed, row, target, kind, accuracy):

@@ -82,6 +82,10 @@ def _models(study: pieces.Study) -> Iterator[dict[str, Any]]:
           found[f"{form}_questions"] = pieces.questions(next(iter(asked.values())))
           if form == pieces.form_of(row):
             found["depths"] = {n: a["depths"] for n, a in asked.items()}
+            found["words"] = {
+              n: [_short(right / pieces.questions(a)) for right in a["words"]]
+              for n, a in asked.items()
+            }
       own = study.result(seed, row, target, pieces.VALIDATION)
       if row != recipes.BASE and own.exists():
         sft = safetensors_io.read_json(own)["sft"]

@@ -37,7 +37,7 @@ def draw(content: Content, folder: pathlib.Path) -> list[pathlib.Path]:
 def lengths(content: Content) -> Any:
   """Accuracy by length: the paper's methods, and their variants."""
   table = content["table"]
-  if recipes.OUTER not in table:
+  if recipes.OUTER not in table or recipes.NORMAL not in table:
     return None
   panels = {
     "the paper's rows": (
@@ -56,7 +56,13 @@ def lengths(content: Content) -> Any:
       "PoSE",
     ),
   }
-  figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.8), sharey=True, layout="tight")
+  panels = {
+    title: rows for title, rows in panels.items() if len(table.keys() & set(rows)) > 1
+  }
+  figure, axes = plt.subplots(
+    1, len(panels), figsize=(4.8 * len(panels), 3.8), sharey=True, layout="tight"
+  )
+  axes = np.atleast_1d(axes)
   styles = iter(range(100))
   style_of: dict[str, int] = {}
   for axis, (title, rows) in zip(axes, panels.items(), strict=True):
@@ -109,7 +115,8 @@ def _bars(cells: Iterable[Content]) -> np.ndarray | None:
 def sweeps(content: Content) -> Any:
   """Means beyond the window of the sweeps, a panel each."""
   found = content["sweeps"]
-  if not any(len(rows) > 2 for rows in found.values()):
+  found = {name: rows for name, rows in found.items() if len(rows) > 2}
+  if not found:
     return None
   figure, axes = plt.subplots(
     1, len(found), figsize=(3.1 * len(found), 3.6), sharex=True, layout="tight"
@@ -172,6 +179,8 @@ def misalignment(content: Content) -> Any:
   figure, axis = plt.subplots(figsize=(6.4, 3.8))
   for i, row in enumerate(recipes.ROWS):
     models = [m for m in content["models"] if m["row"] == row and "sce" in m]
+    if not models:
+      continue
     axis.scatter(
       [m["symmetric_kl"] for m in models],
       [100 * np.mean([x for n, x in m["chat"].items() if int(n) > 1]) for m in models],

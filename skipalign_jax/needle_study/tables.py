@@ -12,6 +12,7 @@ def report(content: Content) -> str:
     for part in (
       main(content, "chat", "Needles in the chat format, % (mean, 95 % over seeds)"),
       main(content, "text", "In the text format that the base learnt, %"),
+      words(content),
       pairs(content),
       targets(content),
       sweeps(content),
@@ -43,6 +44,30 @@ def main(content: Content, form: str, title: str) -> str:
   ]
   columns = ["row", "s", "seeds", *(f"{n} W" for n in tested), "mean beyond W"]
   return _table(title, columns, rows) if rows else ""
+
+
+def words(content: Content) -> str:
+  """Which word of an answer is wrong: means over seeds, test needles."""
+  rows = []
+  for name, row in content["table"].items():
+    models = [m["words"] for m in _tested(content, name, row["s"])]
+    tested = models[0].keys()
+    for i, word in enumerate(("key", "value behind the right key")):
+      means = [sum(m[n][i] for m in models) / len(models) for n in tested]
+      rows.append([name, word, *(f"{100 * mean:.1f}" for mean in means)])
+  tested = [f"{n} W" for n in content["settings"]["tested"]]
+  columns = ["row", "word", *tested]
+  return _table("Words of the answers, %", columns, rows) if rows else ""
+
+
+def _tested(content: Content, name: str, target: int) -> list[Content]:
+  """The models of a row of the main table."""
+  row = "base" if name.startswith("base") else name
+  return [
+    m
+    for m in content["models"]
+    if (m["row"], m["s"], m["needles"]) == (row, target, "test")
+  ]
 
 
 def pairs(content: Content) -> str:
@@ -84,6 +109,7 @@ def sweeps(content: Content) -> str:
   rows = [
     [name, row, str(cells["beyond"]["n"])] + [_percent(cell) for cell in cells.values()]
     for name, found in content["sweeps"].items()
+    if len(found) > 2  # more than what it starts from
     for row, cells in found.items()
   ]
   tested = [f"{n} W" for n in content["settings"]["tested"]]
@@ -95,14 +121,7 @@ def losses(content: Content) -> str:
   """Misalignment, held-out SFT loss, and losses by position, means over seeds."""
   rows = []
   for name, row in content["table"].items():
-    base = name.startswith("base")
-    models = [
-      m
-      for m in content["models"]
-      if m["row"] == ("base" if base else name)
-      and m["s"] == row["s"]
-      and m["needles"] == "test"
-    ]
+    models = _tested(content, name, row["s"])
     mean = lambda values: sum(values) / len(values)
     cells = [f"{row[key]['mean']:.3f}" if key in row else ""
              for key in ("symmetric_kl", "held_out_loss")]  # fmt: skip
