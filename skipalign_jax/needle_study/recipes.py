@@ -42,7 +42,7 @@ class Settings:
 
   window: int = 64
   theta: float = 250.0
-  candidates: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9)
+  candidates: tuple[int, ...] = tuple(range(10))
   retrieves: float = 0.9
   seeds: int = 5
   pilots: int = 1
