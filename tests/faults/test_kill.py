@@ -7,7 +7,7 @@ an uninterrupted run, bit for bit.
 import random
 
 import pytest
-import runs
+import tiny_runs
 
 pytestmark = pytest.mark.slow
 
@@ -39,8 +39,8 @@ def longer(tmp_path_factory, cache_dir):
 
 
 def uninterrupted(folder, cache_dir, **changes):
-  args = runs.arguments(folder / "run", cache_dir, **changes)
-  status, printed = runs.run(args, batches=folder / "batches")
+  args = tiny_runs.arguments(folder / "run", cache_dir, **changes)
+  status, printed = tiny_runs.run(args, batches=folder / "batches")
   assert status == 0, printed
   return folder
 
@@ -49,37 +49,39 @@ def uninterrupted(folder, cache_dir, **changes):
 def test_a_killed_training_goes_on_as_if_nothing_happened(
   moment, workers, whole, cache_dir, tmp_path
 ):
-  args = runs.arguments(tmp_path / "run", cache_dir, **{"data.workers": workers})
+  args = tiny_runs.arguments(tmp_path / "run", cache_dir, **{"data.workers": workers})
   # It returns when nobody holds the pipe any more: workers end with their parent.
-  status, printed = runs.run(args, moment, batches=tmp_path / "batches")
+  status, printed = tiny_runs.run(args, moment, batches=tmp_path / "batches")
   assert status == -9, printed  # else nothing was killed
-  status, printed = runs.run(args, batches=tmp_path / "batches")
+  status, printed = tiny_runs.run(args, batches=tmp_path / "batches")
   assert status == 0, printed
-  runs.assert_same_run(tmp_path / "run", whole / "run")
-  runs.assert_same_order(tmp_path / "batches", whole / "batches")
+  tiny_runs.assert_same_run(tmp_path / "run", whole / "run")
+  tiny_runs.assert_same_order(tmp_path / "batches", whole / "batches")
 
 
 @pytest.mark.parametrize("moment", WORKERS)
 def test_a_killed_data_worker_is_told_and_the_run_goes_on(
   moment, longer, cache_dir, tmp_path
 ):
-  args = runs.arguments(tmp_path / "run", cache_dir, **LONGER)
-  status, printed = runs.run(args, moment, batches=tmp_path / "batches")
+  args = tiny_runs.arguments(tmp_path / "run", cache_dir, **LONGER)
+  status, printed = tiny_runs.run(args, moment, batches=tmp_path / "batches")
   assert status == 2 and "error: a data worker was ended" in printed, printed
-  status, printed = runs.run(args, batches=tmp_path / "batches")
+  status, printed = tiny_runs.run(args, batches=tmp_path / "batches")
   assert status == 0, printed
-  runs.assert_same_run(tmp_path / "run", longer / "run")
-  runs.assert_same_order(tmp_path / "batches", longer / "batches")
+  tiny_runs.assert_same_run(tmp_path / "run", longer / "run")
+  tiny_runs.assert_same_order(tmp_path / "batches", longer / "batches")
 
 
 @pytest.mark.parametrize("moment", ["export:1:0", "exported:1:0"])
 def test_a_killed_export_leaves_nothing_that_looks_whole(moment, whole, tmp_path):
   args = ["export", f"--model={whole / 'run'}"]
-  status, printed = runs.run([*args, f"--out={tmp_path / 'a'}"], moment, "convert")
+  status, printed = tiny_runs.run([*args, f"--out={tmp_path / 'a'}"], moment, "convert")
   assert status == -9, printed
   assert not (tmp_path / "a").exists()
   for name in "ab":
-    status, printed = runs.run([*args, f"--out={tmp_path / name}"], module="convert")
+    status, printed = tiny_runs.run(
+      [*args, f"--out={tmp_path / name}"], module="convert"
+    )
     assert status == 0, printed
   contents = lambda folder: {p.name: p.read_bytes() for p in folder.iterdir()}
   assert contents(tmp_path / "a") == contents(tmp_path / "b")

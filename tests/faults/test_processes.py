@@ -8,8 +8,8 @@ import sys
 import time
 
 import pytest
-import runs
 import tiny
+import tiny_runs
 
 from skipalign_jax import distributed
 
@@ -20,7 +20,7 @@ def start_pair(folder, cache_dir, steps):
   with socket.socket() as found:
     found.bind(("127.0.0.1", 0))
     port = found.getsockname()[1]
-  args = runs.arguments(folder, cache_dir, steps=steps)
+  args = tiny_runs.arguments(folder, cache_dir, steps=steps)
   return [
     subprocess.Popen(
       [
@@ -31,7 +31,7 @@ def start_pair(folder, cache_dir, steps):
         f"--distributed=127.0.0.1:{port},2,{index}",
       ],
       cwd=tiny.ROOT,
-      env=runs.environment(),
+      env=tiny_runs.environment(),
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
@@ -79,10 +79,10 @@ def test_after_one_is_killed_both_go_on_exactly(cache_dir, tmp_path):
   wait_for_checkpoint(tmp_path / "killed", pair)
   pair[1].kill()
   pair[0].communicate(timeout=60)
-  assert len(runs.records(tmp_path / "killed")) < 200
+  assert len(tiny_runs.records(tmp_path / "killed")) < 200
   for name in ("whole", "killed"):
     pair = start_pair(tmp_path / name, cache_dir, steps=200)
     printed = [process.communicate(timeout=300)[0] for process in pair]
     assert [process.returncode for process in pair] == [0, 0], printed[0][-2500:]
   assert "continuing after step" in printed[0]
-  runs.assert_same_run(tmp_path / "killed", tmp_path / "whole")
+  tiny_runs.assert_same_run(tmp_path / "killed", tmp_path / "whole")

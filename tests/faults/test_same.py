@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-import runs
 import test_processes
+import tiny_runs
 
 pytestmark = pytest.mark.slow
 STEPS = 30
@@ -12,7 +12,7 @@ STEPS = 30
 @pytest.fixture(scope="module")
 def one(tmp_path_factory, cache_dir):
   folder = tmp_path_factory.mktemp("one") / "run"
-  status, printed = runs.run(runs.arguments(folder, cache_dir, steps=STEPS))
+  status, printed = tiny_runs.run(tiny_runs.arguments(folder, cache_dir, steps=STEPS))
   assert status == 0, printed
   return folder
 
@@ -20,9 +20,9 @@ def one(tmp_path_factory, cache_dir):
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_workers_change_no_bit(workers, one, cache_dir, tmp_path):
   changes = {"data.workers": workers}
-  args = runs.arguments(tmp_path / "run", cache_dir, steps=STEPS, **changes)
-  assert runs.run(args)[0] == 0
-  runs.assert_same_run(tmp_path / "run", one)
+  args = tiny_runs.arguments(tmp_path / "run", cache_dir, steps=STEPS, **changes)
+  assert tiny_runs.run(args)[0] == 0
+  tiny_runs.assert_same_run(tmp_path / "run", one)
 
 
 def test_two_devices_are_close_and_the_same_in_one_or_two_processes(
@@ -32,10 +32,10 @@ def test_two_devices_are_close_and_the_same_in_one_or_two_processes(
   printed = [process.communicate(timeout=300)[0] for process in pair]
   assert [process.returncode for process in pair] == [0, 0], printed
   monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
-  args = runs.arguments(tmp_path / "two", cache_dir, steps=STEPS)
-  assert runs.run(args)[0] == 0
+  args = tiny_runs.arguments(tmp_path / "two", cache_dir, steps=STEPS)
+  assert tiny_runs.run(args)[0] == 0
   losses = {
-    name: np.array([r["loss"] for r in runs.records(folder) if "loss" in r])
+    name: np.array([r["loss"] for r in tiny_runs.records(folder) if "loss" in r])
     for name, folder in (
       ("one", one), ("two", tmp_path / "two"), ("pair", tmp_path / "pair")
     )

@@ -9,7 +9,7 @@ import statistics
 import time
 
 import pytest
-import runs
+import tiny_runs
 
 pytestmark = pytest.mark.slow
 STEPS = int(os.environ.get("SOAK_STEPS", "4000"))
@@ -35,8 +35,8 @@ def measure(pid):
 
 def test_soak(cache_dir, tmp_path):
   changes = {"data.workers": 2, "checkpoint.every": 500, "eval.every": 500}
-  args = runs.arguments(tmp_path / "run", cache_dir, steps=STEPS, **changes)
-  process = runs.start([*args, "--config.data.train=builtin:recall:2000"])
+  args = tiny_runs.arguments(tmp_path / "run", cache_dir, steps=STEPS, **changes)
+  process = tiny_runs.start([*args, "--config.data.train=builtin:recall:2000"])
   seen = []
   path = tmp_path / "run" / "metrics.jsonl"
   while process.poll() is None:

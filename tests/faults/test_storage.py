@@ -10,8 +10,8 @@ import subprocess
 
 import numpy as np
 import pytest
-import runs
 import test_checkpoint
+import tiny_runs
 
 from skipalign_jax import errors
 from skipalign_jax.hf import native
@@ -23,7 +23,7 @@ ENDING = "the same command goes on from the latest."
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, cache_dir):
   folder = tmp_path_factory.mktemp("whole") / "run"
-  status, printed = runs.run(runs.arguments(folder, cache_dir))
+  status, printed = tiny_runs.run(tiny_runs.arguments(folder, cache_dir))
   assert status == 0, printed
   return folder
 
@@ -52,8 +52,8 @@ def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(
       shutil.rmtree(folder / "checkpoints" / str(at))
   left = shutil.disk_usage(small_disk).free - room
   (small_disk / "ballast").write_bytes(bytes(max(left, 0)))
-  args = runs.arguments(folder, cache_dir, **{"checkpoint.every": 1})
-  status, printed = runs.run(args)
+  args = tiny_runs.arguments(folder, cache_dir, **{"checkpoint.every": 1})
+  status, printed = tiny_runs.run(args)
   print(f"{room} bytes: status {status}\n{printed[-900:]}")
   assert status in (0, 2), printed  # 0: it was enough
   if status:
@@ -61,8 +61,8 @@ def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(
     assert ENDING in printed  # beside what Orbax says of its threads
     assert native.find_step(folder, None) >= 12
   (small_disk / "ballast").unlink()
-  assert runs.run(runs.arguments(folder, cache_dir))[0] == 0
-  runs.assert_same_run(folder, whole)
+  assert tiny_runs.run(tiny_runs.arguments(folder, cache_dir))[0] == 0
+  tiny_runs.assert_same_run(folder, whole)
 
 
 def test_a_limit_on_file_sizes_during_a_save(whole, cache_dir, tmp_path):
@@ -71,14 +71,14 @@ def test_a_limit_on_file_sizes_during_a_save(whole, cache_dir, tmp_path):
   folder = tmp_path / "run"
   shutil.copytree(whole, folder)
   shutil.rmtree(folder / "checkpoints" / "14")
-  args = runs.arguments(folder, cache_dir)
-  status, printed = runs.run(args, preexec_fn=limit)
+  args = tiny_runs.arguments(folder, cache_dir)
+  status, printed = tiny_runs.run(args, preexec_fn=limit)
   print(printed[-900:])
   assert status == 2, printed
   assert ENDING in printed and "File too large" in printed
   assert native.find_step(folder, None) == 12
-  assert runs.run(args)[0] == 0
-  runs.assert_same_run(folder, whole)
+  assert tiny_runs.run(args)[0] == 0
+  tiny_runs.assert_same_run(folder, whole)
 
 
 def test_a_read_only_workdir_is_told(whole, cache_dir, tmp_path):
@@ -91,7 +91,7 @@ def test_a_read_only_workdir_is_told(whole, cache_dir, tmp_path):
   ):
     pytest.skip("mounting needs rights that this user does not have")
   try:
-    status, printed = runs.run(runs.arguments(folder, cache_dir))
+    status, printed = tiny_runs.run(tiny_runs.arguments(folder, cache_dir))
   finally:
     subprocess.run(["umount", "-l", str(folder)], check=True)
   assert status == 2 and "cannot be used" in printed, printed
@@ -123,10 +123,10 @@ def test_every_flip_and_every_cut_in_the_latest_checkpoint_is_noticed(
   damaged = bytearray(pathlib.Path(largest).read_bytes())
   damaged[len(damaged) // 2] ^= 16
   pathlib.Path(largest).write_bytes(damaged)
-  status, printed = runs.run(runs.arguments(copy, cache_dir))
+  status, printed = tiny_runs.run(tiny_runs.arguments(copy, cache_dir))
   assert status == 0 and "checkpoint 14 is damaged" in printed, printed
   assert "continuing after step 12" in printed
-  runs.assert_same_run(copy, whole)
+  tiny_runs.assert_same_run(copy, whole)
 
 
 def test_what_orbax_alone_notices(tmp_path):
@@ -157,18 +157,18 @@ def test_what_orbax_alone_notices(tmp_path):
 
 def test_two_runs_on_one_workdir(cache_dir, tmp_path):
   """The second is refused while the first lives, however it dies."""
-  args = runs.arguments(tmp_path / "run", cache_dir, steps=100_000)
-  first = runs.start([*args, "--config.data.workers=2"])
+  args = tiny_runs.arguments(tmp_path / "run", cache_dir, steps=100_000)
+  first = tiny_runs.start([*args, "--config.data.workers=2"])
   try:
     path = tmp_path / "run" / "metrics.jsonl"
     while not (path.exists() and '"step": 4,' in path.read_text()):
       assert first.poll() is None, first.stdout.read()
-    status, printed = runs.run(args)
+    status, printed = tiny_runs.run(args)
     assert status == 2 and f"being written by process {first.pid} on" in printed
   finally:
     first.kill()
     first.wait()
-  second = runs.start(args)
+  second = tiny_runs.start(args)
   try:
     for line in second.stdout:
       if "continuing after step" in line:
