@@ -7,8 +7,8 @@
 # to one of the processes, makes all of them save the same step and leave; the same
 # command goes on from there, with this N or another.
 #
-# Environment: PORT and PYTHON; DEVICES, the virtual devices of a process (4). With
-# JAX_PLATFORMS=cuda process i takes GPU i instead.
+# Needs bash 5.1. Environment: PORT and PYTHON; DEVICES, the virtual devices of a process
+# (4). With JAX_PLATFORMS=cuda process i takes GPU i instead.
 set -euo pipefail
 set -m # a process group for each, so that Ctrl-C comes to this script only
 
@@ -21,31 +21,29 @@ if [[ $JAX_PLATFORMS == cpu ]]; then
   export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=${DEVICES:-4}"
 fi
 
-# Each process tells its status through a pipe, in the order in which they end; bash
-# forgets that of a job which is killed while another one is started.
-ends=$(mktemp -u)
-mkfifo "$ends"
-exec 3<>"$ends"
-rm "$ends"
-
-groups=()
+declare -A running=()
 for ((index = 0; index < count; index++)); do
   if [[ $JAX_PLATFORMS != cpu ]]; then export JAX_LOCAL_DEVICE_IDS=$index; fi
-  (
-    trap : INT TERM # for the process, which answers them; this shell tells its status
-    ended=0
-    "${PYTHON:-python}" -m skipalign_jax.train "$@" \
-      --distributed="$address,$count,$index" 3>&- || ended=$?
-    echo "$ended" >&3
-  ) &
-  groups+=("-$!")
+  "${PYTHON:-python}" -m skipalign_jax.train "$@" \
+    --distributed="$address,$count,$index" &
+  running[$!]=$index
 done
-trap 'kill -TERM -- "${groups[@]}" 2>/dev/null || true' INT TERM
+trap 'kill -TERM "${!running[@]}" 2>/dev/null || true' INT TERM
 
 # Ends with the status of the first process that failed: the others follow it.
 status=0
-for ((left = count; left; left--)); do
-  until read -r -u 3 ended; do :; done # again, if a signal interrupted it
+while ((${#running[@]})); do
+  ended=0
+  wait -n -p pid "${!running[@]}" 2>/dev/null || ended=$?
+  if [[ ! ${pid:-} ]]; then # a signal came, or bash took note of an end before `wait`
+    for one in "${!running[@]}"; do
+      if ! kill -0 "$one" 2>/dev/null; then pid=$one; fi
+    done
+    if [[ ! ${pid:-} ]]; then continue; fi
+    ended=0
+    wait "$pid" || ended=$?
+  fi
+  unset "running[$pid]"
   if ((status == 0)); then status=$ended; fi
 done
 exit "$status"
