@@ -125,7 +125,7 @@ def _verify(args: argparse.Namespace) -> int:
   worst = 0.0
   for name, difference, scale in parity.compare(model, args.length):
     _CONSOLE.print(
-      f"{name}: largest difference {difference:.2e} among logits up to {scale:.1f}",
+      f"{name}: largest difference {difference:.2e} among logits up to {scale:.1f}"
     )
     # NaN compares false with everything and must not pass for agreement.
     worst = max(worst, difference) if np.isfinite(difference) else np.inf
