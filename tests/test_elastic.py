@@ -5,7 +5,6 @@ then one process with one or four devices. All against one run on one device.
 """
 
 import importlib.util
-import json
 import pathlib
 import shutil
 import signal
@@ -93,14 +92,6 @@ def pid_dead(pid):
   subprocess.run(["kill", "-KILL", pid], check=False)
 
 
-def records(folder):
-  lines = (folder / "metrics.jsonl").read_text().splitlines()
-  parsed = [json.loads(line) for line in lines]
-  for record in parsed:
-    record.pop("tokens_per_second", None)
-  return parsed
-
-
 def copy_until(source, target, step):
   """The workdir as it was when `step` had been saved."""
   shutil.copytree(source, target)
@@ -144,7 +135,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(by_two):
   assert status == 128 + signal.SIGTERM, printed
   assert "8 cpu device(s) of 2 processes" in printed
   assert printed.count("the same command goes on from here") == 1
-  last = records(folder)[-1]["step"]
+  last = tiny.records(folder)[-1]["step"]
   assert 5 <= last < 24
   assert max(int(p.name) for p in (folder / "checkpoints").iterdir()) == last
 
@@ -164,7 +155,7 @@ def test_other_numbers_of_processes_and_devices_go_on(
       check=True,
       timeout=600,
     )
-  got, expected = records(folder), records(whole)
+  got, expected = tiny.records(folder), tiny.records(whole)
   assert [r["step"] for r in got] == [r["step"] for r in expected]
   for one, other in zip(got, expected, strict=True):
     for name in {"loss", "eval_loss"} & one.keys():

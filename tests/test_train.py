@@ -43,15 +43,6 @@ def run(config, folder):
   return train.run(config, folder, quiet())
 
 
-def records(folder):
-  """Records without their timings, in file order."""
-  lines = (folder / "metrics.jsonl").read_text().splitlines()
-  parsed = [json.loads(line) for line in lines]
-  for record in parsed:
-    record.pop("tokens_per_second", None)
-  return parsed
-
-
 def params(folder):
   return reference.load_params(reference.open_model(str(folder)))
 
@@ -108,7 +99,7 @@ def wait_for_step(folder, step, process):
 
 
 def test_run_leaves_what_it_promises(finished):
-  found = records(finished)
+  found = tiny.records(finished)
   steps = [r for r in found if "loss" in r]
   assert [r["step"] for r in steps] == list(range(1, 31))
   assert {"loss", "learning_rate", "grad_norm", "target_fraction"} <= steps[0].keys()
@@ -134,9 +125,9 @@ def test_kill_and_rerun_equals_an_uninterrupted_run(
   wait_for_step(folder, 12, process)
   process.kill()
   process.wait()
-  assert len(records(folder)) < len(records(finished))
+  assert len(tiny.records(folder)) < len(tiny.records(finished))
   assert run(config, folder) == 0
-  assert records(folder) == records(finished)
+  assert tiny.records(folder) == tiny.records(finished)
   jax.tree.map(np.testing.assert_array_equal, params(folder), params(finished))
 
 
@@ -149,7 +140,7 @@ def test_interrupt_saves_and_the_run_goes_on(finished, config, cache_dir, tmp_pa
   assert process.returncode == 130, printed
   assert "the same command goes on" in printed
   assert run(config, folder) == 0
-  assert records(folder) == records(finished)
+  assert tiny.records(folder) == tiny.records(finished)
 
 
 def test_finished_run_does_nothing_more(finished, config):
@@ -163,7 +154,7 @@ def test_killed_before_the_first_checkpoint_starts_anew(finished, config, tmp_pa
   shutil.copytree(finished, folder)
   shutil.rmtree(folder / "checkpoints")
   assert run(config, folder) == 0
-  assert records(folder) == records(finished)
+  assert tiny.records(folder) == tiny.records(finished)
 
 
 def test_skip_outer_on_single_turns_is_told(config, tmp_path):
@@ -175,7 +166,7 @@ def test_skip_outer_on_single_turns_is_told(config, tmp_path):
   file = io.StringIO()
   train.run(config, tmp_path / "run", terminal.Console(file=file))
   assert "nothing will skip" in file.getvalue() and tiny.is_plain(file.getvalue())
-  assert records(tmp_path / "run")[0]["skipped_fraction"] == 0
+  assert tiny.records(tmp_path / "run")[0]["skipped_fraction"] == 0
 
 
 def test_half_a_line_of_metrics_is_dropped(finished, config, tmp_path):
@@ -185,7 +176,7 @@ def test_half_a_line_of_metrics_is_dropped(finished, config, tmp_path):
   with (folder / "metrics.jsonl").open("a") as file:
     file.write('{"step": 31, "lo')
   assert run(config, folder) == 0
-  assert records(folder) == records(finished)
+  assert tiny.records(folder) == tiny.records(finished)
 
 
 def test_workdir_of_another_config_is_refused(finished, config):
@@ -219,7 +210,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_is_the_same(
   assert train.run(config, folder, rich_console.Console(file=file)) == 0
   assert "checkpoint 30 is damaged" in file.getvalue()
   assert "continuing after step 28" in file.getvalue()
-  assert records(folder) == records(finished)
+  assert tiny.records(folder) == tiny.records(finished)
   jax.tree.map(np.testing.assert_array_equal, params(folder), params(finished))
 
 
@@ -235,7 +226,7 @@ def test_nan_steps_are_skipped_then_stop_the_run(config, tmp_path, monkeypatch):
   )
   with pytest.raises(errors.UserError, match="2 steps in a row without a finite loss"):
     run(config, tmp_path / "nan")
-  last = records(tmp_path / "nan")[-1]
+  last = tiny.records(tmp_path / "nan")[-1]
   assert not last["finite"]
   with np.load(tmp_path / f"nan/nonfinite/step_{last['step']}_process_0.npz") as kept:
     assert kept["step"] == last["step"]
@@ -249,7 +240,7 @@ def test_training_continues_from_weights_of_a_run(finished, config, tmp_path):
   config.rope = config_lib.default().rope
   config.steps = 1
   assert run(config, tmp_path / "next") == 0
-  held_out = lambda folder: [r for r in records(folder) if "eval_loss" in r]
+  held_out = lambda folder: [r for r in tiny.records(folder) if "eval_loss" in r]
   assert held_out(tmp_path / "next")[0]["eval_loss"] == pytest.approx(
     held_out(finished)[-1]["eval_loss"], abs=1e-5
   )
@@ -266,7 +257,7 @@ def test_every_config_is_the_recipe_and_its_tiny_variant_trains(
   assert c.rope.kind == full.rope.kind
   c.data.cache_dir, c.data.eval, c.steps = cache_dir, "", 2
   assert run(c, tmp_path / name) == 0
-  steps = [r for r in records(tmp_path / name) if "loss" in r]
+  steps = [r for r in tiny.records(tmp_path / name) if "loss" in r]
   assert len(steps) == 2 and all(np.isfinite(r["loss"]) for r in steps)
   skips = steps[0]["largest_position"] > c.data.seq_len
   assert skips == (c.positions.strategy != "contiguous")

@@ -15,6 +15,7 @@ from skipalign_jax import (
   kernels,
   long_short,
   lora_trees,
+  metrics,
   model,
   model_config,
   optimizer,
@@ -258,3 +259,11 @@ def is_plain(text, columns=80):
   """Whether a pipe's text has no colour, and no table that is wider than `columns`."""
   tables = [line for line in text.splitlines() if line.startswith(tuple("┏┃┡│└"))]
   return "\x1b" not in text and max(map(len, tables), default=0) <= columns
+
+
+def records(folder):
+  """metrics.jsonl of a workdir without its timings."""
+  found = metrics.read(folder / "metrics.jsonl")
+  for record in found:
+    record.pop("tokens_per_second", None)
+  return found

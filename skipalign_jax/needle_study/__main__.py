@@ -9,9 +9,7 @@ import argparse
 import json
 import pathlib
 
-from rich import console as rich_console
-
-from skipalign_jax import compile_cache, errors
+from skipalign_jax import compile_cache, errors, terminal
 from skipalign_jax.needle_study import collect, figure, pieces, recipes, tables
 
 
@@ -20,14 +18,14 @@ def main(argv: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     prog="python -m skipalign_jax.needle_study",
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    formatter_class=terminal.HelpFormatter,
   )
   parser.add_argument("--out", required=True, help="folder of the study")
   parser.add_argument(
     "--micro", action="store_true", help="all paths, in a minute or two"
   )
   args = parser.parse_args(argv)
-  console = rich_console.Console(highlight=False, soft_wrap=True, markup=False)
+  console = terminal.Console()
   settings = recipes.MICRO if args.micro else recipes.Settings()
   study = pieces.Study(pathlib.Path(args.out).expanduser(), settings)
   compile_cache.enable()

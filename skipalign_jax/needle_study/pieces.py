@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from rich import console as rich_console
 
-from skipalign_jax import errors, train
+from skipalign_jax import errors, metrics, train
 from skipalign_jax.hf import safetensors_io
 from skipalign_jax.needle_study import needles, recipes, words
 
@@ -284,8 +284,7 @@ def run_train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
   done = (workdir / "checkpoints" / str(config.steps)).is_dir()
   if not done and (status := train.run(config, workdir, SILENT)):
     raise Stopped(status)
-  lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-  records = [json.loads(line) for line in lines]
+  records = metrics.read(workdir / "metrics.jsonl")
   last = [record["loss"] for record in records if "loss" in record][-20:]
   held_out = [record["eval_loss"] for record in records if "eval_loss" in record]
   return {"loss": float(np.mean(last)), "held_out_loss": held_out[-1:]}

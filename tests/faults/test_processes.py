@@ -79,7 +79,7 @@ def test_after_one_is_killed_both_go_on_exactly(cache_dir, tmp_path):
   wait_for_checkpoint(tmp_path / "killed", pair)
   pair[1].kill()
   pair[0].communicate(timeout=60)
-  assert len(tiny_runs.records(tmp_path / "killed")) < 200
+  assert len(tiny.records(tmp_path / "killed")) < 200
   for name in ("whole", "killed"):
     pair = start_pair(tmp_path / name, cache_dir, steps=200)
     printed = [process.communicate(timeout=300)[0] for process in pair]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import test_processes
+import tiny
 import tiny_runs
 
 pytestmark = pytest.mark.slow
@@ -35,7 +36,7 @@ def test_two_devices_are_close_and_the_same_in_one_or_two_processes(
   args = tiny_runs.arguments(tmp_path / "two", cache_dir, steps=STEPS)
   assert tiny_runs.run(args)[0] == 0
   losses = {
-    name: np.array([r["loss"] for r in tiny_runs.records(folder) if "loss" in r])
+    name: np.array([r["loss"] for r in tiny.records(folder) if "loss" in r])
     for name, folder in (
       ("one", one), ("two", tmp_path / "two"), ("pair", tmp_path / "pair")
     )

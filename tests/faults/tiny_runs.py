@@ -1,6 +1,5 @@
 """Tiny runs as commands, and what is compared of them."""
 
-import json
 import os
 import pathlib
 import subprocess
@@ -38,17 +37,13 @@ def environment(batches=None):
 
 def run(args, moment="never", module="train", batches=None, **kwargs):
   """Runs a command to its end, which may be a kill; (status, what it printed)."""
-  done = subprocess.run(
-    [sys.executable, str(CHILD), moment, module, *args],
-    cwd=tiny.ROOT,
-    env=environment(batches),
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-    timeout=500,
-    **kwargs,
-  )
-  return done.returncode, done.stdout
+  with start(args, moment, module, batches, **kwargs) as process:
+    try:
+      printed = process.communicate(timeout=500)[0]
+    except subprocess.TimeoutExpired:
+      process.kill()
+      raise
+  return process.returncode, printed
 
 
 def start(args, moment="never", module="train", batches=None, **kwargs):
@@ -61,15 +56,6 @@ def start(args, moment="never", module="train", batches=None, **kwargs):
     text=True,
     **kwargs,
   )
-
-
-def records(folder):
-  """metrics.jsonl without its timings."""
-  lines = (folder / "metrics.jsonl").read_text().splitlines()
-  parsed = [json.loads(line) for line in lines]
-  for record in parsed:
-    record.pop("tokens_per_second", None)
-  return parsed
 
 
 def saved(folder):
@@ -85,7 +71,7 @@ def saved(folder):
 
 
 def assert_same_run(folder, whole):
-  assert records(folder) == records(whole)
+  assert tiny.records(folder) == tiny.records(whole)
   for one, other in zip(
     jax.tree.leaves(saved(folder)), jax.tree.leaves(saved(whole)), strict=True
   ):
