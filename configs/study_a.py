@@ -1,6 +1,6 @@
 """Study A: does SkipAlign do on a real model what its paper says? See docs/results.md.
 
-SmolLM2-135M-Instruct (window 8192), fine-tuned on 164,000 tokens of short dialogues, is
+SmolLM2-135M-Instruct (window 8192), fine-tuned on 98,000 tokens of short dialogues, is
 asked for keys in texts of up to 16,384 tokens. All rows see the same data, tokens and
 seed; all but PackedSFT (whose rows of 16,384 make a quarter of the updates) the same
 steps. Each row is tested at the NTK target that did best on other keys in another book.
@@ -14,7 +14,7 @@ Commands:
   make study-a                                       # all rows, one after the other
   make study-a ROWS=normal-sft,skipalign             # some of them
   python -m skipalign_jax.sweep --config=configs/study_a.py:tiny --run    # minutes
-Hardware: two CPU cores, about 25 minutes a row when they have nothing else to do.
+Hardware: two CPU cores, about 20 minutes a row when they have nothing else to do.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ SHORT = {
   "data.eval": "holdout:32",
   "batch_size": 4,
   "grad_accum": 4,
-  "steps": 40,
+  "steps": 24,
   "optim.learning_rate": 2e-4,
   "eval.every": 0,
   "checkpoint.keep_best": False,
@@ -42,8 +42,8 @@ PACKED = CONTIGUOUS | {
   "data.seq_len": 16_384,
   "batch_size": 1,
   "grad_accum": 1,
-  "steps": 10,
-  "checkpoint.every": 5,
+  "steps": 6,
+  "checkpoint.every": 3,
 }
 NO_RECALL = {"data.train": CHATS}
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import test_train
+import tiny
 
 from skipalign_jax import config as config_lib
 from skipalign_jax import errors
@@ -38,7 +39,7 @@ def test_tasks_run_before_when_due_and_at_the_end(cache_dir, tmp_path):
   assert test_train.run(c, folder) == 0
   found = {
     (record["step"], name): value
-    for record in test_train.records(folder)
+    for record in tiny.records(folder)
     for name, value in record.items()
     if "/" in name
   }
@@ -49,7 +50,7 @@ def test_tasks_run_before_when_due_and_at_the_end(cache_dir, tmp_path):
   assert results["protocol"]["model"] == f"{folder}@3"
   assert len(results["items"]) == 2
   # The held-out losses are recorded all the same, and evals may change.
-  assert sum("eval_loss" in r for r in test_train.records(folder)) == 3
+  assert sum("eval_loss" in r for r in tiny.records(folder)) == 3
   c.evals = config_lib.ConfigDict({})
   assert test_train.run(c, folder) == 0
 
@@ -59,11 +60,7 @@ def test_training_is_the_same_with_and_without(cache_dir, tmp_path):
   test_train.run(with_task, tmp_path / "with")
   test_train.run(configured(cache_dir), tmp_path / "without")
   losses = [
-    [
-      record["loss"]
-      for record in test_train.records(tmp_path / name)
-      if "loss" in record
-    ]
+    [record["loss"] for record in tiny.records(tmp_path / name) if "loss" in record]
     for name in ("with", "without")
   ]
   assert losses[0] == losses[1] and len(losses[0]) == 4

@@ -285,24 +285,18 @@ def saved_adapters(folder):
   return like, {path: x.read() for path, x in opened.items()}
 
 
-def records(folder):
-  lines = (folder / "metrics.jsonl").read_text().splitlines()
-  parsed = [json.loads(line) for line in lines]
-  return [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in parsed]
-
-
 def load(path):
   return reference.load_params(reference.open_model(str(path)))
 
 
 def test_a_run_goes_on_bit_for_bit(finished, tmp_path):
   c, folder = finished
-  assert len(records(folder)) == 4
+  assert len(tiny.records(folder)) == 4
   copy = tmp_path / "copy"
   shutil.copytree(folder, copy)
   shutil.rmtree(copy / "checkpoints" / "4")
   assert train.run(c, copy, rich_console.Console(quiet=True)) == 0
-  assert records(copy) == records(folder)
+  assert tiny.records(copy) == tiny.records(folder)
   jax.tree.map(np.testing.assert_array_equal, load(copy), load(folder))
 
 
