@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from skipalign_jax.evals import intervals
 from skipalign_jax.hf import card, safetensors_io
@@ -19,6 +20,11 @@ CLAIMS = {
   "2, Skip-Inner": (recipes.OUTER, "Skip-Inner"),
   "3, with LSA": ("Skip-Outer + LSA", recipes.OUTER),
 }
+LONGER_REPLIES = {
+  f"{name}, two facts": tuple(f"{row}, two facts" for row in rows)
+  for name, rows in CLAIMS.items()
+  if "Packed" not in name
+}
 OTHERS = {
   f"{recipes.OUTER} - {name}": (recipes.OUTER, name)
   for name in ("Skip-All", "PoSE", "Skip-Outer, uniform gaps")
@@ -30,7 +36,8 @@ def collect(study: pieces.Study) -> dict[str, Any]:
   c = study.settings
   seeds = study.seeds()
   models = list(_models(study))
-  chosen = {row: study.chosen(row) for row in (recipes.BASE, *recipes.ROWS)}
+  rows = (recipes.BASE, *recipes.ROWS, *recipes.LONGER_REPLIES)
+  chosen = {row: study.chosen(row) for row in rows}
   chosen = {row: target for row, target in chosen.items() if target}
   shown = {recipes.BASE: (recipes.BASE, 1)}
   if recipes.BASE in chosen:
@@ -55,10 +62,10 @@ def collect(study: pieces.Study) -> dict[str, Any]:
     "chosen": chosen,
     "table": table,
     "claims": _pairs(study, models, chosen, CLAIMS),
-    "others": _pairs(study, models, chosen, OTHERS),
+    "others": _pairs(study, models, chosen, LONGER_REPLIES | OTHERS),
     "targets": _targets(models, c.targets, seeds[: c.pilots]),
     "sweeps": _sweeps(models, chosen, seeds[: c.sweep_seeds]),
-    "correlation": _correlation(models),
+    "correlation": _correlation(models, str(max(c.tested))),
     "models": models,
   }
 
@@ -78,6 +85,7 @@ def _models(study: pieces.Study) -> Iterator[dict[str, Any]]:
       for form in ("chat", "text"):
         if form in content:
           asked = content[form]
+          found[f"{form}_beyond"] = _short(study.beyond(asked))
           found[form] = {n: _short(pieces.accuracy(a)) for n, a in asked.items()}
           found[f"{form}_questions"] = pieces.questions(next(iter(asked.values())))
           if form == pieces.form_of(row):
@@ -113,13 +121,8 @@ def _cells(found: list[dict[str, Any]], form: str) -> dict[str, Any]:
       "wilson": [wilson["low"], wilson["high"]],
       "questions": questions,
     }
-  cells["beyond"] = statistics.over_seeds([beyond(m, form) for m in found])
+  cells["beyond"] = statistics.over_seeds([m[f"{form}_beyond"] for m in found])
   return cells
-
-
-def beyond(model: dict[str, Any], form: str) -> float:
-  """Mean accuracy of a model over the lengths beyond the window."""
-  return float(np.mean([x for n, x in model[form].items() if int(n) > 1]))
 
 
 def _pairs(study, models, chosen, wanted) -> dict[str, Any]:
@@ -140,7 +143,7 @@ def _pairs(study, models, chosen, wanted) -> dict[str, Any]:
         [score(ours[seed]) for seed in seeds], [score(theirs[seed]) for seed in seeds]
       )
       for where, score in (
-        ("beyond", lambda m: beyond(m, "chat")),
+        ("beyond", lambda m: m["chat_beyond"]),
         ("longest", lambda m: m["chat"][longest]),
         ("window", lambda m: m["chat"]["1"]),
       )
@@ -151,11 +154,10 @@ def _pairs(study, models, chosen, wanted) -> dict[str, Any]:
         safetensors_io.read_json(study.result(seed, row, chosen[row], pieces.TEST))
         for row in (one, other)
       ]
-      for n in asked[0]["chat"]:
-        if int(n) > 1:
-          a, b = (content["chat"][n]["hits"] for content in asked)
-          counts = [(x.count("1"), y.count("1")) for x, y in zip(a, b, strict=True)]
-          differences.append(np.subtract(*np.array(counts).T))
+      for n in map(str, study.settings.tested[1:]):
+        a, b = (content["chat"][n]["hits"] for content in asked)
+        counts = [(x.count("1"), y.count("1")) for x, y in zip(a, b, strict=True)]
+        differences.append(np.subtract(*np.array(counts).T))
     found[name]["p_haystacks"] = statistics.sign_flip_of_items(
       np.concatenate(differences)
     )
@@ -165,7 +167,7 @@ def _pairs(study, models, chosen, wanted) -> dict[str, Any]:
 def _targets(models, targets, pilots) -> dict[str, Any]:
   """Validation accuracy by NTK target: what the choice saw (pilots)."""
   found: dict[str, Any] = {}
-  for row in (recipes.BASE, *recipes.ROWS):
+  for row in (recipes.BASE, *recipes.ROWS, *recipes.LONGER_REPLIES):
     form, cells = pieces.form_of(row), {}
     for target in (1, *targets):
       asked = [
@@ -176,7 +178,7 @@ def _targets(models, targets, pilots) -> dict[str, Any]:
       if asked:
         cells[str(target)] = {
           n: _short(np.mean([m[form][n] for m in asked])) for n in asked[0][form]
-        } | {"beyond": _short(np.mean([beyond(m, form) for m in asked]))}
+        } | {"beyond": _short(np.mean([m[f"{form}_beyond"] for m in asked]))}
     if cells:
       found[row] = cells
   return found
@@ -197,23 +199,23 @@ def _sweeps(models, chosen, seeds) -> dict[str, Any]:
         found.setdefault(sweep, {})[row] = {
           n: statistics.over_seeds([m["chat"][n] for m in asked])
           for n in asked[0]["chat"]
-        } | {"beyond": statistics.over_seeds([beyond(m, "chat") for m in asked])}
+        } | {"beyond": statistics.over_seeds([m["chat_beyond"] for m in asked])}
   return found
 
 
-def _correlation(models) -> dict[str, Any]:
+def _correlation(models, longest: str) -> dict[str, Any]:
   """Misalignment against accuracy over all tuned checkpoints that were tested."""
   tested = [m for m in models if "sce" in m and m["row"] != recipes.BASE]
   if len(tested) < 3:
     return {}
   return {"checkpoints": len(tested)} | {
     f"{key}, {where}": _short(
-      statistics.spearman([m[key] for m in tested], [score(m) for m in tested])
+      stats.spearmanr([m[key] for m in tested], [score(m) for m in tested]).statistic
     )
     for key in ("sce", "symmetric_kl")
     for where, score in (
-      ("beyond", lambda m: beyond(m, "chat")),
-      ("longest", lambda m: list(m["chat"].values())[-1]),
+      ("beyond", lambda m: m["chat_beyond"]),
+      ("longest", lambda m: m["chat"][longest]),
     )
   }
 

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from skipalign_jax.evals import curves
-from skipalign_jax.needle_study import recipes
+from skipalign_jax.needle_study import recipes, tables
 
 Content = dict[str, Any]
 DEPTHS_OF = (recipes.NORMAL, "PackedSFT", "Skip-Inner", recipes.OUTER)
@@ -55,6 +55,7 @@ def lengths(content: Content) -> Any:
       "Skip-Outer, uniform gaps",
       "PoSE",
     ),
+    "replies of two facts": tuple(recipes.LONGER_REPLIES),
   }
   panels = {
     title: rows for title, rows in panels.items() if len(table.keys() & set(rows)) > 1
@@ -85,8 +86,8 @@ def _form(row: str) -> str:
 
 
 def _line(axis, cells: Content, content: Content, style: int, label: str) -> None:
-  x = content["settings"]["tested"]
-  found = [cells[str(n)] for n in x]
+  found = [cells[n] for n in tables.asked(content)]
+  x = [int(n) for n in tables.asked(content)]
   shift = 1 + 0.015 * (style - 3)  # so that error bars do not hide each other
   axis.errorbar(
     [n * shift for n in x],
@@ -148,7 +149,7 @@ def depths(content: Content) -> Any:
   figure, axes = plt.subplots(
     1, len(rows), figsize=(2.5 * len(rows), 2.9), sharey=True, layout="tight"
   )
-  tested = [str(n) for n in content["settings"]["tested"]]
+  tested = tables.asked(content)
   for axis, row in zip(np.atleast_1d(axes), rows, strict=True):
     models = [
       m
@@ -177,13 +178,13 @@ def misalignment(content: Content) -> Any:
   if not content["correlation"]:
     return None
   figure, axis = plt.subplots(figsize=(6.4, 3.8))
-  for i, row in enumerate(recipes.ROWS):
+  for i, row in enumerate((*recipes.ROWS, *recipes.LONGER_REPLIES)):
     models = [m for m in content["models"] if m["row"] == row and "sce" in m]
     if not models:
       continue
     axis.scatter(
       [m["symmetric_kl"] for m in models],
-      [100 * np.mean([x for n, x in m["chat"].items() if int(n) > 1]) for m in models],
+      [100 * m["chat_beyond"] for m in models],
       color=curves.COLORS[i % 7],
       marker=curves.MARKERS[(i + i // 7) % 7],
       s=22,

@@ -53,7 +53,13 @@ def encode(
 
 
 def ask(
-  subject: subject_lib.Subject, seed: int, kind: int, form: str, length: int, count: int
+  subject: subject_lib.Subject,
+  seed: int,
+  kind: int,
+  form: str,
+  length: int,
+  count: int,
+  asked: int = 1,
 ) -> dict[str, Any]:
   """Hits of `count` haystacks of a length.
 
@@ -62,10 +68,10 @@ def ask(
 
   Returns:
     `hits`, a word of 0 and 1 a haystack, one a question; and by part of the haystack
-    in which the fact stands, `depths`: [hits, questions]. `words`: how often the key
-    and the value of an answer were right alone, the value behind the right key.
+    in which the fact stands, `depths`: [hits, questions]. `words`: how often the keys
+    and the values of an answer were right alone, each behind the right words.
   """
-  stacks = [words.haystack(seed, i, kind, form, length) for i in range(count)]
+  stacks = [words.haystack(seed, i, kind, form, length, asked) for i in range(count)]
   hits, depths, right = [], np.zeros((DEPTHS, 2), int), np.zeros(2, int)
   for start in range(0, count, ROWS):
     batch = stacks[start : start + ROWS]
@@ -76,7 +82,8 @@ def ask(
       found = [bool(likeliest[a - begin : b - begin].all()) for a, b in stack.answers]
       hits.append("".join(str(int(hit)) for hit in found))
       for a, b in stack.answers:
-        right += likeliest[[a - begin, b - 1 - begin]]
+        answer = likeliest[a - begin : b - begin]
+        right += (answer[::2].all(), answer[1::2].all())
       for hit, depth in zip(found, stack.depths, strict=True):
         depths[min(int(depth * DEPTHS), DEPTHS - 1)] += (hit, 1)
   return {"hits": hits, "depths": depths.tolist(), "words": right.tolist()}

@@ -96,7 +96,7 @@ class Study:
     yield from map(self._pretrain, self.wanted())
     seeds = self.seeds()
     pilots = seeds[: c.pilots]
-    for row in (*recipes.ROWS, recipes.BASE):
+    for row in (*recipes.ROWS, recipes.BASE, *recipes.LONGER_REPLIES):
       make = self._train if row != recipes.BASE else self._ask_base
       tried = c.targets if row != recipes.BASE else (1, *c.targets)
       for seed in pilots:
@@ -146,8 +146,14 @@ class Study:
       paths = [self.result(seed, row, target, VALIDATION) for seed in pilots]
       if not all(path.exists() for path in paths):
         return None
-      means[target] = np.mean([beyond(safetensors_io.read_json(p), row) for p in paths])
+      found = [safetensors_io.read_json(path)[form_of(row)] for path in paths]
+      means[target] = np.mean([self.beyond(asked) for asked in found])
     return max(means, key=lambda target: (means[target], -target))
+
+  def beyond(self, asked: dict[str, Any]) -> float:
+    """Mean accuracy over the tested lengths beyond the window."""
+    lengths = (n for n in self.settings.tested if n > 1)
+    return float(np.mean([accuracy(asked[str(n)]) for n in lengths]))
 
   def _pretrain(self, seed: int) -> Piece:
     return Piece(self.base_result(seed), (), lambda: self._run_pretraining(seed))
@@ -202,8 +208,10 @@ class Study:
     # Twice the steps is the most that a row takes; each dialogue is seen once.
     most = max(r.steps for r in recipes.ALL_ROWS.values())
     count = round(c.steps * most) * c.dialogues + 128  # and those that are held out
-    chats = ({"messages": words.dialogue(seed, i, c.window)} for i in range(count))
-    write_lines(self.folder / f"seed{seed}" / "chats.jsonl", chats)
+    asked = recipes.ALL_ROWS[row].asked
+    said = (words.dialogue(seed, i, c.window, asked=asked) for i in range(count))
+    path = self.folder / f"seed{seed}" / recipes.chats_of(asked)
+    write_lines(path, ({"messages": messages} for messages in said))
     config = recipes.sft(
       c,
       seed,
@@ -217,25 +225,33 @@ class Study:
   def _asked(self, seed: int, row: str, target: int, kind: str) -> dict[str, Any]:
     """Needles in the row's own format and, for the table, all other measures."""
     c, own = self.settings, form_of(row)
+    asked = recipes.ALL_ROWS[row].asked if row != recipes.BASE else 1
     scaled_to = target if row == recipes.BASE else None
     workdir = self._workdir(seed, row, target)
     subject = needles.open_subject(workdir, c.window, scaled_to)
-    counts = {own: c.validation}
+    counts, lengths = {own: c.validation}, c.tested
     if kind == TEST:
+      lengths += c.further
       counts = {own: c.test, "text" if own == "chat" else "chat": c.retained}
     found: dict[str, Any] = {
       form: {
         str(length): needles.ask(
-          subject, seed, KINDS[kind], form, length * c.window, count
+          subject,
+          seed,
+          KINDS[kind],
+          form,
+          length * c.window,
+          count,
+          asked if form == "chat" else 1,
         )
-        for length in c.tested
+        for length in lengths
       }
       for form, count in counts.items()
     }
     if kind == TEST:
       longest = max(c.tested) * c.window
-      chats = self.folder / f"seed{seed}" / "long_chats.jsonl"
-      said = (words.dialogue(seed, i, longest, words.TEST) for i in range(48))
+      chats = self.folder / f"seed{seed}" / f"long_{recipes.chats_of(asked)}"
+      said = (words.dialogue(seed, i, longest, words.TEST, asked) for i in range(48))
       write_lines(chats, ({"messages": m} for m in said))
       found["misalignment"] = needles.misaligned(subject, chats, longest // 2, 32)
       found["loss"] = needles.loss_by_position(subject, seed, c, 32)
@@ -261,12 +277,6 @@ def accuracy(asked: dict[str, Any]) -> float:
 def questions(asked: dict[str, Any]) -> int:
   """How many were asked."""
   return sum(map(len, asked["hits"]))
-
-
-def beyond(content: dict[str, Any], row: str) -> float:
-  """Mean accuracy over the lengths beyond the window."""
-  lengths = {n: asked for n, asked in content[form_of(row)].items() if int(n) > 1}
-  return float(np.mean([accuracy(asked) for asked in lengths.values()]))
 
 
 def write_lines(path: pathlib.Path, records: Iterator[Any]) -> None:

@@ -29,6 +29,7 @@ class Settings:
     sweep_seeds: number of the first seeds that the sweeps have.
     targets: NTK targets s, in windows.
     tested: lengths, in windows.
+    further: lengths past L, in windows, which only test needles have.
     curriculum: (tokens a row, steps, answers that name the key again) of the
       pretraining, one train command each.
     pretrain_rate, sft_rate: learning rates.
@@ -45,10 +46,11 @@ class Settings:
   candidates: tuple[int, ...] = tuple(range(10))
   retrieves: float = 0.9
   seeds: int = 5
-  pilots: int = 1
+  pilots: int = 2
   sweep_seeds: int = 3
   targets: tuple[int, ...] = (8, 16, 32)
   tested: tuple[int, ...] = (1, 2, 4, 8)
+  further: tuple[int, ...] = (16,)
   curriculum: tuple[tuple[int, int, bool], ...] = (
     (32, 300, False),
     (64, 400, False),
@@ -77,6 +79,7 @@ MICRO = Settings(
   sweep_seeds=1,
   targets=(8,),
   tested=(1, 2),
+  further=(4,),
   curriculum=((32, 2, False), (64, 2, True)),
   dialogues=8,
   steps=2,
@@ -98,6 +101,7 @@ class Row:
     packed: dialogues a row of PackedSFT; its batches have as many tokens as all others.
     steps: of SFT, as a multiple of the settings'.
     rate: learning rate, as a multiple of the settings'.
+    asked: facts that a question of its dialogues and needles asks for.
   """
 
   changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -105,6 +109,7 @@ class Row:
   packed: int = 1
   steps: float = 1.0
   rate: float = 1.0
+  asked: int = 1
 
 
 def at(strategy: str, **others: Any) -> dict[str, Any]:
@@ -122,6 +127,12 @@ ROWS = {
   "Skip-All": Row(at("skip_all")),
   "PoSE": Row(at("pose")),
   "Skip-Outer, uniform gaps": Row(at("skip_outer", **{"positions.gaps": "uniform"})),
+}
+
+# Replies of five words, not three: another task, so rows are compared among these.
+LONGER_REPLIES = {
+  f"{name}, two facts": dataclasses.replace(ROWS[name], asked=2)
+  for name in (NORMAL, OUTER, "Skip-Inner", "Skip-Outer + LSA")
 }
 
 # One thing changed at a time; the rows above have L = 8 W, p = 0.5.
@@ -147,7 +158,16 @@ SWEEPS = {
     },
   },
 }
-ALL_ROWS = ROWS | {name: row for rows in SWEEPS.values() for name, row in rows.items()}
+ALL_ROWS = {
+  name: row
+  for rows in (ROWS, LONGER_REPLIES, *SWEEPS.values())
+  for name, row in rows.items()
+}
+
+
+def chats_of(asked: int) -> str:
+  """The file of a seed's dialogues whose questions ask for so many facts."""
+  return f"chats{asked}.jsonl"
 
 
 def _shared(settings: Settings, seed: int, cache: pathlib.Path) -> Any:
@@ -210,7 +230,10 @@ def sft(
   # all the same, because they are keyed by what a dialogue says.
   c.seed = 0
   c.model.init_from = base
-  c.data.train, c.data.eval = str(folder / f"seed{seed}" / "chats.jsonl"), "holdout:64"
+  c.data.train, c.data.eval = (
+    str(folder / f"seed{seed}" / chats_of(row.asked)),
+    "holdout:64",
+  )
   c.data.seq_len = settings.window * row.packed
   c.data.packing = row.packed > 1
   c.batch_size = settings.dialogues // row.packed

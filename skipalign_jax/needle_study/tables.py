@@ -34,15 +34,25 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> str:
   return "\n".join([f"{title}\n", *("| " + " | ".join(line) + " |" for line in lines)])
 
 
+def asked(content: Content) -> list[str]:
+  """The lengths of test needles, in windows."""
+  return [str(n) for key in ("tested", "further") for n in content["settings"][key]]
+
+
+def _beyond(content: Content) -> str:
+  """What the mean beyond the window is over."""
+  return f"mean of {', '.join(map(str, content['settings']['tested'][1:]))} W"
+
+
 def main(content: Content, form: str, title: str) -> str:
   """Accuracy by row and length, each row at its own NTK target."""
-  tested = [str(n) for n in content["settings"]["tested"]]
+  tested = asked(content)
   rows = [
     [name, str(row["s"]), str(len(row["seeds"]))]
-    + [_percent(row[form][n]) for n in (*tested, "beyond")]
+    + [_percent(row[form][n]) for n in ("beyond", *tested)]
     for name, row in content["table"].items()
   ]
-  columns = ["row", "s", "seeds", *(f"{n} W" for n in tested), "mean beyond W"]
+  columns = ["row", "s", "seeds", _beyond(content), *(f"{n} W" for n in tested)]
   return _table(title, columns, rows) if rows else ""
 
 
@@ -51,12 +61,11 @@ def words(content: Content) -> str:
   rows = []
   for name, row in content["table"].items():
     models = [m["words"] for m in _tested(content, name, row["s"])]
-    tested = models[0].keys()
-    for i, word in enumerate(("key", "value behind the right key")):
+    tested = asked(content)
+    for i, word in enumerate(("keys", "values behind the right words")):
       means = [sum(m[n][i] for m in models) / len(models) for n in tested]
       rows.append([name, word, *(f"{100 * mean:.1f}" for mean in means)])
-  tested = [f"{n} W" for n in content["settings"]["tested"]]
-  columns = ["row", "word", *tested]
+  columns = ["row", "word", *(f"{n} W" for n in asked(content))]
   return _table("Words of the answers, %", columns, rows) if rows else ""
 
 
@@ -101,7 +110,7 @@ def targets(content: Content) -> str:
   ]
   tested = [f"{n} W" for n in content["settings"]["tested"]]
   title = "Validation needles of the pilots by NTK target, %"
-  return _table(title, ["row", "s", *tested, "mean beyond W"], rows) if rows else ""
+  return _table(title, ["row", "s", *tested, _beyond(content)], rows) if rows else ""
 
 
 def sweeps(content: Content) -> str:
@@ -113,7 +122,7 @@ def sweeps(content: Content) -> str:
     for row, cells in found.items()
   ]
   tested = [f"{n} W" for n in content["settings"]["tested"]]
-  columns = ["sweep", "row", "seeds", *tested, "mean beyond W"]
+  columns = ["sweep", "row", "seeds", *tested, _beyond(content)]
   return _table("Sweeps, validation needles, %", columns, rows) if rows else ""
 
 

@@ -7,6 +7,8 @@ chain with four successors a word. Two formats ask:
   chat, which only SFT shows:      <|user|> … k12=v3 … ask k12
                                    <|assistant|> k12 v3 <|end|>
 
+A question of the chat format may ask for several facts: ask k12 k7, k12 v3 k7 v0.
+
 Everything is a pure function of (seed, kind of text, number), so no two seeds, and no
 training set and test set of a seed, share a draw. A seed has a filler chain of its own.
 """
@@ -103,6 +105,16 @@ def draw_facts(rng: np.random.Generator, count: int) -> list[tuple[int, int]]:
   )
 
 
+def question(facts: Sequence[tuple[int, int]]) -> Words:
+  """What a user asks."""
+  return ["ask", *(key(k) for k, _ in facts)]
+
+
+def answer(facts: Sequence[tuple[int, int]]) -> Words:
+  """What is replied: each key, and its value."""
+  return [word for k, v in facts for word in (key(k), value(v))]
+
+
 def insert(words: Words, rng: np.random.Generator, parts: Sequence[Words]) -> Words:
   """`parts`, in their order, put at random places between `words`."""
   places = np.sort(rng.integers(len(words) + 1, size=len(parts)))
@@ -135,21 +147,21 @@ def text(seed: int, number: int, length: int, copies: bool, kind: int = TEXT) ->
 
 
 def dialogue(
-  seed: int, number: int, length: int, kind: int = DIALOGUE
+  seed: int, number: int, length: int, kind: int = DIALOGUE, asked: int = 1
 ) -> list[dict[str, str]]:
   """Messages of a chat of `length` tokens at most, about 16 a turn.
 
-  Each turn but the first ends with a question, each about another fact, told in that
-  user turn or in one before; one fact more is never asked for. The reply names the key
-  again and the value.
+  Each turn but the first ends with a question about `asked` facts that no other asks
+  for, told in that user turn or in turns before; as many facts are never asked for. The
+  reply names each key again and its value.
   """
   rng = np.random.default_rng((seed, kind, length, number))
-  typical = max(3, length // 20)
-  turns = min(int(rng.integers(typical, typical + 3)), KEYS)
-  facts = draw_facts(rng, turns)
-  when = [int(rng.integers(turn + 1)) for turn in range(turns)]
+  typical = max(4 - asked, length // (16 + 4 * asked))
+  turns = min(int(rng.integers(typical, typical + 3)), KEYS // asked)
+  facts = draw_facts(rng, turns * asked)
+  when = [int(rng.integers(i // asked + 1)) for i in range(len(facts))]
   # A turn frames what it says: <|user|> … ask k <|assistant|> k v <|end|>.
-  room = length - 7 * turns - len(facts)
+  room = length - (4 + 3 * asked) * turns - len(facts)
   shares = np.diff(
     np.sort(rng.integers(room + 1, size=turns - 1)), prepend=0, append=room
   )
@@ -157,15 +169,16 @@ def dialogue(
   for turn, share in enumerate(shares.tolist()):
     new = [[fact(*f)] for f, at in zip(facts, when, strict=True) if at == turn]
     words = insert(walk(seed, rng, max(share, 1)), rng, new)
-    k, v = facts[turn]
-    asked = ["ask", key(k)] if turn else []
-    reply = f"{key(k)} {value(v)}" if turn else "ok"
-    messages.append({"role": "user", "content": " ".join(words + asked)})
-    messages.append({"role": "assistant", "content": reply})
+    wanted = facts[turn * asked : (turn + 1) * asked]
+    said, reply = question(wanted), answer(wanted)
+    if not turn:
+      said, reply = [], ["ok"]
+    messages.append({"role": "user", "content": " ".join(words + said)})
+    messages.append({"role": "assistant", "content": " ".join(reply)})
   return messages
 
 
-ASKED, DISTRACTORS = 3, 1  # facts of a haystack that are asked for, and that are not
+QUESTIONS, DISTRACTORS = 3, 1  # of a haystack; facts that are not asked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +188,8 @@ class Haystack:
   Attributes:
     words: all of it, with control words and the right answers.
     answers: (first word, end) of each answer in `words`.
-    depths: where the fact of each question stands in the filler, 0 (first) to 1.
+    depths: where the (farthest) fact of each question stands in the filler, 0 (first)
+      to 1.
   """
 
   words: Words
@@ -183,7 +197,9 @@ class Haystack:
   depths: list[float]
 
 
-def haystack(seed: int, number: int, kind: int, form: str, length: int) -> Haystack:
+def haystack(
+  seed: int, number: int, kind: int, form: str, length: int, asked: int = 1
+) -> Haystack:
   """`length` words of one haystack.
 
   Args:
@@ -192,20 +208,21 @@ def haystack(seed: int, number: int, kind: int, form: str, length: int) -> Hayst
     kind: TEST or VALIDATION.
     form: "chat" or "text".
     length: of everything.
+    asked: facts a question asks for; 1 in texts.
   """
   is_chat = form == "chat"
   rng = np.random.default_rng((seed, kind, is_chat, length, number))
-  facts = draw_facts(rng, ASKED + DISTRACTORS)
+  facts = draw_facts(rng, QUESTIONS * asked + DISTRACTORS)
+  wanted = [facts[i * asked : (i + 1) * asked] for i in range(QUESTIONS)]
   front, behind, answers = ["<|user|>"] if is_chat else [], [], []
-  for i, (k, v) in enumerate(facts[:ASKED]):
+  for i, about in enumerate(wanted):
     if is_chat:
       again = [] if i == 0 else ["<|end|>", "<|user|>", *walk(seed, rng, 1)]
-      behind += [*again, "ask", key(k), "<|assistant|>"]
+      behind += [*again, *question(about), "<|assistant|>"]
     else:
-      behind += ["Q", key(k), "A"]
-    answer = [key(k), value(v)]
-    answers.append((len(behind), len(behind) + len(answer)))
-    behind += answer
+      behind += ["Q", key(about[0][0]), "A"]
+    answers.append((len(behind), len(behind) + 2 * asked))
+    behind += answer(about)
   room = length - len(front) - len(behind)
   told = [[fact(*facts[i])] for i in rng.permutation(len(facts))]
   hay = insert(walk(seed, rng, room - len(told)), rng, told)
@@ -213,5 +230,5 @@ def haystack(seed: int, number: int, kind: int, form: str, length: int) -> Hayst
   return Haystack(
     words=front + hay + behind,
     answers=[(before + start, before + end) for start, end in answers],
-    depths=[hay.index(fact(*f)) / (room - 1) for f in facts[:ASKED]],
+    depths=[min(hay.index(fact(*f)) for f in about) / (room - 1) for about in wanted],
   )
