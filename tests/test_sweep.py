@@ -16,10 +16,12 @@ import time
 import pytest
 import test_evals_compare
 import tiny
+from scipy import stats
 
 from skipalign_jax import errors, evaluate, terminal
 from skipalign_jax.evals import tasks
 from skipalign_jax.sweep import __main__ as command
+from skipalign_jax.sweep import chosen as chosen_lib
 from skipalign_jax.sweep import collect, rows
 
 PAPER = {"paper_table1": 12, "paper_table2": 5, "paper_figure4": 10}  # rows
@@ -567,6 +569,20 @@ def test_tables_of_chosen_targets_pair_keys(choosing, tmp_path):
   assert "| base | own rope | 100 | 0 |" in text
   assert "| A - B | +50 (-48 to +148) | +1.00 (-0.96 to +2.96) | 2 |" in text
   assert (plan.out / "study_keys.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_misalignment_is_ranked_against_what_rows_find():
+  cell = lambda length, log_p: {"length": length, "score": log_p > -3, "log_p": log_p}
+  row = lambda kl, log_p: {
+    "misalignment": kl,
+    "cells": [cell(900, -9.0 * kl), cell(1200, log_p)],
+  }
+  measured = [row(0.1, -1.0), row(0.2, -2.0), row(0.3, -5.0), row(0.4, -4.0)]
+  found = chosen_lib.correlation([*measured, {"cells": []}], 1024)
+  assert found["rows"] == 4 and found["log_p"] == pytest.approx(-0.8)
+  assert found["score"] == pytest.approx(stats.spearmanr([1, 2, 3, 4], [1, 1, 0, 0])[0])
+  assert chosen_lib.correlation(measured[:3], 1024) is None
+  assert chosen_lib.correlation([row(0.1, -1.0)] * 4, 1024) is None
 
 
 def test_a_target_that_could_not_be_tried_leaves_the_row_untested(choosing):

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
   path = collect.write(study)
   # Read back, so that nothing is shown that the file does not hold.
   content = json.loads(path.read_text(encoding="utf-8"))
-  (study.folder / "tables.md").write_text(tables.report(content) + "\n", "utf-8")
+  (study.folder / "tables.md").write_text(tables.report(content), "utf-8")
   made = figure.draw(content, study.folder)
   console.print("complete" if complete else "other processes still work on the rest")
   console.print(f"written to {study.folder}: {path.name}, tables.md")

@@ -6,8 +6,8 @@ Content = dict[str, Any]
 
 
 def report(content: Content) -> str:
-  """All tables."""
-  return "\n\n".join(
+  """All tables, as a page."""
+  tables = "\n\n".join(
     part
     for part in (
       main(content, "chat", "Needles in the chat format, % (mean, 95 % over seeds)"),
@@ -20,6 +20,7 @@ def report(content: Content) -> str:
     )
     if part
   )
+  return f"# Study B: tables\n\nMade by `make study-b` from study_b.json.\n\n{tables}\n"
 
 
 def _percent(cell: Content) -> str:

@@ -1,6 +1,7 @@
 """Rows that chose their NTK targets: which, what they found there, paired differences.
 
-For sweeps with `targets`, whose evaluation "keys" asks every row for the same keys.
+For sweeps with `targets`, whose evaluation "keys" asks every row for the same keys. An
+evaluation "misalignment" beside it is held against what the rows find.
 """
 
 import pathlib
@@ -8,12 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from skipalign_jax.evals import heatmap, intervals, keys
 from skipalign_jax.hf import safetensors_io
 from skipalign_jax.sweep import rows
 
-KEYS = "keys"
+KEYS, MISALIGNMENT = "keys", "misalignment"
 Found = dict[str, Any]
 
 
@@ -34,13 +36,43 @@ def gather(plan: rows.Plan, names: Sequence[str]) -> Found:
         "log_p_by_target": {str(t): x for t, x in plan.target_scores(name).items()},
         "cells": keys.cells(results["items"]),
       }
+      path = plan.evaluation(name, MISALIGNMENT) / "results.json"
+      if path.exists():
+        summary = safetensors_io.read_json(path)["summary"]
+        found[name]["misalignment"] = summary["symmetric_kl"]["mean"]
   window = plan.sweep.window
   pairs = [
     {"rows": [one, other], **difference(found[one], found[other], window)}
     for one, other in plan.sweep.pairs
     if one in found and other in found
   ]
-  return {"window": window, "rows": found, "pairs": pairs}
+  return {
+    "window": window,
+    "rows": found,
+    "pairs": pairs,
+    "correlation": correlation(list(found.values()), window),
+  }
+
+
+def correlation(found: Sequence[Found], window: int) -> dict[str, Any] | None:
+  """Spearman's, over rows: misalignment against keys beyond the window.
+
+  None with fewer than four rows, or where all are alike.
+  """
+  measured = [row for row in found if "misalignment" in row]
+  if len(measured) < 4:
+    return None
+  x = [row["misalignment"] for row in measured]
+  ranks: dict[str, Any] = {"rows": len(measured)}
+  for what in ("score", "log_p"):
+    y = [
+      np.mean([c[what] for c in row["cells"] if c["length"] > window])
+      for row in measured
+    ]
+    if len(set(x)) == 1 or len(set(y)) == 1:
+      return None
+    ranks[what] = float(stats.spearmanr(x, y).statistic)
+  return ranks
 
 
 def difference(one: Found, other: Found, window: int) -> dict[str, Any]:
@@ -110,6 +142,12 @@ def markdown(content: Found) -> str:
       ],
     ),
   ]  # fmt: skip
+  if ranks := content["correlation"]:
+    parts.append(
+      f"Long-short misalignment (symmetric KL) against keys beyond {window:,}, rank "
+      f"correlation over {ranks['rows']} rows: {ranks['score']:.2f} with keys found, "
+      f"{ranks['log_p']:.2f} with log p."
+    )
   return "\n\n".join(filter(None, parts))
 
 
