@@ -100,7 +100,7 @@ def test_flops_of_a_7b_model():
   assert work["attention"] == 6 * 32 * 1024**2 * 32 * 128
 
 
-def test_positions_and_growth_run():
+def test_positions_run():
   positions = load("positions")
   contender = positions.Ours("tiny", 512, "float32")
   turns = {
@@ -110,6 +110,10 @@ def test_positions_and_growth_run():
   seconds, failed = harness.rounds(turns | {"draw": lambda: contender.draw("full")}, 2)
   assert not failed and all(s > 0 for s in itertools.chain(*seconds.values()))
   assert contender.describe()["packed"]["samples"] > 1
+
+
+@pytest.mark.slow
+def test_growth_and_the_regulariser_run():
   growth = load("growth")
   contender = growth.Ours("tiny", "float32", "full")
   assert contender.step(256) > 0

@@ -17,7 +17,8 @@ from skipalign_jax import compile_cache, model, sharding
 from skipalign_jax.hf import reference, weights
 
 STEPS = 10
-WIDE = tiny.config(num_heads=8)  # a head for each of eight devices
+# For context a head for each of eight devices.
+SHAPES = {"fsdp": tiny.config(), "context": tiny.config(num_heads=8)}
 
 
 def losses(run, process=0, processes=1):
@@ -29,25 +30,21 @@ def losses(run, process=0, processes=1):
   return [[float(m["loss"]), float(m["grad_norm"])] for m in metrics]
 
 
-def train_as_one_of_two(process, port):
+def train_as_one_of_two(process, port, split):
   """What each of the processes does; prints its losses."""
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
   compile_cache.enable()
   assert len(jax.local_devices()) == 4 and len(jax.devices()) == 8
-  run = tiny.Run(sharding.make_mesh(dict(data=1, fsdp=-1, tensor=1, context=1)))
+  sizes = dict(data=1, fsdp=1, tensor=1, context=1) | {split: 8}
+  run = tiny.Run(sharding.make_mesh(sizes), model=SHAPES[split])
   assert not run.state.params["embed"]["weight"].is_fully_addressable
   share = sharding.process_share(run.mesh)
-  assert share == (process, 2)
-  check_initial_weights(run)
-  got = [losses(run, *share)]
-  # Both processes hold the same rows, and half of the places each.
-  run = tiny.Run(
-    sharding.make_mesh(dict(data=1, fsdp=1, tensor=1, context=8)), model=WIDE
-  )
-  share = sharding.process_share(run.mesh)
-  assert share == (0, 1)
-  print(json.dumps([*got, losses(run, *share)]), flush=True)
+  # With context both hold the same rows, and half of the places each.
+  assert share == {"fsdp": (process, 2), "context": (0, 1)}[split]
+  if split == "fsdp":
+    check_initial_weights(run)
+  print(json.dumps(losses(run, *share)), flush=True)
 
 
 def check_initial_weights(run):
@@ -83,13 +80,16 @@ def check_initial_weights(run):
 
 
 @pytest.mark.multidevice
-def test_two_processes_equal_one():
+@pytest.mark.parametrize(
+  "split", ["fsdp", pytest.param("context", marks=pytest.mark.slow)]
+)
+def test_two_processes_equal_one(split):
   with socket.socket() as found:
     found.bind(("127.0.0.1", 0))
     port = found.getsockname()[1]
   processes = [
     subprocess.Popen(
-      [sys.executable, __file__, str(i), str(port)],
+      [sys.executable, __file__, str(i), str(port), split],
       env=tiny.environment(devices=4),
       stdout=subprocess.PIPE,
       text=True,
@@ -97,7 +97,7 @@ def test_two_processes_equal_one():
     for i in range(2)
   ]
   try:
-    expected = [losses(tiny.Run()), losses(tiny.Run(model=WIDE))]
+    expected = losses(tiny.Run(model=SHAPES[split]))
     printed = [process.communicate(timeout=300)[0] for process in processes]
   finally:
     for process in processes:
@@ -109,4 +109,4 @@ def test_two_processes_equal_one():
 
 
 if __name__ == "__main__":
-  train_as_one_of_two(int(sys.argv[1]), int(sys.argv[2]))
+  train_as_one_of_two(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import tiny
 from scipy import stats
 
 from skipalign_jax import errors
@@ -16,6 +17,7 @@ from skipalign_jax.needle_study import (
   pieces,
   recipes,
   statistics,
+  tables,
   words,
 )
 
@@ -238,6 +240,12 @@ def test_what_is_done_is_skipped_and_what_runs_elsewhere_left(tmp_path):
   assert pieces.run(Some(), silent) and len(made) == 3
   (tmp_path / "results" / "first.json").unlink()
   assert pieces.run(Some(), silent) and made[3:] == ["first"]
+
+
+def test_the_tables_that_are_shown_are_those_of_the_results():
+  folder = tiny.ROOT / "docs" / "results"
+  content = json.loads((folder / "study_b.json").read_text())
+  assert (folder / "study_b_tables.md").read_text() == tables.report(content)
 
 
 @pytest.mark.slow

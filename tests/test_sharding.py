@@ -146,6 +146,7 @@ MESHES = {  # data, fsdp, tensor, context
   "fsdp2_context4": (1, 2, 1, 4),  # two kv heads, so they are repeated
   "fsdp2_tensor2_context2": (1, 2, 2, 2),
 }
+QUICK = ("data2_fsdp2_tensor2", "fsdp2_tensor2_context2")
 STEPS = 10
 # Adapters over a quantised base: on one device, and with all parts split.
 ADAPTED = ("one", "fsdp2_tensor2_context2")
@@ -164,13 +165,12 @@ def batch_of(t):
   return batch
 
 
-def train_on_each_mesh():
+def train_on(names):
   """Ten steps on each mesh; prints what became of them (in a process of its own)."""
   report = {}
-  runs = [(name, name, {}) for name in MESHES]
-  runs += [(f"adapted_{name}", name, dict(adapters=ADAPTERS)) for name in ADAPTED]
-  for name, mesh, changes in runs:
-    sizes = MESHES[mesh]
+  for name in names:
+    sizes = MESHES[name.removeprefix("adapted_")]
+    changes = dict(adapters=ADAPTERS) if name.startswith("adapted_") else {}
     mesh = sharding.make_mesh(
       dict(zip(sharding.AXES, sizes, strict=True)),
       jax.devices()[: int(np.prod(sizes))],
@@ -194,10 +194,9 @@ def train_on_each_mesh():
   print(json.dumps(report))
 
 
-@pytest.fixture(scope="module")
-def trained():
+def trained_elsewhere(names):
   done = subprocess.run(
-    [sys.executable, __file__],
+    [sys.executable, __file__, *names],
     env=tiny.environment(devices=8),
     stdout=subprocess.PIPE,
     timeout=300,
@@ -206,10 +205,31 @@ def trained():
   return json.loads(done.stdout)
 
 
+@pytest.fixture(scope="module")
+def trained():
+  """What became of one device, of the quick meshes, and of adapters."""
+  return trained_elsewhere(["one", *QUICK, *(f"adapted_{name}" for name in ADAPTED)])
+
+
+@pytest.fixture(scope="module")
+def trained_on_all(trained):
+  return trained | trained_elsewhere([name for name in MESHES if name not in trained])
+
+
 @pytest.mark.multidevice
-@pytest.mark.parametrize("name", [name for name in MESHES if name != "one"])
+@pytest.mark.parametrize("name", QUICK)
 def test_eight_devices_equal_one(trained, name):
-  got, one = trained[name], trained["one"]
+  check_equal(trained[name], trained["one"])
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+@pytest.mark.parametrize("name", [name for name in MESHES if name not in QUICK])
+def test_eight_devices_equal_one_on_other_meshes(trained_on_all, name):
+  check_equal(trained_on_all[name], trained_on_all["one"])
+
+
+def check_equal(got, one):
   assert one["largest_position"] > tiny.SEQ_LEN
   np.testing.assert_allclose(got["losses"], one["losses"], rtol=1e-5)
   np.testing.assert_allclose(got["norms"], one["norms"], rtol=1e-4)
@@ -229,18 +249,24 @@ def test_adapters_on_eight_devices_equal_one(trained):
 
 @pytest.mark.multidevice
 def test_moments_are_sharded_as_their_parameters(trained):
-  share = lambda name: {
-    path: round(1 / x) for path, x in trained[name]["shares"].items()
-  }
-  assert set(share("data8").values()) == {1}
-  assert set(share("fsdp8").values()) == {8}
   matrix, norm = "layers/mlp/down/weight", "layers/mlp_norm/weight"
-  assert (share("fsdp4_tensor2")[matrix], share("fsdp4_tensor2")[norm]) == (8, 4)
-  assert (share("data2_fsdp2_tensor2")[matrix], share("data2_fsdp2_tensor2")[norm]) == (
-    4,
-    2,
-  )
+  of = shares(trained["data2_fsdp2_tensor2"])
+  assert (of[matrix], of[norm]) == (4, 2)
+  of = shares(trained["fsdp2_tensor2_context2"])
+  assert (of[matrix], of[norm]) == (8, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_moments_on_other_meshes(trained_on_all):
+  assert set(shares(trained_on_all["data8"]).values()) == {1}
+  assert set(shares(trained_on_all["fsdp8"]).values()) == {8}
+
+
+def shares(run):
+  """Path → devices that a moment is spread over."""
+  return {path: round(1 / x) for path, x in run["shares"].items()}
 
 
 if __name__ == "__main__":
-  train_on_each_mesh()
+  train_on(sys.argv[1:])

@@ -52,10 +52,10 @@ class Settings:
   tested: tuple[int, ...] = (1, 2, 4, 8)
   further: tuple[int, ...] = (16,)
   curriculum: tuple[tuple[int, int, bool], ...] = (
-    (32, 300, False),
-    (64, 400, False),
+    (32, 400, False),
+    (64, 900, False),
     (64, 150, True),
-    (64, 250, True),
+    (64, 450, True),
   )
   pretrain_rate: float = 4e-3
   sft_rate: float = 2e-3
