@@ -257,13 +257,13 @@ def test_a_whole_study_and_its_second_run(tmp_path, capsys):
     recipes.BASE,
     recipes.BASE_NTK,
     *recipes.ROWS,
-    *recipes.LONGER_REPLIES,
+    *recipes.AGAIN,
   }
   assert all(len(row["seeds"]) == 2 for row in content["table"].values())
   assert all(len(content["sweeps"][name]) == len(rows) + 2
              for name, rows in recipes.SWEEPS.items())  # fmt: skip
   assert content["claims"].keys() == collect.CLAIMS.keys()
-  assert content["others"].keys() == collect.LONGER_REPLIES.keys() | collect.OTHERS
+  assert content["others"].keys() == collect.AGAIN.keys() | collect.OTHERS
   assert content["table"]["Skip-Outer, two facts"]["chat"].keys() == {
     *("1", "2", "4", "beyond")
   }

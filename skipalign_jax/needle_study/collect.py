@@ -20,10 +20,11 @@ CLAIMS = {
   "2, Skip-Inner": (recipes.OUTER, "Skip-Inner"),
   "3, with LSA": ("Skip-Outer + LSA", recipes.OUTER),
 }
-LONGER_REPLIES = {
-  f"{name}, two facts": tuple(f"{row}, two facts" for row in rows)
+AGAIN = {
+  f"{name}, {told}": tuple(f"{row}, {told}" for row in rows)
+  for told in recipes.FOLLOW_UPS
   for name, rows in CLAIMS.items()
-  if "Packed" not in name
+  if set(rows) <= set(recipes.FOLLOWED)
 }
 OTHERS = {
   f"{recipes.OUTER} - {name}": (recipes.OUTER, name)
@@ -36,7 +37,7 @@ def collect(study: pieces.Study) -> dict[str, Any]:
   c = study.settings
   seeds = study.seeds()
   models = list(_models(study))
-  rows = (recipes.BASE, *recipes.ROWS, *recipes.LONGER_REPLIES)
+  rows = (recipes.BASE, *recipes.ROWS, *recipes.AGAIN)
   chosen = {row: study.chosen(row) for row in rows}
   chosen = {row: target for row, target in chosen.items() if target}
   shown = {recipes.BASE: (recipes.BASE, 1)}
@@ -62,7 +63,7 @@ def collect(study: pieces.Study) -> dict[str, Any]:
     "chosen": chosen,
     "table": table,
     "claims": _pairs(study, models, chosen, CLAIMS),
-    "others": _pairs(study, models, chosen, LONGER_REPLIES | OTHERS),
+    "others": _pairs(study, models, chosen, AGAIN | OTHERS),
     "targets": _targets(models, c.targets, seeds[: c.pilots]),
     "sweeps": _sweeps(models, chosen, seeds[: c.sweep_seeds]),
     "correlation": _correlation(models, str(max(c.tested))),
@@ -167,7 +168,7 @@ def _pairs(study, models, chosen, wanted) -> dict[str, Any]:
 def _targets(models, targets, pilots) -> dict[str, Any]:
   """Validation accuracy by NTK target: what the choice saw (pilots)."""
   found: dict[str, Any] = {}
-  for row in (recipes.BASE, *recipes.ROWS, *recipes.LONGER_REPLIES):
+  for row in (recipes.BASE, *recipes.ROWS, *recipes.AGAIN):
     form, cells = pieces.form_of(row), {}
     for target in (1, *targets):
       asked = [

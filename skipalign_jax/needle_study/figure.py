@@ -55,7 +55,10 @@ def lengths(content: Content) -> Any:
       "Skip-Outer, uniform gaps",
       "PoSE",
     ),
-    "replies of two facts": tuple(recipes.LONGER_REPLIES),
+    **{
+      told: tuple(f"{name}, {told}" for name in recipes.FOLLOWED)
+      for told in recipes.FOLLOW_UPS
+    },
   }
   panels = {
     title: rows for title, rows in panels.items() if len(table.keys() & set(rows)) > 1
@@ -178,7 +181,7 @@ def misalignment(content: Content) -> Any:
   if not content["correlation"]:
     return None
   figure, axis = plt.subplots(figsize=(6.4, 3.8))
-  for i, row in enumerate((*recipes.ROWS, *recipes.LONGER_REPLIES)):
+  for i, row in enumerate((*recipes.ROWS, *recipes.AGAIN)):
     models = [m for m in content["models"] if m["row"] == row and "sce" in m]
     if not models:
       continue

@@ -96,7 +96,7 @@ class Study:
     yield from map(self._pretrain, self.wanted())
     seeds = self.seeds()
     pilots = seeds[: c.pilots]
-    for row in (*recipes.ROWS, recipes.BASE, *recipes.LONGER_REPLIES):
+    for row in (*recipes.ROWS, recipes.BASE, *recipes.AGAIN):
       make = self._train if row != recipes.BASE else self._ask_base
       tried = c.targets if row != recipes.BASE else (1, *c.targets)
       for seed in pilots:

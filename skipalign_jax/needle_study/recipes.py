@@ -129,10 +129,14 @@ ROWS = {
   "Skip-Outer, uniform gaps": Row(at("skip_outer", **{"positions.gaps": "uniform"})),
 }
 
-# Replies of five words, not three: another task, so rows are compared among these.
-LONGER_REPLIES = {
-  f"{name}, two facts": dataclasses.replace(ROWS[name], asked=2)
-  for name in (NORMAL, OUTER, "Skip-Inner", "Skip-Outer + LSA")
+# The claims again, of rows that differ from those above in one thing: replies of five
+# words, not three; twice the training.
+FOLLOW_UPS = {"two facts": {"asked": 2}, "2 x steps": {"steps": 2.0}}
+FOLLOWED = (NORMAL, OUTER, "Skip-Inner", "PackedSFT", "Skip-Outer + LSA")
+AGAIN = {
+  f"{name}, {told}": dataclasses.replace(ROWS[name], **changed)
+  for told, changed in FOLLOW_UPS.items()
+  for name in FOLLOWED
 }
 
 # One thing changed at a time; the rows above have L = 8 W, p = 0.5.
@@ -145,9 +149,9 @@ SWEEPS = {
     f"Skip-Outer, p = {p}": Row(at("skip_outer", **{"positions.skip_prob": p}))
     for p in (0.2, 0.8, 1.0)
   },
-  "training": {
-    f"{name}, {told}": Row(at(strategy), **changed)
-    for told, changed in (("2 x steps", {"steps": 2.0}), ("rate / 3", {"rate": 1 / 3}))
+  "learning rate": {
+    f"{name}, rate {told}": Row(at(strategy), rate=rate)
+    for told, rate in (("/ 3", 1 / 3), ("x 2", 2.0))
     for name, strategy in ((NORMAL, "contiguous"), (OUTER, "skip_outer"))
   },
   "alpha": {
@@ -159,9 +163,7 @@ SWEEPS = {
   },
 }
 ALL_ROWS = {
-  name: row
-  for rows in (ROWS, LONGER_REPLIES, *SWEEPS.values())
-  for name, row in rows.items()
+  name: row for rows in (ROWS, AGAIN, *SWEEPS.values()) for name, row in rows.items()
 }
 
 
