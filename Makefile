@@ -45,7 +45,7 @@ study-b: setup
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000 \
 	  $(BIN)/python -m skipalign_jax.needle_study --out=runs/study_b
 	cp runs/study_b/study_b.json docs/results/study_b.json
-	cp runs/study_b/tables.md docs/results/study_b_tables.md
+	cp runs/study_b/tables.md docs/study_b_tables.md
 	cp runs/study_b/study_b_*.png docs/images/
 
 docs: setup

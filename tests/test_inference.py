@@ -126,16 +126,15 @@ def test_empty_prompts_are_refused():
 def on_meshes():
   """What the process of eight devices does: replies and scores a mesh, as JSON."""
   found = {}
-  for part in (0, 8):
-    for sizes in MESHES:
-      axes = dict.fromkeys(sharding.AXES, 1) | sizes
-      mesh = sharding.make_mesh(axes)
-      at = sharding.params_shardings(mesh, model.definition(CONFIG)[1])
-      params = jax.device_put(PARAMS, at)
-      engine = inference.Engine(params, CONFIG, "float32", mesh, part)
-      replies = [list(row) for row in engine.generate(SEQUENCES, 5, ())]
-      scores = [x.tolist() for x, _ in engine.score(SEQUENCES, STARTS)]
-      found[f"{part} {sizes}"] = (replies, scores)
+  for part, sizes in ((0, MESHES[0]), *((8, sizes) for sizes in MESHES)):
+    axes = dict.fromkeys(sharding.AXES, 1) | sizes
+    mesh = sharding.make_mesh(axes)
+    at = sharding.params_shardings(mesh, model.definition(CONFIG)[1])
+    params = jax.device_put(PARAMS, at)
+    engine = inference.Engine(params, CONFIG, "float32", mesh, part)
+    replies = [list(row) for row in engine.generate(SEQUENCES, 5, ())]
+    scores = [x.tolist() for x, _ in engine.score(SEQUENCES, STARTS)]
+    found[f"{part} {sizes}"] = (replies, scores)
   print(json.dumps(found))
 
 
@@ -153,7 +152,7 @@ def test_eight_devices_answer_as_one():
   replies = [list(row) for row in engine.generate(SEQUENCES, 5, ())]
   scores = np.concatenate([x for x, _ in engine.score(SEQUENCES, STARTS)])
   found = json.loads(done.stdout.splitlines()[-1])
-  assert len(found) == 2 * len(MESHES)
+  assert len(found) == 1 + len(MESHES)
   for name, (theirs, their_scores) in found.items():
     assert theirs == replies, name
     np.testing.assert_allclose(

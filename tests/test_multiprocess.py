@@ -1,5 +1,5 @@
 """Two processes that see half of each batch against one that sees it all: packed
-rows, parameters spread over the devices of both.
+rows, parameters spread over the devices of both. (`test_elastic.py` has the quick one.)
 """
 
 import json
@@ -79,10 +79,9 @@ def check_initial_weights(run):
     assert len(blocks[path]) == (4 if spread else 1), path  # of 8 blocks, its own
 
 
+@pytest.mark.slow
 @pytest.mark.multidevice
-@pytest.mark.parametrize(
-  "split", ["fsdp", pytest.param("context", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("split", ["fsdp", "context"])
 def test_two_processes_equal_one(split):
   with socket.socket() as found:
     found.bind(("127.0.0.1", 0))

@@ -243,9 +243,9 @@ def test_what_is_done_is_skipped_and_what_runs_elsewhere_left(tmp_path):
 
 
 def test_the_tables_that_are_shown_are_those_of_the_results():
-  folder = tiny.ROOT / "docs" / "results"
-  content = json.loads((folder / "study_b.json").read_text())
-  assert (folder / "study_b_tables.md").read_text() == tables.report(content)
+  docs = tiny.ROOT / "docs"
+  content = json.loads((docs / "results" / "study_b.json").read_text())
+  assert (docs / "study_b_tables.md").read_text() == tables.report(content)
 
 
 @pytest.mark.slow

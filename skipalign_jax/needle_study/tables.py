@@ -20,7 +20,8 @@ def report(content: Content) -> str:
     )
     if part
   )
-  return f"# Study B: tables\n\nMade by `make study-b` from study_b.json.\n\n{tables}\n"
+  made = "Made by `make study-b` from docs/results/study_b.json."
+  return f"# Study B: tables\n\n{made}\n\n{tables}\n"
 
 
 def _percent(cell: Content) -> str:
