@@ -215,6 +215,26 @@ def test_differences_are_paired_by_seed(study):
   assert pair["p_haystacks"] < 0.001
 
 
+def test_misalignment_is_ranked_over_rows_of_one_task():
+  model = lambda row, sce, accuracy: {
+    "row": row,
+    "sce": sce,
+    "symmetric_kl": -sce,
+    "chat_beyond": accuracy,
+    "chat": {"8": 1 - accuracy},
+  }
+  models = [model(recipes.NORMAL, 0.1 * i, 0.2 * i) for i in range(3)]
+  others = [model(f"{recipes.OUTER}, two facts", 9, 0), model(recipes.BASE, 9, 0)]
+  assert collect._correlation([*models, *others, {"row": recipes.OUTER}], "8") == {
+    "checkpoints": 3,
+    "sce, beyond": 1,
+    "sce, longest": -1,
+    "symmetric_kl, beyond": -1,
+    "symmetric_kl, longest": 1,
+  }
+  assert collect._correlation(models[:2], "8") == {}
+
+
 def test_a_folder_holds_one_study(study):
   pieces.Study(study.folder, study.settings)
   with pytest.raises(errors.UserError, match="other settings"):

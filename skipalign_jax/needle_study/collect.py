@@ -205,8 +205,8 @@ def _sweeps(models, chosen, seeds) -> dict[str, Any]:
 
 
 def _correlation(models, longest: str) -> dict[str, Any]:
-  """Misalignment against accuracy over all tuned checkpoints that were tested."""
-  tested = [m for m in models if "sce" in m and m["row"] != recipes.BASE]
+  """Misalignment against accuracy, over all tested checkpoints of one task."""
+  tested = [m for m in models if "sce" in m and m["row"] in recipes.OF_ONE_TASK]
   if len(tested) < 3:
     return {}
   return {"checkpoints": len(tested)} | {

@@ -181,7 +181,7 @@ def misalignment(content: Content) -> Any:
   if not content["correlation"]:
     return None
   figure, axis = plt.subplots(figsize=(6.4, 3.8))
-  for i, row in enumerate((*recipes.ROWS, *recipes.AGAIN)):
+  for i, row in enumerate(recipes.OF_ONE_TASK):
     models = [m for m in content["models"] if m["row"] == row and "sce" in m]
     if not models:
       continue

@@ -165,6 +165,8 @@ SWEEPS = {
 ALL_ROWS = {
   name: row for rows in (ROWS, AGAIN, *SWEEPS.values()) for name, row in rows.items()
 }
+# Rows whose accuracies may stand on one scale: a fact a question.
+OF_ONE_TASK = [name for name, row in ALL_ROWS.items() if row.asked == 1]
 
 
 def chats_of(asked: int) -> str:
