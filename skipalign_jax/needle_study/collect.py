@@ -197,10 +197,11 @@ def _sweeps(models, chosen, seeds) -> dict[str, Any]:
         if _is(m, row, target, pieces.VALIDATION) and m["seed"] in seeds
       ]
       if asked:
+        beyond = [m["chat_beyond"] for m in asked]
         found.setdefault(sweep, {})[row] = {
           n: statistics.over_seeds([m["chat"][n] for m in asked])
           for n in asked[0]["chat"]
-        } | {"beyond": statistics.over_seeds([m["chat_beyond"] for m in asked])}
+        } | {"beyond": statistics.over_seeds(beyond) | {"by_seed": beyond}}
   return found
 
 

@@ -117,14 +117,15 @@ def targets(content: Content) -> str:
 
 def sweeps(content: Content) -> str:
   """Validation accuracy of the sweeps."""
+  by_seed = lambda cell: ", ".join(f"{100 * x:.1f}" for x in cell["by_seed"])
   rows = [
-    [name, row, str(cells["beyond"]["n"])] + [_percent(cell) for cell in cells.values()]
+    [name, row, *map(_percent, cells.values()), by_seed(cells["beyond"])]
     for name, found in content["sweeps"].items()
     if len(found) > 2  # more than what it starts from
     for row, cells in found.items()
   ]
   tested = [f"{n} W" for n in content["settings"]["tested"]]
-  columns = ["sweep", "row", "seeds", *tested, _beyond(content)]
+  columns = ["sweep", "row", *tested, _beyond(content), "by seed"]
   return _table("Sweeps, validation needles, %", columns, rows) if rows else ""
 
 
