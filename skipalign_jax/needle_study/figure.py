@@ -14,6 +14,7 @@ from skipalign_jax.evals import curves
 from skipalign_jax.needle_study import recipes, tables
 
 Content = dict[str, Any]
+TWICE = "2 x steps"
 DEPTHS_OF = (recipes.NORMAL, "PackedSFT", "Skip-Inner", recipes.OUTER)
 
 
@@ -55,10 +56,7 @@ def lengths(content: Content) -> Any:
       "Skip-Outer, uniform gaps",
       "PoSE",
     ),
-    **{
-      told: tuple(f"{name}, {told}" for name in recipes.FOLLOWED)
-      for told in recipes.FOLLOW_UPS
-    },
+    TWICE: tuple(f"{name}, {TWICE}" for name in recipes.FOLLOWED),
   }
   panels = {
     title: rows for title, rows in panels.items() if len(table.keys() & set(rows)) > 1
@@ -72,7 +70,10 @@ def lengths(content: Content) -> Any:
   for axis, (title, rows) in zip(axes, panels.items(), strict=True):
     for name in (row for row in rows if row in table):
       cells = table[name][_form(name)]
-      style = style_of.setdefault(name, next(styles) % len(curves.COLORS))
+      method = name.removesuffix(f", {TWICE}")
+      if method not in style_of:
+        style_of[method] = next(styles) % len(curves.COLORS)
+      style = style_of[method]
       label = f"{name}, s = {table[name]['s']}"
       if name == recipes.BASE_NTK:
         label += " (its own format)"
@@ -111,13 +112,18 @@ def _line(axis, cells: Content, content: Content, style: int, label: str) -> Non
 
 
 def _bars(cells: Iterable[Content]) -> np.ndarray | None:
-  """Half widths of 95 % intervals, percent; None with one seed."""
-  halves = [100 * (c["high"] - c["mean"]) for c in cells if c["high"] is not None]
-  return np.array(halves) if halves else None
+  """95 % intervals, percent, below and above means, within 0 and 100; None with one
+  seed."""
+  bars = [
+    (100 * min(c["mean"], c["mean"] - c["low"]), 100 * (min(c["high"], 1) - c["mean"]))
+    for c in cells
+    if c["high"] is not None
+  ]
+  return np.array(bars).T if bars else None
 
 
 def sweeps(content: Content) -> Any:
-  """Means beyond the window of the sweeps, a panel each."""
+  """Accuracy beyond the window in the sweeps, a panel each: means, and dots a seed."""
   found = content["sweeps"]
   found = {name: rows for name, rows in found.items() if len(rows) > 2}
   if not found:
@@ -129,18 +135,14 @@ def sweeps(content: Content) -> Any:
     for y, (row, cells) in enumerate(rows.items()):
       cell = cells["beyond"]
       reference = row in (recipes.NORMAL, recipes.OUTER)
-      axis.errorbar(
-        100 * cell["mean"],
-        -y,
-        xerr=_bars([cell]),
-        color=curves.COLORS[6 if reference else 0],
-        marker="s" if reference else "o",
-        capsize=2,
-      )
+      color = curves.COLORS[6 if reference else 0]
+      axis.scatter(100 * np.array(cell["by_seed"]), [-y] * cell["n"], s=9, color=color)
+      axis.plot(100 * cell["mean"], -y, "|", color=color, markersize=13)
     axis.set_yticks(range(0, -len(rows), -1), rows, fontsize=7)
     axis.set_title(name, fontsize=9)
     axis.grid(color="#DDDDDD", linewidth=0.6)
     axis.set_xlabel("found beyond W, %", fontsize=8)
+    axis.set_xlim(-3, 103)
   return figure
 
 
