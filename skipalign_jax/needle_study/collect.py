@@ -1,6 +1,7 @@
 """From the pieces' files to study_b.json: every number that is shown, no items."""
 
 import itertools
+import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -227,7 +228,14 @@ def _short(value: float) -> float:
 
 
 def write(study: pieces.Study) -> pathlib.Path:
-  """Collects into OUT/study_b.json."""
+  """Collects into OUT/study_b.json, a model a line."""
+  content = collect(study)
+  lines = {key: json.dumps(value) for key, value in content.items()}
+  models = ",\n".join(json.dumps(model) for model in content["models"])
+  lines["models"] = f"[\n{models}\n]"
+  text = ",\n".join(f'"{key}": {line}' for key, line in lines.items())
   path = study.folder / "study_b.json"
-  safetensors_io.write_json(path, collect(study))
+  new = path.with_suffix(".new")
+  new.write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
+  new.replace(path)
   return path
