@@ -58,7 +58,9 @@ def test_texts_ask_for_what_they_told():
 @pytest.mark.parametrize("count", [1, 2])
 def test_dialogues_fit_and_ask_for_each_fact_once(count, tokenizer):
   encoder = chat.Encoder(tokenizer, seq_len=1 << 20)
-  dialogues = [words.dialogue(3, number, 64, asked=count) for number in range(200)]
+  dialogues = [
+    words.dialogue(3, number, 64, per_question=count) for number in range(200)
+  ]
   said = [[(m["role"], m["content"]) for m in messages] for messages in dialogues]
   for messages, sample in zip(said, encoder(said), strict=True):
     assert 54 <= len(sample.tokens) <= 64

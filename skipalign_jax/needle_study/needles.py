@@ -59,7 +59,7 @@ def ask(
   form: str,
   length: int,
   count: int,
-  asked: int = 1,
+  per_question: int = 1,
 ) -> dict[str, Any]:
   """Hits of `count` haystacks of a length.
 
@@ -71,7 +71,9 @@ def ask(
     in which the fact stands, `depths`: [hits, questions]. `words`: how often the keys
     and the values of an answer were right alone, each behind the right words.
   """
-  stacks = [words.haystack(seed, i, kind, form, length, asked) for i in range(count)]
+  stacks = [
+    words.haystack(seed, i, kind, form, length, per_question) for i in range(count)
+  ]
   hits, depths, right = [], np.zeros((DEPTHS, 2), int), np.zeros(2, int)
   for start in range(0, count, ROWS):
     batch = stacks[start : start + ROWS]

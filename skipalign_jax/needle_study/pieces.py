@@ -208,9 +208,9 @@ class Study:
     # Twice the steps is the most that a row takes; each dialogue is seen once.
     most = max(r.steps for r in recipes.ALL_ROWS.values())
     count = round(c.steps * most) * c.dialogues + 128  # and those that are held out
-    asked = recipes.ALL_ROWS[row].asked
-    said = (words.dialogue(seed, i, c.window, asked=asked) for i in range(count))
-    path = self.folder / f"seed{seed}" / recipes.chats_of(asked)
+    facts = recipes.ALL_ROWS[row].per_question
+    said = (words.dialogue(seed, i, c.window, per_question=facts) for i in range(count))
+    path = self.folder / f"seed{seed}" / recipes.chats_of(facts)
     write_lines(path, ({"messages": messages} for messages in said))
     config = recipes.sft(
       c,
@@ -225,7 +225,7 @@ class Study:
   def _asked(self, seed: int, row: str, target: int, kind: str) -> dict[str, Any]:
     """Needles in the row's own format and, for the table, all other measures."""
     c, own = self.settings, form_of(row)
-    asked = recipes.ALL_ROWS[row].asked if row != recipes.BASE else 1
+    facts = recipes.ALL_ROWS[row].per_question if row != recipes.BASE else 1
     scaled_to = target if row == recipes.BASE else None
     workdir = self._workdir(seed, row, target)
     subject = needles.open_subject(workdir, c.window, scaled_to)
@@ -242,7 +242,7 @@ class Study:
           form,
           length * c.window,
           count,
-          asked if form == "chat" else 1,
+          facts if form == "chat" else 1,
         )
         for length in lengths
       }
@@ -250,8 +250,8 @@ class Study:
     }
     if kind == TEST:
       longest = max(c.tested) * c.window
-      chats = self.folder / f"seed{seed}" / f"long_{recipes.chats_of(asked)}"
-      said = (words.dialogue(seed, i, longest, words.TEST, asked) for i in range(48))
+      chats = self.folder / f"seed{seed}" / f"long_{recipes.chats_of(facts)}"
+      said = (words.dialogue(seed, i, longest, words.TEST, facts) for i in range(48))
       write_lines(chats, ({"messages": m} for m in said))
       found["misalignment"] = needles.misaligned(subject, chats, longest // 2, 32)
       found["loss"] = needles.loss_by_position(subject, seed, c, 32)

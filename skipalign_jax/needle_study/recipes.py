@@ -101,7 +101,7 @@ class Row:
     packed: dialogues a row of PackedSFT; its batches have as many tokens as all others.
     steps: of SFT, as a multiple of the settings'.
     rate: learning rate, as a multiple of the settings'.
-    asked: facts that a question of its dialogues and needles asks for.
+    per_question: facts that a question of its dialogues and needles asks for.
   """
 
   changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -109,7 +109,7 @@ class Row:
   packed: int = 1
   steps: float = 1.0
   rate: float = 1.0
-  asked: int = 1
+  per_question: int = 1
 
 
 def at(strategy: str, **others: Any) -> dict[str, Any]:
@@ -131,7 +131,7 @@ ROWS = {
 
 # The claims again, of rows that differ from those above in one thing: replies of five
 # words, not three; twice the training.
-FOLLOW_UPS = {"two facts": {"asked": 2}, "2 x steps": {"steps": 2.0}}
+FOLLOW_UPS = {"two facts": {"per_question": 2}, "2 x steps": {"steps": 2.0}}
 FOLLOWED = (NORMAL, OUTER, "Skip-Inner", "PackedSFT", "Skip-Outer + LSA")
 AGAIN = {
   f"{name}, {told}": dataclasses.replace(ROWS[name], **changed)
@@ -166,12 +166,12 @@ ALL_ROWS = {
   name: row for rows in (ROWS, AGAIN, *SWEEPS.values()) for name, row in rows.items()
 }
 # Rows whose accuracies may stand on one scale: a fact a question.
-OF_ONE_TASK = [name for name, row in ALL_ROWS.items() if row.asked == 1]
+OF_ONE_TASK = [name for name, row in ALL_ROWS.items() if row.per_question == 1]
 
 
-def chats_of(asked: int) -> str:
+def chats_of(per_question: int) -> str:
   """The file of a seed's dialogues whose questions ask for so many facts."""
-  return f"chats{asked}.jsonl"
+  return f"chats{per_question}.jsonl"
 
 
 def _shared(settings: Settings, seed: int, cache: pathlib.Path) -> Any:
@@ -235,7 +235,7 @@ def sft(
   c.seed = 0
   c.model.init_from = base
   c.data.train, c.data.eval = (
-    str(folder / f"seed{seed}" / chats_of(row.asked)),
+    str(folder / f"seed{seed}" / chats_of(row.per_question)),
     "holdout:64",
   )
   c.data.seq_len = settings.window * row.packed

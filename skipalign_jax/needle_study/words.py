@@ -147,21 +147,21 @@ def text(seed: int, number: int, length: int, copies: bool, kind: int = TEXT) ->
 
 
 def dialogue(
-  seed: int, number: int, length: int, kind: int = DIALOGUE, asked: int = 1
+  seed: int, number: int, length: int, kind: int = DIALOGUE, per_question: int = 1
 ) -> list[dict[str, str]]:
   """Messages of a chat of `length` tokens at most, about 16 a turn.
 
-  Each turn but the first ends with a question about `asked` facts that no other asks
-  for, told in that user turn or in turns before; as many facts are never asked for. The
-  reply names each key again and its value.
+  Each turn but the first ends with a question about `per_question` facts that no other
+  asks for, told in that user turn or in turns before; as many facts are never asked
+  for. The reply names each key again and its value.
   """
   rng = np.random.default_rng((seed, kind, length, number))
-  typical = max(4 - asked, length // (16 + 4 * asked))
-  turns = min(int(rng.integers(typical, typical + 3)), KEYS // asked)
-  facts = draw_facts(rng, turns * asked)
-  when = [int(rng.integers(i // asked + 1)) for i in range(len(facts))]
+  typical = max(4 - per_question, length // (16 + 4 * per_question))
+  turns = min(int(rng.integers(typical, typical + 3)), KEYS // per_question)
+  facts = draw_facts(rng, turns * per_question)
+  when = [int(rng.integers(i // per_question + 1)) for i in range(len(facts))]
   # A turn frames what it says: <|user|> … ask k <|assistant|> k v <|end|>.
-  room = length - (4 + 3 * asked) * turns - len(facts)
+  room = length - (4 + 3 * per_question) * turns - len(facts)
   shares = np.diff(
     np.sort(rng.integers(room + 1, size=turns - 1)), prepend=0, append=room
   )
@@ -169,7 +169,7 @@ def dialogue(
   for turn, share in enumerate(shares.tolist()):
     new = [[fact(*f)] for f, at in zip(facts, when, strict=True) if at == turn]
     words = insert(walk(seed, rng, max(share, 1)), rng, new)
-    wanted = facts[turn * asked : (turn + 1) * asked]
+    wanted = facts[turn * per_question : (turn + 1) * per_question]
     said, reply = question(wanted), answer(wanted)
     if not turn:
       said, reply = [], ["ok"]
@@ -198,7 +198,7 @@ class Haystack:
 
 
 def haystack(
-  seed: int, number: int, kind: int, form: str, length: int, asked: int = 1
+  seed: int, number: int, kind: int, form: str, length: int, per_question: int = 1
 ) -> Haystack:
   """`length` words of one haystack.
 
@@ -208,12 +208,12 @@ def haystack(
     kind: TEST or VALIDATION.
     form: "chat" or "text".
     length: of everything.
-    asked: facts a question asks for; 1 in texts.
+    per_question: facts that each asks for; 1 in texts.
   """
   is_chat = form == "chat"
   rng = np.random.default_rng((seed, kind, is_chat, length, number))
-  facts = draw_facts(rng, QUESTIONS * asked + DISTRACTORS)
-  wanted = [facts[i * asked : (i + 1) * asked] for i in range(QUESTIONS)]
+  facts = draw_facts(rng, QUESTIONS * per_question + DISTRACTORS)
+  wanted = [facts[i * per_question : (i + 1) * per_question] for i in range(QUESTIONS)]
   front, behind, answers = ["<|user|>"] if is_chat else [], [], []
   for i, about in enumerate(wanted):
     if is_chat:
@@ -221,7 +221,7 @@ def haystack(
       behind += [*again, *question(about), "<|assistant|>"]
     else:
       behind += ["Q", key(about[0][0]), "A"]
-    answers.append((len(behind), len(behind) + 2 * asked))
+    answers.append((len(behind), len(behind) + 2 * per_question))
     behind += answer(about)
   room = length - len(front) - len(behind)
   told = [[fact(*facts[i])] for i in rng.permutation(len(facts))]
