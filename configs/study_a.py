@@ -85,6 +85,10 @@ def get_sweep(variant: str = "") -> rows.Sweep:
     "keys": dict(
       task="keys", haystack=book, lengths="1024,2048,4096,8192,12288,16384", samples=2
     ),
+    # Beyond the window once more: few keys decide little.
+    "keys_far": dict(
+      task="keys", haystack=book, lengths="12288,16384", samples=4, seed=1
+    ),
     "needle": dict(task="needle", haystack=book, lengths="4096,12288", depths=3),
     "perplexity": dict(task="perplexity", files=book, length=16_384, documents=1),
     "misalignment": dict(task="misalignment", source=book, lengths="2048", samples=16),

@@ -571,6 +571,31 @@ def test_tables_of_chosen_targets_pair_keys(choosing, tmp_path):
   assert (plan.out / "study_keys.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_keys_of_several_evaluations_are_paired_where_both_rows_have_them(choosing):
+  evaluations = {
+    "keys": {"task": "keys"},
+    "far": {"task": "keys"},
+    "other": {"task": "x"},
+  }
+  plan = dataclasses.replace(
+    choosing, sweep=dataclasses.replace(choosing.sweep, evaluations=evaluations)
+  )
+  for name, evaluation, found in (
+    ("A", "keys", [1.0, 0.0]),
+    ("base", "keys", [0.0, 0.0]),
+    ("A", "far", [1.0, 1.0]),
+  ):
+    path = plan.evaluation(name, evaluation) / "results.json"
+    path.parent.mkdir(parents=True)
+    item = {"length": 1200, "depths": [0, 1], "keys": [f"{evaluation}1", f"{evaluation}2"],
+            "found": found, "log_p": [-1.0, -2.0]}  # fmt: skip
+    path.write_text(json.dumps({"items": [item]}))
+  found = chosen_lib.gather(plan, ["A", "base"])["rows"]
+  assert [len(row["cells"]) for row in found.values()] == [4, 2]
+  pair = chosen_lib.difference(found["A"], found["base"], 1024)
+  assert (pair["score"]["mean"], pair["score"]["n"]) == (0.5, 2)
+
+
 def test_misalignment_is_ranked_against_what_rows_find():
   cell = lambda length, log_p: {"length": length, "score": log_p > -3, "log_p": log_p}
   row = lambda kl, log_p: {

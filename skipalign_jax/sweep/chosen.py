@@ -1,7 +1,7 @@
 """Rows that chose their NTK targets: which, what they found there, paired differences.
 
-For sweeps with `targets`, whose evaluation "keys" asks every row for the same keys. An
-evaluation "misalignment" beside it is held against what the rows find.
+For sweeps with `targets`, whose evaluations of the task "keys" ask every row for the
+same keys. An evaluation "misalignment" beside them is held against what the rows find.
 """
 
 import pathlib
@@ -15,7 +15,7 @@ from skipalign_jax.evals import heatmap, intervals, keys
 from skipalign_jax.hf import safetensors_io
 from skipalign_jax.sweep import rows
 
-KEYS, MISALIGNMENT = "keys", "misalignment"
+MISALIGNMENT = "misalignment"
 Found = dict[str, Any]
 
 
@@ -28,13 +28,17 @@ def gather(plan: rows.Plan, names: Sequence[str]) -> Found:
   """
   found = {}
   for name in names:
-    path = plan.evaluation(name, KEYS) / "results.json"
-    if path.exists():
-      results = safetensors_io.read_json(path)
+    cells = [
+      cell
+      for evaluation, options in plan.sweep.evaluations.items()
+      if options["task"] == "keys"
+      for cell in _cells(plan.evaluation(name, evaluation) / "results.json")
+    ]
+    if cells:
       found[name] = {
         "target": plan.target(name),
         "log_p_by_target": {str(t): x for t, x in plan.target_scores(name).items()},
-        "cells": keys.cells(results["items"]),
+        "cells": cells,
       }
       path = plan.evaluation(name, MISALIGNMENT) / "results.json"
       if path.exists():
@@ -52,6 +56,11 @@ def gather(plan: rows.Plan, names: Sequence[str]) -> Found:
     "pairs": pairs,
     "correlation": correlation(list(found.values()), window),
   }
+
+
+def _cells(path: pathlib.Path) -> list[dict[str, Any]]:
+  """A cell a key; none before the evaluation has ended."""
+  return keys.cells(safetensors_io.read_json(path)["items"]) if path.exists() else []
 
 
 def correlation(found: Sequence[Found], window: int) -> dict[str, Any] | None:
@@ -76,10 +85,15 @@ def correlation(found: Sequence[Found], window: int) -> dict[str, Any] | None:
 
 
 def difference(one: Found, other: Found, window: int) -> dict[str, Any]:
-  """one − other beyond the window, paired by key: share found, and log p in nats."""
-  beyond = lambda row: [c for c in row["cells"] if c["length"] > window]
-  pairs = list(zip(beyond(one), beyond(other), strict=True))
-  assert all(a["key"] == b["key"] for a, b in pairs)
+  """one − other beyond the window, paired by key: share found, and log p in nats.
+
+  Keys that only one of them was asked for are left out.
+  """
+  beyond = lambda row: {
+    (c["length"], c["key"]): c for c in row["cells"] if c["length"] > window
+  }
+  ours, theirs = beyond(one), beyond(other)
+  pairs = [(ours[key], theirs[key]) for key in ours if key in theirs]
   return {
     what: intervals.of_values([a[what] - b[what] for a, b in pairs])
     for what in ("score", "log_p")
