@@ -587,8 +587,9 @@ def test_keys_of_several_evaluations_are_paired_where_both_rows_have_them(choosi
   ):
     path = plan.evaluation(name, evaluation) / "results.json"
     path.parent.mkdir(parents=True)
-    item = {"length": 1200, "depths": [0, 1], "keys": [f"{evaluation}1", f"{evaluation}2"],
-            "found": found, "log_p": [-1.0, -2.0]}  # fmt: skip
+    names = [f"{evaluation}1", f"{evaluation}2"]
+    item = {"length": 1200, "depths": [0, 1], "keys": names, "found": found}
+    item["log_p"] = [-1.0, -2.0]
     path.write_text(json.dumps({"items": [item]}))
   found = chosen_lib.gather(plan, ["A", "base"])["rows"]
   assert [len(row["cells"]) for row in found.values()] == [4, 2]
