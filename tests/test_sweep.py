@@ -597,6 +597,10 @@ def test_keys_of_several_evaluations_are_paired_where_both_rows_have_them(choosi
   assert (pair["score"]["mean"], pair["score"]["n"]) == (0.5, 2)
 
 
+def test_a_row_without_results_is_missing_as_a_whole(choosing):
+  assert collect.gather(choosing, ["base"]) == ([], ["base"])
+
+
 def test_misalignment_is_ranked_against_what_rows_find():
   cell = lambda length, log_p: {"length": length, "score": log_p > -3, "log_p": log_p}
   row = lambda kl, log_p: {

@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
   )
   parser.add_argument("--out", required=True, help="folder of the study")
   parser.add_argument(
-    "--micro", action="store_true", help="all paths, in a minute or two"
+    "--micro", action="store_true", help="all paths, with models that learn nothing"
   )
   args = parser.parse_args(argv)
   console = terminal.Console()

@@ -209,17 +209,16 @@ def _sweeps(models, chosen, seeds) -> dict[str, Any]:
 def _correlation(models, longest: str) -> dict[str, Any]:
   """Misalignment against accuracy, over all tested checkpoints of one task."""
   tested = [m for m in models if "sce" in m and m["row"] in recipes.OF_ONE_TASK]
-  if len(tested) < 3:
+  scores = {
+    "beyond": [m["chat_beyond"] for m in tested],
+    "longest": [m["chat"][longest] for m in tested],
+  }
+  if len(tested) < 3 or any(len(set(y)) == 1 for y in scores.values()):
     return {}
   return {"checkpoints": len(tested)} | {
-    f"{key}, {where}": _short(
-      stats.spearmanr([m[key] for m in tested], [score(m) for m in tested]).statistic
-    )
+    f"{key}, {where}": _short(stats.spearmanr([m[key] for m in tested], y).statistic)
     for key in ("sce", "symmetric_kl")
-    for where, score in (
-      ("beyond", lambda m: m["chat_beyond"]),
-      ("longest", lambda m: m["chat"][longest]),
-    )
+    for where, y in scores.items()
   }
 
 

@@ -83,15 +83,16 @@ def usable(plan: rows.Plan) -> tuple[list[str], list[str]]:
 def gather(
   plan: rows.Plan, names: Sequence[str]
 ) -> tuple[list[table_lib.Table], list[str]]:
-  """All tables that have rows, and the evaluations that these rows lack."""
+  """All tables that have rows, and the evaluations, or whole rows, that are missing."""
   found, trained, missing = [], [], []
   for name in names:
-    row = plan.sweep.rows[name]
+    row, lacks = plan.sweep.rows[name], []
     for evaluation in plan.sweep.evaluations:
       if plan.is_evaluated(name, evaluation):
         found.append(_results(plan, name, evaluation))
       else:
-        missing.append(f"{name}, {evaluation}")
+        lacks.append(f"{name}, {evaluation}")
+    missing += [name] if len(lacks) == len(plan.sweep.evaluations) else lacks
     if row.config and (cells := training_cells(plan, name)):
       trained.append((_results_of_training(plan, name), cells))
   tables = compare.tables(found)
