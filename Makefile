@@ -91,6 +91,8 @@ study-a: setup weights
 	$(BIN)/python -m skipalign_jax.sweep --config=configs/study_a.py --run \
 	  $(if $(ROWS),--rows=$(ROWS))
 	$(BIN)/python -m skipalign_jax.sweep --config=configs/study_a.py --collect
+	cp docs/results/study_a/study_a.md docs/study_a_tables.md
+	cp docs/results/study_a/study_a_keys.png docs/images/
 
 parity: setup weights
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[parity]'

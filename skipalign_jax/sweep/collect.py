@@ -33,10 +33,10 @@ def run(plan: rows.Plan, stem: str, console: terminal.Console) -> None:
   names, refused = usable(plan)
   tables, missing = gather(plan, names)
   missing = refused + missing
-  if not tables:
+  keys = chosen.gather(plan, names) if plan.sweep.targets else None
+  if not tables and not (keys and keys["rows"]):
     raise errors.UserError(f"{plan.out} has no results of this sweep yet; use --run")
   text = "\n\n".join([f"## {plan.sweep.title}", *map(table_lib.markdown, tables)])
-  keys = chosen.gather(plan, names) if plan.sweep.targets else None
   if keys:
     text += "\n\n" + chosen.markdown(keys)
   if missing:
@@ -87,11 +87,11 @@ def gather(
   found, trained, missing = [], [], []
   for name in names:
     row, lacks = plan.sweep.rows[name], []
-    for evaluation in plan.sweep.evaluations:
-      if plan.is_evaluated(name, evaluation):
-        found.append(_results(plan, name, evaluation))
-      else:
+    for evaluation, options in plan.sweep.evaluations.items():
+      if not plan.is_evaluated(name, evaluation):
         lacks.append(f"{name}, {evaluation}")
+      elif not (plan.sweep.targets and options["task"] == "keys"):  # `chosen` has these
+        found.append(_results(plan, name, evaluation))
     missing += [name] if len(lacks) == len(plan.sweep.evaluations) else lacks
     if row.config and (cells := training_cells(plan, name)):
       trained.append((_results_of_training(plan, name), cells))
