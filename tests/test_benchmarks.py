@@ -100,6 +100,7 @@ def test_flops_of_a_7b_model():
   assert work["attention"] == 6 * 32 * 1024**2 * 32 * 128
 
 
+@pytest.mark.slow
 def test_positions_run():
   positions = load("positions")
   contender = positions.Ours("tiny", 512, "float32")

@@ -140,7 +140,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(by_two):
   assert max(int(p.name) for p in (folder / "checkpoints").iterdir()) == last
 
 
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_other_numbers_of_processes_and_devices_go_on(
   whole, by_two, cache_dir, tmp_path, devices
 ):

@@ -154,15 +154,11 @@ def test_hosts_together_see_what_one_host_sees(cache, count, pack):
 
 def test_restored_iterator_goes_on_exactly(cache):
   batches = list(build(make_config(cache)).train_iterator())
-  for workers in (0, 2):
-    data = build(make_config(cache, workers=workers))
-    iterator = data.train_iterator()
-    assert_same([next(iterator) for _ in range(3)], batches[:3])
-    state = json.loads(json.dumps(iterator.get_state()))
-    rest = list(iterator)
-    assert_same(rest, batches[3:])
-    other = build(make_config(cache, workers=2 - workers))
-    assert_same(list(other.train_iterator(state)), rest)
+  iterator = build(make_config(cache, workers=2)).train_iterator()
+  assert_same([next(iterator) for _ in range(3)], batches[:3])
+  state = json.loads(json.dumps(iterator.get_state()))
+  assert_same(list(iterator), batches[3:])
+  assert_same(list(build(make_config(cache)).train_iterator(state)), batches[3:])
 
 
 def test_of_two_that_need_the_same_samples_one_makes_them(monkeypatch, tmp_path):
