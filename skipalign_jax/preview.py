@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib import ticker
 
 ROWS = 12  # samples in the picture
+TOLD = 12  # blocks of a sample in words
 INSTRUCTION, RESPONSE = "#0072B2", "#E69F00"  # colour-blind safe
 
 
@@ -49,13 +50,19 @@ def samples(batch: dict[str, np.ndarray], positions_BL: np.ndarray) -> list[list
 
 
 def describe(blocks: list[Span]) -> str:
-  """'user 0-22, assistant 23-80, user 50312-50340': one sample in a line."""
+  """'user 0-22, assistant 23-80, user 50312-50340': one sample in a line.
+
+  Of a sample of many blocks (a packed row without a mask) the first and the last.
+  """
   # Every chat that is trained on has a response; in a text nobody speaks.
   other = "user" if any(span.is_response for span in blocks) else "text"
-  return ", ".join(
+  told = [
     f"{'assistant' if span.is_response else other} {span.first}-{span.last}"
     for span in blocks
-  )
+  ]
+  if len(told) > TOLD:
+    told[TOLD - 1 : -1] = [f"… {len(told) - TOLD} more …"]
+  return ", ".join(told)
 
 
 def draw(

@@ -17,6 +17,15 @@ def test_samples_gives_blocks_with_their_positions():
   assert preview.describe(first[::2]) == "text 0-1, text 900-900"
 
 
+def test_a_sample_of_many_blocks_is_told_in_one_short_line():
+  many = [preview.Span(i % 2 == 1, 1, i, i) for i in range(400)]
+  told = preview.describe(many)
+  assert told.startswith("user 0-0, assistant 1-1, ")
+  assert told.endswith("user 10-10, … 388 more …, assistant 399-399")
+  assert told.count("-") == preview.TOLD
+  assert "more" not in preview.describe(many[: preview.TOLD])
+
+
 def test_draw_writes_a_picture(tmp_path):
   blocks = [preview.Span(False, 3, 0, 2), preview.Span(True, 5, 400, 404)]
   path = tmp_path / "positions.png"
