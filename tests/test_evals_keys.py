@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 import tiny_subject
+from matplotlib import image
 
 from skipalign_jax import errors
-from skipalign_jax.evals import keys, needle
+from skipalign_jax.evals import heatmap, keys, needle
 
 SUBJECT = tiny_subject.make(window=256)
 OPTIONS = keys.Options(lengths="900,1400", depths="3", samples=2)
@@ -89,3 +90,16 @@ def test_measuring_asks_the_model():
 def test_bad_options_are_refused(changes, message):
   with pytest.raises(errors.UserError, match=message):
     keys.items(dataclasses.replace(OPTIONS, **changes), SUBJECT)
+
+
+def test_many_heat_maps_wrap_into_lines(tmp_path):
+  cells = [dict(length=n, depth=0.5, score=1.0) for n in (100, 200)]
+  maps = [dict(title=f"row {i}", window=100, cells=cells) for i in range(9)]
+
+  def size(panels):
+    height, width, _ = image.imread(heatmap.draw(panels, tmp_path / "maps.png")).shape
+    return width, height
+
+  line, nine = size(maps[: heatmap.ACROSS]), size(maps)
+  assert nine[0] < 1.1 * line[0]  # no wider than one line
+  assert nine[1] > 2 * line[1]  # three lines

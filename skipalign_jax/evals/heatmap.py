@@ -14,10 +14,11 @@ from matplotlib import ticker
 # As in SkipAlign's Figure 3 deep red is full recall; failure is blue and not green, for
 # readers who do not tell red from green.
 COLORS = matplotlib.colormaps["RdYlBu_r"]
+ACROSS = 4  # maps side by side
 
 
 def draw(panels: Sequence[dict[str, Any]], path: pathlib.Path) -> pathlib.Path:
-  """A PNG with a map a panel, side by side.
+  """A PNG with a map a panel, `ACROSS` of them side by side.
 
   Args:
     panels: each with title, window (positions that the model was built for), and
@@ -30,15 +31,24 @@ def draw(panels: Sequence[dict[str, Any]], path: pathlib.Path) -> pathlib.Path:
   """
   most = max(len({cell["length"] for cell in panel["cells"]}) for panel in panels)
   width = max(3.4, 1.4 + 0.55 * most)
+  across = min(ACROSS, len(panels))
+  down = -(-len(panels) // across)
   figure, axes = plt.subplots(
-    1, len(panels), figsize=(width * len(panels) + 0.9, 3.4), squeeze=False
+    down,
+    across,
+    figsize=(width * across + 0.9, 3.4 * down),
+    squeeze=False,
+    gridspec_kw={"hspace": 0.65},
   )
-  for place, panel in zip(axes[0], panels, strict=True):
+  for place, panel in zip(axes.flat, panels, strict=False):
     image = _panel(place, panel)
-  axes[0, 0].set_ylabel("depth of the needle, %")
+  for place in axes.flat[len(panels) :]:
+    place.set_visible(False)
+  for place in axes[:, 0]:
+    place.set_ylabel("depth of the needle, %")
   percent = ticker.PercentFormatter(1, symbol="")
   figure.colorbar(
-    image, ax=axes[0], label="score, %", fraction=0.05, pad=0.02, format=percent
+    image, ax=axes, label="score, %", fraction=0.05 / down, pad=0.02, format=percent
   )
   figure.savefig(path, dpi=130, bbox_inches="tight")
   plt.close(figure)

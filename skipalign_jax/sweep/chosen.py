@@ -192,14 +192,15 @@ def table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) ->
 
 
 def draw(content: Found, path: pathlib.Path) -> pathlib.Path:
-  """A heat map a row, as in SkipAlign's Figure 3."""
-  panels = [
-    {
-      "title": f"{name}\n"
-      + (f"NTK to {row['target']:,}" if row["target"] else "own rope"),
-      "window": content["window"],
-      "cells": row["cells"],
-    }
-    for name, row in content["rows"].items()
-  ]
+  """A heat map a row, as in SkipAlign's Figure 3, with the share found beyond."""
+  window = content["window"]
+  panels = []
+  for name, row in content["rows"].items():
+    told = [f"NTK to {row['target']:,}" if row["target"] else "own rope"]
+    if share := share_beyond(row, window):
+      told.append(f"beyond {window:,}: {share}")
+    cells = row["cells"]
+    panels.append(
+      {"title": f"{name}\n{'; '.join(told)}", "window": window, "cells": cells}
+    )
   return heatmap.draw(panels, path)
