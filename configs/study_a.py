@@ -89,6 +89,15 @@ def get_sweep(variant: str = "") -> rows.Sweep:
     "keys_far": dict(
       task="keys", haystack=book, lengths="12288,16384", samples=4, seed=1
     ),
+    # Does a row find no key, or not know whose it is?
+    "whose": dict(
+      task="keys",
+      haystack=book,
+      lengths="1024,4096,16384",
+      samples=2,
+      seed=1,
+      rivals=True,
+    ),
     "needle": dict(task="needle", haystack=book, lengths="4096,12288", depths=3),
     "perplexity": dict(task="perplexity", files=book, length=16_384, documents=1),
     "misalignment": dict(task="misalignment", source=book, lengths="2048", samples=16),

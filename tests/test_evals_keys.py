@@ -1,6 +1,7 @@
 """Several keys in one text: lengths, places, what is asked, what counts."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -75,6 +76,43 @@ def test_measuring_asks_the_model():
   np.testing.assert_allclose(
     found["log_p"], [log_p.sum() for log_p, _ in whole], rtol=1e-3
   )
+
+
+def test_rivals_are_the_other_keys_behind_the_same_question():
+  options = dataclasses.replace(OPTIONS, lengths="900", samples=1)
+  (plain,) = keys.items(options, SUBJECT)
+  options = dataclasses.replace(options, rivals=True)
+  (item,) = keys.items(options, SUBJECT)
+  assert item.ask.shared == plain.ask.shared
+  assert item.ask.tails[::4] == plain.ask.tails
+  told = [SUBJECT.tokenizer.decode(tail) for tail in item.ask.tails]
+  for (question, key), text in zip(
+    itertools.product(range(3), item.record["keys"]), told, strict=True
+  ):
+    before = SUBJECT.tokenizer.decode(plain.ask.tails[question]).split("?")[0]
+    assert text.startswith(before)
+    assert text.endswith(key)
+  (found,) = keys.measure(options, SUBJECT, [item])
+  (without,) = keys.measure(OPTIONS, SUBJECT, [plain])
+  assert {name: found[name] for name in without} == without
+  matrix = np.array(found["log_p_of_keys"])
+  assert matrix.shape == (3, 3)
+  np.testing.assert_array_equal(matrix.diagonal(), found["log_p"])
+  (other,) = SUBJECT.engine.score(
+    [item.ask.shared + item.ask.tails[1]], [len(item.ask.shared) + item.ask.starts[1]]
+  )
+  np.testing.assert_allclose(matrix[0, 1], other[0].sum(), rtol=1e-3)
+
+
+def test_a_model_that_finds_keys_but_not_whose_they_are():
+  half = np.log([[0.5, 0.25], [0.5, 0.25]]).tolist()
+  record = {"length": 900, "depths": [0, 1], "keys": ["1", "2"]}
+  record |= {"found": [1.0, 0.0], "log_p": [half[0][0], half[1][1]]}
+  options = dataclasses.replace(OPTIONS, rivals=True)
+  summary = keys.summarize(options, [record | {"log_p_of_keys": half}])
+  assert summary["any_key"]["900"]["mean"] == pytest.approx(0.75)
+  assert summary["own_key"]["900"]["mean"] == 0.5
+  assert "own_key" not in keys.summarize(OPTIONS, [record])
 
 
 @pytest.mark.parametrize(

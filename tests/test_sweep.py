@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 import test_evals_compare
 import tiny
@@ -575,6 +576,7 @@ def test_keys_of_several_evaluations_are_paired_where_both_rows_have_them(choosi
   evaluations = {
     "keys": {"task": "keys"},
     "far": {"task": "keys"},
+    "whose": {"task": "keys", "rivals": True},
     "other": {"task": "x"},
   }
   plan = dataclasses.replace(
@@ -591,7 +593,15 @@ def test_keys_of_several_evaluations_are_paired_where_both_rows_have_them(choosi
     item = {"length": 1200, "depths": [0, 1], "keys": names, "found": found}
     item["log_p"] = [-1.0, -2.0]
     path.write_text(json.dumps({"items": [item]}))
-  found = chosen_lib.gather(plan, ["A", "base"])["rows"]
+  path = plan.evaluation("A", "whose") / "results.json"
+  path.parent.mkdir()
+  item |= {"log_p_of_keys": np.log([[0.5, 0.25], [0.5, 0.25]]).tolist()}
+  path.write_text(json.dumps({"items": [item]}))
+  content = chosen_lib.gather(plan, ["A", "base"])
+  found = content["rows"]
+  text = chosen_lib.markdown(content)
+  assert "| row | any, 1,200 | right, 1,200 |" in text
+  assert "| A | 75 | 50 |" in text and "| base | " not in text.split("Whose key")[1]
   assert [len(row["cells"]) for row in found.values()] == [4, 2]
   pair = chosen_lib.difference(found["A"], found["base"], 1024)
   assert (pair["score"]["mean"], pair["score"]["n"]) == (0.5, 2)

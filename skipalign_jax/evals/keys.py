@@ -5,10 +5,14 @@ As `needle`'s passkey, but each key has an owner ("the pass key of the old mill 
 reply's beginning ("The pass key of the old mill is ") is given, so that the score says
 what the model finds and not in which words it answers: a key counts where each of its
 tokens is the likeliest one, which is what greedy decoding would write. Beside it, the
-log-probability of the key: a measure that moves before hits do.
+log-probability of the key: a measure that moves before hits do. With `rivals` each
+question is also answered with the text's other keys: a model may find keys at any
+distance and not know whose they are.
 """
 
 import dataclasses
+import itertools
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -37,6 +41,7 @@ class Options:
   depths: str = "5"  # so many keys a text, evenly spread, or a list of fractions
   samples: int = 1  # texts a length; each has its own keys
   chat: bool = True  # ask through the chat template
+  rivals: bool = False  # score all keys of the text behind each question
   seed: int = 0  # of what is drawn
 
 
@@ -46,7 +51,8 @@ class Text:
 
   Attributes:
     shared: token ids of the text and what stands before it.
-    tails: for each key, token ids of the question and the reply, key included.
+    tails: for each question and each key scored behind it, in this order, token ids of
+      the question and the reply, key included.
     starts: for each tail, where the key begins in it.
   """
 
@@ -81,7 +87,8 @@ def _item(options, subject, text, length, depths, sample) -> items_lib.Item:
   head, _ = subject.around(options.chat)
   before = [*head, *subject.encode(needle.BEFORE)]
   pairs = list(zip(owners, keys, strict=True))
-  asked = [_tail(options, subject, owner, key) for owner, key in pairs]
+  behind = itertools.product(owners, keys) if options.rivals else pairs
+  asked = [_tail(options, subject, owner, key) for owner, key in behind]
   hidden = [subject.encode(KEY.format(owner=owner, key=key)) for owner, key in pairs]
   longest = max(len(tail) for tail, _ in asked)
   hay = length - len(before) - sum(map(len, hidden)) - longest
@@ -120,17 +127,21 @@ def measure(
   options: Options, subject: subject_lib.Subject, batch: Sequence[items_lib.Item]
 ) -> list[items_lib.Record]:
   """Which keys of each text were found, and their log-probabilities."""
-  del options
   records = []
   for item in batch:
     text = item.ask
     scored = subject.engine.score_after(text.shared, text.tails, text.starts)
-    records.append(
-      {
-        "found": [float(likeliest.all()) for _, likeliest in scored],
-        "log_p": [round(float(log_p.sum()), 4) for log_p, _ in scored],
-      }
-    )
+    record = {}
+    if options.rivals:
+      K = math.isqrt(len(scored))
+      log_p = [round(float(log_p.sum()), 4) for log_p, _ in scored]
+      record["log_p_of_keys"] = [log_p[q * K : (q + 1) * K] for q in range(K)]
+      scored = scored[:: K + 1]  # the diagonal: each question's own key
+    record |= {
+      "found": [float(likeliest.all()) for _, likeliest in scored],
+      "log_p": [round(float(log_p.sum()), 4) for log_p, _ in scored],
+    }
+    records.append(record)
   return records
 
 
@@ -145,19 +156,46 @@ def cells(records: Sequence[items_lib.Record]) -> list[dict[str, Any]]:
   ]
 
 
+def whose(records: Sequence[items_lib.Record]) -> list[dict[str, Any]]:
+  """A cell a question, where all keys of a text were scored behind it.
+
+  Returns:
+    length; any_key: the probability of all keys of the text together, 0 to 1; own_key:
+    whether its own is the likeliest of them.
+  """
+  return [
+    {
+      "length": record["length"],
+      "any_key": float(np.exp(log_p_K).sum()),
+      "own_key": float(np.argmax(log_p_K) == question),
+    }
+    for record in records
+    for question, log_p_K in enumerate(record.get("log_p_of_keys", ()))
+  ]
+
+
 def summarize(options: Options, records: Sequence[items_lib.Record]) -> dict[str, Any]:
-  """The share of keys found, 0 to 1, and by length; mean log p in nats a key."""
-  del options
+  """The share of keys found, 0 to 1, and by length; mean log p in nats a key.
+
+  With rivals also any_key and own_key by length, as in `whose`.
+  """
   found = cells(records)
   lengths = sorted({cell["length"] for cell in found})
   of = lambda length, what: [c[what] for c in found if c["length"] == length]
   overall = intervals.of_scores([cell["score"] for cell in found])
-  return {
+  summary = {
     "average": overall["mean"],
     "interval": overall,
     "by_length": {str(n): intervals.of_scores(of(n, "score")) for n in lengths},
     "log_p": {str(n): intervals.of_values(of(n, "log_p")) for n in lengths},
   }
+  if options.rivals:
+    asked = whose(records)
+    of = lambda length, what: [c[what] for c in asked if c["length"] == length]
+    any_key = {str(n): intervals.of_values(of(n, "any_key")) for n in lengths}
+    own_key = {str(n): intervals.of_scores(of(n, "own_key")) for n in lengths}
+    summary |= {"any_key": any_key, "own_key": own_key}
+  return summary
 
 
 def panel(results: dict[str, Any]) -> dict[str, Any]:

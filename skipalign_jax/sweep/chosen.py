@@ -1,7 +1,9 @@
 """Rows that chose their NTK targets: which, what they found there, paired differences.
 
 For sweeps with `targets`, whose evaluations of the task "keys" ask every row for the
-same keys. An evaluation "misalignment" beside them is held against what the rows find.
+same keys. Those with rivals say whose keys are taken and are not counted as keys found:
+they may ask the same ones again. An evaluation "misalignment" beside them is held
+against what the rows find.
 """
 
 import pathlib
@@ -28,17 +30,13 @@ def gather(plan: rows.Plan, names: Sequence[str]) -> Found:
   """
   found = {}
   for name in names:
-    cells = [
-      cell
-      for evaluation, options in plan.sweep.evaluations.items()
-      if options["task"] == "keys"
-      for cell in _cells(plan.evaluation(name, evaluation) / "results.json")
-    ]
+    cells = keys.cells(_items(plan, name, rivals=False))
     if cells:
       found[name] = {
         "target": plan.target(name),
         "log_p_by_target": {str(t): x for t, x in plan.target_scores(name).items()},
         "cells": cells,
+        "whose": keys.whose(_items(plan, name, rivals=True)),
       }
       path = plan.evaluation(name, MISALIGNMENT) / "results.json"
       if path.exists():
@@ -58,9 +56,17 @@ def gather(plan: rows.Plan, names: Sequence[str]) -> Found:
   }
 
 
-def _cells(path: pathlib.Path) -> list[dict[str, Any]]:
-  """A cell a key; none before the evaluation has ended."""
-  return keys.cells(safetensors_io.read_json(path)["items"]) if path.exists() else []
+def _items(plan: rows.Plan, name: str, rivals: bool) -> list[dict[str, Any]]:
+  """The texts of a row's evaluations of keys that have ended."""
+  return [
+    item
+    for evaluation, options in plan.sweep.evaluations.items()
+    if options["task"] == "keys" and options.get("rivals", False) == rivals
+    if plan.is_evaluated(name, evaluation)
+    for item in safetensors_io.read_json(
+      plan.evaluation(name, evaluation) / "results.json"
+    )["items"]
+  ]
 
 
 def correlation(found: Sequence[Found], window: int) -> dict[str, Any] | None:
@@ -106,9 +112,6 @@ def markdown(content: Found) -> str:
   lengths = sorted({c["length"] for row in found.values() for c in row["cells"]})
   targets = sorted({int(t) for row in found.values() for t in row["log_p_by_target"]})
   spelled = [f"{n:,}" for n in lengths]
-  mean = lambda row, what, length: np.mean(
-    [c[what] for c in row["cells"] if c["length"] == length]
-  )
   tried = lambda row, target: row["log_p_by_target"].get(str(target))
   parts = [
     table(
@@ -118,7 +121,7 @@ def markdown(content: Found) -> str:
         [
           name,
           f"{row['target']:,}" if row["target"] else "own rope",
-          *(f"{100 * mean(row, 'score', n):.0f}" for n in lengths),
+          *(f"{100 * mean_at(n, row['cells'], 'score'):.0f}" for n in lengths),
           share_beyond(row, window),
         ]
         for name, row in found.items()
@@ -128,7 +131,7 @@ def markdown(content: Found) -> str:
       "log p of the keys, nats",
       ["row", *spelled],
       [
-        [name, *(f"{mean(row, 'log_p', n):.2f}" for n in lengths)]
+        [name, *(f"{mean_at(n, row['cells'], 'log_p'):.2f}" for n in lengths)]
         for name, row in found.items()
       ],
     ),
@@ -155,6 +158,7 @@ def markdown(content: Found) -> str:
         for pair in content["pairs"]
       ],
     ),
+    whose_table(found),
   ]  # fmt: skip
   if ranks := content["correlation"]:
     parts.append(
@@ -163,6 +167,33 @@ def markdown(content: Found) -> str:
       f"{ranks['log_p']:.2f} with log p."
     )
   return "\n\n".join(filter(None, parts))
+
+
+def mean_at(length: int, cells: Sequence[dict[str, Any]], what: str) -> float:
+  """Of the cells of one length."""
+  return float(np.mean([c[what] for c in cells if c["length"] == length]))
+
+
+def whose_table(found: Found) -> str:
+  """Any key of the text, and the right one of them, by length; "" if none was asked."""
+  asked = {name: row["whose"] for name, row in found.items() if row["whose"]}
+  lengths = sorted({c["length"] for cells in asked.values() for c in cells})
+  return table(
+    "Whose key: probability of any key of the text, and how often the right one is the "
+    "likeliest of them, %",
+    ["row", *(f"any, {n:,}" for n in lengths), *(f"right, {n:,}" for n in lengths)],
+    [
+      [
+        name,
+        *(
+          f"{100 * mean_at(n, cells, what):.0f}"
+          for what in ("any_key", "own_key")
+          for n in lengths
+        ),
+      ]
+      for name, cells in asked.items()
+    ],
+  )
 
 
 def share_beyond(row: Found, window: int) -> str:
