@@ -85,18 +85,12 @@ def get_sweep(variant: str = "") -> rows.Sweep:
     "keys": dict(
       task="keys", haystack=book, lengths="1024,2048,4096,8192,12288,16384", samples=2
     ),
-    # Beyond the window once more: few keys decide little.
+    # Beyond the window once more (few keys decide little), and whose keys are taken.
     "keys_far": dict(
-      task="keys", haystack=book, lengths="12288,16384", samples=4, seed=1
+      task="keys", haystack=book, lengths="12288,16384", samples=4, seed=1, rivals=True
     ),
-    # Does a row find no key, or not know whose it is?
-    "whose": dict(
-      task="keys",
-      haystack=book,
-      lengths="1024,4096,16384",
-      samples=2,
-      seed=1,
-      rivals=True,
+    "keys_near": dict(
+      task="keys", haystack=book, lengths="1024,4096", samples=4, seed=1, rivals=True
     ),
     "needle": dict(task="needle", haystack=book, lengths="4096,12288", depths=3),
     "perplexity": dict(task="perplexity", files=book, length=16_384, documents=1),

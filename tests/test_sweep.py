@@ -544,6 +544,7 @@ def test_tables_of_chosen_targets_pair_keys(choosing, tmp_path):
         "id": f"{n}/0", "length": n, "depths": [0.25, 0.75], "keys": ["11111", "22222"],
         "found": found if n == 1200 else [1.0, 1.0],
         "log_p": [-1.0, -2.0 * (name == "B")],
+        "log_p_of_keys": [[-1.0, -2.0], [-2.0, -3.0 if name == "B" else -1.0]],
       }
       for n in (900, 1200)
     ]  # fmt: skip
@@ -568,15 +569,18 @@ def test_tables_of_chosen_targets_pair_keys(choosing, tmp_path):
   text = (plan.out / "study.md").read_text()
   assert "| B | 1,024 | 100 | 50 | 50 (9 to 91, n 2) |" in text
   assert "| base | own rope | 100 | 0 |" in text
-  assert "| A - B | +50 (-48 to +148) | +1.00 (-0.96 to +2.96) | 2 |" in text
+  assert (
+    "| A - B | +50 (-48 to +148) | +1.00 (-0.96 to +2.96) | 2 | +50 (-48 to +148) | 2 |"
+    in text
+  )
+  assert chosen_lib.difference(content["rows"]["A"], content["rows"]["B"], 1200) == {}
   assert (plan.out / "study_keys.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_keys_of_several_evaluations_are_paired_where_both_rows_have_them(choosing):
   evaluations = {
     "keys": {"task": "keys"},
-    "far": {"task": "keys"},
-    "whose": {"task": "keys", "rivals": True},
+    "far": {"task": "keys", "rivals": True},
     "other": {"task": "x"},
   }
   plan = dataclasses.replace(
@@ -592,11 +596,9 @@ def test_keys_of_several_evaluations_are_paired_where_both_rows_have_them(choosi
     names = [f"{evaluation}1", f"{evaluation}2"]
     item = {"length": 1200, "depths": [0, 1], "keys": names, "found": found}
     item["log_p"] = [-1.0, -2.0]
+    if evaluation == "far":
+      item["log_p_of_keys"] = np.log([[0.5, 0.25], [0.5, 0.25]]).tolist()
     path.write_text(json.dumps({"items": [item]}))
-  path = plan.evaluation("A", "whose") / "results.json"
-  path.parent.mkdir()
-  item |= {"log_p_of_keys": np.log([[0.5, 0.25], [0.5, 0.25]]).tolist()}
-  path.write_text(json.dumps({"items": [item]}))
   content = chosen_lib.gather(plan, ["A", "base"])
   found = content["rows"]
   text = chosen_lib.markdown(content)

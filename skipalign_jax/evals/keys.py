@@ -160,12 +160,13 @@ def whose(records: Sequence[items_lib.Record]) -> list[dict[str, Any]]:
   """A cell a question, where all keys of a text were scored behind it.
 
   Returns:
-    length; any_key: the probability of all keys of the text together, 0 to 1; own_key:
-    whether its own is the likeliest of them.
+    length; key; any_key: the probability of all keys of the text together, 0 to 1;
+    own_key: whether its own is the likeliest of them.
   """
   return [
     {
       "length": record["length"],
+      "key": record["keys"][question],
       "any_key": float(np.exp(log_p_K).sum()),
       "own_key": float(np.argmax(log_p_K) == question),
     }

@@ -1,9 +1,8 @@
 """Rows that chose their NTK targets: which, what they found there, paired differences.
 
 For sweeps with `targets`, whose evaluations of the task "keys" ask every row for the
-same keys. Those with rivals say whose keys are taken and are not counted as keys found:
-they may ask the same ones again. An evaluation "misalignment" beside them is held
-against what the rows find.
+same keys; those with rivals also say whose keys are taken. An evaluation "misalignment"
+beside them is held against what the rows find.
 """
 
 import pathlib
@@ -30,13 +29,13 @@ def gather(plan: rows.Plan, names: Sequence[str]) -> Found:
   """
   found = {}
   for name in names:
-    cells = keys.cells(_items(plan, name, rivals=False))
-    if cells:
+    texts = _texts(plan, name)
+    if texts:
       found[name] = {
         "target": plan.target(name),
         "log_p_by_target": {str(t): x for t, x in plan.target_scores(name).items()},
-        "cells": cells,
-        "whose": keys.whose(_items(plan, name, rivals=True)),
+        "cells": keys.cells(texts),
+        "whose": keys.whose(texts),
       }
       path = plan.evaluation(name, MISALIGNMENT) / "results.json"
       if path.exists():
@@ -44,9 +43,10 @@ def gather(plan: rows.Plan, names: Sequence[str]) -> Found:
         found[name]["misalignment"] = summary["symmetric_kl"]["mean"]
   window = plan.sweep.window
   pairs = [
-    {"rows": [one, other], **difference(found[one], found[other], window)}
+    {"rows": [one, other], **differences}
     for one, other in plan.sweep.pairs
     if one in found and other in found
+    if (differences := difference(found[one], found[other], window))
   ]
   return {
     "window": window,
@@ -56,13 +56,12 @@ def gather(plan: rows.Plan, names: Sequence[str]) -> Found:
   }
 
 
-def _items(plan: rows.Plan, name: str, rivals: bool) -> list[dict[str, Any]]:
-  """The texts of a row's evaluations of keys that have ended."""
+def _texts(plan: rows.Plan, name: str) -> list[dict[str, Any]]:
+  """The items of a row's evaluations of keys that have ended."""
   return [
     item
     for evaluation, options in plan.sweep.evaluations.items()
-    if options["task"] == "keys" and options.get("rivals", False) == rivals
-    if plan.is_evaluated(name, evaluation)
+    if options["task"] == "keys" and plan.is_evaluated(name, evaluation)
     for item in safetensors_io.read_json(
       plan.evaluation(name, evaluation) / "results.json"
     )["items"]
@@ -91,19 +90,23 @@ def correlation(found: Sequence[Found], window: int) -> dict[str, Any] | None:
 
 
 def difference(one: Found, other: Found, window: int) -> dict[str, Any]:
-  """one − other beyond the window, paired by key: share found, and log p in nats.
+  """one − other beyond the window, paired by key.
 
   Keys that only one of them was asked for are left out.
+
+  Returns:
+    score (share found), log_p in nats, and own_key where both rows were asked for it;
+    nothing without keys beyond the window.
   """
-  beyond = lambda row: {
-    (c["length"], c["key"]): c for c in row["cells"] if c["length"] > window
-  }
-  ours, theirs = beyond(one), beyond(other)
-  pairs = [(ours[key], theirs[key]) for key in ours if key in theirs]
-  return {
-    what: intervals.of_values([a[what] - b[what] for a, b in pairs])
-    for what in ("score", "log_p")
-  }
+  found = {}
+  for cells, what in (("cells", "score"), ("cells", "log_p"), ("whose", "own_key")):
+    ours, theirs = (
+      {(c["length"], c["key"]): c[what] for c in row[cells] if c["length"] > window}
+      for row in (one, other)
+    )
+    if both := [ours[key] - theirs[key] for key in ours if key in theirs]:
+      found[what] = intervals.of_values(both)
+  return found
 
 
 def markdown(content: Found) -> str:
@@ -147,13 +150,16 @@ def markdown(content: Found) -> str:
     ),
     table(
       f"Differences beyond {window:,}, paired by key",
-      ["rows", "keys found, points", "log p, nats", "keys"],
+      ["rows", "keys found, points", "log p, nats", "keys", "right of the keys, points",
+       "keys"],
       [
         [
           " - ".join(pair["rows"]),
           interval(pair["score"], 100, ".0f"),
           interval(pair["log_p"], 1, ".2f"),
           str(pair["score"]["n"]),
+          interval(pair["own_key"], 100, ".0f") if "own_key" in pair else "",
+          str(pair["own_key"]["n"]) if "own_key" in pair else "",
         ]
         for pair in content["pairs"]
       ],
