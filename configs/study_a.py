@@ -92,6 +92,10 @@ def get_sweep(variant: str = "") -> rows.Sweep:
     "keys_near": dict(
       task="keys", haystack=book, lengths="1024,4096", samples=4, seed=1, rivals=True
     ),
+    # As long as the longest positions of training: not a claim, a look.
+    "keys_long": dict(
+      task="keys", haystack=book, lengths="24576,32768", samples=1, seed=2, rivals=True
+    ),
     "needle": dict(task="needle", haystack=book, lengths="4096,12288", depths=3),
     "perplexity": dict(task="perplexity", files=book, length=16_384, documents=1),
     "misalignment": dict(task="misalignment", source=book, lengths="2048", samples=16),
@@ -114,6 +118,7 @@ def get_sweep(variant: str = "") -> rows.Sweep:
     targets=targets,
     choose=choose,
     window=8192,
+    claimed=(12_288, 16_384),
     pairs=PAIRS,
     out=sweep.out if variant else "docs/results/study_a",
   )

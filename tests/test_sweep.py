@@ -487,7 +487,9 @@ def choosing(tmp_path):
   }
   sweep = rows.Sweep("A table", table, {"keys": {"task": "keys"}}, "runs/x", "tiny")
   choose = {"task": "keys", "seed": 7}
-  sweep = dataclasses.replace(sweep, targets=(512, 1024), choose=choose, window=1000)
+  sweep = dataclasses.replace(
+    sweep, targets=(512, 1024), choose=choose, window=1000, claimed=(1200,)
+  )
   return rows.Plan(sweep, tmp_path / "out")
 
 
@@ -573,7 +575,7 @@ def test_tables_of_chosen_targets_pair_keys(choosing, tmp_path):
     "| A - B | +50 (-48 to +148) | +1.00 (-0.96 to +2.96) | 2 | +50 (-48 to +148) | 2 |"
     in text
   )
-  assert chosen_lib.difference(content["rows"]["A"], content["rows"]["B"], 1200) == {}
+  assert chosen_lib.difference(content["rows"]["A"], content["rows"]["B"], [1300]) == {}
   assert (plan.out / "study_keys.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -581,6 +583,7 @@ def test_keys_of_several_evaluations_are_paired_where_both_rows_have_them(choosi
   evaluations = {
     "keys": {"task": "keys"},
     "far": {"task": "keys", "rivals": True},
+    "long": {"task": "keys"},
     "other": {"task": "x"},
   }
   plan = dataclasses.replace(
@@ -590,11 +593,13 @@ def test_keys_of_several_evaluations_are_paired_where_both_rows_have_them(choosi
     ("A", "keys", [1.0, 0.0]),
     ("base", "keys", [0.0, 0.0]),
     ("A", "far", [1.0, 1.0]),
+    ("A", "long", [1.0, 1.0]),
   ):
     path = plan.evaluation(name, evaluation) / "results.json"
     path.parent.mkdir(parents=True)
     names = [f"{evaluation}1", f"{evaluation}2"]
-    item = {"length": 1200, "depths": [0, 1], "keys": names, "found": found}
+    length = 2400 if evaluation == "long" else 1200
+    item = {"length": length, "depths": [0, 1], "keys": names, "found": found}
     item["log_p"] = [-1.0, -2.0]
     if evaluation == "far":
       item["log_p_of_keys"] = np.log([[0.5, 0.25], [0.5, 0.25]]).tolist()
@@ -603,9 +608,10 @@ def test_keys_of_several_evaluations_are_paired_where_both_rows_have_them(choosi
   found = content["rows"]
   text = chosen_lib.markdown(content)
   assert "| row | any, 1,200 | right, 1,200 |" in text
+  assert "| base | own rope | 0 |  | 0 (0 to 66, n 2) |" in text  # 2,400: not asked
   assert "| A | 75 | 50 |" in text and "| base | " not in text.split("Whose key")[1]
-  assert [len(row["cells"]) for row in found.values()] == [4, 2]
-  pair = chosen_lib.difference(found["A"], found["base"], 1024)
+  assert [len(row["cells"]) for row in found.values()] == [6, 2]
+  pair = chosen_lib.difference(found["A"], found["base"], [1200])
   assert (pair["score"]["mean"], pair["score"]["n"]) == (0.5, 2)
 
 
@@ -620,11 +626,11 @@ def test_misalignment_is_ranked_against_what_rows_find():
     "cells": [cell(900, -9.0 * kl), cell(1200, log_p)],
   }
   measured = [row(0.1, -1.0), row(0.2, -2.0), row(0.3, -5.0), row(0.4, -4.0)]
-  found = chosen_lib.correlation([*measured, {"cells": []}], 1024)
+  found = chosen_lib.correlation([*measured, {"cells": []}], [1200])
   assert found["rows"] == 4 and found["log_p"] == pytest.approx(-0.8)
   assert found["score"] == pytest.approx(stats.spearmanr([1, 2, 3, 4], [1, 1, 0, 0])[0])
-  assert chosen_lib.correlation(measured[:3], 1024) is None
-  assert chosen_lib.correlation([row(0.1, -1.0)] * 4, 1024) is None
+  assert chosen_lib.correlation(measured[:3], [1200]) is None
+  assert chosen_lib.correlation([row(0.1, -1.0)] * 4, [1200]) is None
 
 
 def test_a_target_that_could_not_be_tried_leaves_the_row_untested(choosing):

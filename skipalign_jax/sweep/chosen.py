@@ -41,18 +41,19 @@ def gather(plan: rows.Plan, names: Sequence[str]) -> Found:
       if path.exists():
         summary = safetensors_io.read_json(path)["summary"]
         found[name]["misalignment"] = summary["symmetric_kl"]["mean"]
-  window = plan.sweep.window
+  claimed = plan.sweep.claimed
   pairs = [
     {"rows": [one, other], **differences}
     for one, other in plan.sweep.pairs
     if one in found and other in found
-    if (differences := difference(found[one], found[other], window))
+    if (differences := difference(found[one], found[other], claimed))
   ]
   return {
-    "window": window,
+    "window": plan.sweep.window,
+    "claimed": claimed,
     "rows": found,
     "pairs": pairs,
-    "correlation": correlation(list(found.values()), window),
+    "correlation": correlation(list(found.values()), claimed),
   }
 
 
@@ -68,8 +69,10 @@ def _texts(plan: rows.Plan, name: str) -> list[dict[str, Any]]:
   ]
 
 
-def correlation(found: Sequence[Found], window: int) -> dict[str, Any] | None:
-  """Spearman's, over rows: misalignment against keys beyond the window.
+def correlation(
+  found: Sequence[Found], lengths: Sequence[int]
+) -> dict[str, Any] | None:
+  """Spearman's, over rows: misalignment against keys of texts of these lengths.
 
   None with fewer than four rows, or where all are alike.
   """
@@ -80,7 +83,7 @@ def correlation(found: Sequence[Found], window: int) -> dict[str, Any] | None:
   ranks: dict[str, Any] = {"rows": len(measured)}
   for what in ("score", "log_p"):
     y = [
-      np.mean([c[what] for c in row["cells"] if c["length"] > window])
+      np.mean([c[what] for c in row["cells"] if c["length"] in lengths])
       for row in measured
     ]
     if len(set(x)) == 1 or len(set(y)) == 1:
@@ -89,19 +92,19 @@ def correlation(found: Sequence[Found], window: int) -> dict[str, Any] | None:
   return ranks
 
 
-def difference(one: Found, other: Found, window: int) -> dict[str, Any]:
-  """one − other beyond the window, paired by key.
+def difference(one: Found, other: Found, lengths: Sequence[int]) -> dict[str, Any]:
+  """one − other at these lengths together, paired by key.
 
   Keys that only one of them was asked for are left out.
 
   Returns:
     score (share found), log_p in nats, and own_key where both rows were asked for it;
-    nothing without keys beyond the window.
+    nothing without such keys.
   """
   found = {}
   for cells, what in (("cells", "score"), ("cells", "log_p"), ("whose", "own_key")):
     ours, theirs = (
-      {(c["length"], c["key"]): c[what] for c in row[cells] if c["length"] > window}
+      {(c["length"], c["key"]): c[what] for c in row[cells] if c["length"] in lengths}
       for row in (one, other)
     )
     if both := [ours[key] - theirs[key] for key in ours if key in theirs]:
@@ -111,7 +114,8 @@ def difference(one: Found, other: Found, window: int) -> dict[str, Any]:
 
 def markdown(content: Found) -> str:
   """Keys found by length, log p by length, the choice of targets, differences."""
-  found, window = content["rows"], content["window"]
+  found, claimed = content["rows"], content["claimed"]
+  both = " + ".join(f"{n:,}" for n in claimed)
   lengths = sorted({c["length"] for row in found.values() for c in row["cells"]})
   targets = sorted({int(t) for row in found.values() for t in row["log_p_by_target"]})
   spelled = [f"{n:,}" for n in lengths]
@@ -119,13 +123,13 @@ def markdown(content: Found) -> str:
   parts = [
     table(
       "Keys found, %, by tokens of the text",
-      ["row", "NTK target", *spelled, f"beyond {window:,}"],
+      ["row", "NTK target", *spelled, both],
       [
         [
           name,
           f"{row['target']:,}" if row["target"] else "own rope",
-          *(f"{100 * mean_at(n, row['cells'], 'score'):.0f}" for n in lengths),
-          share_beyond(row, window),
+          *(mean_at(n, row["cells"], "score", 100, ".0f") for n in lengths),
+          share(row, claimed),
         ]
         for name, row in found.items()
       ],
@@ -134,7 +138,7 @@ def markdown(content: Found) -> str:
       "log p of the keys, nats",
       ["row", *spelled],
       [
-        [name, *(f"{mean_at(n, row['cells'], 'log_p'):.2f}" for n in lengths)]
+        [name, *(mean_at(n, row["cells"], "log_p", 1, ".2f") for n in lengths)]
         for name, row in found.items()
       ],
     ),
@@ -149,7 +153,7 @@ def markdown(content: Found) -> str:
       ],
     ),
     table(
-      f"Differences beyond {window:,}, paired by key",
+      f"Differences at {both} tokens, paired by key",
       ["rows", "keys found, points", "log p, nats", "keys", "right of the keys, points",
        "keys"],
       [
@@ -168,16 +172,19 @@ def markdown(content: Found) -> str:
   ]  # fmt: skip
   if ranks := content["correlation"]:
     parts.append(
-      f"Long-short misalignment (symmetric KL) against keys beyond {window:,}, rank "
+      f"Long-short misalignment (symmetric KL) against keys at {both}, rank "
       f"correlation over {ranks['rows']} rows: {ranks['score']:.2f} with keys found, "
       f"{ranks['log_p']:.2f} with log p."
     )
   return "\n\n".join(filter(None, parts))
 
 
-def mean_at(length: int, cells: Sequence[dict[str, Any]], what: str) -> float:
-  """Of the cells of one length."""
-  return float(np.mean([c[what] for c in cells if c["length"] == length]))
+def mean_at(
+  length: int, cells: Sequence[dict[str, Any]], what: str, times: float, form: str
+) -> str:
+  """Of the cells of one length; "" if there are none."""
+  values = [c[what] for c in cells if c["length"] == length]
+  return f"{times * np.mean(values):{form}}" if values else ""
 
 
 def whose_table(found: Found) -> str:
@@ -192,7 +199,7 @@ def whose_table(found: Found) -> str:
       [
         name,
         *(
-          f"{100 * mean_at(n, cells, what):.0f}"
+          mean_at(n, cells, what, 100, ".0f")
           for what in ("any_key", "own_key")
           for n in lengths
         ),
@@ -202,14 +209,14 @@ def whose_table(found: Found) -> str:
   )
 
 
-def share_beyond(row: Found, window: int) -> str:
-  """ "40 (22 to 61, n 20)": keys found beyond the window, %; "" if none was asked."""
-  scores = [c["score"] for c in row["cells"] if c["length"] > window]
+def share(row: Found, lengths: Sequence[int]) -> str:
+  """ "40 (22 to 61, n 20)": keys found at these lengths, %; "" if none was asked."""
+  scores = [c["score"] for c in row["cells"] if c["length"] in lengths]
   if not scores:
     return ""
-  share = intervals.of_scores(scores)
-  mean, low, high = (f"{100 * share[part]:.0f}" for part in ("mean", "low", "high"))
-  return f"{mean} ({low} to {high}, n {share['n']})"
+  found = intervals.of_scores(scores)
+  mean, low, high = (f"{100 * found[part]:.0f}" for part in ("mean", "low", "high"))
+  return f"{mean} ({low} to {high}, n {found['n']})"
 
 
 def interval(value: dict[str, Any], times: float, form: str) -> str:
@@ -229,15 +236,17 @@ def table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) ->
 
 
 def draw(content: Found, path: pathlib.Path) -> pathlib.Path:
-  """A heat map a row, as in SkipAlign's Figure 3, with the share found beyond."""
-  window = content["window"]
+  """A heat map a row, as in SkipAlign's Figure 3, and the share at claimed lengths."""
   panels = []
   for name, row in content["rows"].items():
-    told = [f"NTK to {row['target']:,}" if row["target"] else "own rope"]
-    if share := share_beyond(row, window):
-      told.append(f"beyond {window:,}: {share}")
-    cells = row["cells"]
+    told = f"NTK to {row['target']:,}" if row["target"] else "own rope"
+    if found := share(row, content["claimed"]):
+      told += f"; {found}"
     panels.append(
-      {"title": f"{name}\n{'; '.join(told)}", "window": window, "cells": cells}
+      {
+        "title": f"{name}\n{told}",
+        "window": content["window"],
+        "cells": row["cells"],
+      }
     )
   return heatmap.draw(panels, path)

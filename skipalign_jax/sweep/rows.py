@@ -69,7 +69,8 @@ class Sweep:
     variant: of the rows' configs.
     targets: NTK targets, in positions, that each row is tried at; () for none.
     choose: options of the evaluation that decides, by `log_p` over all its lengths.
-    window: of the models, tokens; what is longer is "beyond" in the tables.
+    window: of the models, tokens.
+    claimed: lengths, tokens, whose keys decide about `pairs`.
     pairs: rows whose differences are of interest.
   """
 
@@ -81,6 +82,7 @@ class Sweep:
   targets: Sequence[int] = ()
   choose: Mapping[str, Value] = dataclasses.field(default_factory=dict)
   window: int = 0
+  claimed: tuple[int, ...] = ()
   pairs: Sequence[tuple[str, str]] = ()
 
 
