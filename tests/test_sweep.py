@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,6 +121,7 @@ def test_rows_of_one_name_are_one_row():
   assert len(slugs) == len(seen)
 
 
+STUDY_A = ("study_a.md", "study_a.json", "study_a.csv")
 QUICK = "configs/llama2_ntk.py"
 
 
@@ -648,3 +650,19 @@ def test_some_rows_by_the_names_of_their_folders(plan):
   assert list(kept.rows) == ["A & co", "base"]
   with pytest.raises(errors.UserError, match="no row 'A'; there are a_co, bad"):
     rows.select(plan.sweep, ["A"])
+
+
+def test_study_a_page_is_what_its_results_say(tmp_path, monkeypatch):
+  docs, made = tiny.ROOT / "docs", pathlib.Path("docs/results/study_a")
+  monkeypatch.chdir(tmp_path)  # the results name their folders
+  pathlib.Path("configs").symlink_to(tiny.ROOT / "configs")
+  shutil.copytree(tiny.ROOT / made, made)
+  texts = {path: path.read_text() for path in map(made.joinpath, STUDY_A)}
+  for path in texts:
+    path.unlink()
+  sweep = rows.load("configs/study_a.py")
+  collect.run(rows.Plan(sweep, made), "study_a", quiet())
+  assert {path: path.read_text() for path in texts} == texts
+  page, picture = docs / "study_a_tables.md", docs / "images/study_a_keys.png"
+  assert page.read_text() == texts[made / "study_a.md"]
+  assert picture.read_bytes() == (tiny.ROOT / made / "study_a_keys.png").read_bytes()
