@@ -76,16 +76,14 @@ def correlation(
 
   None with fewer than four rows, or where all are alike.
   """
-  measured = [row for row in found if "misalignment" in row]
+  asked = lambda row: [c for c in row["cells"] if c["length"] in lengths]
+  measured = [row for row in found if "misalignment" in row and asked(row)]
   if len(measured) < 4:
     return None
   x = [row["misalignment"] for row in measured]
   ranks: dict[str, Any] = {"rows": len(measured)}
   for what in ("score", "log_p"):
-    y = [
-      np.mean([c[what] for c in row["cells"] if c["length"] in lengths])
-      for row in measured
-    ]
+    y = [np.mean([c[what] for c in asked(row)]) for row in measured]
     if len(set(x)) == 1 or len(set(y)) == 1:
       return None
     ranks[what] = float(stats.spearmanr(x, y).statistic)
@@ -98,11 +96,16 @@ def difference(one: Found, other: Found, lengths: Sequence[int]) -> dict[str, An
   Keys that only one of them was asked for are left out.
 
   Returns:
-    score (share found), log_p in nats, and own_key where both rows were asked for it;
-    nothing without such keys.
+    score (share found), log_p in nats, and any_key and own_key of `keys.whose` where
+    both rows were asked for them; nothing without such keys.
   """
   found = {}
-  for cells, what in (("cells", "score"), ("cells", "log_p"), ("whose", "own_key")):
+  for cells, what in (
+    ("cells", "score"),
+    ("cells", "log_p"),
+    ("whose", "any_key"),
+    ("whose", "own_key"),
+  ):
     ours, theirs = (
       {(c["length"], c["key"]): c[what] for c in row[cells] if c["length"] in lengths}
       for row in (one, other)
@@ -154,14 +157,15 @@ def markdown(content: Found) -> str:
     ),
     table(
       f"Differences at {both} tokens, paired by key",
-      ["rows", "keys found, points", "log p, nats", "keys", "right of the keys, points",
-       "keys"],
+      ["rows", "keys found, points", "log p, nats", "keys", "any key, points",
+       "right of the keys, points", "keys"],
       [
         [
           " - ".join(pair["rows"]),
           interval(pair["score"], 100, ".0f"),
           interval(pair["log_p"], 1, ".2f"),
           str(pair["score"]["n"]),
+          interval(pair["any_key"], 100, ".0f") if "any_key" in pair else "",
           interval(pair["own_key"], 100, ".0f") if "own_key" in pair else "",
           str(pair["own_key"]["n"]) if "own_key" in pair else "",
         ]
