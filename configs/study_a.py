@@ -96,6 +96,9 @@ def get_sweep(variant: str = "") -> rows.Sweep:
     "keys_long": dict(
       task="keys", haystack=book, lengths="24576,32768", samples=1, seed=2, rivals=True
     ),
+    "keys_longest": dict(  # the same look at two more texts
+      task="keys", haystack=book, lengths="32768", samples=2, seed=3, rivals=True
+    ),
     "needle": dict(task="needle", haystack=book, lengths="4096,12288", depths=3),
     "perplexity": dict(task="perplexity", files=book, length=16_384, documents=1),
     "misalignment": dict(task="misalignment", source=book, lengths="2048", samples=16),
