@@ -131,16 +131,14 @@ def measure(
   for item in batch:
     text = item.ask
     scored = subject.engine.score_after(text.shared, text.tails, text.starts)
-    record = {}
+    log_p = [round(float(log_p.sum()), 4) for log_p, _ in scored]
+    found = [float(likeliest.all()) for _, likeliest in scored]
+    record = {"found": found, "log_p": log_p}
     if options.rivals:
       K = math.isqrt(len(scored))
-      log_p = [round(float(log_p.sum()), 4) for log_p, _ in scored]
+      own = slice(None, None, K + 1)  # the diagonal: each question's own key
+      record = {"found": found[own], "log_p": log_p[own]}
       record["log_p_of_keys"] = [log_p[q * K : (q + 1) * K] for q in range(K)]
-      scored = scored[:: K + 1]  # the diagonal: each question's own key
-    record |= {
-      "found": [float(likeliest.all()) for _, likeliest in scored],
-      "log_p": [round(float(log_p.sum()), 4) for log_p, _ in scored],
-    }
     records.append(record)
   return records
 

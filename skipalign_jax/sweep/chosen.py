@@ -110,15 +110,15 @@ def difference(one: Found, other: Found, lengths: Sequence[int]) -> dict[str, An
       {(c["length"], c["key"]): c[what] for c in row[cells] if c["length"] in lengths}
       for row in (one, other)
     )
-    if both := [ours[key] - theirs[key] for key in ours if key in theirs]:
-      found[what] = intervals.of_values(both)
+    if gains := [ours[key] - theirs[key] for key in ours if key in theirs]:
+      found[what] = intervals.of_values(gains)
   return found
 
 
 def markdown(content: Found) -> str:
   """Keys found by length, log p by length, the choice of targets, differences."""
   found, claimed = content["rows"], content["claimed"]
-  both = " + ".join(f"{n:,}" for n in claimed)
+  together = " + ".join(f"{n:,}" for n in claimed)
   lengths = sorted({c["length"] for row in found.values() for c in row["cells"]})
   targets = sorted({int(t) for row in found.values() for t in row["log_p_by_target"]})
   spelled = [f"{n:,}" for n in lengths]
@@ -126,7 +126,7 @@ def markdown(content: Found) -> str:
   parts = [
     table(
       "Keys found, %, by tokens of the text",
-      ["row", "NTK target", *spelled, both],
+      ["row", "NTK target", *spelled, together],
       [
         [
           name,
@@ -156,7 +156,7 @@ def markdown(content: Found) -> str:
       ],
     ),
     table(
-      f"Differences at {both} tokens, paired by key",
+      f"Differences at {together} tokens, paired by key",
       ["rows", "keys found, points", "log p, nats", "keys", "any key, points",
        "right of the keys, points", "keys"],
       [
@@ -176,7 +176,7 @@ def markdown(content: Found) -> str:
   ]  # fmt: skip
   if ranks := content["correlation"]:
     parts.append(
-      f"Long-short misalignment (symmetric KL) against keys at {both}, rank "
+      f"Long-short misalignment (symmetric KL) against keys at {together}, rank "
       f"correlation over {ranks['rows']} rows: {ranks['score']:.2f} with keys found, "
       f"{ranks['log_p']:.2f} with log p."
     )
