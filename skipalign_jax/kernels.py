@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from skipalign_jax import attention, cpu, errors, sharding
 
 TILE = 128  # the kernels' length granularity
-CPU_BLOCK, ACCELERATOR_BLOCK = 512, 2048  # keys of a cache at a time
+CPU_BLOCK, ACCELERATOR_BLOCK = 128, 2048  # keys of a cache at a time
 
 
 @dataclasses.dataclass(frozen=True)
