@@ -14,7 +14,7 @@ Commands:
   make study-a                                       # all rows, one after the other
   make study-a ROWS=normal-sft,skipalign             # some of them
   python -m skipalign_jax.sweep --config=configs/study_a.py:tiny --run    # minutes
-Hardware: two CPU cores, 75 to 90 minutes a row and core (PackedSFT-16k: two hours).
+Hardware: two CPU cores, 35 to 90 minutes a row and core (PackedSFT-16k: more).
 """
 
 import dataclasses
