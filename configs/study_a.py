@@ -100,6 +100,10 @@ def get_sweep(variant: str = "") -> rows.Sweep:
       task="keys", haystack=book, lengths="32768", samples=2, seed=3, rivals=True
     ),
     "needle": dict(task="needle", haystack=book, lengths="4096,12288", depths=3),
+    # Few of these decide nothing; asked where the first ones differed: a look, too.
+    "needle_far": dict(
+      task="needle", haystack=book, lengths="12288,16384", depths=5, samples=2, seed=1
+    ),
     "perplexity": dict(task="perplexity", files=book, length=16_384, documents=1),
     "misalignment": dict(task="misalignment", source=book, lengths="2048", samples=16),
     "ruler": dict(

@@ -587,6 +587,8 @@ def test_keys_of_several_evaluations_are_paired_where_both_rows_have_them(choosi
     "keys": {"task": "keys"},
     "far": {"task": "keys", "rivals": True},
     "long": {"task": "keys"},
+    "needle": {"task": "needle"},
+    "more": {"task": "needle", "seed": 1},
     "other": {"task": "x"},
   }
   plan = dataclasses.replace(
@@ -607,15 +609,39 @@ def test_keys_of_several_evaluations_are_paired_where_both_rows_have_them(choosi
     if evaluation == "far":
       item["log_p_of_keys"] = np.log([[0.5, 0.25], [0.5, 0.25]]).tolist()
     path.write_text(json.dumps({"items": [item]}))
+  for name, evaluation, scores in (
+    ("A", "needle", [1.0, 1.0]),
+    ("A", "more", [1.0, 0.0]),
+    ("base", "more", [0.0, 0.0]),
+  ):
+    path = plan.evaluation(name, evaluation) / "results.json"
+    path.parent.mkdir(parents=True)
+    items = [
+      {"id": f"{n}/0.5/0", "length": n, "answer": f"{evaluation} {n}", "score": score}
+      for n, score in zip((1200, 2400), scores, strict=True)
+    ]
+    path.write_text(json.dumps({"items": items}))
   content = chosen_lib.gather(plan, ["A", "base"])
   found = content["rows"]
   text = chosen_lib.markdown(content)
   assert "| row | any, 1,200 | right, 1,200 |" in text
   assert "| base | own rope | 0 |  | 0 (0 to 66, n 2) |" in text  # 2,400: not asked
-  assert "| A | 75 | 50 |" in text and "| base | " not in text.split("Whose key")[1]
+  whose, single = text.split("Whose key")[1].split("single key")
+  assert "| A | 75 | 50 |" in whose and "| base | " not in whose
+  assert "| row | 1,200 | 2,400 | 1,200, % |" in single
+  assert "| A | 2 of 2 | 1 of 2 | 100 (34 to 100, n 2) |" in single
+  assert "| base | 0 of 1 | 0 of 1 | 0 (0 to 79, n 1) |" in single
   assert [len(row["cells"]) for row in found.values()] == [6, 2]
   pair = chosen_lib.difference(found["A"], found["base"], [1200])
   assert (pair["score"]["mean"], pair["score"]["n"]) == (0.5, 2)
+  assert pair["needles"] == {"one": 1, "other": 0, "n": 1, "p": 1.0}
+  said = lambda *scores: [
+    {"length": 1200, "key": str(i), "score": score} for i, score in enumerate(scores)
+  ]
+  one = {"cells": [], "whose": [], "needles": said(*[1.0] * 7, 0.0, 1.0)}
+  other = one | {"needles": said(*[0.0] * 6, 1.0, 1.0)}  # not asked for the last one
+  needles = chosen_lib.difference(one, other, [1200])["needles"]
+  assert needles == {"one": 6, "other": 1, "n": 8, "p": pytest.approx(2 * 8 / 2**7)}
 
 
 def test_a_row_without_results_is_missing_as_a_whole(choosing):

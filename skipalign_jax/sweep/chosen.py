@@ -1,8 +1,8 @@
 """Rows that chose their NTK targets: which, what they found there, paired differences.
 
 For sweeps with `targets`, whose evaluations of the task "keys" ask every row for the
-same keys; those with rivals also say whose keys are taken. An evaluation "misalignment"
-beside them is held against what the rows find.
+same keys; those with rivals also say whose keys are taken. Beside them "needle" asks
+for the only key of a text, and "misalignment" is held against what the rows find.
 """
 
 import pathlib
@@ -17,6 +17,7 @@ from skipalign_jax.hf import safetensors_io
 from skipalign_jax.sweep import rows
 
 MISALIGNMENT = "misalignment"
+TASKS = ("keys", "needle")  # whose results are shown here
 Found = dict[str, Any]
 
 
@@ -29,13 +30,21 @@ def gather(plan: rows.Plan, names: Sequence[str]) -> Found:
   """
   found = {}
   for name in names:
-    texts = _texts(plan, name)
+    texts = _items(plan, name, "keys")
     if texts:
       found[name] = {
         "target": plan.target(name),
         "log_p_by_target": {str(t): x for t, x in plan.target_scores(name).items()},
         "cells": keys.cells(texts),
         "whose": keys.whose(texts),
+        "needles": [
+          {
+            "length": item["length"],
+            "key": f"{item['id']} {item['answer']}",
+            "score": item["score"],
+          }
+          for item in _items(plan, name, "needle")
+        ],
       }
       path = plan.evaluation(name, MISALIGNMENT) / "results.json"
       if path.exists():
@@ -57,12 +66,12 @@ def gather(plan: rows.Plan, names: Sequence[str]) -> Found:
   }
 
 
-def _texts(plan: rows.Plan, name: str) -> list[dict[str, Any]]:
-  """The items of a row's evaluations of keys that have ended."""
+def _items(plan: rows.Plan, name: str, task: str) -> list[dict[str, Any]]:
+  """The items of a row's evaluations of a task that have ended."""
   return [
     item
     for evaluation, options in plan.sweep.evaluations.items()
-    if options["task"] == "keys" and plan.is_evaluated(name, evaluation)
+    if options["task"] == task and plan.is_evaluated(name, evaluation)
     for item in safetensors_io.read_json(
       plan.evaluation(name, evaluation) / "results.json"
     )["items"]
@@ -96,29 +105,45 @@ def difference(one: Found, other: Found, lengths: Sequence[int]) -> dict[str, An
   Keys that only one of them was asked for are left out.
 
   Returns:
-    score (share found), log_p in nats, and any_key and own_key of `keys.whose` where
-    both rows were asked for them; nothing without such keys.
+    score (share found), log_p in nats, and any_key and own_key of `keys.whose`, each
+    with its interval; needles: how many only one of the rows found, `one` and `other`,
+    of `n`, and the two-sided p of the sign test (they are too few for an interval).
+    Each where both rows were asked; nothing without such keys.
   """
-  found = {}
+  found: dict[str, Any] = {}
   for cells, what in (
     ("cells", "score"),
     ("cells", "log_p"),
     ("whose", "any_key"),
     ("whose", "own_key"),
   ):
-    ours, theirs = (
-      {(c["length"], c["key"]): c[what] for c in row[cells] if c["length"] in lengths}
-      for row in (one, other)
-    )
-    if gains := [ours[key] - theirs[key] for key in ours if key in theirs]:
+    if gains := _gains(one[cells], other[cells], what, lengths):
       found[what] = intervals.of_values(gains)
+  if gains := _gains(one["needles"], other["needles"], "score", lengths):
+    won, lost = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+    p = stats.binomtest(won, won + lost).pvalue if won + lost else 1.0
+    found["needles"] = {"one": won, "other": lost, "n": len(gains), "p": float(p)}
   return found
+
+
+def _gains(
+  ours: Sequence[dict[str, Any]],
+  theirs: Sequence[dict[str, Any]],
+  what: str,
+  lengths: Sequence[int],
+) -> list[float]:
+  """ours − theirs for every key of these lengths that both were asked for."""
+  a, b = (
+    {(c["length"], c["key"]): c[what] for c in cells if c["length"] in lengths}
+    for cells in (ours, theirs)
+  )
+  return [a[key] - b[key] for key in a if key in b]
 
 
 def markdown(content: Found) -> str:
   """Keys found by length, log p by length, the choice of targets, differences."""
   found, claimed = content["rows"], content["claimed"]
-  together = " + ".join(f"{n:,}" for n in claimed)
+  together = _together(claimed)
   lengths = sorted({c["length"] for row in found.values() for c in row["cells"]})
   targets = sorted({int(t) for row in found.values() for t in row["log_p_by_target"]})
   spelled = [f"{n:,}" for n in lengths]
@@ -132,7 +157,7 @@ def markdown(content: Found) -> str:
           name,
           f"{row['target']:,}" if row["target"] else "own rope",
           *(mean_at(n, row["cells"], "score", 100, ".0f") for n in lengths),
-          share(row, claimed),
+          share(row["cells"], claimed),
         ]
         for name, row in found.items()
       ],
@@ -158,7 +183,7 @@ def markdown(content: Found) -> str:
     table(
       f"Differences at {together} tokens, paired by key",
       ["rows", "keys found, points", "log p, nats", "keys", "any key, points",
-       "right of the keys, points", "keys"],
+       "right of the keys, points", "keys", "single keys that only one said"],
       [
         [
           " - ".join(pair["rows"]),
@@ -168,11 +193,15 @@ def markdown(content: Found) -> str:
           interval(pair["any_key"], 100, ".0f") if "any_key" in pair else "",
           interval(pair["own_key"], 100, ".0f") if "own_key" in pair else "",
           str(pair["own_key"]["n"]) if "own_key" in pair else "",
+          "{one} : {other} of {n} (p {p:.2g})".format(**pair["needles"])
+          if "needles" in pair
+          else "",
         ]
         for pair in content["pairs"]
       ],
     ),
     whose_table(found),
+    needles_table(found, claimed),
   ]  # fmt: skip
   if ranks := content["correlation"]:
     parts.append(
@@ -181,6 +210,11 @@ def markdown(content: Found) -> str:
       f"{ranks['log_p']:.2f} with log p."
     )
   return "\n\n".join(filter(None, parts))
+
+
+def _together(lengths: Sequence[int]) -> str:
+  """ "12,288 + 16,384"."""
+  return " + ".join(f"{n:,}" for n in lengths)
 
 
 def mean_at(
@@ -213,9 +247,28 @@ def whose_table(found: Found) -> str:
   )
 
 
-def share(row: Found, lengths: Sequence[int]) -> str:
-  """ "40 (22 to 61, n 20)": keys found at these lengths, %; "" if none was asked."""
-  scores = [c["score"] for c in row["cells"] if c["length"] in lengths]
+def needles_table(found: Found, claimed: Sequence[int]) -> str:
+  """Texts with one key: how many of them were said, by length; "" if none was asked."""
+  asked = {name: row["needles"] for name, row in found.items() if row["needles"]}
+  lengths = sorted({c["length"] for cells in asked.values() for c in cells})
+
+  def said(cells: Sequence[dict[str, Any]], length: int) -> str:
+    scores = [c["score"] for c in cells if c["length"] == length]
+    return f"{sum(scores):g} of {len(scores)}" if scores else ""
+
+  return table(
+    "Texts with a single key, free reply: keys said",
+    ["row", *(f"{n:,}" for n in lengths), f"{_together(claimed)}, %"],
+    [
+      [name, *(said(cells, n) for n in lengths), share(cells, claimed)]
+      for name, cells in asked.items()
+    ],
+  )
+
+
+def share(cells: Sequence[dict[str, Any]], lengths: Sequence[int]) -> str:
+  """ "40 (22 to 61, n 20)": found at these lengths, %; "" if none was asked."""
+  scores = [c["score"] for c in cells if c["length"] in lengths]
   if not scores:
     return ""
   found = intervals.of_scores(scores)
@@ -244,7 +297,7 @@ def draw(content: Found, path: pathlib.Path) -> pathlib.Path:
   panels = []
   for name, row in content["rows"].items():
     told = f"NTK to {row['target']:,}" if row["target"] else "own rope"
-    if found := share(row, content["claimed"]):
+    if found := share(row["cells"], content["claimed"]):
       told += f"; {found}"
     panels.append(
       {

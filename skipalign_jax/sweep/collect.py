@@ -90,7 +90,7 @@ def gather(
     for evaluation, options in plan.sweep.evaluations.items():
       if not plan.is_evaluated(name, evaluation):
         lacks.append(f"{name}, {evaluation}")
-      elif not (plan.sweep.targets and options["task"] == "keys"):  # `chosen` has these
+      elif not (plan.sweep.targets and options["task"] in chosen.TASKS):
         found.append(_results(plan, name, evaluation))
     missing += [name] if len(lacks) == len(plan.sweep.evaluations) else lacks
     if row.config and (cells := training_cells(plan, name)):
