@@ -181,5 +181,6 @@ def test_intervals():
   assert sure["low"] == pytest.approx(5 / (5 + 1.959964**2))  # not a certainty
   values = intervals.of_values([1.0, 2.0, 3.0])
   assert values["mean"] == 2
-  assert values["high"] - 2 == pytest.approx(1.959964 / 3**0.5)
+  assert values["high"] - 2 == pytest.approx(4.302653 / 3**0.5)  # Student's, 2 degrees
+  assert values["low"] == 2 * 2 - values["high"]
   assert intervals.of_values([4.0])["low"] is None

@@ -109,13 +109,6 @@ def test_seeds_and_kinds_share_no_draw():
   assert again == made[1, words.TEST]
 
 
-def test_intervals_over_seeds_are_students():
-  values = [0.3, 0.5, 0.1, 0.9, 0.4]
-  found = statistics.over_seeds(values)
-  low, high = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
-  np.testing.assert_allclose([found["low"], found["high"]], [low, high], rtol=1e-3)
-
-
 def test_sign_flips():
   # Of 32 signs, those whose sum is as far from 0 as 0.7 of 0.9.
   assert statistics.sign_flip([0.3, -0.1, 0.2, 0.25, 0.05]) == 6 / 32

@@ -531,7 +531,7 @@ def test_each_row_is_tested_at_the_target_that_it_did_best_at(choosing, monkeypa
 
 
 def test_tables_of_chosen_targets_pair_keys(choosing, tmp_path):
-  """Two rows, two lengths, two keys: shares, the choice and differences by hand."""
+  """Rows, two lengths, two texts of two keys: shares, choice, differences by hand."""
   table = choosing.sweep.rows | {"B": rows.Row(QUICK)}
   sweep = dataclasses.replace(choosing.sweep, rows=table, pairs=(("A", "B"),))
   plan = rows.Plan(sweep, choosing.out)
@@ -544,14 +544,16 @@ def test_tables_of_chosen_targets_pair_keys(choosing, tmp_path):
       (folder / "results.json").write_text(json.dumps({"summary": summary}))
     items = [
       {
-        "id": f"{n}/0", "length": n, "depths": [0.25, 0.75], "keys": ["11111", "22222"],
-        "found": found if n == 1200 else [1.0, 1.0],
-        "log_p": [-1.0, -2.0 * (name == "B")],
+        "id": f"{n}/{k}", "length": n, "depths": [0.25, 0.75],
+        "keys": [f"{k}1111", f"{k}2222"],
+        "found": [1.0, 1.0] if n == 900 else [1.0, 0.0] if name == "A" and k else found,
+        "log_p": [-1.0, -2.0 * (1 + k) * (name == "B")],
         "log_p_of_keys": np.log(
           [[0.4, 0.3], [0.3, 0.1]] if name == "B" else [[0.5, 0.3], [0.3, 0.5]]
         ).tolist(),
       }
       for n in (900, 1200)
+      for k in range(2)
     ]  # fmt: skip
     folder = plan.evaluation(name, "keys")
     folder.mkdir(parents=True)
@@ -569,14 +571,14 @@ def test_tables_of_chosen_targets_pair_keys(choosing, tmp_path):
     "B": 1024,
   }
   (pair,) = content["pairs"]
-  assert pair["score"]["mean"] == 0.5 and pair["score"]["n"] == 2
-  assert pair["log_p"]["mean"] == 1.0
+  assert pair["score"]["mean"] == 0.25 and pair["score"]["n"] == 2
+  assert pair["log_p"]["mean"] == 1.5
   text = (plan.out / "study.md").read_text()
-  assert "| B | 1,024 | 100 | 50 | 50 (9 to 91, n 2) |" in text
+  assert "| B | 1,024 | 100 | 50 | 50 (15 to 85, n 4) |" in text
   assert "| base | own rope | 100 | 0 |" in text
   assert (
-    "| A - B | +50 (-48 to +148) | +1.00 (-0.96 to +2.96) | 2 "
-    "| +25 (-4 to +54) | +50 (-48 to +148) | 2 |" in text
+    "| A - B | +25 (-293 to +343) | +1.50 (-4.85 to +7.85) | 2 "
+    "| +25 (+25 to +25) | +50 (+50 to +50) | 2 |" in text
   )
   assert chosen_lib.difference(content["rows"]["A"], content["rows"]["B"], [1300]) == {}
   assert (plan.out / "study_keys.png").read_bytes().startswith(b"\x89PNG")
@@ -633,10 +635,12 @@ def test_keys_of_several_evaluations_are_paired_where_both_rows_have_them(choosi
   assert "| base | 0 of 1 | 0 of 1 | 0 (0 to 79, n 1) |" in single
   assert [len(row["cells"]) for row in found.values()] == [6, 2]
   pair = chosen_lib.difference(found["A"], found["base"], [1200])
-  assert (pair["score"]["mean"], pair["score"]["n"]) == (0.5, 2)
+  assert pair["score"] == {"mean": 0.5, "low": None, "high": None, "n": 1}
+  assert chosen_lib.interval(pair["score"], 100, ".0f") == "+50"
   assert pair["needles"] == {"one": 1, "other": 0, "n": 1, "p": 1.0}
   said = lambda *scores: [
-    {"length": 1200, "key": str(i), "score": score} for i, score in enumerate(scores)
+    {"length": 1200, "text": "", "key": str(i), "score": score}
+    for i, score in enumerate(scores)
   ]
   one = {"cells": [], "whose": [], "needles": said(*[1.0] * 7, 0.0, 1.0)}
   other = one | {"needles": said(*[0.0] * 6, 1.0, 1.0)}  # not asked for the last one

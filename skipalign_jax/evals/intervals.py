@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 Z = 1.959964  # of 95 %
 
@@ -23,8 +24,9 @@ def of_scores(scores: Sequence[float]) -> dict[str, Any]:
 
 
 def of_values(values: Sequence[float]) -> dict[str, Any]:
-  """Mean of any values and the normal interval; one value has none."""
+  """Mean of any values and Student's interval; one value has none."""
   n, mean = len(values), float(np.mean(values))
-  half = Z * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-  bounds = (mean - half, mean + half) if n > 1 else (None, None)
-  return {"mean": mean, "low": bounds[0], "high": bounds[1], "n": n}
+  if n == 1:
+    return {"mean": mean, "low": None, "high": None, "n": 1}
+  half = float(stats.t.ppf(0.975, n - 1) * stats.sem(values))
+  return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}

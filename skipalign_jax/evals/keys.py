@@ -144,11 +144,15 @@ def measure(
 
 
 def cells(records: Sequence[items_lib.Record]) -> list[dict[str, Any]]:
-  """A cell a key: length, depth, key, score (found or not) and log_p."""
+  """A cell a key: length, text, depth, key, score (found or not) and log_p.
+
+  A text is named by all its keys.
+  """
   parts = ("depths", "keys", "found", "log_p")
   names = ("depth", "key", "score", "log_p")
   return [
-    {"length": record["length"]} | dict(zip(names, cell, strict=True))
+    {"length": record["length"], "text": _name(record)}
+    | dict(zip(names, cell, strict=True))
     for record in records
     for cell in zip(*(record[part] for part in parts), strict=True)
   ]
@@ -158,12 +162,13 @@ def whose(records: Sequence[items_lib.Record]) -> list[dict[str, Any]]:
   """A cell a question, where all keys of a text were scored behind it.
 
   Returns:
-    length; key; any_key: the probability of all keys of the text together, 0 to 1;
-    own_key: whether its own is the likeliest of them.
+    length; text and key, as in `cells`; any_key: the probability of all keys of the
+    text together, 0 to 1; own_key: whether its own is the likeliest of them.
   """
   return [
     {
       "length": record["length"],
+      "text": _name(record),
       "key": record["keys"][question],
       "any_key": float(np.exp(log_p_K).sum()),
       "own_key": float(np.argmax(log_p_K) == question),
@@ -171,6 +176,10 @@ def whose(records: Sequence[items_lib.Record]) -> list[dict[str, Any]]:
     for record in records
     for question, log_p_K in enumerate(record.get("log_p_of_keys", ()))
   ]
+
+
+def _name(record: items_lib.Record) -> str:
+  return " ".join(record["keys"])
 
 
 def summarize(options: Options, records: Sequence[items_lib.Record]) -> dict[str, Any]:

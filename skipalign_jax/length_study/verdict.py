@@ -9,22 +9,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from skipalign_jax.evals import intervals
 from skipalign_jax.length_study import tasks, training
 
+INTERVAL = ("mean", "low", "high")
 SMALLEST = 1e-12  # below it, errors are not told apart
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:
   """Geometric mean of positive values and its 95 % interval; two values or more."""
-  logs = np.log(np.maximum(values, SMALLEST))
-  error = float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
-  half = float(stats.t.ppf(0.975, len(logs) - 1)) * error
-  mean = float(np.mean(logs))
+  logs = intervals.of_values(np.log(np.maximum(values, SMALLEST)))
   # exp() of a wide interval of two seeds may not be a float any more.
-  low, high = (math.exp(min(max(x, -700.0), 700.0)) for x in (mean - half, mean + half))
-  return {"mean": math.exp(mean), "low": low, "high": high}
+  clipped = {part: min(max(logs[part], -700.0), 700.0) for part in INTERVAL}
+  return {part: math.exp(x) for part, x in clipped.items()}
 
 
 def beyond(content: dict[str, Any]) -> list[int]:

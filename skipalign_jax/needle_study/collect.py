@@ -53,7 +53,7 @@ def collect(study: pieces.Study) -> dict[str, Any]:
         form: _cells(found, form) for form in ("chat", "text")
       }
       table[name] |= {
-        key: statistics.over_seeds([m[key] for m in found])
+        key: intervals.of_values([m[key] for m in found])
         for key in ("sce", "symmetric_kl", "held_out_loss")
         if all(m.get(key) is not None for m in found)
       }
@@ -119,11 +119,11 @@ def _cells(found: list[dict[str, Any]], form: str) -> dict[str, Any]:
   for n, values in by_length.items():
     hits = round(float(np.mean(values)) * questions)
     wilson = intervals.of_scores([1.0] * hits + [0.0] * (questions - hits))
-    cells[n] = statistics.over_seeds(values) | {
+    cells[n] = intervals.of_values(values) | {
       "wilson": [wilson["low"], wilson["high"]],
       "questions": questions,
     }
-  cells["beyond"] = statistics.over_seeds([m[f"{form}_beyond"] for m in found])
+  cells["beyond"] = intervals.of_values([m[f"{form}_beyond"] for m in found])
   return cells
 
 
@@ -200,9 +200,9 @@ def _sweeps(models, chosen, seeds) -> dict[str, Any]:
       if asked:
         beyond = [m["chat_beyond"] for m in asked]
         found.setdefault(sweep, {})[row] = {
-          n: statistics.over_seeds([m["chat"][n] for m in asked])
+          n: intervals.of_values([m["chat"][n] for m in asked])
           for n in asked[0]["chat"]
-        } | {"beyond": statistics.over_seeds(beyond) | {"by_seed": beyond}}
+        } | {"beyond": intervals.of_values(beyond) | {"by_seed": beyond}}
   return found
 
 

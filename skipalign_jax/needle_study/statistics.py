@@ -1,4 +1,4 @@
-"""Means over seeds, paired differences, and what chance would do."""
+"""Paired differences, and what chance would do."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,16 +6,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from skipalign_jax.evals import intervals
+
 FLIPS = 20_000  # random sign flips of the test over haystacks
-
-
-def over_seeds(values: Sequence[float]) -> dict[str, Any]:
-  """Mean and Student's 95 % interval; one seed has none."""
-  n, mean = len(values), float(np.mean(values))
-  if n == 1:
-    return {"mean": mean, "low": None, "high": None, "n": 1}
-  half = float(stats.t.ppf(0.975, n - 1) * stats.sem(values))
-  return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
 
 
 def sign_flip(differences: Sequence[float]) -> float:
@@ -52,7 +45,7 @@ def sign_flip_of_items(differences: np.ndarray, seed: int = 0) -> float:
 def compare(one: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
   """one − other, paired by seed, and the verdict that the study has agreed on."""
   d = np.subtract(one, other)
-  found = over_seeds(d.tolist()) | {"p_seeds": sign_flip(d.tolist())}
+  found = intervals.of_values(d.tolist()) | {"p_seeds": sign_flip(d.tolist())}
   verdict = "open"
   if len(d) > 1 and found["low"] > 0 and (d > 0).all():
     verdict = "holds"

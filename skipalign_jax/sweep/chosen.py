@@ -40,7 +40,8 @@ def gather(plan: rows.Plan, names: Sequence[str]) -> Found:
         "needles": [
           {
             "length": item["length"],
-            "key": f"{item['id']} {item['answer']}",
+            "text": item["id"],
+            "key": item["answer"],
             "score": item["score"],
           }
           for item in _items(plan, name, "needle")
@@ -102,12 +103,13 @@ def correlation(
 def difference(one: Found, other: Found, lengths: Sequence[int]) -> dict[str, Any]:
   """one − other at these lengths together, paired by key.
 
-  Keys that only one of them was asked for are left out.
+  Keys that only one of them was asked for are left out. Intervals are over texts: the
+  keys of one text are not independent.
 
   Returns:
     score (share found), log_p in nats, and any_key and own_key of `keys.whose`, each
-    with its interval; needles: how many only one of the rows found, `one` and `other`,
-    of `n`, and the two-sided p of the sign test (they are too few for an interval).
+    as of `intervals.of_values`, n texts; needles: how many only one of the rows found,
+    `one` and `other`, of `n`, and the two-sided p of the sign test.
     Each where both rows were asked; nothing without such keys.
   """
   found: dict[str, Any] = {}
@@ -117,9 +119,10 @@ def difference(one: Found, other: Found, lengths: Sequence[int]) -> dict[str, An
     ("whose", "any_key"),
     ("whose", "own_key"),
   ):
-    if gains := _gains(one[cells], other[cells], what, lengths):
-      found[what] = intervals.of_values(gains)
-  if gains := _gains(one["needles"], other["needles"], "score", lengths):
+    if by_text := _gains(one[cells], other[cells], what, lengths):
+      found[what] = intervals.of_values([np.mean(gains) for gains in by_text.values()])
+  by_text = _gains(one["needles"], other["needles"], "score", lengths)
+  if gains := [gain for text in by_text.values() for gain in text]:
     won, lost = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
     p = stats.binomtest(won, won + lost).pvalue if won + lost else 1.0
     found["needles"] = {"one": won, "other": lost, "n": len(gains), "p": float(p)}
@@ -131,13 +134,17 @@ def _gains(
   theirs: Sequence[dict[str, Any]],
   what: str,
   lengths: Sequence[int],
-) -> list[float]:
-  """ours − theirs for every key of these lengths that both were asked for."""
+) -> dict[str, list[float]]:
+  """Text → ours − theirs for its keys, of these lengths, that both were asked for."""
   a, b = (
-    {(c["length"], c["key"]): c[what] for c in cells if c["length"] in lengths}
+    {(c["text"], c["key"]): c[what] for c in cells if c["length"] in lengths}
     for cells in (ours, theirs)
   )
-  return [a[key] - b[key] for key in a if key in b]
+  gains: dict[str, list[float]] = {}
+  for (text, key), value in a.items():
+    if (text, key) in b:
+      gains.setdefault(text, []).append(value - b[text, key])
+  return gains
 
 
 def markdown(content: Found) -> str:
@@ -181,9 +188,9 @@ def markdown(content: Found) -> str:
       ],
     ),
     table(
-      f"Differences at {together} tokens, paired by key",
-      ["rows", "keys found, points", "log p, nats", "keys", "any key, points",
-       "right of the keys, points", "keys", "single keys that only one said"],
+      f"Differences at {together} tokens, paired by key, intervals over texts",
+      ["rows", "keys found, points", "log p, nats", "texts", "any key, points",
+       "right of the keys, points", "texts", "single keys that only one said"],
       [
         [
           " - ".join(pair["rows"]),
@@ -277,11 +284,12 @@ def share(cells: Sequence[dict[str, Any]], lengths: Sequence[int]) -> str:
 
 
 def interval(value: dict[str, Any], times: float, form: str) -> str:
-  """ "+20 (+3 to +37)"."""
+  """ "+20 (+3 to +37)"; one value has no interval."""
   mean, low, high = (
-    f"{times * value[part]:+{form}}" for part in ("mean", "low", "high")
+    "" if value[part] is None else f"{times * value[part]:+z{form}}"
+    for part in ("mean", "low", "high")
   )
-  return f"{mean} ({low} to {high})"
+  return f"{mean} ({low} to {high})" if low else mean
 
 
 def table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
