@@ -57,6 +57,12 @@ PAIRS = (  # the claims: the first is said to find more
   ("SkipAlign, no recall", "Normal-SFT, no recall"),
   ("SkipAlign, seed 1", "Normal-SFT, seed 1"),
   ("SkipAlign, seed 1", "PackedSFT-16k, seed 1"),
+  # No claims; what tells why.
+  ("SkipAlign, no recall", "base, NTK"),
+  ("Normal-SFT, no recall", "base, NTK"),
+  ("PackedSFT-16k, masked", "PackedSFT-16k"),
+  ("SkipAlign, uniform gaps", "SkipAlign"),
+  ("PoSE", "SkipAlign"),
 )
 
 
