@@ -363,8 +363,8 @@ def test_collect(plan):
   }
   bad, *missing = content["missing"]
   assert bad.startswith("bad (config has no key") and missing == [
-    "A & co, keys",
-    "base, keys",
+    "A & co (keys)",
+    "base (keys)",
   ]
   points = {p["row"]: (p["at"], p["score"]) for p in content["points"]}
   assert points["B"] == ([50_000, 0.5], 40.0) and "bad" not in points

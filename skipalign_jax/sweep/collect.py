@@ -89,10 +89,13 @@ def gather(
     row, lacks = plan.sweep.rows[name], []
     for evaluation, options in plan.sweep.evaluations.items():
       if not plan.is_evaluated(name, evaluation):
-        lacks.append(f"{name}, {evaluation}")
+        lacks.append(evaluation)
       elif not (plan.sweep.targets and options["task"] in chosen.TASKS):
         found.append(_results(plan, name, evaluation))
-    missing += [name] if len(lacks) == len(plan.sweep.evaluations) else lacks
+    if len(lacks) == len(plan.sweep.evaluations):
+      missing.append(name)
+    elif lacks:
+      missing.append(f"{name} ({', '.join(lacks)})")
     if row.config and (cells := training_cells(plan, name)):
       trained.append((_results_of_training(plan, name), cells))
   tables = compare.tables(found)
