@@ -58,6 +58,7 @@ PAIRS = (  # the claims: the first is said to find more
   ("SkipAlign, seed 1", "Normal-SFT, seed 1"),
   ("SkipAlign, seed 1", "PackedSFT-16k, seed 1"),
   # No claims; what tells why.
+  ("SkipAlign, 48 steps", "Normal-SFT, 48 steps"),
   ("SkipAlign, no recall", "base, NTK"),
   ("Normal-SFT, no recall", "base, NTK"),
   ("PackedSFT-16k, masked", "PackedSFT-16k"),
@@ -85,6 +86,8 @@ def get_sweep(variant: str = "") -> rows.Sweep:
     "Normal-SFT, seed 1": row(CONTIGUOUS, {"seed": 1}),
     "SkipAlign, seed 1": row(SHORT, {"seed": 1}),
     "PackedSFT-16k, seed 1": row(PACKED, {"data.packing_mask": False, "seed": 1}),
+    "Normal-SFT, 48 steps": row(CONTIGUOUS, {"steps": 48}),
+    "SkipAlign, 48 steps": row(SHORT, {"steps": 48}),
   }
   book = f"{DATA}/test.txt.gz"
   tests = {

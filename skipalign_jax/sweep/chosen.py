@@ -40,7 +40,7 @@ def gather(plan: rows.Plan, names: Sequence[str]) -> Found:
         "needles": [
           {
             "length": item["length"],
-            "text": item["id"],
+            "text": item["id"].rpartition("/")[0],  # samples share it, but for the key
             "key": item["answer"],
             "score": item["score"],
           }
@@ -108,8 +108,8 @@ def difference(one: Found, other: Found, lengths: Sequence[int]) -> dict[str, An
 
   Returns:
     score (share found), log_p in nats, and any_key and own_key of `keys.whose`, each
-    as of `intervals.of_values`, n texts; needles: how many only one of the rows found,
-    `one` and `other`, of `n`, and the two-sided p of the sign test.
+    as of `intervals.of_values`, n texts; needles: at how many places of a text, of `n`,
+    `one` and `other` found more, and the two-sided p of the sign test.
     Each where both rows were asked; nothing without such keys.
   """
   found: dict[str, Any] = {}
@@ -122,7 +122,7 @@ def difference(one: Found, other: Found, lengths: Sequence[int]) -> dict[str, An
     if by_text := _gains(one[cells], other[cells], what, lengths):
       found[what] = intervals.of_values([np.mean(gains) for gains in by_text.values()])
   by_text = _gains(one["needles"], other["needles"], "score", lengths)
-  if gains := [gain for text in by_text.values() for gain in text]:
+  if gains := [float(np.mean(gains)) for gains in by_text.values()]:
     won, lost = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
     p = stats.binomtest(won, won + lost).pvalue if won + lost else 1.0
     found["needles"] = {"one": won, "other": lost, "n": len(gains), "p": float(p)}
@@ -190,7 +190,7 @@ def markdown(content: Found) -> str:
     table(
       f"Differences at {together} tokens, paired by key, intervals over texts",
       ["rows", "keys found, points", "log p, nats", "texts", "any key, points",
-       "right of the keys, points", "texts", "single keys that only one said"],
+       "right of the keys, points", "texts", "places where one says more single keys"],
       [
         [
           " - ".join(pair["rows"]),
