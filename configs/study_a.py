@@ -3,7 +3,8 @@
 SmolLM2-135M-Instruct (window 8192), fine-tuned on 98,000 tokens of short dialogues, is
 asked for keys in texts of up to 16,384 tokens. All rows see the same data, tokens and
 seed (two go on for twice the steps); all but PackedSFT (whose rows of 16,384 make a
-quarter of the updates) the same steps. Each row is tested at the NTK target that did best on other keys in another book.
+quarter of the updates) the same steps. Each row is tested at the NTK target that did
+best on other keys in another book.
 
 Not in the repository, to be put into .cache/study/: chats.jsonl.gz (dialogues of
 several turns), validation.txt.gz and test.txt.gz (a book each).
