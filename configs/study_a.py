@@ -2,12 +2,12 @@
 
 SmolLM2-135M-Instruct (window 8192), fine-tuned on 98,000 tokens of short dialogues, is
 asked for keys in texts of up to 16,384 tokens. All rows see the same data, tokens and
-seed (two go on for twice the steps); all but PackedSFT (whose rows of 16,384 make a
-quarter of the updates) the same steps. Each row is tested at the NTK target that did
-best on other keys in another book.
+seed; all but PackedSFT (whose rows of 16,384 make a quarter of the updates) the same
+steps. Beside them are rows of other seeds, twice the steps, another learning rate. Each
+row is tested at the NTK target that did best on other keys in another book.
 
 Not in the repository, to be put into .cache/study/: chats.jsonl.gz (dialogues of
-several turns), validation.txt.gz and test.txt.gz (a book each).
+several turns), validation.txt.gz, test.txt.gz and other.txt.gz (a book each).
 
 What was found is in docs/results/study_a; its complete rows do not run again.
 
@@ -60,6 +60,7 @@ PAIRS = (  # the claims: the first is said to find more
   ("SkipAlign, seed 1", "PackedSFT-16k, seed 1"),
   # No claims; what tells why.
   ("SkipAlign, 48 steps", "Normal-SFT, 48 steps"),
+  ("SkipAlign, rate 5e-4", "Normal-SFT, rate 5e-4"),
   ("SkipAlign, no recall", "base, NTK"),
   ("Normal-SFT, no recall", "base, NTK"),
   ("PackedSFT-16k, masked", "PackedSFT-16k"),
@@ -89,6 +90,8 @@ def get_sweep(variant: str = "") -> rows.Sweep:
     "PackedSFT-16k, seed 1": row(PACKED, {"data.packing_mask": False, "seed": 1}),
     "Normal-SFT, 48 steps": row(CONTIGUOUS, {"steps": 48}),
     "SkipAlign, 48 steps": row(SHORT, {"steps": 48}),
+    "Normal-SFT, rate 5e-4": row(CONTIGUOUS, {"optim.learning_rate": 5e-4}),
+    "SkipAlign, rate 5e-4": row(SHORT, {"optim.learning_rate": 5e-4}),
   }
   book = f"{DATA}/test.txt.gz"
   tests = {
@@ -108,6 +111,16 @@ def get_sweep(variant: str = "") -> rows.Sweep:
     ),
     "keys_longest": dict(  # the same look at two more texts
       task="keys", haystack=book, lengths="32768", samples=2, seed=3, rivals=True
+    ),
+    # The texts above are the same pages with other keys; these are of a third book.
+    "keys_other_book": dict(
+      task="keys",
+      haystack=f"{DATA}/other.txt.gz",
+      lengths="12288,16384",
+      samples=4,
+      own_pages=True,
+      seed=4,
+      rivals=True,
     ),
     "needle": dict(task="needle", haystack=book, lengths="4096,12288", depths=3),
     # Few of these decide nothing; asked where the first ones differed: a look, too.

@@ -43,6 +43,20 @@ def test_each_text_holds_all_keys_and_each_question_asks_for_one(chat):
   assert [item.ask for item in again] == [item.ask for item in items]
 
 
+def test_own_pages_change_the_text_and_nothing_that_is_asked():
+  one, own = (
+    keys.items(dataclasses.replace(OPTIONS, lengths="900", own_pages=pages), SUBJECT)
+    for pages in (False, True)
+  )
+  assert [item.record for item in one] == [item.record for item in own]
+  assert [item.ask.tails for item in one] == [item.ask.tails for item in own]
+  begins = lambda items: {
+    SUBJECT.tokenizer.decode(item.ask.shared).partition(needle.BEFORE)[2][:40]
+    for item in items
+  }
+  assert len(begins(one)) == 1 and len(begins(own)) == 2
+
+
 def test_a_key_counts_where_all_of_it_is_likeliest(monkeypatch):
   item, *_ = keys.items(OPTIONS, SUBJECT)
   scored = [

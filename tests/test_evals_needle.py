@@ -71,6 +71,32 @@ def test_a_short_text_starts_again_and_files_join(tmp_path):
   assert words.count("One a.") > 1
 
 
+def test_samples_can_begin_at_their_own_pages(tmp_path):
+  book = "".join(f"Here is sentence number {i:03}. " for i in range(100))
+  (tmp_path / "a.txt").write_text(book)
+
+  def begins(files, **options):
+    asked = dataclasses.replace(
+      OPTIONS, haystack=files, lengths="400", depths="1", samples=4, **options
+    )
+    texts = map(text_of, needle.items(asked, SUBJECT))
+    return [text.partition(needle.BEFORE)[2][:28] for text in texts]
+
+  file = str(tmp_path / "a.txt")
+  sentence = "Here is sentence number {}."
+  assert begins(file) == [sentence.format("000")] * 4
+  # A quarter of 100 sentences on begins number 25: the stop behind it is the next.
+  own = [sentence.format(n) for n in ("000", "026", "051", "076")]
+  assert begins(file, own_pages=True) == own
+  assert len(set(begins("", own_pages=True))) == 4 and len(set(begins(""))) == 1
+  text = haystack.of_samples(SUBJECT, file, 0, 4, own_pages=True)[3]
+  words = SUBJECT.tokenizer.decode(text.cut(len(SUBJECT.encode(book)))[0])
+  assert words.startswith(own[3]) and sentence.format("074") in words  # and around
+  (tmp_path / "b.txt").write_text("no stop anywhere here at all")
+  other = haystack.of_samples(SUBJECT, str(tmp_path / "b.txt"), 0, 2, own_pages=True)[1]
+  assert SUBJECT.tokenizer.decode(other.cut(8)[0]).startswith("re here")
+
+
 @pytest.mark.parametrize(
   ("reply", "fu", "recall"),
   [

@@ -24,7 +24,7 @@ from skipalign_jax import errors, evaluate, terminal
 from skipalign_jax.evals import tasks
 from skipalign_jax.sweep import __main__ as command
 from skipalign_jax.sweep import chosen as chosen_lib
-from skipalign_jax.sweep import collect, rows
+from skipalign_jax.sweep import chosen_tables, collect, rows
 
 PAPER = {"paper_table1": 12, "paper_table2": 5, "paper_figure4": 10}  # rows
 SWEEPS = sorted(
@@ -625,7 +625,7 @@ def test_keys_of_several_evaluations_are_paired_where_both_rows_have_them(choosi
     path.write_text(json.dumps({"items": items}))
   content = chosen_lib.gather(plan, ["A", "base"])
   found = content["rows"]
-  text = chosen_lib.markdown(content)
+  text = chosen_tables.markdown(content)
   assert "| row | any, 1,200 | right, 1,200 |" in text
   assert "| base | own rope | 0 |  | 0 (0 to 66, n 2) |" in text  # 2,400: not asked
   whose, single = text.split("Whose key")[1].split("single key")
@@ -636,7 +636,7 @@ def test_keys_of_several_evaluations_are_paired_where_both_rows_have_them(choosi
   assert [len(row["cells"]) for row in found.values()] == [6, 2]
   pair = chosen_lib.difference(found["A"], found["base"], [1200])
   assert pair["score"] == {"mean": 0.5, "low": None, "high": None, "n": 1}
-  assert chosen_lib.interval(pair["score"], 100, ".0f") == "+50"
+  assert chosen_tables.interval(pair["score"], 100, ".0f") == "+50"
   assert pair["needles"] == {"one": 1, "other": 0, "n": 1, "p": 1.0}
   said = lambda *scores: [
     {"length": 1200, "text": str(i // 2), "key": str(i), "score": score}
@@ -647,6 +647,46 @@ def test_keys_of_several_evaluations_are_paired_where_both_rows_have_them(choosi
   needles = chosen_lib.difference(one, other, [1200])["needles"]
   # Two keys a place: 3 places to nothing and, of the last, one key that `other` says.
   assert needles == {"one": 3, "other": 1, "n": 4, "p": pytest.approx(2 * 5 / 2**4)}
+
+
+def test_keys_in_another_haystack_stand_by_themselves(choosing):
+  """They neither count for the claims nor change the tables of the first one."""
+  evaluations = {
+    "keys": {"task": "keys", "haystack": "a.txt"},
+    "far": {"task": "keys", "haystack": "a.txt", "seed": 1},
+    "other": {"task": "keys", "haystack": "b.txt"},
+  }
+  sweep = dataclasses.replace(
+    choosing.sweep, evaluations=evaluations, pairs=(("A", "base"),)
+  )
+  plan = dataclasses.replace(choosing, sweep=sweep)
+  for name, evaluation, found, right in (
+    ("A", "keys", 0.0, 0.25),
+    ("A", "far", 0.0, 0.25),
+    ("A", "other", 1.0, 0.5),
+    ("base", "keys", 1.0, 0.25),
+    ("base", "other", 0.0, 0.25),
+  ):
+    path = plan.evaluation(name, evaluation) / "results.json"
+    path.parent.mkdir(parents=True)
+    item = {"length": 1200, "depths": [0, 1]}
+    item["keys"] = [f"{evaluation}1", f"{evaluation}2"]
+    item |= {"found": [found] * 2, "log_p": [-1.0 - found, -2.0]}
+    item["log_p_of_keys"] = np.log([[right, 0.3], [0.3, right]]).tolist()
+    path.write_text(json.dumps({"items": [item]}))
+  content = chosen_lib.gather(plan, ["A", "base"])
+  assert [pair["score"]["mean"] for pair in content["pairs"]] == [-1.0]
+  assert list(content["others"]) == ["other"]
+  (pair,) = content["others"]["other"]["pairs"]
+  assert pair["score"]["mean"] == 1.0 and pair["log_p"]["mean"] == -0.5
+  assert pair["any_key"]["mean"] == pytest.approx(0.25) and "needles" not in pair
+  ours, other = chosen_tables.markdown(content).split("### In another text (other)")
+  assert "| A | own rope | 0 | 0 (0 to 49, n 4) |" in ours
+  assert "| A | 100 | 100 (34 to 100, n 2) | -2.00 | 80 | 100 |" in other
+  assert "| A - base | +100 | -0.50 | 1 | +25 | +100 | 1 |" in other
+  option = {"other": {"haystack": "a.txt"}}  # now it is the first one's
+  plan = dataclasses.replace(plan, options=option)
+  assert not chosen_lib.gather(plan, ["A"])["others"]
 
 
 def test_a_row_without_results_is_missing_as_a_whole(choosing):

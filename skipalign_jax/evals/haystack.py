@@ -2,6 +2,8 @@
 
 import functools
 import pathlib
+import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -52,7 +54,7 @@ PARTS = (
 )  # fmt: skip
 
 
-def sentences(count: int, seed: int) -> str:
+def sentences(count: int, seed: int | Sequence[int]) -> str:
   """Plain English without facts worth asking for: 20,000 different sentences."""
   rng = np.random.default_rng(seed)
   parts = (SUBJECTS, VERBS, OBJECTS, ENDINGS)
@@ -114,11 +116,23 @@ def read_files(flag: str, files: str) -> dict[str, str]:
 class Haystack:
   """Text as tokens, as long as is asked for; it starts again where it ends."""
 
-  def __init__(self, subject: subject_lib.Subject, files: str, seed: int):
-    """Files, or generated text where `files` is empty."""
+  def __init__(
+    self,
+    subject: subject_lib.Subject,
+    files: str,
+    seed: int | Sequence[int],
+    begin: float = 0.0,
+  ):
+    """Files, from the first sentence behind this fraction of them on; or, where `files`
+    is empty, generated text."""
     self._subject = subject
-    self._files, self._seed = files, seed
-    self._text = read(files) if files else ""
+    self._seed = seed
+    self._text = text = read(files) if files else ""
+    if text and begin:
+      at = int(begin * len(text))
+      stop = re.compile(r"\.\s+").search(text, at)
+      at = stop.end() if stop else at
+      self._text = f"{text[at:]}\n\n{text[:at]}"
 
   def cut(self, tokens: int) -> tuple[list[int], list[int]]:
     """The first so many tokens, and the places right behind a full stop in them.
@@ -154,3 +168,16 @@ class Haystack:
       if text[:end].endswith(".") and text[end : end + 1].isspace():
         stops.append(i + 1)
     return ids, stops
+
+
+def of_samples(
+  subject: subject_lib.Subject, files: str, seed: int, samples: int, own_pages: bool
+) -> list[Haystack]:
+  """A haystack a sample: the same for all, or each begins elsewhere.
+
+  With own pages sample i of n begins i/n into the files (those of a short text overlap,
+  then), and generated text is another one.
+  """
+  if not own_pages:
+    return [Haystack(subject, files, seed)] * samples
+  return [Haystack(subject, files, (seed, i), i / samples) for i in range(samples)]

@@ -41,6 +41,7 @@ class Options:
   depths: str = "5"  # so many keys a text, evenly spread, or a list of fractions
   samples: int = 1  # texts a length; each has its own keys
   chat: bool = True  # ask through the chat template
+  own_pages: bool = False  # each sample begins elsewhere in the haystack
   rivals: bool = False  # score all keys of the text behind each question
   seed: int = 0  # of what is drawn
 
@@ -72,11 +73,13 @@ def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item
     raise errors.UserError(f"--depths={options.depths}: at most {len(OWNERS)} keys")
   if options.samples < 1:
     raise errors.UserError(f"--samples={options.samples}: ask at least one")
-  text = haystack.Haystack(subject, options.haystack, options.seed)
+  texts = haystack.of_samples(
+    subject, options.haystack, options.seed, options.samples, options.own_pages
+  )
   return [
     _item(options, subject, text, length, depths, sample)
     for length in needle.numbers("lengths", options.lengths)
-    for sample in range(options.samples)
+    for sample, text in enumerate(texts)
   ]
 
 

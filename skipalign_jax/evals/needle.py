@@ -41,6 +41,7 @@ class Options:
   lengths: str = "1024,2048,4096"  # tokens of the whole prompt
   depths: str = "5"  # so many, evenly spread, or a list of fractions
   samples: int = 1  # a length and depth; each has its own key
+  own_pages: bool = False  # each sample begins elsewhere in the haystack
   max_new_tokens: int = 32  # of a reply, at most
   chat: bool = True  # ask through the chat template
   seed: int = 0  # of keys and generated text
@@ -52,7 +53,9 @@ def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item
     raise errors.UserError(f"--variant={options.variant}: choose passkey or sandwich")
   if options.score not in ("fu", "recall"):
     raise errors.UserError(f"--score={options.score}: choose fu or recall")
-  text = haystack.Haystack(subject, options.haystack, options.seed)
+  texts = haystack.of_samples(
+    subject, options.haystack, options.seed, options.samples, options.own_pages
+  )
   head, tail = subject.around(options.chat)
   question = KEY_QUESTION if options.variant == "passkey" else FACT_QUESTION
   before = [*head, *subject.encode(BEFORE)]
@@ -60,7 +63,7 @@ def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item
   found = []
   for length in numbers("lengths", options.lengths):
     for depth in spread(options.depths):
-      for sample in range(options.samples):
+      for sample, text in enumerate(texts):
         key = _key(options.seed, length, depth, sample)
         passkey = options.variant == "passkey"
         needle = subject.encode(" " + (KEY.format(key=key) if passkey else FACT))

@@ -19,7 +19,7 @@ from skipalign_jax import errors, metrics, terminal
 from skipalign_jax.evals import compare, curves
 from skipalign_jax.evals import compare_table as table_lib
 from skipalign_jax.hf import safetensors_io
-from skipalign_jax.sweep import chosen, rows
+from skipalign_jax.sweep import chosen, chosen_tables, rows
 
 TRAINING = ("steps", "loss", "held-out loss")
 
@@ -38,7 +38,7 @@ def run(plan: rows.Plan, stem: str, console: terminal.Console) -> None:
     raise errors.UserError(f"{plan.out} has no results of this sweep yet; use --run")
   text = "\n\n".join([f"## {plan.sweep.title}", *map(table_lib.markdown, tables)])
   if keys:
-    text += "\n\n" + chosen.markdown(keys)
+    text += "\n\n" + chosen_tables.markdown(keys)
   if missing:
     text += "\n\nMissing: " + "; ".join(missing)
   console.print_markdown(text)
