@@ -61,6 +61,8 @@ PAIRS = (  # the claims: the first is said to find more
   # No claims; what tells why.
   ("SkipAlign, 48 steps", "Normal-SFT, 48 steps"),
   ("SkipAlign, rate 5e-4", "Normal-SFT, rate 5e-4"),
+  ("SkipAlign, L 16,384", "SkipAlign"),
+  ("SkipAlign, L 16,384", "Normal-SFT"),
   ("SkipAlign, no recall", "base, NTK"),
   ("Normal-SFT, no recall", "base, NTK"),
   ("PackedSFT-16k, masked", "PackedSFT-16k"),
@@ -92,6 +94,9 @@ def get_sweep(variant: str = "") -> rows.Sweep:
     "SkipAlign, 48 steps": row(SHORT, {"steps": 48}),
     "Normal-SFT, rate 5e-4": row(CONTIGUOUS, {"optim.learning_rate": 5e-4}),
     "SkipAlign, rate 5e-4": row(SHORT, {"optim.learning_rate": 5e-4}),
+    "SkipAlign, L 16,384": row(  # rope as in the other rows
+      SHORT, {"positions.max_position": 16_384, "rope.target_length": 32_768}
+    ),
   }
   book = f"{DATA}/test.txt.gz"
   tests = {
