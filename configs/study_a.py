@@ -60,9 +60,11 @@ PAIRS = (  # the claims: the first is said to find more
   ("SkipAlign, seed 1", "PackedSFT-16k, seed 1"),
   # No claims; what tells why.
   ("SkipAlign, 48 steps", "Normal-SFT, 48 steps"),
+  ("SkipAlign, 48 steps, seed 1", "Normal-SFT, 48 steps, seed 1"),
   ("SkipAlign, rate 5e-4", "Normal-SFT, rate 5e-4"),
   ("SkipAlign, L 16,384", "SkipAlign"),
   ("SkipAlign, L 16,384", "Normal-SFT"),
+  ("SkipAlign, uniform gaps", "Normal-SFT"),
   ("SkipAlign, no recall", "base, NTK"),
   ("Normal-SFT, no recall", "base, NTK"),
   ("PackedSFT-16k, masked", "PackedSFT-16k"),
@@ -92,6 +94,8 @@ def get_sweep(variant: str = "") -> rows.Sweep:
     "PackedSFT-16k, seed 1": row(PACKED, {"data.packing_mask": False, "seed": 1}),
     "Normal-SFT, 48 steps": row(CONTIGUOUS, {"steps": 48}),
     "SkipAlign, 48 steps": row(SHORT, {"steps": 48}),
+    "Normal-SFT, 48 steps, seed 1": row(CONTIGUOUS, {"steps": 48, "seed": 1}),
+    "SkipAlign, 48 steps, seed 1": row(SHORT, {"steps": 48, "seed": 1}),
     "Normal-SFT, rate 5e-4": row(CONTIGUOUS, {"optim.learning_rate": 5e-4}),
     "SkipAlign, rate 5e-4": row(SHORT, {"optim.learning_rate": 5e-4}),
     "SkipAlign, L 16,384": row(  # rope as in the other rows
