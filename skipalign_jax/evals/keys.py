@@ -166,7 +166,8 @@ def whose(records: Sequence[items_lib.Record]) -> list[dict[str, Any]]:
 
   Returns:
     length; text and key, as in `cells`; any_key: the probability of all keys of the
-    text together, 0 to 1; own_key: whether its own is the likeliest of them.
+    text together, 0 to 1; likeliest: that one of them; own_key: whether it is the right
+    one.
   """
   return [
     {
@@ -174,6 +175,7 @@ def whose(records: Sequence[items_lib.Record]) -> list[dict[str, Any]]:
       "text": _name(record),
       "key": record["keys"][question],
       "any_key": float(np.exp(log_p_K).sum()),
+      "likeliest": record["keys"][np.argmax(log_p_K)],
       "own_key": float(np.argmax(log_p_K) == question),
     }
     for record in records

@@ -26,7 +26,7 @@ def markdown(content: Found) -> str:
         [
           name,
           f"{row['target']:,}" if row["target"] else "own rope",
-          *(mean_at(n, row["cells"], "score", 100, ".0f") for n in lengths),
+          *(mean_at([n], row["cells"], "score", 100, ".0f") for n in lengths),
           share(row["cells"], claimed),
         ]
         for name, row in found.items()
@@ -34,9 +34,13 @@ def markdown(content: Found) -> str:
     ),
     table(
       "log p of the keys, nats",
-      ["row", *spelled],
+      ["row", *spelled, together],
       [
-        [name, *(mean_at(n, row["cells"], "log_p", 1, ".2f") for n in lengths)]
+        [
+          name,
+          *(mean_at([n], row["cells"], "log_p", 1, ".2f") for n in lengths),
+          mean_at(claimed, row["cells"], "log_p", 1, ".2f"),
+        ]
         for name, row in found.items()
       ],
     ),
@@ -51,7 +55,7 @@ def markdown(content: Found) -> str:
       ],
     ),
     differences_table(content["pairs"], claimed),
-    whose_table(found),
+    whose_table(found, claimed),
     needles_table(found, claimed),
     *(other_table(name, other, claimed) for name, other in content["others"].items()),
   ]  # fmt: skip
@@ -92,21 +96,24 @@ def other_table(name: str, other: Found, claimed: Sequence[int]) -> str:
   """What rows answer in another haystack, and differences there."""
   cells = [cell for row in other["rows"].values() for cell in row["cells"]]
   lengths = sorted({cell["length"] for cell in cells})
-  spelled = [f"{n:,}" for n in lengths]
-  at = lambda cells, *what: [mean_at(n, cells, *what) for n in lengths]
-  of = lambda what: [f"{what}, {n}" for n in spelled]
+  spelled = [*(f"{n:,}" for n in lengths), _together(claimed)]
+  of = lambda what: [f"{what}, {length}" for length in spelled]
+  at = lambda cells, *what: [
+    mean_at(n, cells, *what) for n in [*([n] for n in lengths), claimed]
+  ]
   rows_table = table(
     f"In another text ({name}): keys found, log p of keys, any key, the right one",
-    ["row", *of("found, %"), _together(claimed), *of("log p, nats"), *of("any, %"),
-     *of("right, %")],
+    ["row", *of("found, %"), *of("log p, nats"), *of("any, %"), *of("right, %"),
+     f"same, {spelled[-1]}"],
     [
       [
         row_name,
-        *at(row["cells"], "score", 100, ".0f"),
+        *at(row["cells"], "score", 100, ".0f")[:-1],
         share(row["cells"], claimed),
         *at(row["cells"], "log_p", 1, ".2f"),
         *at(row["whose"], "any_key", 100, ".0f"),
         *at(row["whose"], "own_key", 100, ".0f"),
+        _same(row["whose"], claimed),
       ]
       for row_name, row in other["rows"].items()
     ],
@@ -122,33 +129,50 @@ def _together(lengths: Sequence[int]) -> str:
 
 
 def mean_at(
-  length: int, cells: Sequence[dict[str, Any]], what: str, times: float, form: str
+  lengths: Sequence[int],
+  cells: Sequence[dict[str, Any]],
+  what: str,
+  times: float,
+  form: str,
 ) -> str:
-  """Of the cells of one length; "" if there are none."""
-  values = [c[what] for c in cells if c["length"] == length]
+  """Of the cells of these lengths; "" if there are none."""
+  values = [c[what] for c in cells if c["length"] in lengths]
   return f"{times * np.mean(values):{form}}" if values else ""
 
 
-def whose_table(found: Found) -> str:
+def whose_table(found: Found, claimed: Sequence[int]) -> str:
   """Any key of the text, and the right one of them, by length; "" if none was asked."""
   asked = {name: row["whose"] for name, row in found.items() if row["whose"]}
   lengths = sorted({c["length"] for cells in asked.values() for c in cells})
   return table(
     "Whose key: probability of any key of the text, and how often the right one is the "
-    "likeliest of them, %",
-    ["row", *(f"any, {n:,}" for n in lengths), *(f"right, {n:,}" for n in lengths)],
+    "likeliest of them, %; questions of a text that have the same likeliest key",
+    ["row", *(f"any, {n:,}" for n in lengths), f"any, {_together(claimed)}",
+     *(f"right, {n:,}" for n in lengths), f"right, {_together(claimed)}",
+     f"same, {_together(claimed)}"],
     [
       [
         name,
         *(
-          mean_at(n, cells, what, 100, ".0f")
+          mean_at(at, cells, what, 100, ".0f")
           for what in ("any_key", "own_key")
-          for n in lengths
+          for at in [*([n] for n in lengths), claimed]
         ),
+        _same(cells, claimed),
       ]
       for name, cells in asked.items()
     ],
-  )
+  )  # fmt: skip
+
+
+def _same(cells: Sequence[dict[str, Any]], claimed: Sequence[int]) -> str:
+  """ "3.6": questions of a text that share their likeliest key; "" without texts."""
+  likeliest: dict[str, list[str]] = {}
+  for cell in cells:
+    if cell["length"] in claimed:
+      likeliest.setdefault(cell["text"], []).append(cell["likeliest"])
+  counts = [max(map(keys.count, keys)) for keys in likeliest.values()]
+  return f"{np.mean(counts):.1f}" if counts else ""
 
 
 def needles_table(found: Found, claimed: Sequence[int]) -> str:
