@@ -685,7 +685,7 @@ def test_keys_in_another_haystack_stand_by_themselves(choosing):
   assert "| A | own rope | 0 | 0 (0 to 49, n 4) |" in ours
   row = "| A | 100 | 100 (34 to 100, n 2) | -2.00 | -2.00 | 80 | 80 | 100 | 100 | 1.0 |"
   assert row in other
-  assert "| A - base | +100 | -0.50 | 1 | +25 | +100 | 1 |" in other
+  assert "| A - base | +100 | -0.50 | 1 | +25 | +100 | 1 |\n" in other + "\n"
   option = {"other": {"haystack": "a.txt"}}  # now it is the first one's
   plan = dataclasses.replace(plan, options=option)
   assert not chosen_lib.gather(plan, ["A"])["others"]

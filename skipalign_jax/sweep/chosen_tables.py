@@ -70,26 +70,32 @@ def markdown(content: Found) -> str:
 
 def differences_table(pairs: Sequence[Found], claimed: Sequence[int]) -> str:
   """Of pairs of rows; "" if there are none."""
+  columns = [
+    "rows", "keys found, points", "log p, nats", "texts", "any key, points",
+    "right of the keys, points", "texts",
+  ]  # fmt: skip
+  lines = [
+    [
+      " - ".join(pair["rows"]),
+      interval(pair["score"], 100, ".0f"),
+      interval(pair["log_p"], 1, ".2f"),
+      str(pair["score"]["n"]),
+      interval(pair["any_key"], 100, ".0f") if "any_key" in pair else "",
+      interval(pair["own_key"], 100, ".0f") if "own_key" in pair else "",
+      str(pair["own_key"]["n"]) if "own_key" in pair else "",
+    ]
+    for pair in pairs
+  ]
+  if any("needles" in pair for pair in pairs):
+    columns.append("places where one says more single keys")
+    form = "{one} : {other} of {n} (p {p:.2g})"
+    for line, pair in zip(lines, pairs, strict=True):
+      line.append(form.format(**pair["needles"]) if "needles" in pair else "")
   return table(
     f"Differences at {_together(claimed)} tokens, paired by key, intervals over texts",
-    ["rows", "keys found, points", "log p, nats", "texts", "any key, points",
-     "right of the keys, points", "texts", "places where one says more single keys"],
-    [
-      [
-        " - ".join(pair["rows"]),
-        interval(pair["score"], 100, ".0f"),
-        interval(pair["log_p"], 1, ".2f"),
-        str(pair["score"]["n"]),
-        interval(pair["any_key"], 100, ".0f") if "any_key" in pair else "",
-        interval(pair["own_key"], 100, ".0f") if "own_key" in pair else "",
-        str(pair["own_key"]["n"]) if "own_key" in pair else "",
-        "{one} : {other} of {n} (p {p:.2g})".format(**pair["needles"])
-        if "needles" in pair
-        else "",
-      ]
-      for pair in pairs
-    ],
-  )  # fmt: skip
+    columns,
+    lines,
+  )
 
 
 def other_table(name: str, other: Found, claimed: Sequence[int]) -> str:
