@@ -53,10 +53,10 @@ def gather(plan: rows.Plan, names: Sequence[str]) -> Found:
         summary = safetensors_io.read_json(path)["summary"]
         found[name]["misalignment"] = summary["symmetric_kl"]["mean"]
   for evaluations in further:
-    asked = {name: _asked(plan, name, evaluations) for name in names}
-    asked = {name: row | {"needles": []} for name, row in asked.items() if row}
-    if asked:
-      others[", ".join(evaluations)] = {"rows": asked, "pairs": _pairs(plan, asked)}
+    there = {name: _asked(plan, name, evaluations) for name in names}
+    there = {name: row | {"needles": []} for name, row in there.items() if row}
+    if there:
+      others[", ".join(evaluations)] = {"rows": there, "pairs": _pairs(plan, there)}
   claimed = plan.sweep.claimed
   return {
     "window": plan.sweep.window,
