@@ -60,6 +60,9 @@ PAIRS = (  # the claims: the first is said to find more
   ("SkipAlign, seed 1", "PackedSFT-16k, seed 1"),
   # No claims; what tells why.
   ("SkipAlign, 48 steps", "Normal-SFT, 48 steps"),
+  ("SkipAlign, 48 steps", "Normal-SFT, 48 steps, at 32,768"),
+  ("Normal-SFT, 48 steps, at 32,768", "Normal-SFT, 48 steps"),
+  ("Normal-SFT, 48 steps, at 32,768", "Normal-SFT"),
   ("SkipAlign, 48 steps, seed 1", "Normal-SFT, 48 steps, seed 1"),
   ("SkipAlign, rate 5e-4", "Normal-SFT, rate 5e-4"),
   ("SkipAlign, L 16,384", "SkipAlign"),
@@ -98,6 +101,11 @@ def get_sweep(variant: str = "") -> rows.Sweep:
     "PackedSFT-16k, seed 1": row(PACKED, {"data.packing_mask": False, "seed": 1}),
     "Normal-SFT, 48 steps": row(CONTIGUOUS, {"steps": 48}),
     "SkipAlign, 48 steps": row(SHORT, {"steps": 48}),
+    # Not at the target that it chose, which its results made doubtful.
+    "Normal-SFT, 48 steps, at 32,768": rows.Row(
+      model="docs/results/study_a/rows/normal-sft_48_steps",
+      evaluate={"rope.kind": "ntk", "rope.target_length": 32_768},
+    ),
     "Normal-SFT, 48 steps, seed 1": row(CONTIGUOUS, {"steps": 48, "seed": 1}),
     "SkipAlign, 48 steps, seed 1": row(SHORT, {"steps": 48, "seed": 1}),
     "Normal-SFT, rate 5e-4": row(CONTIGUOUS, {"optim.learning_rate": 5e-4}),

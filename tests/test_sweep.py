@@ -712,6 +712,16 @@ def test_misalignment_is_ranked_against_what_rows_find():
   assert chosen_lib.correlation([row(0.1, -1.0)] * 4, [1200]) is None
 
 
+def test_a_row_can_be_given_its_target(choosing):
+  given = {"rope.kind": "ntk", "rope.target_length": 2048}
+  row = rows.Row(model="some/model", evaluate=given)
+  sweep = dataclasses.replace(choosing.sweep, rows={"given": row})
+  plan = dataclasses.replace(choosing, sweep=sweep)
+  assert plan.target("given") == 2048 and not plan.targets("given")
+  (command,) = plan.todo("given")  # asked at once
+  assert command[-2:] == ["--rope.kind=ntk", "--rope.target_length=2048"]
+
+
 def test_a_target_that_could_not_be_tried_leaves_the_row_untested(choosing):
   trained(choosing, "A", 8, 8)
   chosen(choosing, 512, -1.0)

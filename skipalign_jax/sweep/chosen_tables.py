@@ -51,7 +51,7 @@ def markdown(content: Found) -> str:
         [name, *("" if tried(row, t) is None else f"{tried(row, t):.2f}"
                  for t in targets)]
         for name, row in found.items()
-        if row["target"]
+        if row["log_p_by_target"]
       ],
     ),
     differences_table(content["pairs"], claimed),

@@ -235,7 +235,9 @@ class Plan:
     return scores
 
   def target(self, name: str) -> int | None:
-    """The row's own NTK target; None without targets, or before all were tried."""
+    """The row's NTK target, given or chosen; None without, or before all were tried."""
+    if given := self.sweep.rows[name].evaluate.get("rope.target_length"):
+      return int(given)
     scores = self.target_scores(name)
     if not scores or len(scores) < len(self.targets(name)):
       return None
