@@ -68,6 +68,17 @@ def gather(plan: rows.Plan, names: Sequence[str]) -> Found:
   }
 
 
+def without_items(content: Found) -> Found:
+  """Of `gather`'s what is not, item by item, in the evaluations' own results."""
+  items = ("cells", "whose", "needles")
+  short = {
+    name: {key: value for key, value in row.items() if key not in items}
+    for name, row in content["rows"].items()
+  }
+  others = {name: {"pairs": x["pairs"]} for name, x in content["others"].items()}
+  return content | {"rows": short, "others": others}
+
+
 def _of_task(plan: rows.Plan, task: str) -> list[str]:
   """The sweep's evaluations of a task."""
   return [name for name, opts in plan.sweep.evaluations.items() if opts["task"] == task]

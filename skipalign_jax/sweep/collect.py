@@ -47,7 +47,7 @@ def run(plan: rows.Plan, stem: str, console: terminal.Console) -> None:
     "tables": [table_lib.as_json(table) for table in tables],
     "missing": missing,
     "points": points(plan, names),
-    **({"keys": keys} if keys else {}),
+    **({"keys": chosen.without_items(keys)} if keys else {}),
   }
   path = lambda ending: plan.out / f"{stem}{ending}"
   written = [".md", ".json", ".csv"]
