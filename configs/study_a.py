@@ -106,7 +106,7 @@ def get_sweep(variant: str = "") -> rows.Sweep:
     # Not at the targets that they chose: ten keys left little between the two best.
     "Normal-SFT, at 65,536": rows.Row(
       model="docs/results/study_a/rows/normal-sft",
-      evaluate={"rope.kind": "ntk", "rope.target_length": 65_536, "samples": 2},
+      evaluate={"rope.kind": "ntk", "rope.target_length": 65_536},
     ),
     "Normal-SFT, 48 steps, at 32,768": rows.Row(
       model="docs/results/study_a/rows/normal-sft_48_steps",
