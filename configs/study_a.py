@@ -3,8 +3,9 @@
 SmolLM2-135M-Instruct (window 8192), fine-tuned on 98,000 tokens of short dialogues, is
 asked for keys in texts of up to 16,384 tokens. All rows see the same data, tokens and
 seed; all but PackedSFT (whose rows of 16,384 make a quarter of the updates) the same
-steps. Beside them are rows of other seeds, twice the steps, another learning rate. Each
-row is tested at the NTK target that did best on other keys in another book.
+steps. Beside them are rows of other seeds, twice the steps, another learning rate or L.
+Each row is tested at the NTK target that did best on other keys in another book, two of
+them at a second target.
 
 Not in the repository, to be put into .cache/study/: chats.jsonl.gz (dialogues of
 several turns), validation.txt.gz, test.txt.gz and other.txt.gz (a book each).
@@ -15,7 +16,8 @@ Commands:
   make study-a                                       # all rows, one after the other
   make study-a ROWS=normal-sft,skipalign             # some of them
   python -m skipalign_jax.sweep --config=configs/study_a.py:tiny --run    # minutes
-Hardware: two CPU cores, 35 to 90 minutes a row and core (PackedSFT-16k: more).
+Hardware: two CPU cores, 35 to 90 minutes a row and core (PackedSFT-16k: more); about
+five times that without AVX-512.
 """
 
 import dataclasses
