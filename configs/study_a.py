@@ -4,8 +4,8 @@ SmolLM2-135M-Instruct (window 8192), fine-tuned on 98,000 tokens of short dialog
 asked for keys in texts of up to 16,384 tokens. All rows see the same data, tokens and
 seed; all but PackedSFT (whose rows of 16,384 make a quarter of the updates) the same
 steps. Beside them are rows of other seeds, twice the steps, another learning rate or L.
-Each row is tested at the NTK target that did best on other keys in another book, two of
-them at a second target.
+Each row is tested at the NTK target that did best on other keys in another book, three
+of them at a second target.
 
 Not in the repository, to be put into .cache/study/: chats.jsonl.gz (dialogues of
 several turns), validation.txt.gz, test.txt.gz and other.txt.gz (a book each).
@@ -69,6 +69,8 @@ PAIRS = (  # the claims: the first is said to find more
   ("Normal-SFT, 48 steps, at 32,768", "Normal-SFT"),
   ("SkipAlign, 48 steps, seed 1", "Normal-SFT, 48 steps, seed 1"),
   ("SkipAlign, rate 5e-4", "Normal-SFT, rate 5e-4"),
+  ("SkipAlign, rate 5e-4", "Normal-SFT, rate 5e-4, at 32,768"),
+  ("Normal-SFT, rate 5e-4, at 32,768", "Normal-SFT, rate 5e-4"),
   ("SkipAlign, L 16,384", "SkipAlign"),
   ("SkipAlign, L 16,384", "Normal-SFT"),
   ("SkipAlign, uniform gaps", "Normal-SFT"),
@@ -117,6 +119,10 @@ def get_sweep(variant: str = "") -> rows.Sweep:
     "Normal-SFT, 48 steps, seed 1": row(CONTIGUOUS, {"steps": 48, "seed": 1}),
     "SkipAlign, 48 steps, seed 1": row(SHORT, {"steps": 48, "seed": 1}),
     "Normal-SFT, rate 5e-4": row(CONTIGUOUS, {"optim.learning_rate": 5e-4}),
+    "Normal-SFT, rate 5e-4, at 32,768": rows.Row(  # it chose 65,536
+      model="docs/results/study_a/rows/normal-sft_rate_5e-4",
+      evaluate={"rope.kind": "ntk", "rope.target_length": 32_768},
+    ),
     "SkipAlign, rate 5e-4": row(SHORT, {"optim.learning_rate": 5e-4}),
     "SkipAlign, L 16,384": row(  # rope as in the other rows
       SHORT, {"positions.max_position": 16_384, "rope.target_length": 32_768}
