@@ -216,6 +216,7 @@ def test_misalignment_is_ranked_over_rows_of_one_task():
     "row": row,
     "sce": sce,
     "symmetric_kl": -sce,
+    "held_out_loss": 2 * sce,
     "chat_beyond": accuracy,
     "chat": {"8": 1 - accuracy},
   }
@@ -227,6 +228,8 @@ def test_misalignment_is_ranked_over_rows_of_one_task():
     "sce, longest": -1,
     "symmetric_kl, beyond": -1,
     "symmetric_kl, longest": 1,
+    "held_out_loss, beyond": 1,
+    "held_out_loss, longest": -1,
   }
   assert collect._correlation(models[:2], "8") == {}
 

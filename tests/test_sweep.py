@@ -704,14 +704,45 @@ def test_misalignment_is_ranked_against_what_rows_find():
     "cells": [cell(900, -9.0 * kl), cell(1200, log_p)],
   }
   measured = [row(0.1, -1.0), row(0.2, -2.0), row(0.3, -5.0), row(0.4, -4.0)]
-  found = chosen_lib.correlation(
-    [*measured, {"cells": []}, {"misalignment": 0.5, "cells": [cell(900, -1.0)]}],
-    [1200],
+  rank = lambda rows: chosen_lib.correlation(rows, "misalignment", [1200])
+  found = rank(
+    [*measured, {"cells": []}, {"misalignment": 0.5, "cells": [cell(900, -1.0)]}]
   )
   assert found["rows"] == 4 and found["log_p"] == pytest.approx(-0.8)
   assert found["score"] == pytest.approx(stats.spearmanr([1, 2, 3, 4], [1, 1, 0, 0])[0])
-  assert chosen_lib.correlation(measured[:3], [1200]) is None
-  assert chosen_lib.correlation([row(0.1, -1.0)] * 4, [1200]) is None
+  assert rank(measured[:3]) is None
+  assert rank([row(0.1, -1.0)] * 4) is None
+
+
+def test_losses_are_ranked_over_rows_of_the_same_data(choosing):
+  same, other = {"steps": 2}, {"data.seq_len": 512}
+  row = lambda changes: rows.Row("configs/smollm2_ntk.py", changes)
+  table = {name: row(same) for name in "ABCD"} | {name: row(other) for name in "EF"}
+  table["base"] = rows.Row(model="some/model")
+  plan = dataclasses.replace(
+    choosing, sweep=dataclasses.replace(choosing.sweep, rows=table, claimed=(1200,))
+  )
+  # In A to D the held-out loss rises as log p falls; misalignment does so over all.
+  numbers = {
+    "A": (5, 1.0, -1.0), "B": (3, 2.0, -2.0), "C": (6, 3.0, -3.0), "D": (4, 4.0, -4.0),
+    "E": (9, 0.5, -9.0), "F": (8, 0.6, -8.0), "base": (1, None, 0.0),
+  }  # fmt: skip
+  found = {}
+  for name, (kl, loss, log_p) in numbers.items():
+    cell = {"length": 1200, "score": log_p > -2.5, "log_p": log_p}
+    found[name] = {"misalignment": kl, "cells": [cell]}
+    found[name] |= {} if loss is None else {"held_out_loss": loss}
+  ranks = chosen_lib._correlations(plan, found)
+  assert {measure: rank["rows"] for measure, rank in ranks.items()} == {
+    "misalignment": 7,
+    "misalignment, same data": 4,
+    "held-out loss, same data": 4,
+  }
+  assert ranks["held-out loss, same data"]["log_p"] == pytest.approx(-1)
+  assert ranks["misalignment, same data"]["log_p"] == pytest.approx(0)
+  every = stats.spearmanr([[kl, log_p] for kl, _, log_p in numbers.values()])[0]
+  assert ranks["misalignment"]["log_p"] == pytest.approx(every) and every < -0.7
+  assert not chosen_lib._correlations(plan, {"base": found["base"]})
 
 
 def test_a_row_can_be_given_its_target(choosing):

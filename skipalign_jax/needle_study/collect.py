@@ -207,7 +207,10 @@ def _sweeps(models, chosen, seeds) -> dict[str, Any]:
 
 
 def _correlation(models, longest: str) -> dict[str, Any]:
-  """Misalignment against accuracy, over all tested checkpoints of one task."""
+  """Misalignment, and the loss beside it, against accuracy.
+
+  Spearman's, over all tested checkpoints of one task.
+  """
   tested = [m for m in models if "sce" in m and m["row"] in recipes.OF_ONE_TASK]
   scores = {
     "beyond": [m["chat_beyond"] for m in tested],
@@ -217,7 +220,7 @@ def _correlation(models, longest: str) -> dict[str, Any]:
     return {}
   return {"checkpoints": len(tested)} | {
     f"{key}, {where}": _short(stats.spearmanr([m[key] for m in tested], y).statistic)
-    for key in ("sce", "symmetric_kl")
+    for key in ("sce", "symmetric_kl", "held_out_loss")
     for where, y in scores.items()
   }
 

@@ -2,21 +2,25 @@
 
 For sweeps with `targets`, whose evaluations of the task "keys" ask every row for the
 same keys; those with rivals also say whose keys are taken. Beside them "needle" asks
-for the only key of a text, and "misalignment" is held against what the rows find.
+for the only key of a text, and "misalignment" and the held-out loss are held against
+what the rows find.
 """
 
 import pathlib
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from skipalign_jax import metrics
 from skipalign_jax.evals import heatmap, intervals, keys
 from skipalign_jax.hf import safetensors_io
 from skipalign_jax.sweep import chosen_tables, rows
 
 MISALIGNMENT = "misalignment"
+HELD_OUT = "held_out_loss"
 TASKS = ("keys", "needle")  # whose results are shown here
 Found = chosen_tables.Found
 
@@ -51,7 +55,9 @@ def gather(plan: rows.Plan, names: Sequence[str]) -> Found:
       path = plan.evaluation(name, MISALIGNMENT) / "results.json"
       if path.exists():
         summary = safetensors_io.read_json(path)["summary"]
-        found[name]["misalignment"] = summary["symmetric_kl"]["mean"]
+        found[name][MISALIGNMENT] = summary["symmetric_kl"]["mean"]
+      if (loss := _held_out_loss(plan, name)) is not None:
+        found[name][HELD_OUT] = loss
   for evaluations in further:
     there = {name: _asked(plan, name, evaluations) for name in names}
     there = {name: row | {"needles": []} for name, row in there.items() if row}
@@ -64,7 +70,7 @@ def gather(plan: rows.Plan, names: Sequence[str]) -> Found:
     "rows": found,
     "pairs": _pairs(plan, found),
     "others": others,
-    "correlation": correlation(list(found.values()), claimed),
+    "correlation": _correlations(plan, found),
   }
 
 
@@ -123,19 +129,49 @@ def _pairs(plan: rows.Plan, found: Found) -> list[Found]:
   ]
 
 
+def _held_out_loss(plan: rows.Plan, name: str) -> float | None:
+  """The last one of a row's training; None where it is not trained."""
+  path = plan.workdir(name) / "metrics.jsonl"
+  if not plan.sweep.rows[name].config or not path.exists():
+    return None
+  losses = [r["eval_loss"] for r in metrics.read(path) if "eval_loss" in r]
+  return losses[-1] if losses else None
+
+
+def _correlations(plan: rows.Plan, found: Found) -> Found:
+  """What ranks rows as the keys do that they find: measure → `correlation`.
+
+  Losses are compared between rows that hold out the same dialogues only: between those
+  whose settings of data are the commonest.
+  """
+  data = {
+    name: str({k: v for k, v in plan.sweep.rows[name].changes.items() if "data." in k})
+    for name, row in found.items()
+    if HELD_OUT in row
+  }
+  commonest = statistics.mode(data.values()) if data else ""
+  alike = [found[name] for name, settings in data.items() if settings == commonest]
+  ranks = {
+    "misalignment": correlation(list(found.values()), MISALIGNMENT, plan.sweep.claimed),
+    "misalignment, same data": correlation(alike, MISALIGNMENT, plan.sweep.claimed),
+    "held-out loss, same data": correlation(alike, HELD_OUT, plan.sweep.claimed),
+  }
+  return {measure: rank for measure, rank in ranks.items() if rank}
+
+
 def correlation(
-  found: Sequence[Found], lengths: Sequence[int]
-) -> dict[str, Any] | None:
-  """Spearman's, over rows: misalignment against keys of texts of these lengths.
+  found: Sequence[Found], measure: str, lengths: Sequence[int]
+) -> Found | None:
+  """Spearman's, over rows: a measure of theirs against keys of texts of these lengths.
 
   None with fewer than four rows, or where all are alike.
   """
   asked = lambda row: [c for c in row["cells"] if c["length"] in lengths]
-  measured = [row for row in found if "misalignment" in row and asked(row)]
+  measured = [row for row in found if measure in row and asked(row)]
   if len(measured) < 4:
     return None
-  x = [row["misalignment"] for row in measured]
-  ranks: dict[str, Any] = {"rows": len(measured)}
+  x = [row[measure] for row in measured]
+  ranks: Found = {"rows": len(measured)}
   for what in ("score", "log_p"):
     y = [np.mean([c[what] for c in asked(row)]) for row in measured]
     if len(set(x)) == 1 or len(set(y)) == 1:

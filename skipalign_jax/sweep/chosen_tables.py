@@ -58,13 +58,15 @@ def markdown(content: Found) -> str:
     whose_table(found, claimed),
     needles_table(found, claimed),
     *(other_table(name, other, claimed) for name, other in content["others"].items()),
+    table(
+      f"What ranks rows as the keys at {together}: Spearman's rank correlation",
+      ["measure", "rows", "with keys found", "with log p"],
+      [
+        [measure, str(rank["rows"]), f"{rank['score']:.2f}", f"{rank['log_p']:.2f}"]
+        for measure, rank in content["correlation"].items()
+      ],
+    ),
   ]  # fmt: skip
-  if ranks := content["correlation"]:
-    parts.append(
-      f"Long-short misalignment (symmetric KL) against keys at {together}, rank "
-      f"correlation over {ranks['rows']} rows: {ranks['score']:.2f} with keys found, "
-      f"{ranks['log_p']:.2f} with log p."
-    )
   return "\n\n".join(filter(None, parts))
 
 
