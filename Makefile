@@ -38,7 +38,7 @@ test-plan: setup
 
 colabs: setup weights
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -m colabs
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -m colabs -n 2
 
 # The allocator's variables keep freed memory: a fifth of the time goes into pages.
 study-b: setup

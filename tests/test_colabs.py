@@ -26,10 +26,10 @@ SMALL = {
   "01_positions": ({"DIALOGUES": "100"}, "analysis/distances.png"),
   "02_finetune": (MODEL | {"STEPS": "2"}, "runs/quickstart/metrics.jsonl"),
   "03_needle": (
-    MODEL | {"STEPS": "2", "LENGTHS": "256,512", "DEPTHS": "2"},
+    MODEL | {"STEPS": "1", "LENGTHS": "256,512", "DEPTHS": "2"},
     "runs/evals/all/compare.md",
   ),
-  "04_your_data": (MODEL | {"STEPS": "2"}, "runs/mine_hf/model.safetensors"),
+  "04_your_data": (MODEL | {"STEPS": "1"}, "runs/mine_hf/model.safetensors"),
   "05_long_short": (
     MODEL | {"STEPS": "2", "SAMPLES": "2"},
     "runs/evals/alpha_0.1/results.json",
