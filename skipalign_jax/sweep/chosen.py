@@ -130,9 +130,9 @@ def _pairs(plan: rows.Plan, found: Found) -> list[Found]:
 
 
 def _held_out_loss(plan: rows.Plan, name: str) -> float | None:
-  """The last one of a row's training; None where it is not trained."""
+  """The last one of a row's training; None where there is none."""
   path = plan.workdir(name) / "metrics.jsonl"
-  if not plan.sweep.rows[name].config or not path.exists():
+  if not path.exists():
     return None
   losses = [r["eval_loss"] for r in metrics.read(path) if "eval_loss" in r]
   return losses[-1] if losses else None
@@ -144,12 +144,13 @@ def _correlations(plan: rows.Plan, found: Found) -> Found:
   Losses are compared between rows that hold out the same dialogues only: between those
   whose settings of data are the commonest.
   """
+  changes = lambda name: plan.sweep.rows[name].changes.items()
   data = {
-    name: str({k: v for k, v in plan.sweep.rows[name].changes.items() if "data." in k})
+    name: tuple(sorted((k, v) for k, v in changes(name) if k.startswith("data.")))
     for name, row in found.items()
     if HELD_OUT in row
   }
-  commonest = statistics.mode(data.values()) if data else ""
+  commonest = statistics.mode(data.values()) if data else ()
   alike = [found[name] for name, settings in data.items() if settings == commonest]
   ranks = {
     "misalignment": correlation(list(found.values()), MISALIGNMENT, plan.sweep.claimed),
