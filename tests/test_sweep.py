@@ -734,14 +734,14 @@ def test_losses_are_ranked_over_rows_of_the_same_data(choosing):
     found[name] |= {} if loss is None else {"held_out_loss": loss}
   ranks = chosen_lib._correlations(plan, found)
   assert {measure: rank["rows"] for measure, rank in ranks.items()} == {
-    "misalignment": 7,
-    "misalignment, same data": 4,
+    "symmetric KL": 7,
+    "symmetric KL, same data": 4,
     "held-out loss, same data": 4,
   }
   assert ranks["held-out loss, same data"]["log_p"] == pytest.approx(-1)
-  assert ranks["misalignment, same data"]["log_p"] == pytest.approx(0)
+  assert ranks["symmetric KL, same data"]["log_p"] == pytest.approx(0)
   every = stats.spearmanr([[kl, log_p] for kl, _, log_p in numbers.values()])[0]
-  assert ranks["misalignment"]["log_p"] == pytest.approx(every) and every < -0.7
+  assert ranks["symmetric KL"]["log_p"] == pytest.approx(every) and every < -0.7
   assert not chosen_lib._correlations(plan, {"base": found["base"]})
 
 

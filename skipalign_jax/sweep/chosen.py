@@ -153,8 +153,8 @@ def _correlations(plan: rows.Plan, found: Found) -> Found:
   commonest = statistics.mode(data.values()) if data else ()
   alike = [found[name] for name, settings in data.items() if settings == commonest]
   ranks = {
-    "misalignment": correlation(list(found.values()), MISALIGNMENT, plan.sweep.claimed),
-    "misalignment, same data": correlation(alike, MISALIGNMENT, plan.sweep.claimed),
+    "symmetric KL": correlation(list(found.values()), MISALIGNMENT, plan.sweep.claimed),
+    "symmetric KL, same data": correlation(alike, MISALIGNMENT, plan.sweep.claimed),
     "held-out loss, same data": correlation(alike, HELD_OUT, plan.sweep.claimed),
   }
   return {measure: rank for measure, rank in ranks.items() if rank}
