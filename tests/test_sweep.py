@@ -700,13 +700,13 @@ def test_a_row_without_results_is_missing_as_a_whole(choosing):
 def test_misalignment_is_ranked_against_what_rows_find():
   cell = lambda length, log_p: {"length": length, "score": log_p > -3, "log_p": log_p}
   row = lambda kl, log_p: {
-    "misalignment": kl,
+    "sce": kl,
     "cells": [cell(900, -9.0 * kl), cell(1200, log_p)],
   }
   measured = [row(0.1, -1.0), row(0.2, -2.0), row(0.3, -5.0), row(0.4, -4.0)]
-  rank = lambda rows: chosen_lib.correlation(rows, "misalignment", [1200])
+  rank = lambda rows: chosen_lib.correlation(rows, "sce", [1200])
   found = rank(
-    [*measured, {"cells": []}, {"misalignment": 0.5, "cells": [cell(900, -1.0)]}]
+    [*measured, {"cells": []}, {"sce": 0.5, "cells": [cell(900, -1.0)]}]
   )
   assert found["rows"] == 4 and found["log_p"] == pytest.approx(-0.8)
   assert found["score"] == pytest.approx(stats.spearmanr([1, 2, 3, 4], [1, 1, 0, 0])[0])
@@ -730,11 +730,13 @@ def test_losses_are_ranked_over_rows_of_the_same_data(choosing):
   found = {}
   for name, (kl, loss, log_p) in numbers.items():
     cell = {"length": 1200, "score": log_p > -2.5, "log_p": log_p}
-    found[name] = {"misalignment": kl, "cells": [cell]}
+    found[name] = {"sce": -kl, "symmetric_kl": kl, "cells": [cell]}
     found[name] |= {} if loss is None else {"held_out_loss": loss}
   ranks = chosen_lib._correlations(plan, found)
   assert {measure: rank["rows"] for measure, rank in ranks.items()} == {
+    "SCE": 7,
     "symmetric KL": 7,
+    "SCE, same data": 4,
     "symmetric KL, same data": 4,
     "held-out loss, same data": 4,
   }
@@ -742,6 +744,7 @@ def test_losses_are_ranked_over_rows_of_the_same_data(choosing):
   assert ranks["symmetric KL, same data"]["log_p"] == pytest.approx(0)
   every = stats.spearmanr([[kl, log_p] for kl, _, log_p in numbers.values()])[0]
   assert ranks["symmetric KL"]["log_p"] == pytest.approx(every) and every < -0.7
+  assert ranks["SCE"]["log_p"] == pytest.approx(-every)
   assert not chosen_lib._correlations(plan, {"base": found["base"]})
 
 

@@ -19,8 +19,7 @@ from skipalign_jax.evals import heatmap, intervals, keys
 from skipalign_jax.hf import safetensors_io
 from skipalign_jax.sweep import chosen_tables, rows
 
-MISALIGNMENT = "misalignment"
-HELD_OUT = "held_out_loss"
+MISALIGNMENT = {"SCE": "sce", "symmetric KL": "symmetric_kl"}  # as told, and its key
 TASKS = ("keys", "needle")  # whose results are shown here
 Found = chosen_tables.Found
 
@@ -52,12 +51,12 @@ def gather(plan: rows.Plan, names: Sequence[str]) -> Found:
           for item in _items(plan, name, _of_task(plan, "needle"))
         ],
       }
-      path = plan.evaluation(name, MISALIGNMENT) / "results.json"
+      path = plan.evaluation(name, "misalignment") / "results.json"
       if path.exists():
         summary = safetensors_io.read_json(path)["summary"]
-        found[name][MISALIGNMENT] = summary["symmetric_kl"]["mean"]
+        found[name] |= {key: summary[key]["mean"] for key in MISALIGNMENT.values()}
       if (loss := _held_out_loss(plan, name)) is not None:
-        found[name][HELD_OUT] = loss
+        found[name]["held_out_loss"] = loss
   for evaluations in further:
     there = {name: _asked(plan, name, evaluations) for name in names}
     there = {name: row | {"needles": []} for name, row in there.items() if row}
@@ -148,14 +147,17 @@ def _correlations(plan: rows.Plan, found: Found) -> Found:
   data = {
     name: tuple(sorted((k, v) for k, v in changes(name) if k.startswith("data.")))
     for name, row in found.items()
-    if HELD_OUT in row
+    if "held_out_loss" in row
   }
   commonest = statistics.mode(data.values()) if data else ()
   alike = [found[name] for name, settings in data.items() if settings == commonest]
+  claimed = plan.sweep.claimed
   ranks = {
-    "symmetric KL": correlation(list(found.values()), MISALIGNMENT, plan.sweep.claimed),
-    "symmetric KL, same data": correlation(alike, MISALIGNMENT, plan.sweep.claimed),
-    "held-out loss, same data": correlation(alike, HELD_OUT, plan.sweep.claimed),
+    told: correlation(list(found.values()), key, claimed)
+    for told, key in MISALIGNMENT.items()
+  } | {
+    f"{told}, same data": correlation(alike, key, claimed)
+    for told, key in (MISALIGNMENT | {"held-out loss": "held_out_loss"}).items()
   }
   return {measure: rank for measure, rank in ranks.items() if rank}
 
