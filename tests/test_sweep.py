@@ -705,9 +705,7 @@ def test_misalignment_is_ranked_against_what_rows_find():
   }
   measured = [row(0.1, -1.0), row(0.2, -2.0), row(0.3, -5.0), row(0.4, -4.0)]
   rank = lambda rows: chosen_lib.correlation(rows, "sce", [1200])
-  found = rank(
-    [*measured, {"cells": []}, {"sce": 0.5, "cells": [cell(900, -1.0)]}]
-  )
+  found = rank([*measured, {"cells": []}, {"sce": 0.5, "cells": [cell(900, -1.0)]}])
   assert found["rows"] == 4 and found["log_p"] == pytest.approx(-0.8)
   assert found["score"] == pytest.approx(stats.spearmanr([1, 2, 3, 4], [1, 1, 0, 0])[0])
   assert rank(measured[:3]) is None
