@@ -228,9 +228,20 @@ def test_misalignment_is_ranked_over_rows_of_one_task():
     "sce, longest": -1,
     "symmetric_kl, beyond": -1,
     "symmetric_kl, longest": 1,
-    "held_out_loss, beyond": 1,
-    "held_out_loss, longest": -1,
+    "not packed": {
+      "checkpoints": 3,
+      "sce, beyond": 1,
+      "sce, longest": -1,
+      "symmetric_kl, beyond": -1,
+      "symmetric_kl, longest": 1,
+      "held_out_loss, beyond": 1,
+      "held_out_loss, longest": -1,
+    },
   }
+  packed = [model("PackedSFT", 9, 0), model("PackedSFT, masked", 8, 0.1)]
+  ranks = collect._correlation([*models, *packed], "8")
+  assert ranks["checkpoints"] == 5 and ranks["sce, beyond"] < 0.5
+  assert ranks["not packed"]["held_out_loss, beyond"] == 1
   assert collect._correlation(models[:2], "8") == {}
 
 

@@ -786,3 +786,26 @@ def test_study_a_page_is_what_its_results_say(tmp_path, monkeypatch):
   page, picture = docs / "study_a_tables.md", docs / "images/study_a_keys.png"
   assert page.read_text() == text
   assert picture.read_bytes() == (tiny.ROOT / made / "study_a_keys.png").read_bytes()
+
+
+def test_study_a_in_the_layout_of_table_1_is_what_its_results_say():
+  sweep = rows.load(str(tiny.ROOT / "configs/study_a.py"))
+  plan = rows.Plan(sweep, tiny.ROOT / sweep.out)
+  results = lambda name, task: json.loads(
+    (plan.evaluation(name, task) / "results.json").read_text()
+  )
+  page = (tiny.ROOT / "docs/results.md").read_text(encoding="utf-8")
+  table = page.partition("Table 1: an average")[2].partition("The averages come")[0]
+  lines = [[c.strip() for c in x.strip("|").split("|")] for x in table.splitlines()]
+  told = {name: cells for name, *cells in lines if name in sweep.rows}
+  assert len(told) == 18
+  for name, cells in told.items():
+    items = results(name, "keys")["items"] + results(name, "keys_far")["items"]
+    keys = [hit for i in items if i["length"] in sweep.claimed for hit in i["found"]]
+    needles = results(name, "needle")["items"]
+    single = [i["score"] for i in needles if i["length"] == 12_288]
+    ruler = results(name, "ruler")["summary"]["by_task"]
+    assert (len(keys), len(single)) == (60, 3)
+    tasks = ("niah_single_1", "niah_multikey_2", "vt")
+    means = [np.mean(keys), np.mean(single), *(ruler[task]["mean"] for task in tasks)]
+    assert cells == [f"{100 * mean:.0f}" for mean in (np.mean(means), *means)]

@@ -3,7 +3,7 @@
 import itertools
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -207,20 +207,29 @@ def _sweeps(models, chosen, seeds) -> dict[str, Any]:
 
 
 def _correlation(models, longest: str) -> dict[str, Any]:
-  """Misalignment, and the loss beside it, against accuracy.
+  """Misalignment against accuracy: Spearman's, over all tested checkpoints of one task.
 
-  Spearman's, over all tested checkpoints of one task.
+  And, beside the held-out loss, over those whose rows are one dialogue each: packed
+  ones are held out in another form.
   """
   tested = [m for m in models if "sce" in m and m["row"] in recipes.OF_ONE_TASK]
+  ranks = _ranks(tested, ("sce", "symmetric_kl"), longest)
+  alike = [m for m in tested if recipes.ALL_ROWS[m["row"]].packed == 1]
+  if held_out := _ranks(alike, ("sce", "symmetric_kl", "held_out_loss"), longest):
+    ranks["not packed"] = held_out
+  return ranks
+
+
+def _ranks(models, keys: Sequence[str], longest: str) -> dict[str, Any]:
   scores = {
-    "beyond": [m["chat_beyond"] for m in tested],
-    "longest": [m["chat"][longest] for m in tested],
+    "beyond": [m["chat_beyond"] for m in models],
+    "longest": [m["chat"][longest] for m in models],
   }
-  if len(tested) < 3 or any(len(set(y)) == 1 for y in scores.values()):
+  if len(models) < 3 or any(len(set(y)) == 1 for y in scores.values()):
     return {}
-  return {"checkpoints": len(tested)} | {
-    f"{key}, {where}": _short(stats.spearmanr([m[key] for m in tested], y).statistic)
-    for key in ("sce", "symmetric_kl", "held_out_loss")
+  return {"checkpoints": len(models)} | {
+    f"{key}, {where}": _short(stats.spearmanr([m[key] for m in models], y).statistic)
+    for key in keys
     for where, y in scores.items()
   }
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from skipalign_jax import metrics
 from skipalign_jax.evals import heatmap, intervals, keys
 from skipalign_jax.hf import safetensors_io
 from skipalign_jax.sweep import chosen_tables, rows
@@ -55,8 +54,8 @@ def gather(plan: rows.Plan, names: Sequence[str]) -> Found:
       if path.exists():
         summary = safetensors_io.read_json(path)["summary"]
         found[name] |= {key: summary[key]["mean"] for key in MISALIGNMENT.values()}
-      if (loss := _held_out_loss(plan, name)) is not None:
-        found[name]["held_out_loss"] = loss
+      if "eval_loss" in (last := plan.last_metrics(name)):
+        found[name]["held_out_loss"] = last["eval_loss"]
   for evaluations in further:
     there = {name: _asked(plan, name, evaluations) for name in names}
     there = {name: row | {"needles": []} for name, row in there.items() if row}
@@ -126,15 +125,6 @@ def _pairs(plan: rows.Plan, found: Found) -> list[Found]:
     if one in found and other in found
     if (differences := difference(found[one], found[other], plan.sweep.claimed))
   ]
-
-
-def _held_out_loss(plan: rows.Plan, name: str) -> float | None:
-  """The last one of a row's training; None where there is none."""
-  path = plan.workdir(name) / "metrics.jsonl"
-  if not path.exists():
-    return None
-  losses = [r["eval_loss"] for r in metrics.read(path) if "eval_loss" in r]
-  return losses[-1] if losses else None
 
 
 def _correlations(plan: rows.Plan, found: Found) -> Found:

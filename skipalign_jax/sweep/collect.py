@@ -15,7 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from skipalign_jax import errors, metrics, terminal
+from skipalign_jax import errors, terminal
 from skipalign_jax.evals import compare, curves
 from skipalign_jax.evals import compare_table as table_lib
 from skipalign_jax.hf import safetensors_io
@@ -135,12 +135,9 @@ def _results_of_training(plan: rows.Plan, name: str) -> table_lib.Results:
 
 def training_cells(plan: rows.Plan, name: str) -> dict[str, table_lib.Cell]:
   """What metrics.jsonl says last; a run that goes on is marked."""
-  path = plan.workdir(name) / "metrics.jsonl"
-  if not path.exists():
+  last = plan.last_metrics(name)
+  if not last:
     return {}
-  last: dict[str, float] = {}
-  for record in metrics.read(path):
-    last |= record
   _, steps = plan.progress(name)
   done = last.get("step") == steps
   partial = "" if done else f"step {last.get('step')} of {steps}"

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from skipalign_jax import cli, errors, resolve, workdir
+from skipalign_jax import cli, errors, metrics, resolve, workdir
 from skipalign_jax import config as config_lib
 from skipalign_jax.hf import native, safetensors_io
 
@@ -288,6 +288,14 @@ class Plan:
     """Whether the last step of a row's training is saved."""
     done, steps = self.progress(name)
     return steps is not None and done >= steps
+
+  def last_metrics(self, name: str) -> dict[str, Any]:
+    """What a row's metrics.jsonl says last of each number; {} before its training."""
+    path = self.workdir(name) / "metrics.jsonl"
+    last: dict[str, Any] = {}
+    for record in metrics.read(path) if path.exists() else ():
+      last |= record
+    return last
 
   def is_evaluated(self, name: str, evaluation: str) -> bool:
     """Whether an evaluation of a row is finished."""
