@@ -19,9 +19,10 @@ import time
 
 import numpy as np
 
-from skipalign_jax import convert, model_config
+from skipalign_jax import convert
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import names
+from skipalign_jax.model import model_config
 
 _7B = {
   "model_type": "llama",

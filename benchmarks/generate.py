@@ -17,8 +17,8 @@ import time
 import harness
 import numpy as np
 
-from skipalign_jax import inference, model_config
 from skipalign_jax.hf import reference, weights
+from skipalign_jax.model import inference, model_config
 
 
 class Ours:

@@ -28,19 +28,15 @@ import jax
 import numpy as np
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import (
-  model,
-  model_config,
-  optimizer,
-  positions,
-  resolve,
-  sharding,
-)
-from skipalign_jax import step as step_lib
 from skipalign_jax.data import chat, recall, schemas
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import reference, weights
+from skipalign_jax.method import positions
+from skipalign_jax.model import decoder as model
+from skipalign_jax.model import model_config, sharding
 from skipalign_jax.planning import flops as flops_lib
+from skipalign_jax.training import optimizer, resolve
+from skipalign_jax.training import step as step_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMOLLM2 = ".cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

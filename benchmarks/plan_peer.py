@@ -32,7 +32,7 @@ import harness
 import plans
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import shapes
+from skipalign_jax.model import known_models as shapes
 from skipalign_jax.planning import hardware
 
 MODEL = "meta-llama/Llama-2-7b-hf"

@@ -19,7 +19,7 @@ import time
 import harness
 import jax
 
-from skipalign_jax import positions
+from skipalign_jax.method import positions
 
 VARIANTS = {
   "contiguous": ("contiguous", "full"),

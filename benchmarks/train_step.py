@@ -35,9 +35,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import model as model_lib
-from skipalign_jax import model_config, step
 from skipalign_jax.hf import reference, weights
+from skipalign_jax.model import decoder as model_lib
+from skipalign_jax.model import model_config
+from skipalign_jax.training import step
 
 STRATEGIES = {"ours": "contiguous", "ours, skip_outer": "skip_outer"}
 TUNIX_THETA = 1e6  # what its Llama3 rotates with, whatever its config says

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from skipalign_jax import cpu
+from skipalign_jax.model import cpu
 
 TOKENS = 1024
 SHAPES = ((576, 1536), (1536, 576), (576, 576), (576, 192))  # in, out

@@ -4,7 +4,8 @@ import pathlib
 
 import numpy as np
 
-from skipalign_jax import positions, preview
+from skipalign_jax.method import positions
+from skipalign_jax.training import preview
 
 BLOCKS = (35, 180, 20, 260, 25, 140, 30, 210)  # tokens; user first
 L = 100_000

@@ -29,21 +29,15 @@ import ml_collections
 import numpy as np
 from rich import console as rich_console
 
-from skipalign_jax import (
-  cli,
-  compile_cache,
-  errors,
-  positions,
-  preview,
-  resolve,
-  terminal,
-  untrusted,
-)
+from skipalign_jax import cli
 from skipalign_jax import config as config_lib
 from skipalign_jax.analysis import dialogues, measure, pictures, reach, training
 from skipalign_jax.analysis import distances as distances_lib
 from skipalign_jax.data import prepare, sources
 from skipalign_jax.data import tokenizer as tokenizer_lib
+from skipalign_jax.method import positions
+from skipalign_jax.runtime import compile_cache, errors, terminal, untrusted
+from skipalign_jax.training import preview, resolve
 
 USAGE = """
   python -m skipalign_jax.analyze distances|coverage|diagram|rope

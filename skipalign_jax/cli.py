@@ -8,7 +8,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import errors
+from skipalign_jax.runtime import errors
 
 
 def parse(
@@ -43,7 +43,7 @@ def parse(
   except (flags.Error, TypeError, ValueError) as error:
     # absl quotes the whole traceback of a config file; its last line says enough.
     last_line = str(error).strip().splitlines()[-1]
-    message = last_line.removeprefix("skipalign_jax.errors.UserError: ")
+    message = last_line.removeprefix("skipalign_jax.runtime.errors.UserError: ")
     raise errors.UserError(f"{message}\nusage: {usage}") from error
   if rest:
     raise errors.UserError(f"unexpected argument {rest[0]!r}\nusage: {usage}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from skipalign_jax import errors
+from skipalign_jax.runtime import errors
 
 ConfigDict = ml_collections.ConfigDict
 

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from skipalign_jax import errors, terminal
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import (
   card,
@@ -27,6 +26,7 @@ from skipalign_jax.hf import (
   safetensors_io,
   weights,
 )
+from skipalign_jax.runtime import errors, terminal
 
 _CONSOLE = terminal.Console()
 

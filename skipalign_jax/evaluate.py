@@ -11,22 +11,15 @@ import pathlib
 import re
 from typing import Any
 
-from skipalign_jax import (
-  compile_cache,
-  distributed,
-  errors,
-  inference,
-  model,
-  model_config,
-  resolve,
-  sharding,
-  terminal,
-)
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import chat
 from skipalign_jax.evals import compare, runner, tasks
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.hf import reference
+from skipalign_jax.model import decoder as model
+from skipalign_jax.model import inference, model_config, sharding
+from skipalign_jax.runtime import compile_cache, distributed, errors, terminal
+from skipalign_jax.training import resolve
 
 DTYPES = ("bfloat16", "float32")
 

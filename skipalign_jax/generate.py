@@ -5,9 +5,10 @@ import argparse
 import jinja2
 import transformers
 
-from skipalign_jax import chat_template, compile_cache, errors, inference, terminal
 from skipalign_jax.data import tokenizer as tokenizer_lib
-from skipalign_jax.hf import reference
+from skipalign_jax.hf import chat_template, reference
+from skipalign_jax.model import inference
+from skipalign_jax.runtime import compile_cache, errors, terminal
 
 
 def encode(

@@ -15,19 +15,12 @@ import jax
 import ml_collections
 from rich import console as rich_console
 
-from skipalign_jax import (
-  cli,
-  errors,
-  model,
-  model_config,
-  resolve,
-  shapes,
-  sharding,
-  terminal,
-)
-from skipalign_jax import step as step_lib
+from skipalign_jax import cli
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import reference
+from skipalign_jax.model import decoder as model
+from skipalign_jax.model import known_models as shapes
+from skipalign_jax.model import model_config, sharding
 from skipalign_jax.planning import (
   compiler,
   estimate,
@@ -37,6 +30,9 @@ from skipalign_jax.planning import (
   report,
   search,
 )
+from skipalign_jax.runtime import errors, terminal
+from skipalign_jax.training import resolve
+from skipalign_jax.training import step as step_lib
 
 USAGE = """python -m skipalign_jax.plan --config=FILE[:variant] --topology=T[,T…]
     [--out=DIR] [--job=train|generate --length=N [--part=N]] [--samples=N]

@@ -15,9 +15,12 @@ from rich import console as rich_console
 from rich import table as rich_table
 from rich import text as rich_text
 
-from skipalign_jax import cli, errors, positions, resolve, terminal
+from skipalign_jax import cli
 from skipalign_jax.data import packing, pipeline
 from skipalign_jax.data import tokenizer as tokenizer_lib
+from skipalign_jax.method import positions
+from skipalign_jax.runtime import errors, terminal
+from skipalign_jax.training import resolve
 
 USAGE = """python -m skipalign_jax.show --config=FILE[:variant] [--n=1]
     [--max_tokens_per_block=40] [--every_token=0] [--config.some.key=value …]"""

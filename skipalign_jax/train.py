@@ -15,33 +15,27 @@ import jax
 import numpy as np
 from rich import console as rich_console
 
-from skipalign_jax import (
+from skipalign_jax import cli
+from skipalign_jax import config as config_lib
+from skipalign_jax.data import pipeline
+from skipalign_jax.data import tokenizer as tokenizer_lib
+from skipalign_jax.evals import scheduled as during
+from skipalign_jax.hf import adapters, reference
+from skipalign_jax.method import positions
+from skipalign_jax.model import decoder as model
+from skipalign_jax.model import lora, model_config, sharding
+from skipalign_jax.model import lora_state as lora_trees
+from skipalign_jax.runtime import compile_cache, distributed, errors, signals, terminal
+from skipalign_jax.training import (
   checkpoint,
-  cli,
-  compile_cache,
-  distributed,
-  errors,
-  lora,
-  lora_trees,
-  manifest,
-  model,
-  model_config,
   optimizer,
-  positions,
   preview,
   report,
   resolve,
-  sharding,
-  signals,
-  terminal,
   workdir,
 )
-from skipalign_jax import config as config_lib
-from skipalign_jax import step as step_lib
-from skipalign_jax.data import pipeline
-from skipalign_jax.data import tokenizer as tokenizer_lib
-from skipalign_jax.evals import during
-from skipalign_jax.hf import adapters, reference
+from skipalign_jax.training import starts as manifest
+from skipalign_jax.training import step as step_lib
 
 USAGE = """python -m skipalign_jax.train --config=FILE[:variant] --workdir=DIR
     [--config.some.key=value …] [--distributed=auto|off|HOST:PORT,COUNT,INDEX]"""

@@ -11,10 +11,11 @@ import pytest
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import errors, positions
 from skipalign_jax.analysis import dialogues, distances, measure
 from skipalign_jax.data import packing, prepare, sources
 from skipalign_jax.data import tokenizer as tokenizer_lib
+from skipalign_jax.method import positions
+from skipalign_jax.runtime import errors
 
 L, SEQ_LEN, SEED = 300, 64, 2**32 - 3
 

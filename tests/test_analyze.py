@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import tiny
 
-from skipalign_jax import analyze, errors
+from skipalign_jax import analyze
 from skipalign_jax import config as config_lib
 from skipalign_jax.analysis import pictures, reach, training
+from skipalign_jax.runtime import errors
 
 CONFIG = "--config=configs/llama2_ntk.py:tiny"
 PNG = b"\x89PNG"

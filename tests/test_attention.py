@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from skipalign_jax import attention
+from skipalign_jax.model import attention
 from skipalign_jax.planning import flops
 
 # Unsorted on purpose in row 1: sharing a segment is all that counts.

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from skipalign_jax import shapes
+from skipalign_jax.model import known_models as shapes
 
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
 

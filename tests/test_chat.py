@@ -10,9 +10,9 @@ import pytest
 import transformers
 from hypothesis import strategies as st
 
-from skipalign_jax import errors
 from skipalign_jax.data import chat, schemas
 from skipalign_jax.data import tokenizer as tokenizer_lib
+from skipalign_jax.runtime import errors
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
 LLAMA_STYLE = SHARED / "tokenizers" / "llama_style"

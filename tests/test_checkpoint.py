@@ -7,8 +7,9 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 from rich import console as rich_console
 
-from skipalign_jax import checkpoint, errors
-from skipalign_jax import step as step_lib
+from skipalign_jax.runtime import errors
+from skipalign_jax.training import checkpoint
+from skipalign_jax.training import step as step_lib
 
 
 def state(value):

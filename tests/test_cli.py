@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from skipalign_jax import cli, errors
+from skipalign_jax import cli
+from skipalign_jax.runtime import errors
 
 ROOT = pathlib.Path(__file__).parent.parent
 QUICKSTART = f"--config={ROOT / 'configs' / 'quickstart.py'}"

@@ -14,8 +14,10 @@ import safetensors.numpy
 import test_hf_tiny as tiny
 import transformers
 
-from skipalign_jax import convert, errors, rope
+from skipalign_jax import convert
 from skipalign_jax.hf import card, export, native, reference, safetensors_io
+from skipalign_jax.model import rope
+from skipalign_jax.runtime import errors
 
 
 def run(command, ref, out=None, *more):

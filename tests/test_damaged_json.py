@@ -6,10 +6,14 @@ import shutil
 import pytest
 import tiny
 
-from skipalign_jax import analyze, errors, manifest, metrics, watch, workdir
+from skipalign_jax import analyze
 from skipalign_jax import config as config_lib
 from skipalign_jax.analysis import training
-from skipalign_jax.length_study import __main__ as length_study
+from skipalign_jax.runtime import errors
+from skipalign_jax.training import health as watch
+from skipalign_jax.training import metrics, workdir
+from skipalign_jax.training import starts as manifest
+from studies.length import __main__ as length_study
 
 DAMAGED = (b"", b"{", b"\xff\xfe{}", b"[1]", b"3", b"null", b"[" * 100_000)
 GOOD = b'{"step": 1, "loss": 2.0}\n'

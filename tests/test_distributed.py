@@ -7,7 +7,7 @@ import sys
 import pytest
 import tiny
 
-from skipalign_jax import compile_cache, distributed, errors
+from skipalign_jax.runtime import compile_cache, distributed, errors
 
 STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_LOCALID": "0"}
 SLURM = STEP | {"SLURM_PROCID": "1", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "8"}

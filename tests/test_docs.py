@@ -15,10 +15,12 @@ import sys
 import pytest
 import yaml
 
-from skipalign_jax import analyze, cli, errors, resolve
+from skipalign_jax import analyze, cli
 from skipalign_jax import config as config_lib
 from skipalign_jax.analysis import training
+from skipalign_jax.runtime import errors
 from skipalign_jax.sweep import rows
+from skipalign_jax.training import resolve
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))

@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from skipalign_jax import errors, terminal
-from skipalign_jax.evals import compare, longbench, needle
+from skipalign_jax.evals import compare, needle
+from skipalign_jax.evals.longbench import task as longbench
+from skipalign_jax.runtime import errors, terminal
 
 ROPE = {"kind": "ntk", "theta": 5e5, "factor": 8.0}
 

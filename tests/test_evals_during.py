@@ -7,8 +7,8 @@ import test_train
 import tiny
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import errors
-from skipalign_jax.evals import during
+from skipalign_jax.evals import scheduled as during
+from skipalign_jax.runtime import errors
 
 NEEDLE = dict(task="needle", lengths="320", depths="2", max_new_tokens=2)
 

@@ -23,18 +23,17 @@ from lm_eval.tasks import manager as manager_lib
 from rich import console as rich_console
 from tokenizers import decoders, models, pre_tokenizers
 
-from skipalign_jax import errors, inference, kernels
 from skipalign_jax.data import tokenizer as tokenizer_lib
-from skipalign_jax.evals import (
-  code_eval,
-  harness,
-  harness_asks,
-  harness_lm,
-  harness_tasks,
-  runner,
-  tydiqa,
-)
+from skipalign_jax.evals import runner
 from skipalign_jax.evals import subject as subject_lib
+from skipalign_jax.evals.lm_eval import adapter as harness_lm
+from skipalign_jax.evals.lm_eval import asks as harness_asks
+from skipalign_jax.evals.lm_eval import code_eval, tydiqa
+from skipalign_jax.evals.lm_eval import task as harness
+from skipalign_jax.evals.lm_eval import tasks as harness_tasks
+from skipalign_jax.model import backends as kernels
+from skipalign_jax.model import inference
+from skipalign_jax.runtime import errors
 
 WINDOW = 64
 CONFIG = tiny.config(vocab_size=260, window=WINDOW)

@@ -12,10 +12,13 @@ import test_hf_tiny
 from lm_eval.api import instance
 from tokenizers import processors
 
-from skipalign_jax import convert, inference
-from skipalign_jax.evals import code_eval, harness_lm, harness_tasks
+from skipalign_jax import convert
 from skipalign_jax.evals import subject as subject_lib
+from skipalign_jax.evals.lm_eval import adapter as harness_lm
+from skipalign_jax.evals.lm_eval import code_eval
+from skipalign_jax.evals.lm_eval import tasks as harness_tasks
 from skipalign_jax.hf import reference
+from skipalign_jax.model import inference
 
 pytestmark = pytest.mark.torch
 

@@ -8,8 +8,8 @@ import pytest
 import tiny_subject
 from matplotlib import image
 
-from skipalign_jax import errors
 from skipalign_jax.evals import heatmap, keys, needle
+from skipalign_jax.runtime import errors
 
 SUBJECT = tiny_subject.make(window=256)
 OPTIONS = keys.Options(lengths="900,1400", depths="3", samples=2)

@@ -13,11 +13,15 @@ import tiny
 from rich import console as rich_console
 from tokenizers import processors
 
-from skipalign_jax import errors, inference, kernels
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.evals import items as items_lib
-from skipalign_jax.evals import longbench, longbench_data, runner
+from skipalign_jax.evals import runner
 from skipalign_jax.evals import subject as subject_lib
+from skipalign_jax.evals.longbench import data as longbench_data
+from skipalign_jax.evals.longbench import task as longbench
+from skipalign_jax.model import backends as kernels
+from skipalign_jax.model import inference
+from skipalign_jax.runtime import errors
 
 CONFIG = tiny.config(vocab_size=260)
 PARAMS = tiny.params(CONFIG)

@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies
 
-from skipalign_jax.evals import longbench_metrics as metrics
+from skipalign_jax.evals.longbench import metrics
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ import tiny
 import tiny_subject
 from rich import console as rich_console
 
-from skipalign_jax import errors, kernels
 from skipalign_jax.data import chat
 from skipalign_jax.evals import intervals, misalignment, runner, tasks
+from skipalign_jax.model import backends as kernels
+from skipalign_jax.runtime import errors
 
 SUBJECT = tiny_subject.make(batch_tokens=200)
 QUIET = rich_console.Console(quiet=True)

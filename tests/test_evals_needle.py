@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tiny_subject
 
-from skipalign_jax import errors
 from skipalign_jax.evals import haystack, needle
+from skipalign_jax.runtime import errors
 
 SUBJECT = tiny_subject.make(window=256)
 OPTIONS = needle.Options(lengths="400,700", depths="0,0.5,1", max_new_tokens=4)

@@ -11,8 +11,9 @@ import tiny
 import tiny_subject
 from rich import console as rich_console
 
-from skipalign_jax import errors, kernels
 from skipalign_jax.evals import perplexity, runner, tasks
+from skipalign_jax.model import backends as kernels
+from skipalign_jax.runtime import errors
 
 SUBJECT = tiny_subject.make()
 BEGINS = tiny_subject.make(begin="<|endoftext|>")

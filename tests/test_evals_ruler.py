@@ -8,9 +8,10 @@ import pytest
 import tiny_subject
 from rich import console as rich_console
 
-from skipalign_jax import errors
-from skipalign_jax.evals import haystack, items, ruler, runner, tasks
-from skipalign_jax.evals import ruler_questions as questions
+from skipalign_jax.evals import haystack, items, runner, tasks
+from skipalign_jax.evals.ruler import questions
+from skipalign_jax.evals.ruler import task as ruler
+from skipalign_jax.runtime import errors
 
 SUBJECT = tiny_subject.make()
 HEAD, _ = SUBJECT.around(True)

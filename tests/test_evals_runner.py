@@ -10,8 +10,8 @@ import pytest
 import tiny_subject
 from rich import console as rich_console
 
-from skipalign_jax import errors
 from skipalign_jax.evals import intervals, items, needle, runner
+from skipalign_jax.runtime import errors
 
 SUBJECT = tiny_subject.make(batch_tokens=1024, window=256)
 OPTIONS = needle.Options(lengths="300,400,500", depths="2", max_new_tokens=3)

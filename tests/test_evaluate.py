@@ -6,8 +6,9 @@ import pytest
 import tiny
 import tiny_subject
 
-from skipalign_jax import errors, evaluate
+from skipalign_jax import evaluate
 from skipalign_jax.hf import reference
+from skipalign_jax.runtime import errors
 
 
 @pytest.fixture(scope="module")

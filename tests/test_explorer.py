@@ -11,8 +11,8 @@ import numpy as np
 import py_mini_racer
 import pytest
 
-from skipalign_jax import positions
 from skipalign_jax.analysis import dialogues, distances
+from skipalign_jax.method import positions
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "explorer.html").read_text(encoding="utf-8")

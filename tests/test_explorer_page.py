@@ -10,8 +10,8 @@ import browser
 import numpy as np
 import pytest
 
-from skipalign_jax import positions
 from skipalign_jax.analysis import distances
+from skipalign_jax.method import positions
 
 ADDRESS = (pathlib.Path(__file__).parents[1] / "docs/explorer.html").as_uri()
 FIRST_EXAMPLE = (35, 180, 20, 260, 25, 140, 30, 210)

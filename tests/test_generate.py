@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import tiny
 
-from skipalign_jax import errors, generate, inference, kernels
+from skipalign_jax import generate
 from skipalign_jax.data import tokenizer as tokenizer_lib
+from skipalign_jax.model import backends as kernels
+from skipalign_jax.model import inference
+from skipalign_jax.runtime import errors
 
 CONFIG = tiny.config()
 PARAMS = tiny.params(CONFIG)

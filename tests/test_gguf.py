@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import test_hf_tiny as tiny
 
-from skipalign_jax import errors, model, rope
 from skipalign_jax.hf import gguf, gguf_tokenizer, reference
+from skipalign_jax.model import decoder as model
+from skipalign_jax.model import rope
+from skipalign_jax.runtime import errors
 
 SMOLLM2 = pathlib.Path(
   os.environ.get("SKIPALIGN_SMOLLM2", "")

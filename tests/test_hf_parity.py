@@ -8,8 +8,9 @@ import make_goldens
 import numpy as np
 import pytest
 
-from skipalign_jax import model, model_config
 from skipalign_jax.hf import names, reference, weights
+from skipalign_jax.model import decoder as model
+from skipalign_jax.model import model_config
 
 GOLDENS = np.load(make_goldens.FOLDER / "logits.npz")
 

@@ -13,8 +13,9 @@ import pytest
 import safetensors.numpy
 import test_hf_tiny as tiny
 
-from skipalign_jax import errors, seal
 from skipalign_jax.hf import names, native, reference, safetensors_io
+from skipalign_jax.runtime import checksums as seal
+from skipalign_jax.runtime import errors
 
 
 def refused(ref, *parts):

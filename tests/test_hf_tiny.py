@@ -12,8 +12,8 @@ import tokenizers
 import transformers
 from tokenizers import decoders, pre_tokenizers, trainers
 
-from skipalign_jax import model_config
 from skipalign_jax.hf import names
+from skipalign_jax.model import model_config
 
 TEMPLATE = (
   "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import tiny
 
-from skipalign_jax import errors, inference, kernels, model, sharding
+from skipalign_jax.model import backends as kernels
+from skipalign_jax.model import decoder as model
+from skipalign_jax.model import inference, sharding
+from skipalign_jax.runtime import errors
 
 CONFIG = tiny.config(num_heads=8)
 PARAMS = tiny.params(CONFIG)

@@ -12,7 +12,9 @@ import pytest
 import tiny
 from jax.sharding import NamedSharding, PartitionSpec
 
-from skipalign_jax import errors, kernels, sharding
+from skipalign_jax.model import backends as kernels
+from skipalign_jax.model import sharding
+from skipalign_jax.runtime import errors
 
 L, HEADS, KV_HEADS, HEAD_DIM = 256, 4, 2, 64
 

@@ -12,7 +12,8 @@ import pytest
 import tiny
 import yaml
 
-from skipalign_jax import cli, distributed
+from skipalign_jax import cli
+from skipalign_jax.runtime import distributed
 
 FOLDER = tiny.ROOT / "launch"
 SCRIPTS = sorted([*FOLDER.glob("*.sh"), *FOLDER.glob("*.sbatch")])

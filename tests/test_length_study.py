@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import tiny
 
-from skipalign_jax import errors
-from skipalign_jax.length_study import __main__ as command
-from skipalign_jax.length_study import figure, tasks, training, verdict
+from skipalign_jax.runtime import errors
+from studies.length import __main__ as command
+from studies.length import figure, tasks, training, verdict
 
 Cell = training.Cell
 

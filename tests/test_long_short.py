@@ -7,8 +7,10 @@ import pytest
 import tiny
 from test_losses import sizes
 
-from skipalign_jax import errors, long_short, losses, positions
-from skipalign_jax import step as step_lib
+from skipalign_jax.method import long_short, positions
+from skipalign_jax.model import losses
+from skipalign_jax.runtime import errors
+from skipalign_jax.training import step as step_lib
 
 CONFIG = long_short.LongShortConfig(0.3, "none", 0)
 B, L, D, V = 2, 13, 6, 11

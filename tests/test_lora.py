@@ -16,21 +16,16 @@ from jax.sharding import AbstractMesh
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import (
-  convert,
-  errors,
-  frozen,
-  lora,
-  lora_trees,
-  model,
-  positions,
-  resolve,
-  sharding,
-  step,
-  train,
-)
+from skipalign_jax import convert, train
 from skipalign_jax.hf import adapters, native, reference
+from skipalign_jax.method import positions
+from skipalign_jax.model import decoder as model
+from skipalign_jax.model import lora, sharding
+from skipalign_jax.model import lora_state as lora_trees
+from skipalign_jax.model import quantized as frozen
 from skipalign_jax.planning import flops
+from skipalign_jax.runtime import errors
+from skipalign_jax.training import resolve, step
 
 CONFIG = tiny.config()
 ADAPTERS = lora.Config(3, 6.0, ("q", "v", "o", "up", "down"), "bfloat16")

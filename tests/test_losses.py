@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from skipalign_jax import losses
+from skipalign_jax.model import losses
 
 B, L, D, V = 3, 12, 5, 17
 

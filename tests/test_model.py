@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import tiny
 
-from skipalign_jax import kernels, model, positions, sharding
-from skipalign_jax import step as step_lib
 from skipalign_jax.hf import names
+from skipalign_jax.method import positions
+from skipalign_jax.model import backends as kernels
+from skipalign_jax.model import decoder as model
+from skipalign_jax.model import sharding
+from skipalign_jax.training import step as step_lib
 
 CONFIG = tiny.config()
 PARAMS = tiny.params(CONFIG)

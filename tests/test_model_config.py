@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import transformers
 
-from skipalign_jax import errors, families, model_config, rope, shapes
+from skipalign_jax.model import families, model_config, rope
+from skipalign_jax.model import known_models as shapes
+from skipalign_jax.runtime import errors
 
 LLAMA2_7B = {
   "architectures": ["LlamaForCausalLM"],

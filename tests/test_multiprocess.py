@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import tiny
 
-from skipalign_jax import compile_cache, model, sharding
 from skipalign_jax.hf import reference, weights
+from skipalign_jax.model import decoder as model
+from skipalign_jax.model import sharding
+from skipalign_jax.runtime import compile_cache
 
 STEPS = 10
 # For context a head for each of eight devices.
@@ -49,7 +51,7 @@ def train_as_one_of_two(process, port, split):
 
 def check_initial_weights(run):
   """Drawn weights are those of one process; given ones are read in shards."""
-  from skipalign_jax import train  # here, because the other process does without
+  from skipalign_jax import train
 
   shape, shardings = run.recipe.model, run.shardings.params
   drawn = train.initial_params(None, shape, 3, shardings)

@@ -8,9 +8,9 @@ import pytest
 import tiny
 from scipy import stats
 
-from skipalign_jax import errors
 from skipalign_jax.data import chat
-from skipalign_jax.needle_study import (
+from skipalign_jax.runtime import errors
+from studies.needles import (
   __main__,
   collect,
   figure,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from skipalign_jax import norm
+from skipalign_jax.model import norm
 
 EPS = 1e-2
 

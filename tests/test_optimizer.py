@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny
 
-from skipalign_jax import optimizer
+from skipalign_jax.training import optimizer
 
 
 def rates(steps, warmup_fraction):

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import errors
 from skipalign_jax.data import chat, packing, pipeline, prepare, schemas, sources
 from skipalign_jax.data import tokenizer as tokenizer_lib
+from skipalign_jax.runtime import errors
 
 TOKENIZER = tokenizer_lib.byte_tokenizer()
 

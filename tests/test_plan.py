@@ -10,8 +10,10 @@ import tiny
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import errors, plan, shapes, terminal
+from skipalign_jax import plan
+from skipalign_jax.model import known_models as shapes
 from skipalign_jax.planning import compiler, hardware, hlo, report, search
+from skipalign_jax.runtime import errors, terminal
 
 LLAMA = "meta-llama/Llama-2-7b-hf"
 GIVEN = dict(

@@ -17,7 +17,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jax.sharding import PartitionSpec
 
-from skipalign_jax import model, shapes, sharding
+from skipalign_jax.model import decoder as model
+from skipalign_jax.model import known_models as shapes
+from skipalign_jax.model import sharding
 from skipalign_jax.planning import estimate, flops, hardware, programs
 
 B, L = 8, 16

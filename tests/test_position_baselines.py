@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from test_positions import config, row, stack, synthesize
 
-from skipalign_jax import errors, position_baselines, positions
+from skipalign_jax.method import baselines as position_baselines
+from skipalign_jax.method import positions
+from skipalign_jax.runtime import errors
 
 COUNT = 6_000
 

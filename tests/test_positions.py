@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from skipalign_jax import errors, positions
+from skipalign_jax.method import positions
+from skipalign_jax.runtime import errors
 
 L = 64  # one row length and few static configs: compiling is what costs time
 SKIPS = ("skip_all", "skip_inner", "skip_outer")

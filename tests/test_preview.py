@@ -1,6 +1,6 @@
 import numpy as np
 
-from skipalign_jax import preview
+from skipalign_jax.training import preview
 
 
 def test_samples_gives_blocks_with_their_positions():

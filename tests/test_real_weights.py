@@ -11,19 +11,14 @@ import tiny
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import (
-  convert,
-  generate,
-  inference,
-  kernels,
-  losses,
-  positions,
-  rope,
-)
-from skipalign_jax import step as step_lib
+from skipalign_jax import convert, generate
 from skipalign_jax.data import pipeline
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import reference
+from skipalign_jax.method import positions
+from skipalign_jax.model import backends as kernels
+from skipalign_jax.model import inference, losses, rope
+from skipalign_jax.training import step as step_lib
 
 pytestmark = [pytest.mark.weights, pytest.mark.torch]
 

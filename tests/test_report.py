@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import tiny
 
-from skipalign_jax import long_short, report
+from skipalign_jax.method import long_short
+from skipalign_jax.training import report
 
 
 @pytest.mark.parametrize(

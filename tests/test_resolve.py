@@ -3,7 +3,10 @@ import dataclasses
 import pytest
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import errors, resolve, rope, shapes
+from skipalign_jax.model import known_models as shapes
+from skipalign_jax.model import rope
+from skipalign_jax.runtime import errors
+from skipalign_jax.training import resolve
 
 LLAMA = dataclasses.replace(
   shapes.KNOWN["meta-llama/Llama-2-7b-hf"],

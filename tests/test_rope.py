@@ -6,7 +6,8 @@ import make_goldens
 import numpy as np
 import pytest
 
-from skipalign_jax import errors, model_config, rope
+from skipalign_jax.model import model_config, rope
+from skipalign_jax.runtime import errors
 
 GOLDENS = np.load(make_goldens.FOLDER / "rope.npz")
 SHAPE = make_goldens.MODELS["llama2_mha"]

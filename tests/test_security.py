@@ -15,10 +15,10 @@ import pytest
 import test_hf_tiny as hf_tiny
 import tiny
 
-from skipalign_jax import chat_template, errors
 from skipalign_jax.data import chat, sources
 from skipalign_jax.data import tokenizer as tokenizer_lib
-from skipalign_jax.hf import reference
+from skipalign_jax.hf import chat_template, reference
+from skipalign_jax.runtime import errors
 
 PACKAGE = tiny.ROOT / "skipalign_jax"
 SECRETS = {

@@ -11,8 +11,11 @@ import pytest
 import tiny
 from jax.sharding import AbstractMesh
 
-from skipalign_jax import errors, lora, model, shapes, sharding
 from skipalign_jax.data import packing
+from skipalign_jax.model import decoder as model
+from skipalign_jax.model import known_models as shapes
+from skipalign_jax.model import lora, sharding
+from skipalign_jax.runtime import errors
 
 FAMILY = [
   tiny.config(),

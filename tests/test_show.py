@@ -8,9 +8,11 @@ import pytest
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import errors, positions, show
+from skipalign_jax import show
 from skipalign_jax.data import packing, pipeline
 from skipalign_jax.data import tokenizer as tokenizer_lib
+from skipalign_jax.method import positions
+from skipalign_jax.runtime import errors
 
 
 @pytest.fixture

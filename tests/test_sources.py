@@ -7,8 +7,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from skipalign_jax import errors
 from skipalign_jax.data import schemas, sources
+from skipalign_jax.runtime import errors
 
 RECORDS = [
   {"messages": [{"role": "user", "content": f"q{i}"},

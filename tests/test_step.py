@@ -7,9 +7,9 @@ import pytest
 import tiny
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import positions
-from skipalign_jax import step as step_lib
 from skipalign_jax.data import packing
+from skipalign_jax.method import positions
+from skipalign_jax.training import step as step_lib
 
 OPTIM = tiny.optim(weight_decay=0.05)
 

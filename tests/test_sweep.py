@@ -20,8 +20,9 @@ import test_evals_compare
 import tiny
 from scipy import stats
 
-from skipalign_jax import errors, evaluate, terminal
+from skipalign_jax import evaluate
 from skipalign_jax.evals import tasks
+from skipalign_jax.runtime import errors, terminal
 from skipalign_jax.sweep import __main__ as command
 from skipalign_jax.sweep import chosen as chosen_lib
 from skipalign_jax.sweep import chosen_tables, collect, rows

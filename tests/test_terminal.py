@@ -7,8 +7,8 @@ import sys
 import pytest
 from rich import cells
 
-from skipalign_jax import terminal
 from skipalign_jax.evals import tasks
+from skipalign_jax.runtime import terminal
 
 HELP = {
   "analyze": [[]],

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import strategies as st
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import positions, resolve
 from skipalign_jax.data import chat, prose, text
 from skipalign_jax.data import tokenizer as tokenizer_lib
+from skipalign_jax.method import positions
+from skipalign_jax.training import resolve
 
 TOKENIZER = tokenizer_lib.byte_tokenizer()
 EOS = TOKENIZER.eos_token_id

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import strategies as st
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import errors
 from skipalign_jax.data import chat, tokenizer
+from skipalign_jax.runtime import errors
 
 BYTES = tokenizer.byte_tokenizer()
 

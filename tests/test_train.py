@@ -17,8 +17,10 @@ import tiny
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import errors, resolve, terminal, train
+from skipalign_jax import train
 from skipalign_jax.hf import reference
+from skipalign_jax.runtime import errors, terminal
+from skipalign_jax.training import resolve
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = sorted(  # the others are sweeps over these

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from skipalign_jax import errors, watch
+from skipalign_jax.runtime import errors
+from skipalign_jax.training import health as watch
 
 
 def naive(losses):

@@ -12,9 +12,11 @@ import tiny
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import errors, manifest, signals, workdir
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import native
+from skipalign_jax.runtime import errors, signals
+from skipalign_jax.training import starts as manifest
+from skipalign_jax.training import workdir
 
 SILENT = rich_console.Console(quiet=True)
 

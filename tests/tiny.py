@@ -11,20 +11,14 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from skipalign_jax import (
-  kernels,
-  long_short,
-  lora_trees,
-  metrics,
-  model,
-  model_config,
-  optimizer,
-  positions,
-  rope,
-  sharding,
-)
-from skipalign_jax import step as step_lib
 from skipalign_jax.data import packing
+from skipalign_jax.method import long_short, positions
+from skipalign_jax.model import backends as kernels
+from skipalign_jax.model import decoder as model
+from skipalign_jax.model import lora_state as lora_trees
+from skipalign_jax.model import model_config, rope, sharding
+from skipalign_jax.training import metrics, optimizer
+from skipalign_jax.training import step as step_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 SEQ_LEN = 24

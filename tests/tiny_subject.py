@@ -8,10 +8,10 @@ import safetensors.numpy
 import tiny
 from tokenizers import processors
 
-from skipalign_jax import inference, model_config, sharding
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.hf import export, safetensors_io, weights
+from skipalign_jax.model import inference, model_config, sharding
 
 CONFIG = tiny.config(vocab_size=260)
 PARAMS = tiny.params(CONFIG)

@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from skipalign_jax import errors, positions
 from skipalign_jax.analysis import dialogues, distances
+from skipalign_jax.method import positions
+from skipalign_jax.runtime import errors
 
 ROWS = 8  # of a batch that positions are drawn for
 WIDE_BINS, NEAR_BINS, PARTS = 200, 64, 10

@@ -13,8 +13,9 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib import ticker
 
-from skipalign_jax import errors, preview
 from skipalign_jax.evals import curves
+from skipalign_jax.runtime import errors
+from skipalign_jax.training import preview
 
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 SMOOTHED = 20  # points that a curve of losses is averaged over

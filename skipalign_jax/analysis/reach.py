@@ -14,8 +14,10 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from skipalign_jax import model_config, resolve, rope, shapes
 from skipalign_jax.hf import reference
+from skipalign_jax.model import known_models as shapes
+from skipalign_jax.model import model_config, rope
+from skipalign_jax.training import resolve
 
 
 def measure(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from skipalign_jax import errors, metrics
+from skipalign_jax.runtime import errors
+from skipalign_jax.training import metrics
 
 POINTS = 400  # of a curve at most; more steps are averaged
 PER_STEP = ("loss", "grad_norm", "learning_rate", "tokens_per_second")

@@ -20,8 +20,9 @@ import jinja2
 import numpy as np
 import transformers
 
-from skipalign_jax import chat_template, errors
 from skipalign_jax.data import schemas
+from skipalign_jax.hf import chat_template
+from skipalign_jax.runtime import errors
 
 # The bos line is added by `set_template` where the tokenizer puts one in front.
 TULU = (

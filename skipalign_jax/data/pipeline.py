@@ -20,9 +20,9 @@ from absl import flags
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import errors
 from skipalign_jax.data import packing, prepare, sources
 from skipalign_jax.data import rows as rows_lib
+from skipalign_jax.runtime import errors
 
 Batch = dict[str, np.ndarray]
 

@@ -26,8 +26,8 @@ from rich import console as rich_console
 from rich import progress
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import errors, untrusted
 from skipalign_jax.data import chat, schemas, sources, text
+from skipalign_jax.runtime import errors, untrusted
 
 FORMAT = 3  # of the rows; raise it when they or the encoding change
 _BATCH, _BATCH_SIZE = 512, 64 << 20  # records tokenized at a time; their bytes, about

@@ -10,8 +10,8 @@ import ml_collections
 import numpy as np
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import errors
 from skipalign_jax.data import packing, prepare
+from skipalign_jax.runtime import errors
 
 Planned = tuple[int, np.ndarray]  # epoch, the (source, row) pairs of a row
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from skipalign_jax import untrusted
+from skipalign_jax.runtime import untrusted
 
 Message = tuple[str, str]  # role, content
 

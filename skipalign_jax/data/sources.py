@@ -12,8 +12,8 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
-from skipalign_jax import errors, untrusted
 from skipalign_jax.data import prose, recall
+from skipalign_jax.runtime import errors, untrusted
 
 FORMS = (
   "builtin:recall[:N], builtin:text[:N], hub:NAME[:SPLIT], or a .jsonl, .jsonl.gz, "

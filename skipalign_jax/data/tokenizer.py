@@ -5,8 +5,8 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, pre_tokenizers
 
-from skipalign_jax import errors
 from skipalign_jax.data import chat
+from skipalign_jax.runtime import errors
 
 # Id 0 is padding: a padded place in a row is all zeros.
 SPECIAL = ("<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -8,10 +8,11 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from skipalign_jax import errors, terminal, untrusted
 from skipalign_jax.evals import compare_table as table_lib
-from skipalign_jax.evals import heatmap, keys, longbench, needle
+from skipalign_jax.evals import heatmap, keys, needle
+from skipalign_jax.evals.longbench import task as longbench
 from skipalign_jax.hf import safetensors_io
+from skipalign_jax.runtime import errors, terminal, untrusted
 
 # SkipAlign's Table 2: lm_eval's groups and tasks; NAME_… is a part of NAME.
 SHORT = {

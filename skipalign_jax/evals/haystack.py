@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from skipalign_jax import errors, untrusted
 from skipalign_jax.evals import subject as subject_lib
+from skipalign_jax.runtime import errors, untrusted
 
 SUBJECTS = (
   "the ferry", "a tall clerk", "the baker", "her neighbour", "the old bridge",

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from skipalign_jax import errors
 from skipalign_jax.evals import haystack, heatmap, intervals, needle
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
+from skipalign_jax.runtime import errors
 
 KEY = " The pass key of {owner} is {key}. Keep in mind that {key} is its pass key."
 QUESTION = "What is the pass key of {owner}?"

@@ -28,11 +28,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from skipalign_jax import errors, losses, model, model_config, sharding
 from skipalign_jax.data import chat, schemas, sources
 from skipalign_jax.evals import haystack, intervals, needle
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
+from skipalign_jax.model import decoder as model
+from skipalign_jax.model import losses, model_config, sharding
+from skipalign_jax.runtime import errors
 
 CHUNK = 64  # places a row whose logits, of both passes, exist at one time
 TEXTS = (".txt", ".txt.gz")

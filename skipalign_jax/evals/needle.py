@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from skipalign_jax import errors
 from skipalign_jax.evals import haystack, heatmap, intervals
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
+from skipalign_jax.runtime import errors
 
 FACT = (
   "The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on "

@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from skipalign_jax import errors
 from skipalign_jax.evals import curves, haystack, intervals
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
+from skipalign_jax.runtime import errors
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,10 +24,10 @@ from typing import Any
 from rich import console as rich_console
 from rich import progress
 
-from skipalign_jax import distributed, errors, untrusted
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.hf import safetensors_io
+from skipalign_jax.runtime import distributed, errors, untrusted
 
 Record = items_lib.Record
 

@@ -8,8 +8,10 @@ from typing import Any
 import jinja2
 import transformers
 
-from skipalign_jax import chat_template, errors, inference, model_config
 from skipalign_jax.data import tokenizer as tokenizer_lib
+from skipalign_jax.hf import chat_template
+from skipalign_jax.model import inference, model_config
+from skipalign_jax.runtime import errors
 
 _MARK = "\ue000"  # private use: no template and no text writes it
 

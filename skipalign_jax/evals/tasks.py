@@ -8,16 +8,11 @@ import inspect
 import re
 from typing import Any
 
-from skipalign_jax import errors
-from skipalign_jax.evals import (
-  harness,
-  keys,
-  longbench,
-  misalignment,
-  needle,
-  perplexity,
-  ruler,
-)
+from skipalign_jax.evals import keys, misalignment, needle, perplexity
+from skipalign_jax.evals.lm_eval import task as harness
+from skipalign_jax.evals.longbench import task as longbench
+from skipalign_jax.evals.ruler import task as ruler
+from skipalign_jax.runtime import errors
 
 TASKS = {
   "needle": needle,

@@ -14,8 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from skipalign_jax import errors, lora, lora_trees, model, model_config, sharding
 from skipalign_jax.hf import names, native, weights
+from skipalign_jax.model import decoder as model
+from skipalign_jax.model import lora, model_config, sharding
+from skipalign_jax.model import lora_state as lora_trees
+from skipalign_jax.runtime import errors
 
 Parameters = dict[str, weights.Parameter]
 

@@ -8,8 +8,8 @@ import pathlib
 from importlib import metadata
 from typing import Any
 
-from skipalign_jax import lora, model_config
 from skipalign_jax.hf import native
+from skipalign_jax.model import lora, model_config
 
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers")
 

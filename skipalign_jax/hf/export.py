@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import transformers
 
-from skipalign_jax import errors, model_config
 from skipalign_jax.hf import card, native, reference, safetensors_io, weights
+from skipalign_jax.model import model_config
+from skipalign_jax.runtime import errors
 
 DTYPES = ("bfloat16", "float32", "float16", "keep")
 

@@ -14,8 +14,9 @@ from typing import Any
 import gguf
 import numpy as np
 
-from skipalign_jax import errors, families, model_config, rope
 from skipalign_jax.hf import gguf_header, names
+from skipalign_jax.model import families, model_config, rope
+from skipalign_jax.runtime import errors
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")  # as the families of these names
 

@@ -18,7 +18,7 @@ from tokenizers import (
   processors,
 )
 
-from skipalign_jax import errors
+from skipalign_jax.runtime import errors
 
 # tokenizer.ggml.token_type
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4

@@ -5,7 +5,8 @@ n layers. Every matrix is stored [out, in] in all three worlds, so converting is
 renaming and stacking, never transposing.
 """
 
-from skipalign_jax import errors, model_config
+from skipalign_jax.model import model_config
+from skipalign_jax.runtime import errors
 
 # path in the parameter tree, HF name, GGUF name; {i} is the layer. Paths under
 # layers/ have the layers stacked on axis 0.

@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 import tensorstore
 
-from skipalign_jax import errors, model_config, rope, seal
 from skipalign_jax.hf import names, safetensors_io, weights
+from skipalign_jax.model import model_config, rope
+from skipalign_jax.runtime import checksums as seal
+from skipalign_jax.runtime import errors
 
 FORMAT = "skipalign_jax"
 CHECKPOINTS, PARAMS, TOKENIZER = "checkpoints", "params", "tokenizer"

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from skipalign_jax import errors, model, model_config
 from skipalign_jax.hf import reference, weights
+from skipalign_jax.model import decoder as model
+from skipalign_jax.model import model_config
+from skipalign_jax.runtime import errors
 
 
 def skipped_positions(length: int, window: int) -> np.ndarray:

@@ -16,15 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 import transformers
 
-from skipalign_jax import chat_template, errors, model_config, untrusted
 from skipalign_jax.hf import (
   adapters,
+  chat_template,
   gguf,
   gguf_tokenizer,
   native,
   safetensors_io,
   weights,
 )
+from skipalign_jax.model import model_config
+from skipalign_jax.runtime import errors, untrusted
 
 FORMS = """a model reference is one of
   org/name or org/name@revision   a model on the Hugging Face hub

@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from skipalign_jax import errors, untrusted
+from skipalign_jax.runtime import errors, untrusted
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DEFAULT_SHARD_BYTES = 5 * 10**9  # what transformers uses

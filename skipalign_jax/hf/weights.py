@@ -12,8 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
-from skipalign_jax import errors, model_config
 from skipalign_jax.hf import names
+from skipalign_jax.model import model_config
+from skipalign_jax.runtime import errors
 
 Index = tuple[slice, ...]
 

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from skipalign_jax import sharding
+from skipalign_jax.model import sharding
 from skipalign_jax.planning import estimate, flops, hardware, hlo, programs
 
 INSTALL = "pip install -e '.[plan]'"

@@ -8,8 +8,10 @@ import math
 
 import jax.numpy as jnp
 
-from skipalign_jax import lora_trees, model, step
+from skipalign_jax.model import decoder as model
+from skipalign_jax.model import lora_state as lora_trees
 from skipalign_jax.planning import flops, hardware
+from skipalign_jax.training import step
 
 # Share of a chip's peak that large products reach, lower and upper end. An
 # assumption; the estimate is no better than it.

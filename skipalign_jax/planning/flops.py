@@ -14,7 +14,7 @@ from typing import Any
 
 from jax.extend import core
 
-from skipalign_jax import model_config
+from skipalign_jax.model import model_config
 
 
 def causal_pairs(length: int) -> int:

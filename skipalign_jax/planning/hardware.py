@@ -8,7 +8,7 @@ import dataclasses
 import math
 import re
 
-from skipalign_jax import errors
+from skipalign_jax.runtime import errors
 
 GIB = 2**30
 GPUS_PER_HOST = 8

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import ml_collections
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from skipalign_jax import inference, kernels, model, optimizer, sharding
-from skipalign_jax import step as step_lib
 from skipalign_jax.data import packing
+from skipalign_jax.model import backends as kernels
+from skipalign_jax.model import decoder as model
+from skipalign_jax.model import inference, sharding
 from skipalign_jax.planning import estimate
+from skipalign_jax.training import optimizer
+from skipalign_jax.training import step as step_lib
 
 
 def abstract_mesh(job: estimate.Job) -> AbstractMesh:

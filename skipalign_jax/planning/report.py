@@ -7,7 +7,7 @@ from typing import Any
 from rich import console as rich_console
 from rich import table as rich_table
 
-from skipalign_jax import lora
+from skipalign_jax.model import lora
 from skipalign_jax.planning import compiler, estimate, hardware, hlo, search
 
 GIB = hardware.GIB

@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 
-from skipalign_jax import errors, terminal
+from skipalign_jax.runtime import errors, terminal
 from skipalign_jax.sweep import collect, rows
 
 WHAT = {

@@ -15,10 +15,10 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from skipalign_jax import errors, terminal
 from skipalign_jax.evals import compare, curves
 from skipalign_jax.evals import compare_table as table_lib
 from skipalign_jax.hf import safetensors_io
+from skipalign_jax.runtime import errors, terminal
 from skipalign_jax.sweep import chosen, chosen_tables, rows
 
 TRAINING = ("steps", "loss", "held-out loss")

@@ -24,9 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from skipalign_jax import cli, errors, metrics, resolve, workdir
+from skipalign_jax import cli
 from skipalign_jax import config as config_lib
 from skipalign_jax.hf import native, safetensors_io
+from skipalign_jax.runtime import errors
+from skipalign_jax.training import metrics, resolve, workdir
 
 Value = str | int | float | bool
 CHOOSE = "choose"  # name of the evaluation that decides on a row's NTK target

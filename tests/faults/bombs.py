@@ -23,9 +23,10 @@ import gguf
 import pyarrow.parquet
 import test_hf_tiny as hf_tiny
 
-from skipalign_jax import errors
-from skipalign_jax.evals import haystack, longbench_data
+from skipalign_jax.evals import haystack
+from skipalign_jax.evals.longbench import data as longbench_data
 from skipalign_jax.hf import reference
+from skipalign_jax.runtime import errors
 
 of = functools.partial
 ADDRESS_SPACE = 4 << 30

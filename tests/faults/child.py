@@ -18,10 +18,12 @@ import zlib
 
 import orbax.checkpoint as ocp
 
-from skipalign_jax import convert, distributed, seal, train
-from skipalign_jax import step as step_lib
+from skipalign_jax import convert, train
 from skipalign_jax.data import pipeline
 from skipalign_jax.hf import safetensors_io
+from skipalign_jax.runtime import checksums as seal
+from skipalign_jax.runtime import distributed
+from skipalign_jax.training import step as step_lib
 
 # What a moment begins with: (owner, name).
 MOMENTS = {

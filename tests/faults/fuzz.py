@@ -30,11 +30,12 @@ import test_hf_tiny as hf_tiny  # noqa: E402
 from rich import console as rich_console  # noqa: E402
 
 from skipalign_jax import config as config_lib  # noqa: E402
-from skipalign_jax import errors, rope  # noqa: E402
 from skipalign_jax.data import prepare, recall, sources  # noqa: E402
 from skipalign_jax.data import tokenizer as tokenizer_lib  # noqa: E402
 from skipalign_jax.hf import gguf as gguf_lib  # noqa: E402
 from skipalign_jax.hf import reference  # noqa: E402
+from skipalign_jax.model import rope  # noqa: E402
+from skipalign_jax.runtime import errors  # noqa: E402
 
 TOKENIZER = tokenizer_lib.byte_tokenizer()
 SILENT = rich_console.Console(quiet=True)

@@ -19,9 +19,9 @@ import pytest
 import test_hf_tiny as hf_tiny
 from hypothesis import strategies as st
 
-from skipalign_jax import errors, untrusted
 from skipalign_jax.data import chat, prepare, schemas, sources
 from skipalign_jax.hf import reference
+from skipalign_jax.runtime import errors, untrusted
 
 FOLDER = pathlib.Path(__file__).parent
 FILES = {  # of each reader, in the slow test

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import tiny_runs
 
-from skipalign_jax import distributed
+from skipalign_jax.runtime import distributed
 
 pytestmark = pytest.mark.slow
 

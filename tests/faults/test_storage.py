@@ -13,8 +13,8 @@ import pytest
 import test_checkpoint
 import tiny_runs
 
-from skipalign_jax import errors
 from skipalign_jax.hf import native
+from skipalign_jax.runtime import errors
 
 pytestmark = pytest.mark.slow
 ENDING = "the same command goes on from the latest."
@@ -102,7 +102,7 @@ def test_every_flip_and_every_cut_in_the_latest_checkpoint_is_noticed(
   whole, cache_dir, tmp_path
 ):
   """Each file that carries state, by its seal; and one run to the end."""
-  from skipalign_jax import seal
+  from skipalign_jax.runtime import checksums as seal
 
   rng, noticed = random.Random(0), 0
   folder = whole / "checkpoints" / "14"

@@ -1,0 +1,1 @@
+"""lm-evaluation-harness, answered by our models."""

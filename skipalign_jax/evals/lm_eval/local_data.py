@@ -1,0 +1,137 @@
+"""Benchmarks from files, for machines without a hub, in the shape of the hub's records.
+
+FOLDER/
+  mmlu/SUBJECT_{test,dev}.csv    question,choice0,choice1,choice2,choice3,answer (0–3)
+  bbh/TASK.json                  as suzgunmirac/BIG-Bench-Hard has it
+  human_eval/HumanEval.jsonl.gz  as openai/human-eval has it
+  tydiqa/*.json, *.jsonl         gold passages: SQuAD's JSON, or a line a record with
+                                 id (LANGUAGE-…), context, question and answers; a file
+                                 with "train" in its name has the examples
+"""
+
+import csv
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import datasets
+import pyarrow
+
+from skipalign_jax.runtime import errors, untrusted
+
+
+def read(
+  folder: str, dataset: str, subset: str, language: str = ""
+) -> datasets.DatasetDict | None:
+  """The splits of a data set of the hub, from files; None where there are none.
+
+  Args:
+    folder: see above.
+    dataset: its name on the hub, such as cais/mmlu.
+    subset: of it.
+    language: of TyDiQA; "" takes all.
+
+  Raises:
+    UserError: no such folder, files that cannot be read, or a data set whose files
+      nobody knows.
+  """
+  root = pathlib.Path(folder)
+  if not root.is_dir():
+    raise errors.UserError(f"--local_data={folder} is no folder")
+  readers = {
+    "cais/mmlu": lambda: _mmlu(root / "mmlu", subset),
+    "SaylorTwift/bbh": lambda: _bbh(root / "bbh", subset),
+    "openai/openai_humaneval": lambda: _human_eval(root / "human_eval"),
+    "google-research-datasets/tydiqa": lambda: _tydiqa(root / "tydiqa", language),
+  }
+  if dataset not in readers:
+    raise errors.UserError(
+      f"--local_data: {dataset} is not read from files; these are: {', '.join(readers)}"
+    )
+  try:
+    splits = readers[dataset]()
+    if not splits:
+      return None
+    return datasets.DatasetDict(
+      {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
+    )
+  except (
+    *untrusted.BROKEN,
+    LookupError,
+    TypeError,
+    AttributeError,
+    csv.Error,
+    pyarrow.ArrowException,
+  ) as error:
+    raise errors.UserError(
+      f"--local_data={folder}: files of {dataset} {subset} cannot be read: {error!r}"
+    ) from error
+
+
+def _mmlu(folder: pathlib.Path, subject: str) -> dict[str, list[dict[str, Any]]]:
+  splits = {}
+  for split in ("test", "dev"):
+    path = folder / f"{subject}_{split}.csv"
+    if not path.exists():
+      return {}
+    with path.open(encoding="utf-8", newline="") as file:
+      splits[split] = [
+        {
+          "question": row["question"],
+          "subject": subject,
+          "choices": [row[f"choice{i}"] for i in range(4)],
+          "answer": int(row["answer"]),
+        }
+        for row in csv.DictReader(file)
+      ]
+  return splits
+
+
+def _bbh(folder: pathlib.Path, task: str) -> dict[str, list[dict[str, Any]]]:
+  path = folder / f"{task}.json"
+  if not path.exists():
+    return {}
+  examples = untrusted.parse_json(untrusted.read(path))["examples"]
+  return {
+    "test": [{"input": row["input"], "target": row["target"]} for row in examples]
+  }
+
+
+def _human_eval(folder: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
+  path = folder / "HumanEval.jsonl.gz"
+  if not path.exists():
+    return {}
+  return {"test": [untrusted.parse_json(line) for _, line in untrusted.lines(path)]}
+
+
+def _tydiqa(folder: pathlib.Path, language: str) -> dict[str, list[dict[str, Any]]]:
+  splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
+  for path in sorted(folder.glob("*.json*")):
+    rows = splits["train" if "train" in path.name else "validation"]
+    rows += [row for row in _questions(path) if row["id"].startswith(language)]
+  return splits if splits["train"] and splits["validation"] else {}
+
+
+def _questions(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+  """Records of a file, as the hub's secondary_task has them."""
+  if path.suffix == ".jsonl":
+    records = [untrusted.parse_json(line) for _, line in untrusted.lines(path)]
+  else:
+    articles = untrusted.parse_json(untrusted.read(path, untrusted.MOST_JSON))["data"]
+    records = [
+      {"title": article.get("title", ""), "context": paragraph["context"], **question}
+      for article in articles
+      for paragraph in article["paragraphs"]
+      for question in paragraph["qas"]
+    ]
+  for number, record in enumerate(records):
+    answers = record["answers"]
+    if isinstance(answers, dict):
+      answers = answers["text"]
+    yield {
+      "id": str(record["id"] if "id" in record else f"{record['language']}-{number}"),
+      "title": record.get("title", ""),
+      "context": record["context"],
+      "question": record["question"],
+      "answers": {"text": [x["text"] if isinstance(x, dict) else x for x in answers]},
+    }

@@ -1,0 +1,215 @@
+"""Benchmarks of short texts by lm-evaluation-harness: MMLU, BBH, TyDiQA, HumanEval, …
+
+--tasks names tasks, groups or tags of the installed lm_eval, ours (tydiqa_gold, a task
+a language) or task files. Prompts, metrics and filters are the harness's. --limit takes
+the first so many documents of each task. --local_data reads documents from files
+instead of the hub; `local_benchmarks` says which.
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+from skipalign_jax.evals import intervals, runner
+from skipalign_jax.evals import subject as subject_lib
+from skipalign_jax.evals.lm_eval import asks as harness_asks
+from skipalign_jax.runtime import errors
+
+BOOTSTRAPS = 1000  # where a metric is no mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """Which tasks, and how they are asked."""
+
+  tasks: str = "mmlu"  # names or task files, commas between them
+  num_fewshot: int = -1  # examples a prompt; -1: each task's own number
+  local_data: str = ""  # folder of benchmarks; by default the hub
+  chat: bool = False  # ask through the chat template, examples as turns
+  unsafe_code: bool = False  # let tasks run programs that the model writes
+
+
+def run(
+  options: Options,
+  subject: subject_lib.Subject,
+  questions: runner.Questions,
+  limit: int,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+  """A record a document and filter, and the summary.
+
+  Raises:
+    UserError: lm_eval is missing, or a task, its data or its options cannot be used.
+  """
+  names = [name.strip() for name in options.tasks.split(",") if name.strip()]
+  if not names or len(set(names)) < len(names):
+    raise errors.UserError(f"--tasks={options.tasks}: give different names, like mmlu")
+  if importlib.util.find_spec("lm_eval") is None:
+    raise errors.UserError(
+      "this task needs lm-evaluation-harness; install it with "
+      "pip install 'skipalign_jax[eval]' (or -e '.[eval]' in a clone)"
+    )
+  with quietly():  # their imports take seconds: here, not above
+    from lm_eval import evaluator
+
+    from skipalign_jax.evals.lm_eval import adapter as harness_lm
+    from skipalign_jax.evals.lm_eval import code_eval
+    from skipalign_jax.evals.lm_eval import tasks as harness_tasks
+
+    with code_eval.installed():
+      loaded = harness_tasks.load(
+        names,
+        options.local_data,
+        options.unsafe_code,
+        options.num_fewshot,
+        questions.notes.append,
+      )
+    lm = harness_lm.SubjectLM(
+      subject,
+      lambda items: questions.ask(
+        items,
+        lambda batch: harness_asks.measure(subject, batch),
+        lm_eval=importlib.metadata.version("lm_eval"),
+      ),
+      # The harness makes all requests before it sends the first.
+      lambda: [
+        request
+        for task in loaded["tasks"].values()
+        for request in task.instances
+        for _ in range(request.repeats)
+      ],
+    )
+    found = evaluator.evaluate(
+      lm,
+      loaded,
+      limit=limit or None,
+      bootstrap_iters=BOOTSTRAPS,
+      apply_chat_template=options.chat,
+      fewshot_as_multiturn=options.chat,
+      confirm_run_unsafe_code=options.unsafe_code,
+    )
+  if lm.truncated:
+    questions.notes.append(
+      f"{lm.truncated} of {lm.planned} requests are longer than the model's window of "
+      f"{subject.window} positions, replies included; they lost their beginning"
+    )
+  return records(found["samples"]), summary(found)
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+  """Without the harness's progress bars and advice, and without forks.
+
+  Its bootstrap forks this process, which JAX's threads may not survive.
+  """
+  from lm_eval.api import task
+
+  logger = logging.getLogger("lm_eval")
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    with (
+      mock.patch.object(task, "tqdm", lambda values, **_: values),
+      mock.patch.dict(os.environ, DISABLE_MULTIPROC="1"),
+    ):
+      yield
+  finally:
+    logger.setLevel(level)
+
+
+def records(samples: dict[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+  """What became of each document, by task.
+
+  Returns:
+    Of each: id ("task/document", and the filter where a task has several), task,
+    target, replies as the filter left them, or log_p and likeliest of each choice, and
+    a score a metric.
+  """
+  found = []
+  for task, rows in samples.items():
+    several = len({row["filter"] for row in rows}) > 1
+    for row in sorted(rows, key=lambda row: row["doc_id"]):
+      id = f"{task}/{row['doc_id']}"
+      answers = [reply for replies in row["resps"] for reply in replies]
+      if isinstance(answers[0], tuple):
+        said = {
+          "log_p": [log_p for log_p, _ in answers],
+          "likeliest": [likeliest for _, likeliest in answers],
+        }
+      elif isinstance(answers[0], str):
+        said = {"replies": answers, "filtered": row["filtered_resps"]}
+      else:
+        said = {"log_p": answers}
+      scores = {metric: row[metric] for metric in row["metrics"]}
+      found.append(
+        {
+          "id": f"{id}/{row['filter']}" if several else id,
+          "task": task,
+          "target": row["target"],
+          **said,
+          "scores": scores,
+        }
+      )
+  return json.loads(json.dumps(found, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+  """What JSON does not know: numbers of NumPy, else text."""
+  return value.item() if hasattr(value, "item") else str(value)
+
+
+def summary(found: dict[str, Any]) -> dict[str, Any]:
+  """Means and intervals by task and group, from the harness's standard errors.
+
+  Args:
+    found: what `lm_eval.evaluator.evaluate` returns.
+
+  Returns:
+    {"tasks": {task: {metric: {"mean", "low", "high", "n"}}}, "groups": the same,
+    "average"}: the mean of the first metric of all groups and tasks that are in no
+    other group. It is left out unless these are shares, of 0 to 1, better if higher.
+  """
+  shown = {name: _metrics(values) for name, values in found["results"].items()}
+  groups = found["group_subtasks"]
+  inside = {child for children in groups.values() for child in children}
+  told: dict[str, Any] = {
+    "tasks": {name: shown[name] for name in shown if name not in groups}
+  }
+  if combined := {n: shown[n] for n in shown if n in groups and shown[n]}:
+    told["groups"] = combined
+  shares = []
+  for name in shown.keys() - inside:
+    key, value = next(iter(shown[name].items()), ("", {"mean": -1.0}))
+    better = found["higher_is_better"].get(name, {}).get(key.partition(",")[0])
+    shares.append(value["mean"] if better and value["mean"] <= 1 else -1.0)
+  if min(shares) >= 0:
+    told = {"average": sum(shares) / len(shares)} | told
+  return told
+
+
+def _metrics(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+  """metric or metric,filter → mean, 95 % interval and number of documents.
+
+  There is no interval without a standard error, nor where all documents have one
+  score: its standard error is 0 however few they are.
+  """
+  found = {}
+  for key, value in values.items():
+    metric, comma, chosen = key.partition(",")
+    if not comma or metric.endswith("_stderr"):
+      continue
+    error = values.get(f"{metric}_stderr,{chosen}", "N/A")
+    half = None if error in ("N/A", 0) else intervals.Z * float(error)
+    found[metric if chosen == "none" else key] = {
+      "mean": float(value),
+      "low": None if half is None else float(value) - half,
+      "high": None if half is None else float(value) + half,
+      "n": values["sample_len"],
+    }
+  return found

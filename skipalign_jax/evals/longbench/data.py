@@ -1,0 +1,268 @@
+"""What LongBench is made of: its records and its prompts, read where they lie.
+
+Nothing of either is kept here. Records come from the hub's archive or from a folder,
+prompts from LongBench's own two files or from the task files of the installed lm_eval.
+"""
+
+import dataclasses
+import gzip
+import hashlib
+import importlib.metadata
+import importlib.util
+import io
+import pathlib
+import re
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import huggingface_hub
+import jinja2
+import yaml
+
+from skipalign_jax.runtime import errors, untrusted
+
+REPOSITORY = "THUDM/LongBench"
+ARCHIVE = "data.zip"  # the repository's loading script needs datasets < 4
+PROMPTS, LENGTHS = "dataset2prompt.json", "dataset2maxlen.json"
+
+# The last two: of a zip archive whose packing is unknown, or that asks for a password.
+_BROKEN = (*untrusted.BROKEN, zipfile.BadZipFile, NotImplementedError, RuntimeError)
+
+
+def records(data: str, name: str, most: int) -> list[dict[str, Any]]:
+  """The records of a set, in their order.
+
+  Args:
+    data: "hub", a folder with NAME.jsonl or NAME.jsonl.gz, or LongBench's data.zip.
+    name: of the set, with _e for LongBench-E.
+    most: reads only the first so many; 0 reads all.
+
+  Raises:
+    UserError: the set is not there, a line is no JSON, or a record cannot be asked or
+      scored. An empty context is refused too: the official code would ask it, but a
+      question without its document measures nothing.
+  """
+  where, file = _open(data, name)
+  found: list[dict[str, Any]] = []
+  at = 0
+  try:
+    with file:
+      while line := file.readline(untrusted.MOST_RECORD + 1):
+        at += 1
+        if len(line) > untrusted.MOST_RECORD:
+          raise errors.UserError(
+            f"{where}:{at}: longer than {untrusted.MOST_RECORD >> 20} MiB"
+          )
+        if most and len(found) == most:
+          break
+        if line.strip():
+          found.append(_parse(f"{where}:{at}", line, name.removesuffix("_e")))
+  except errors.UserError:
+    raise
+  except _BROKEN as error:
+    raise errors.UserError(
+      f"{where}: cannot be read behind line {at} ({error}); it is damaged, get it again"
+    ) from error
+  if not found:
+    raise errors.UserError(f"{where} has no records")
+  return found
+
+
+def _open(data: str, name: str) -> tuple[str, io.IOBase]:
+  """What messages call the file of a set, and its lines, as bytes."""
+  path = _download() if data == "hub" else pathlib.Path(data).expanduser()
+  try:
+    if path.suffix == ".zip" and path.is_file():
+      archive = zipfile.ZipFile(path)
+      for member in archive.namelist():
+        if pathlib.PurePath(member).name == f"{name}.jsonl":
+          return f"{path}/{member}", archive.open(member)
+      raise errors.UserError(f"--data={data}: {path} has no {name}.jsonl in it")
+    for file, read in (
+      (path / f"{name}.jsonl", pathlib.Path.open),
+      (path / f"{name}.jsonl.gz", gzip.open),
+    ):
+      if file.is_file():
+        return str(file), read(file, "rb")
+  except errors.UserError:
+    raise
+  except _BROKEN as error:
+    raise errors.UserError(f"--data={data}: {path} cannot be read: {error}") from error
+  if not path.is_dir():
+    raise errors.UserError(f"--data={data}: no such folder or .zip file; or give hub")
+  raise errors.UserError(
+    f"--data={data} has neither {name}.jsonl nor {name}.jsonl.gz; add it, or leave "
+    f"{name.removesuffix('_e')} out of --datasets"
+  )
+
+
+def _download() -> pathlib.Path:
+  try:
+    path = huggingface_hub.hf_hub_download(REPOSITORY, ARCHIVE, repo_type="dataset")
+  # The library raises its own errors, those of its HTTP client and OSError.
+  except Exception as error:
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    raise errors.UserError(
+      f"--data=hub: the hub did not give {REPOSITORY}/{ARCHIVE} ({first_line}). Check "
+      "the network, or name a folder with the sets' .jsonl files, or the .zip file"
+    ) from error
+  return pathlib.Path(path)
+
+
+def _parse(where: str, line: bytes, name: str) -> dict[str, Any]:
+  try:
+    record = untrusted.parse_json(line)
+  except ValueError as error:  # UnicodeDecodeError too
+    raise errors.UserError(f"{where}: this line is no JSON ({error})") from error
+  if not isinstance(record, dict):
+    raise errors.UserError(f"{where}: a record must be a JSON object")
+  for key, wanted, fits in (
+    ("input", "a text", lambda x: isinstance(x, str)),
+    ("context", "a text that is not empty", lambda x: isinstance(x, str) and x.strip()),
+    ("answers", "a list of at least one text", _are_texts),
+    ("length", "a whole number", lambda x: isinstance(x, int)),
+    ("all_classes", "a list of texts", lambda x: name != "trec" or _are_texts(x)),
+  ):
+    if key not in record:
+      raise errors.UserError(f"{where}: the record has no {key!r}; it must be {wanted}")
+    if not fits(record[key]):
+      raise errors.UserError(
+        f"{where}: {key!r} must be {wanted}, not {_short(record[key])}"
+      )
+  if name == "passage_retrieval_en":
+    for answer in record["answers"]:
+      if not re.search(r"Paragraph \d", answer):
+        raise errors.UserError(f"{where}: {_short(answer)} names no paragraph")
+  return record
+
+
+def _are_texts(value: Any) -> bool:
+  return (
+    isinstance(value, list)
+    and bool(value)
+    and all(isinstance(text, str) for text in value)
+  )
+
+
+def _short(value: Any) -> str:
+  text = repr(value)
+  return text if len(text) <= 40 else text[:37] + "…"
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+  """How the sets are asked.
+
+  Attributes:
+    source: says whose texts these are; results of two sources are not compared.
+    fill: record → text of a prompt, by set.
+    max_new_tokens: of an answer, by set.
+  """
+
+  source: str
+  fill: dict[str, Callable[[dict[str, Any]], str]]
+  max_new_tokens: dict[str, int]
+
+
+def prompts(folder: str, names: list[str]) -> Prompts:
+  """Prompts of some sets.
+
+  Args:
+    folder: with LongBench's dataset2prompt.json and dataset2maxlen.json; empty for
+      the texts that lm_eval ships, which differ from those in white space.
+    names: of the sets, without _e; both know one text for both benchmarks.
+
+  Raises:
+    UserError: files that are not there or cannot be used, or no lm_eval.
+  """
+  return _official(pathlib.Path(folder), names) if folder else _from_lm_eval(names)
+
+
+def _official(folder: pathlib.Path, names: list[str]) -> Prompts:
+  folder = folder.expanduser()
+  digest = hashlib.sha256()
+  tables = []
+  for file, kind in ((PROMPTS, str), (LENGTHS, int)):
+    path = folder / file
+    try:
+      data = untrusted.read(path, untrusted.MOST_JSON)
+      table = untrusted.parse_json(data)
+    except (OSError, ValueError) as error:
+      raise errors.UserError(
+        f"--prompts={folder}: {path} cannot be read ({error}). Name the folder with "
+        f"LongBench's {PROMPTS} and {LENGTHS}"
+      ) from error
+    for name in names:
+      value = table.get(name) if isinstance(table, dict) else None
+      if not isinstance(value, kind) or value in (0, ""):
+        raise errors.UserError(f"{path} has no {kind.__name__} for {name!r}")
+    digest.update(data)
+    tables.append(table)
+  templates, lengths = tables
+  fill = {name: _filler(folder / PROMPTS, name, templates[name]) for name in names}
+  return Prompts(
+    f"{PROMPTS} {digest.hexdigest()[:8]}", fill, {name: lengths[name] for name in names}
+  )
+
+
+def _filler(
+  path: pathlib.Path, name: str, template: str
+) -> Callable[[dict[str, Any]], str]:
+  fill = lambda record: template.format(
+    context=record["context"], input=record["input"]
+  )
+  try:
+    fill({"context": "", "input": ""})
+  except (ValueError, LookupError, AttributeError) as error:
+    raise errors.UserError(
+      f"{path}: the prompt of {name!r} cannot be filled ({error!r}); it may have "
+      "{context} and {input} only"
+    ) from error
+  return fill
+
+
+class _TaskLoader(yaml.SafeLoader):
+  """Reads lm_eval's task files, whose metrics are names of functions."""
+
+
+_TaskLoader.add_constructor("!function", lambda loader, node: node.value)
+
+
+def _from_lm_eval(names: list[str]) -> Prompts:
+  spec = importlib.util.find_spec("lm_eval")
+  if spec is None:
+    raise errors.UserError(
+      f"--prompts names no folder with LongBench's {PROMPTS} and {LENGTHS}, and "
+      "lm_eval, which has its texts, is not installed. Name one, or pip install lm_eval"
+    )
+  version = importlib.metadata.version("lm_eval")
+  # As lm_eval renders: see its utils.apply_template.
+  environment = jinja2.Environment(
+    undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+  )
+  fill, lengths = {}, {}
+  for name in names:
+    path = pathlib.Path(spec.submodule_search_locations[0])
+    path = path / "tasks" / "longbench" / f"{name}.yaml"
+    try:
+      task = yaml.load(path.read_text(encoding="utf-8"), _TaskLoader)
+      template = environment.from_string(task["doc_to_text"])
+      lengths[name] = int(task["generation_kwargs"]["max_gen_toks"])
+      # Its data calls the input "question".
+      fill[name] = lambda record, template=template: template.render(
+        context=record["context"], question=record["input"]
+      )
+      fill[name]({"context": "", "input": ""})
+    except (
+      OSError,
+      yaml.YAMLError,
+      jinja2.TemplateError,
+      LookupError,
+      TypeError,
+    ) as error:
+      raise errors.UserError(
+        f"lm_eval {version}: {path} does not have the prompt of {name!r} where lm_eval "
+        f"0.4.13 had it ({error!r}); use --prompts"
+      ) from error
+  return Prompts(f"lm_eval {version}", fill, lengths)

@@ -1,0 +1,100 @@
+"""Tasks during training: what `config.evals` asks, and what goes to the metrics."""
+
+import dataclasses
+import pathlib
+import shutil
+from typing import Any
+
+import ml_collections
+import transformers
+from jax.sharding import Mesh
+from rich import console as rich_console
+
+from skipalign_jax.evals import runner, tasks
+from skipalign_jax.evals import subject as subject_lib
+from skipalign_jax.model import decoder as model
+from skipalign_jax.model import inference, model_config
+from skipalign_jax.runtime import distributed, errors
+from skipalign_jax.training import metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheduled:
+  """One entry of config.evals."""
+
+  name: str
+  task: str
+  every: int
+  limit: int
+  batch_tokens: int
+  options: Any
+
+
+def schedule(config: ml_collections.ConfigDict) -> list[Scheduled]:
+  """Reads config.evals.
+
+  Raises:
+    UserError: an unknown task or option, or no cadence.
+  """
+  found = []
+  for name, entry in config.evals.items():
+    given = dict(entry)
+    if not isinstance(given.get("every"), int) or given["every"] < 0:
+      raise errors.UserError(
+        f"evals.{name}.every must say every how many steps; 0 for the end only"
+      )
+    task = given.pop("task", name)
+    own = {key: given.pop(key, default) for key, default in DEFAULTS.items()}
+    try:
+      found.append(Scheduled(name, task, **own, options=tasks.options(task, given)))
+    except errors.UserError as error:
+      raise errors.UserError(f"evals.{name}: {error}") from error
+  return found
+
+
+DEFAULTS = {"every": 0, "limit": 0, "batch_tokens": 16_384}
+
+
+def run(
+  scheduled: Scheduled,
+  step: int,
+  params: model.Params,
+  config: model_config.ModelConfig,
+  compute_dtype: str,
+  tokenizer: transformers.PreTrainedTokenizerFast,
+  mesh: Mesh,
+  workdir: pathlib.Path,
+  console: rich_console.Console,
+) -> metrics.Record:
+  """Runs one task on the weights of a step.
+
+  Results go to workdir/evals/NAME/STEP, which is begun anew: weights of a step that is
+  trained again may differ.
+
+  Returns:
+    The numbers of the summary, as "NAME/KEY".
+  """
+  folder = workdir / "evals" / scheduled.name / str(step)
+  if distributed.is_first():
+    shutil.rmtree(folder, ignore_errors=True)
+  name = f"{workdir}@{step}"
+  subject = subject_lib.Subject(
+    inference.Engine(params, config, compute_dtype, mesh if mesh.size > 1 else None),
+    tokenizer,
+    subject_lib.identity(name, config, tokenizer, compute_dtype),
+    scheduled.batch_tokens,
+  )
+  results = runner.run(
+    scheduled.task,
+    tasks.TASKS[scheduled.task],
+    scheduled.options,
+    subject,
+    folder,
+    console,
+    scheduled.limit,
+  )
+  return {
+    f"{scheduled.name}/{key}": value
+    for key, value in results["summary"].items()
+    if isinstance(value, (int, float))
+  }

@@ -1,0 +1,1 @@
+"""The papers' equations: positions, and windows of a short context."""

@@ -1,0 +1,311 @@
+"""Position ids for short samples that teach long-range dependencies.
+
+SkipAlign (arXiv 2405.03939, eqs. 2-4). A dialogue of m tokens is split into
+blocks c_0 … c_{n-1}, one per instruction or response. Every token keeps its
+place inside its block; whole blocks move right by a bias u_i:
+
+  u_0 = 0
+  R_i = L − m − u_{i−1}                                     room that is left
+  u_i = u_{i−1} + 1[DO_SKIP(c_i) and ε_i ≤ p and R_i ≥ 1]·s_i
+  s_i ~ U{1 … R_i},   ε_i ~ U[0, 1)
+  position(token t of block i) = t + u_i
+
+so positions rise strictly, are contiguous inside a block, start at 0 and end
+below L. (Eq. 4 as printed adds the earlier biases twice and overruns L; this is
+the reading that keeps the paper's own promises.) A sample of L tokens or more
+is left alone.
+
+Draws depend on (seed, epoch, sample id, block) only: batch order, packing, host
+count and resuming never change a sample's positions. Only RoPE reads them:
+who attends to whom is decided by segment ids and array order.
+
+Shapes: B rows, L tokens a row, N blocks a row (at most L, so N = L here).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from skipalign_jax.method import baselines as position_baselines
+from skipalign_jax.runtime import errors
+
+# DO_SKIP of each strategy, given whether a block is a response. Block 0 of a
+# sample never moves. skip_outer, the paper's default, leaves a single turn as
+# it is: there is no second instruction to move.
+DO_SKIP = {
+  "contiguous": lambda is_response: jnp.zeros_like(is_response),
+  "skip_all": lambda is_response: jnp.ones_like(is_response),
+  "skip_inner": lambda is_response: is_response,
+  "skip_outer": lambda is_response: ~is_response,
+}
+STRATEGIES = (*DO_SKIP, *position_baselines.METHODS)
+
+
+@dataclasses.dataclass(frozen=True)
+class PositionConfig:
+  """How positions are drawn.
+
+  Attributes:
+    strategy: one of `STRATEGIES`.
+    max_position: L; every position is below it.
+    skip_prob: p, the share of eligible blocks (or samples) that skip.
+    prob_per: "block" draws ε for each block (eq. 4), "sample" once a sample.
+    resample: "never" keeps one draw a sample (the paper draws in
+      preprocessing), "epoch" draws anew each epoch.
+    gaps: "sequential" is eq. 3, whose early gaps take most of the room;
+      "uniform" makes all ordered layouts of the gaps equally likely (as
+      LongRecipe, 2409.00509, does over sentences).
+    chunks: of PoSE.
+    skip_below: samples of at least so many tokens, which teach long dependencies
+      as they are, stay contiguous; 0 for none.
+  """
+
+  strategy: str
+  max_position: int
+  skip_prob: float
+  prob_per: str
+  resample: str
+  gaps: str
+  chunks: int = 2
+  skip_below: int = 0
+
+  def __post_init__(self):
+    choices = dict(
+      strategy=STRATEGIES,
+      prob_per=("block", "sample"),
+      resample=("never", "epoch"),
+      gaps=("sequential", "uniform"),
+    )
+    for name, known in choices.items():
+      value = getattr(self, name)
+      if value not in known:
+        raise errors.UserError(
+          f"positions.{name}={value!r} is unknown; choose one of {', '.join(known)}"
+        )
+    if not 0 <= self.skip_prob <= 1:
+      raise errors.UserError(f"positions.skip_prob={self.skip_prob} is not in [0, 1]")
+    if not 0 < self.max_position < 2**30:
+      raise errors.UserError(
+        f"positions.max_position={self.max_position} is not in [1, 2^30)"
+      )
+    if self.chunks < 2:
+      raise errors.UserError(f"positions.chunks={self.chunks} must be at least 2")
+    if self.skip_below < 0:
+      raise errors.UserError(
+        f"positions.skip_below={self.skip_below} is a number of tokens, or 0"
+      )
+
+
+def synthesize(
+  config: PositionConfig, seed: int, batch: Mapping[str, jax.Array]
+) -> jax.Array:
+  """Position ids of a batch of (packed) samples.
+
+  Args:
+    config: how to draw them.
+    seed: of the run.
+    batch: arrays [B, L]: `segment_ids` int (0 = padding, else the sample's
+      number in its row), `block_ids` int (0 … n-1 in each sample),
+      `is_response` bool, `sample_ids` uint32, `epochs` int.
+
+  Returns:
+    positions_BL int32; 0 on padding.
+  """
+  base = jax.random.key(seed)
+
+  def row(segment_L, block_L, is_response_L, sample_id_L, epoch_L):
+    L = segment_L.shape[0]
+    at_L = jnp.arange(L)
+    new_segment_L = _changes(segment_L)
+    new_block_L = new_segment_L | _changes(block_L)
+    segment_start_L = jax.lax.cummax(jnp.where(new_segment_L, at_L, 0))
+    segment_size_L = jnp.bincount(segment_L, length=L + 1)[segment_L]
+
+    # One entry a block, in row order; the entries behind the last are unused.
+    first_N = jnp.nonzero(new_block_L, size=L, fill_value=L - 1)[0]
+    size_N = segment_size_L[first_N]
+    blocks = Blocks(
+      count=new_block_L.sum(),
+      index=block_L[first_N],
+      room=jnp.where(_moves(config, size_N), config.max_position - size_N, 0),
+      key=jax.vmap(sample_key, (None, None, 0, 0))(
+        base, config.resample, epoch_L[first_N], sample_id_L[first_N]
+      ),
+      do_skip=DO_SKIP[config.strategy](is_response_L[first_N]),
+    )
+    chosen_N = blocks.do_skip & (blocks.index > 0) & _coin(config, blocks)
+    gap_law = {"sequential": sequential_biases, "uniform": uniform_biases}
+    u_N = gap_law[config.gaps](blocks, chosen_N)
+
+    bias_L = u_N[jnp.cumsum(new_block_L) - 1]
+    return jnp.where(segment_L > 0, at_L - segment_start_L + bias_L, 0)
+
+  names = ("segment_ids", "block_ids", "is_response", "sample_ids", "epochs")
+  arrays = [jnp.asarray(batch[name]) for name in names]
+  if config.strategy == "contiguous":  # no draws: keep them out of the program
+    return contiguous(arrays[0])
+  if config.strategy in position_baselines.METHODS:
+    return jax.vmap(functools.partial(_baseline_row, config, base))(*arrays)
+  return jax.vmap(row)(*arrays)
+
+
+def contiguous(segment_ids_BL: jax.Array) -> jax.Array:
+  """0 … m−1 in every segment (Normal-SFT), 0 on padding."""
+
+  def row(segment_L):
+    at_L = jnp.arange(segment_L.shape[0])
+    start_L = jax.lax.cummax(jnp.where(_changes(segment_L), at_L, 0))
+    return jnp.where(segment_L > 0, at_L - start_L, 0)
+
+  return jax.vmap(row)(jnp.asarray(segment_ids_BL))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Blocks:
+  """The blocks of one row, in order; arrays [N]."""
+
+  count: jax.Array  # how many of the N entries are used
+  index: jax.Array  # i: place of the block in its sample
+  room: jax.Array  # L − m of the sample
+  key: jax.Array  # random key of the sample
+  do_skip: jax.Array  # DO_SKIP(c_i)
+
+
+def sample_key(
+  base: jax.Array, resample: str, epoch: jax.Array, sample_id: jax.Array
+) -> jax.Array:
+  """The random key of a sample: folded from (seed, [epoch], sample id)."""
+  if resample == "epoch":
+    base = jax.random.fold_in(base, epoch)
+  return jax.random.fold_in(base, sample_id)
+
+
+def sequential_biases(blocks: Blocks, chosen_N: jax.Array) -> jax.Array:
+  """u_N by eqs. 3-4: each skip takes a uniform part of the room that is left."""
+
+  def next_bias(i, u_N):
+    u = jnp.where(blocks.index[i] == 0, 0, u_N[i - 1])
+    R = blocks.room[i] - u
+    key = jax.random.fold_in(blocks.key[i], 2 * blocks.index[i] + 1)
+    s = jax.random.randint(key, (), 1, jnp.maximum(R, 1) + 1)
+    return u_N.at[i].set(u + jnp.where(chosen_N[i] & (R >= 1), s, 0))
+
+  zeros_N = jnp.zeros_like(blocks.room)
+  return jax.lax.fori_loop(0, blocks.count, next_bias, zeros_N)
+
+
+def uniform_biases(blocks: Blocks, chosen_N: jax.Array) -> jax.Array:
+  """u_N such that all layouts of the chosen gaps are equally likely.
+
+  k gaps that share R blanks (some stay behind the last block) are the k-subsets
+  of R + k slots: the r-th smallest slot minus r is that gap's bias. Floyd's
+  algorithm draws the subset, one slot a block.
+  """
+  N = chosen_N.shape[0]
+  used_N = jnp.arange(N) < blocks.count
+  chosen_N = chosen_N & used_N
+  sample_N = jnp.cumsum((blocks.index == 0) & used_N)  # number in the row
+  total_N = jnp.cumsum(chosen_N)
+  before_sample_N = jax.lax.cummax(jnp.where(blocks.index == 0, total_N - chosen_N, 0))
+  rank_N = total_N - before_sample_N - 1  # among the chosen of its sample
+
+  def draw_slot(i, slot_N):
+    last = blocks.room[i] + rank_N[i]  # rises to R + k − 1
+    key = jax.random.fold_in(blocks.key[i], 2 * blocks.index[i] + 1)
+    slot = jax.random.randint(key, (), 0, last + 1)
+    taken = jnp.any((slot_N == slot) & (sample_N == sample_N[i]))
+    slot = jnp.where(taken, last, slot)
+    return slot_N.at[i].set(jnp.where(chosen_N[i], slot, -1))
+
+  slot_N = jnp.full_like(blocks.room, -1)
+  slot_N = jax.lax.fori_loop(0, blocks.count, draw_slot, slot_N)
+  order_N = jnp.lexsort((slot_N, jnp.where(chosen_N, sample_N, N + 1)))
+  sorted_N = slot_N[order_N]  # the chosen ones first, sample by sample
+  bias_N = sorted_N[jnp.maximum(total_N - 1, 0)] - rank_N
+  return jnp.where(rank_N >= 0, bias_N, 0)
+
+
+def _coin(config: PositionConfig, blocks: Blocks) -> jax.Array:
+  """ε_i < p: one draw a block, or one a sample."""
+  index_N = blocks.index if config.prob_per == "block" else 0 * blocks.index
+  key_N = jax.vmap(jax.random.fold_in)(blocks.key, 2 * index_N)
+  return jax.vmap(jax.random.uniform)(key_N) < config.skip_prob
+
+
+def _changes(x_L: jax.Array) -> jax.Array:
+  """True where a value differs from the one before it; True at 0."""
+  return jnp.concatenate([jnp.ones(1, bool), x_L[1:] != x_L[:-1]])
+
+
+def crop(
+  config: PositionConfig, seed: int, batch: Mapping[str, jax.Array], N: int
+) -> dict[str, jax.Array]:
+  """Rows of N places cut out of longer ones, with their `positions`.
+
+  For plain text under PoSE and CREAM, which say what part of the text stands at which
+  position.
+
+  Args:
+    config: its strategy is one of `position_baselines.CROPS`.
+    seed: of the run.
+    batch: as `synthesize` takes it, [B, W] with W ≥ N, one sample a row.
+    N: tokens of the rows that are returned.
+
+  Returns:
+    The arrays of `batch`, [B, N], and positions_BN int32.
+  """
+  base = jax.random.key(seed)
+
+  def row(arrays):
+    length = jnp.sum(arrays["segment_ids"] > 0)
+    key = sample_key(
+      base, config.resample, arrays["epochs"][0], arrays["sample_ids"][0]
+    )
+    content_N, position_N = _baseline(config)(key, length, N, config.max_position)
+    stays = ~_moves(config, jnp.minimum(length, N))
+    content_N = jnp.where(stays, jnp.arange(N), content_N)
+    position_N = jnp.where(stays, jnp.arange(N), position_N)
+    used_N = jnp.arange(N) < length
+    cut = {
+      name: jnp.where(used_N, jnp.take(x_W, content_N, mode="clip"), x_W.dtype.type(0))
+      for name, x_W in arrays.items()
+    }
+    return cut | {"positions": jnp.where(used_N, position_N, 0)}
+
+  return jax.vmap(row)(dict(batch))
+
+
+def _baseline(config: PositionConfig) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  method = position_baselines.METHODS[config.strategy]
+  if config.strategy == "pose":
+    return functools.partial(method, chunks=config.chunks)
+  return method
+
+
+def _baseline_row(
+  config, base, segment_L, block_L, is_response_L, sample_id_L, epoch_L
+):
+  """Positions of a row, sample by sample: these methods know no blocks."""
+  L = segment_L.shape[0]
+  at_L = jnp.arange(L)
+
+  def place(segment, position_L):
+    inside_L = segment_L == segment
+    first, m = jnp.argmax(inside_L), jnp.sum(inside_L)
+    key = sample_key(base, config.resample, epoch_L[first], sample_id_L[first])
+    _, drawn_L = _baseline(config)(key, m, L, config.max_position)
+    drawn_L = jnp.where(_moves(config, m), drawn_L, at_L)
+    return jnp.where(inside_L, jnp.roll(drawn_L, first), position_L)
+
+  zeros_L = jnp.zeros(L, jnp.int32)
+  return jax.lax.fori_loop(1, jnp.max(segment_L) + 1, place, zeros_L)
+
+
+def _moves(config: PositionConfig, size: jax.Array) -> jax.Array:
+  """Whether a sample of this many tokens has room and reason to move."""
+  moves = size < config.max_position
+  return moves & (size < config.skip_below) if config.skip_below else moves

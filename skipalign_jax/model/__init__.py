@@ -1,0 +1,1 @@
+"""One decoder: its parts, losses, adapters, sharding and inference."""

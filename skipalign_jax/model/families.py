@@ -1,0 +1,189 @@
+"""What the supported `model_type`s of transformers mean, and what is refused.
+
+They are one decoder that differs in biases, norms of q and k, and layers without
+rope. A config.json may leave keys out; what that means differs as well.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from skipalign_jax.runtime import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """A model_type.
+
+  Attributes:
+    architecture: its class in transformers.
+    fixed: fields of ModelConfig that config.json cannot change.
+    o_bias: whether attention_bias is for o too, or for q, k and v only.
+    qk_norm: RMSNorm over each head of q and k, before rope.
+    nope: whether config.json can name layers without rope.
+    theta: base of the rope when config.json names none.
+    defaults: keys that config.json may leave out, and what that means.
+    no_sliding: what config.json needs for attention without a sliding window.
+  """
+
+  architecture: str
+  fixed: Mapping[str, bool] = dataclasses.field(default_factory=dict)
+  o_bias: bool = True
+  qk_norm: bool = False
+  nope: bool = False
+  theta: float = 10_000.0
+  defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  no_sliding: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+_NO_SLIDING = {"use_sliding_window": False, "sliding_window": None}
+
+TABLE = {
+  "llama": Family(  # Llama 1-3, Yi, SmolLM2, TinyLlama
+    "LlamaForCausalLM", defaults={"max_position_embeddings": 2048}
+  ),
+  "mistral": Family(
+    "MistralForCausalLM",
+    fixed={"attention_bias": False, "mlp_bias": False},
+    defaults={
+      "num_key_value_heads": 8,
+      "max_position_embeddings": 131_072,
+      "sliding_window": 4096,
+    },
+    no_sliding={"sliding_window": None},
+  ),
+  "qwen2": Family(  # and Qwen2.5
+    "Qwen2ForCausalLM",
+    fixed={"attention_bias": True, "mlp_bias": False},
+    o_bias=False,
+    defaults={"num_key_value_heads": 32, "max_position_embeddings": 32_768},
+    no_sliding=_NO_SLIDING,
+  ),
+  "qwen3": Family(
+    "Qwen3ForCausalLM",
+    fixed={"mlp_bias": False},
+    qk_norm=True,
+    defaults={
+      "num_key_value_heads": 32,
+      "head_dim": 128,
+      "max_position_embeddings": 32_768,
+    },
+    no_sliding=_NO_SLIDING,
+  ),
+  "smollm3": Family(
+    "SmolLM3ForCausalLM",
+    nope=True,
+    theta=2_000_000.0,
+    defaults={
+      "num_key_value_heads": 4,
+      "max_position_embeddings": 32_768,
+      "tie_word_embeddings": True,
+    },
+    no_sliding=_NO_SLIDING,
+  ),
+}
+_DEFAULTS = {
+  "num_key_value_heads": None,  # as many as query heads
+  "head_dim": None,  # hidden_size / query heads
+  "hidden_act": "silu",
+  "rms_norm_eps": 1e-6,
+  "tie_word_embeddings": False,
+  "attention_bias": False,
+  "mlp_bias": False,
+}
+SUPPORTED = (
+  "llama (Llama 1-3, Yi, SmolLM2, TinyLlama), mistral, qwen2 (and Qwen2.5), qwen3, "
+  "smollm3"
+)
+
+MOST_LAYERS = 10_000  # every tensor's name is listed; none is known with 1000
+
+# Keys that would change the mathematics, and the values with which they do not.
+_NEUTRAL = {
+  "hidden_act": ("silu",),
+  "partial_rotary_factor": (None, 1),
+  "attn_logit_softcapping": (None,),
+  "final_logit_softcapping": (None,),
+  "logit_scale": (None, 1),
+  "logits_scaling": (None, 1),
+  "embedding_multiplier": (None, 1),
+  "residual_multiplier": (None, 1),
+  "attention_multiplier": (None,),
+  "attention_chunk_size": (None,),
+  "num_experts": (None, 0),
+  "num_local_experts": (None, 0),
+  "is_causal": (None, True),
+}
+
+
+def complete(hf: Mapping[str, Any], where: str) -> tuple[Family, dict[str, Any]]:
+  """The family of a config.json, and its keys with those that it left out.
+
+  Raises:
+    UserError: another model_type, or a key that asks for what this decoder does
+      not do.
+  """
+  model_type = hf.get("model_type")
+  if model_type not in TABLE:
+    raise errors.UserError(
+      f"{where}: model_type {model_type!r} is not supported; supported: {SUPPORTED}"
+    )
+  family = TABLE[model_type]
+  hf = _DEFAULTS | dict(family.defaults) | dict(hf) | dict(family.fixed)
+  for key, neutral in _NEUTRAL.items():
+    if hf.get(key) not in neutral:
+      raise errors.UserError(
+        f"{where}: {key} {hf[key]!r} is not supported and would be ignored; expected "
+        f"{neutral[-1]!r}"
+      )
+  if not 1 <= int(hf["num_hidden_layers"]) <= MOST_LAYERS:
+    raise errors.UserError(
+      f"{where}: num_hidden_layers={hf['num_hidden_layers']} must be at least 1 and at "
+      f"most {MOST_LAYERS}"
+    )
+  _refuse_windows(family, hf, where)
+  if not family.nope and not all(hf.get("no_rope_layers") or ()):
+    raise errors.UserError(
+      f"{where}: no_rope_layers has layers without rope, which {model_type} does not "
+      "know; is this a smollm3 model?"
+    )
+  return family, hf
+
+
+def _refuse_windows(family: Family, hf: Mapping[str, Any], where: str) -> None:
+  slides = hf.get("use_sliding_window") or "sliding_window" in family.defaults
+  window, length = hf.get("sliding_window"), hf["max_position_embeddings"]
+  if slides and window is not None and window < length:
+    raise errors.UserError(
+      f"{where}: attention with a sliding window ({window} of {length} positions) is "
+      f"not supported. Rows of at most {window} tokens do not notice it: for those, "
+      f"set sliding_window to null and max_position_embeddings to {window} in a copy "
+      "of the model's folder"
+    )
+  others = sorted(set(hf.get("layer_types") or ()) - {"full_attention"})
+  if others:
+    raise errors.UserError(
+      f"{where}: layer_types has {', '.join(map(str, others))}; only full_attention "
+      "is supported"
+    )
+
+
+def nope_layers(family: Family, hf: Mapping[str, Any], where: str) -> tuple[int, ...]:
+  """Indices of the layers without rope.
+
+  Args:
+    family: of the model.
+    hf: its completed config.json, where `no_rope_layers` says 0 for such a layer.
+    where: for messages.
+  """
+  if not family.nope:
+    return ()
+  layers, rotated = int(hf["num_hidden_layers"]), hf.get("no_rope_layers")
+  if rotated is None:
+    interval = int(hf.get("no_rope_layer_interval", 4))
+    return tuple(range(interval - 1, layers, interval))
+  if len(rotated) < layers:
+    raise errors.UserError(
+      f"{where}: no_rope_layers has {len(rotated)} entries for {layers} layers"
+    )
+  return tuple(i for i in range(layers) if not rotated[i])

@@ -1,0 +1,270 @@
+"""The model's shape, and its two-way translation to a HF config.json."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from skipalign_jax.model import families, rope
+from skipalign_jax.runtime import errors
+
+_MOST = 2**31 - 1  # positions and indices are int32
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """A LLaMA-family decoder.
+
+  Attributes:
+    vocab_size: rows of the embedding, V.
+    num_layers: decoder layers.
+    embed_dim: residual width, D.
+    ffn_dim: gated MLP width, F.
+    num_heads: query heads, N.
+    num_kv_heads: key/value heads, K; divides N.
+    head_dim: width of one head, H; even.
+    norm_eps: RMSNorm epsilon.
+    tie_embeddings: the output matrix is the embedding.
+    attention_bias: biases on q, k, v and, if `o_bias`, o.
+    mlp_bias: biases on gate, up and down.
+    window: positions the model was built for (max_position_embeddings).
+    rope: how positions become angles.
+    family: a model_type of transformers; see `families.TABLE` for what it fixes.
+    nope_layers: indices of layers whose q and k are not rotated (NoPE).
+  """
+
+  vocab_size: int
+  num_layers: int
+  embed_dim: int
+  ffn_dim: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  norm_eps: float
+  tie_embeddings: bool
+  attention_bias: bool
+  mlp_bias: bool
+  window: int
+  rope: rope.RopeConfig
+  family: str = "llama"
+  nope_layers: tuple[int, ...] = ()
+
+  def __post_init__(self):
+    sizes = ("vocab_size", "num_layers", "embed_dim", "ffn_dim", "num_heads")
+    for name in (*sizes, "num_kv_heads", "head_dim", "window"):
+      if not 1 <= getattr(self, name) <= _MOST:
+        raise errors.UserError(f"model.{name} must be in 1 … {_MOST:,}")
+    if self.num_layers > families.MOST_LAYERS:
+      raise errors.UserError(f"model.num_layers must be at most {families.MOST_LAYERS}")
+    if not 0 < self.norm_eps < 1:
+      raise errors.UserError(f"model.norm_eps={self.norm_eps} must be in (0, 1)")
+    if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
+      raise errors.UserError(
+        f"model.num_kv_heads={self.num_kv_heads} must divide "
+        f"model.num_heads={self.num_heads}"
+      )
+    if self.head_dim < 2 or self.head_dim % 2:
+      raise errors.UserError(f"model.head_dim={self.head_dim} must be even")
+    if self.family not in families.TABLE:
+      raise errors.UserError(
+        f"model.family={self.family!r} is unknown; choose one of "
+        f"{', '.join(families.TABLE)}"
+      )
+    for name, value in families.TABLE[self.family].fixed.items():
+      if getattr(self, name) != value:
+        raise errors.UserError(
+          f"model.{name}={not value}, but with model.family={self.family} it is {value}"
+        )
+    if self.nope_layers and not families.TABLE[self.family].nope:
+      raise errors.UserError(
+        f"model.nope_layers={self.nope_layers}: model.family={self.family} has no "
+        "layers without rope; smollm3 does"
+      )
+    if not all(0 <= i < self.num_layers for i in self.nope_layers):
+      raise errors.UserError(
+        f"model.nope_layers={self.nope_layers} must lie in 0 … {self.num_layers - 1}"
+      )
+
+  @property
+  def o_bias(self) -> bool:
+    """Whether o has a bias."""
+    return self.attention_bias and families.TABLE[self.family].o_bias
+
+  @property
+  def qk_norm(self) -> bool:
+    """Whether each head of q and k goes through an RMSNorm before rope."""
+    return families.TABLE[self.family].qk_norm
+
+  def num_params(self) -> int:
+    """Number of trainable values."""
+    query, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+    attention = 2 * self.embed_dim * (query + kv)
+    attention += self.attention_bias * (query + 2 * kv) + self.o_bias * self.embed_dim
+    attention += self.qk_norm * 2 * self.head_dim
+    mlp = 3 * self.embed_dim * self.ffn_dim
+    mlp += self.mlp_bias * (2 * self.ffn_dim + self.embed_dim)
+    layer = attention + mlp + 2 * self.embed_dim
+    matrices = 1 if self.tie_embeddings else 2
+    embed = matrices * self.vocab_size * self.embed_dim
+    return self.num_layers * layer + embed + self.embed_dim
+
+
+def from_hf(hf: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
+  """Reads a transformers v4 or v5 config (a parsed config.json).
+
+  Raises:
+    UserError: unsupported architecture, missing keys, keys that would change the
+      mathematics, or a `rope_scaling` that disagrees with `rope_parameters`.
+  """
+  try:
+    family, hf = families.complete(hf, where)
+    heads = int(hf["num_attention_heads"])
+    return ModelConfig(
+      vocab_size=int(hf["vocab_size"]),
+      num_layers=int(hf["num_hidden_layers"]),
+      embed_dim=int(hf["hidden_size"]),
+      ffn_dim=int(hf["intermediate_size"]),
+      num_heads=heads,
+      num_kv_heads=int(hf["num_key_value_heads"] or heads),
+      head_dim=int(hf["head_dim"] or hf["hidden_size"] // heads),
+      norm_eps=float(hf["rms_norm_eps"]),
+      tie_embeddings=bool(hf["tie_word_embeddings"]),
+      attention_bias=bool(hf["attention_bias"]),
+      mlp_bias=bool(hf["mlp_bias"]),
+      window=int(hf["max_position_embeddings"]),
+      rope=_rope_from_hf(hf, where, family.theta),
+      family=hf["model_type"],
+      nope_layers=families.nope_layers(family, hf, where),
+    )
+  except KeyError as error:
+    raise errors.UserError(f"{where}: key {error} is missing") from error
+  except errors.UserError:
+    raise
+  except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+    raise errors.UserError(f"{where}: a value of the wrong type ({error})") from error
+
+
+def _rope_from_hf(
+  hf: Mapping[str, Any], where: str, default_theta: float
+) -> rope.RopeConfig:
+  v4 = _rope_spelling(
+    {"rope_theta": hf.get("rope_theta")} | (hf.get("rope_scaling") or {}), default_theta
+  )
+  v5 = _rope_spelling(hf.get("rope_parameters") or {}, default_theta)
+  if v4 and v5 and v4 != v5:
+    raise errors.UserError(
+      f"{where}: rope_theta/rope_scaling say {v4} but rope_parameters say {v5};"
+      " make the two spellings agree or remove one"
+    )
+  given = v5 or v4
+  unknown = given.keys() - _ROPE_KEYS
+  if unknown:
+    raise errors.UserError(
+      f"{where}: the rope has {', '.join(sorted(unknown))}, which are not supported"
+      " and would be ignored"
+    )
+  kind = given.get("rope_type", "default")
+  if kind in ("linear", "yarn", "llama3") and "factor" not in given:
+    raise errors.UserError(f"{where}: rope_type {kind} needs a factor")
+  window = int(hf["max_position_embeddings"])
+  factor = float(given.get("factor", 1.0))
+  original = given.get("original_max_position_embeddings") or window
+  if kind == "llama3" and "original_max_position_embeddings" not in given:
+    raise errors.UserError(
+      f"{where}: rope_type llama3 needs original_max_position_embeddings"
+    )
+  attention = given.get("attention_factor")
+  return rope.RopeConfig(
+    kind="none" if kind == "default" else kind,
+    theta=float(given.get("rope_theta", default_theta)),
+    factor=factor,
+    original_window=int(original),
+    beta_fast=float(given.get("beta_fast") or 32.0),
+    beta_slow=float(given.get("beta_slow") or 1.0),
+    attention_factor=None if attention is None else float(attention),
+    low_freq_factor=float(given.get("low_freq_factor") or 1.0),
+    high_freq_factor=float(given.get("high_freq_factor") or 4.0),
+  )
+
+
+# Keys of a rope that `_rope_from_hf` understands.
+_ROPE_KEYS = {
+  "rope_type",
+  "rope_theta",
+  "factor",
+  "original_max_position_embeddings",
+  "beta_fast",
+  "beta_slow",
+  "attention_factor",
+  "low_freq_factor",
+  "high_freq_factor",
+}
+
+
+def _rope_spelling(raw: Mapping[str, Any], default_theta: float) -> dict[str, Any]:
+  """One of the two spellings with its defaults filled in; {} if it says nothing."""
+  given = {key: value for key, value in raw.items() if value is not None}
+  if not given:
+    return {}
+  if "type" in given:
+    old_name = given.pop("type")
+    given.setdefault("rope_type", old_name)
+  # Keys that only repeat a default.
+  if given.get("truncate") is True:
+    del given["truncate"]
+  if given.get("partial_rotary_factor") == 1:
+    del given["partial_rotary_factor"]
+  return {"rope_type": "default", "rope_theta": default_theta} | given
+
+
+def to_hf(config: ModelConfig) -> dict[str, Any]:
+  """The config.json of `config`, rope in both spellings (v4 and v5 readers).
+
+  NTK has no HF rope type: its base goes into `rope_theta` with type default.
+  """
+  family = families.TABLE[config.family]
+  free = {
+    name: getattr(config, name)
+    for name in ("attention_bias", "mlp_bias")
+    if name not in family.fixed
+  }
+  if family.nope:
+    rotated = [int(i not in config.nope_layers) for i in range(config.num_layers)]
+    free["no_rope_layers"] = rotated
+  r = config.rope
+  theta = r.theta
+  if r.kind == "ntk":
+    theta = rope.ntk_theta(theta, r.factor, config.head_dim)
+  scaling: dict[str, Any] = {}
+  if r.kind in ("linear", "yarn", "llama3"):
+    scaling = {"rope_type": r.kind, "factor": r.factor}
+  if r.kind in ("yarn", "llama3"):
+    scaling["original_max_position_embeddings"] = r.original_window
+  if r.kind == "yarn":
+    scaling |= {"beta_fast": r.beta_fast, "beta_slow": r.beta_slow}
+    if r.attention_factor is not None:
+      scaling["attention_factor"] = r.attention_factor
+  if r.kind == "llama3":
+    scaling |= {
+      "low_freq_factor": r.low_freq_factor,
+      "high_freq_factor": r.high_freq_factor,
+    }
+  return {
+    "architectures": [family.architecture],
+    "model_type": config.family,
+    "vocab_size": config.vocab_size,
+    "num_hidden_layers": config.num_layers,
+    "hidden_size": config.embed_dim,
+    "intermediate_size": config.ffn_dim,
+    "num_attention_heads": config.num_heads,
+    "num_key_value_heads": config.num_kv_heads,
+    "head_dim": config.head_dim,
+    "hidden_act": "silu",
+    "rms_norm_eps": config.norm_eps,
+    "tie_word_embeddings": config.tie_embeddings,
+    **free,
+    **family.no_sliding,
+    "max_position_embeddings": config.window,
+    "rope_theta": theta,
+    "rope_scaling": scaling or None,
+    "rope_parameters": {"rope_theta": theta, **(scaling or {"rope_type": "default"})},
+  }

@@ -1,0 +1,294 @@
+"""Several processes, one program: joining them, and ending them together.
+
+Every process runs the same command. They meet through JAX's coordination service,
+which process 0 hosts: over it go the texts and barriers of this file, so that a wait
+of minutes (one process tokenizes) does not run into the time limit of a collective.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax._src import distributed as service  # its client has no public name
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from skipalign_jax.runtime import errors
+
+FORMS = "auto, off or HOST:PORT,COUNT,INDEX"
+TIMEOUT = 300  # seconds for all processes to come
+HEARTBEAT = 60  # seconds of silence after which a process counts as dead
+_LAST_WORDS = 10  # seconds that a failed process waits for the others to fail too
+_ONE_DAY_MS = 24 * 3600 * 1000  # a dead process is noticed long before
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+  """How this process joins the others.
+
+  Attributes:
+    source: what told so, for messages.
+    arguments: of `jax.distributed.initialize`; what is left out JAX finds itself.
+  """
+
+  source: str
+  arguments: dict[str, Any]
+
+
+def decide(flag: str, environ: Mapping[str, str]) -> Launch | None:
+  """What --distributed means in this environment; None is a process on its own.
+
+  "auto" knows Open MPI, SLURM steps and TPU slices, those that JAX can ask for the
+  rest, and only where they tell of more than one process: a shell inside an
+  allocation, or a laptop, stays alone.
+
+  Args:
+    flag: "auto", "off" or "HOST:PORT,COUNT,INDEX".
+    environ: os.environ after jax was imported, which marks TPU machines in it.
+
+  Raises:
+    UserError: an impossible flag, or processes that nothing tells how to meet.
+  """
+  if flag == "off":
+    return None
+  if flag != "auto":
+    return _explicit(flag)
+  if _number(environ, "OMPI_COMM_WORLD_SIZE") > 1:
+    if "OMPI_MCA_orte_hnp_uri" not in environ:  # gone in Open MPI 5
+      raise errors.UserError(
+        "this Open MPI does not tell where the first process is; give "
+        "--distributed=HOST:PORT,$OMPI_COMM_WORLD_SIZE,$OMPI_COMM_WORLD_RANK "
+        "(inside sh -c '…', so that each process fills in its own)"
+      )
+    return Launch("Open MPI", {"cluster_detection_method": "ompi"})
+  if "SLURM_STEP_NODELIST" in environ and "SLURM_PROCID" in environ:
+    # SLURM_NTASKS may be the allocation's; the step's own number is what was started.
+    tasks = _number(environ, "SLURM_STEP_NUM_TASKS") or _number(environ, "SLURM_NTASKS")
+    if tasks > 1:
+      return Launch(
+        "SLURM", {"cluster_detection_method": "slurm", "num_processes": tasks}
+      )
+    return None
+  if _on_tpu(environ):
+    hosts = environ.get("TPU_PROCESS_ADDRESSES", environ.get("TPU_WORKER_HOSTNAMES"))
+    slices = _number(environ, "MEGASCALE_NUM_SLICES")
+    # Without names of hosts it is a TPU VM, which JAX asks its metadata server about.
+    if hosts is None and "TPU_SKIP_MDS_QUERY" not in environ:
+      return Launch("the TPU's metadata", {})
+    if hosts is not None and ("," in hosts or slices > 1):
+      return Launch("the TPU slice", {"cluster_detection_method": "gketpu"})
+  elif "JAX_COORDINATOR_ADDRESS" in environ:
+    raise errors.UserError(
+      "JAX_COORDINATOR_ADDRESS is set, but nothing tells how many processes there "
+      "are; give --distributed=HOST:PORT,COUNT,INDEX, or off for one process"
+    )
+  return None
+
+
+def _explicit(flag: str) -> Launch:
+  address, *numbers = flag.split(",")
+  host, colon, port = address.rpartition(":")
+  whole = all(part.strip().isdecimal() for part in (port, *numbers))
+  if not (host and colon and whole and len(numbers) == 2):
+    raise errors.UserError(f"--distributed={flag!r}; give {FORMS}")
+  count, index = map(int, numbers)
+  if not index < count or not 0 < int(port) < 65536:
+    raise errors.UserError(
+      f"--distributed={flag!r}: INDEX counts from 0 and stays below COUNT, PORT is "
+      "below 65536"
+    )
+  if count == 1:
+    return None
+  # Else JAX would look for a cluster once more, for the devices of this process.
+  return Launch(
+    f"--distributed={flag}",
+    {
+      "coordinator_address": address,
+      "num_processes": count,
+      "process_id": index,
+      "cluster_detection_method": "deactivate",
+    },
+  )
+
+
+def _number(environ: Mapping[str, str], name: str) -> int:
+  value = environ.get(name, "")
+  return int(value) if value.isdecimal() else 0
+
+
+def _on_tpu(environ: Mapping[str, str]) -> bool:
+  platforms = environ.get("JAX_PLATFORMS", "")
+  return "TPU_ML_PLATFORM" in environ and (not platforms or "tpu" in platforms)
+
+
+def initialize(flag: str, timeout: int = TIMEOUT) -> None:
+  """Joins the other processes, if there are any; before anything touches a device.
+
+  Args:
+    flag: see `decide`.
+    timeout: seconds until it gives up.
+
+  Raises:
+    UserError: see `decide`; or the cluster cannot be asked. When the others do not
+      come in time, the process ends with status 2, because XLA would abort it.
+  """
+  launch = decide(flag, os.environ)
+  if launch is None:
+    return
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  watchdog = threading.Timer(timeout, _give_up, (launch, timeout))
+  watchdog.daemon = True
+  watchdog.start()
+  try:
+    jax.distributed.initialize(
+      **launch.arguments,
+      initialization_timeout=2 * timeout + 60,
+      heartbeat_timeout_seconds=HEARTBEAT,
+    )
+    jax.devices()  # an exchange between all processes too: they are all here now
+  except (ValueError, RuntimeError, OSError) as error:
+    raise errors.UserError(
+      f"{launch.source} tells of several processes, but this one cannot join them: "
+      f"{str(error).strip().splitlines()[0]}\nMend that, or give --distributed=off "
+      "to run alone."
+    ) from error
+  finally:
+    watchdog.cancel()
+
+
+def _give_up(launch: Launch, seconds: int) -> None:
+  state = service.global_state
+  print(
+    f"error: {state.num_processes} processes were to meet at "
+    f"{state.coordinator_address} (from {launch.source}), but after {seconds} s "
+    f"process {state.process_id} still waits. Check that all of them were started, "
+    "that the address is process 0's and that its port is free and open; "
+    "--distributed=off runs alone.",
+    file=sys.stderr,
+    flush=True,
+  )
+  os._exit(2)
+
+
+def is_first() -> bool:
+  """Whether this process writes and speaks for all."""
+  return jax.process_index() == 0
+
+
+_exchanges = itertools.count()
+
+
+def exchange(text: str) -> list[str]:
+  """The texts of all processes, by index; each calls it equally often."""
+  if jax.process_count() == 1:
+    return [text]
+  client, key = service.global_state.client, f"skipalign/{next(_exchanges)}"
+  client.key_value_set(f"{key}/{jax.process_index()}", text)
+  if is_first():
+    texts = [
+      client.blocking_key_value_get(f"{key}/{i}", _ONE_DAY_MS)
+      for i in range(jax.process_count())
+    ]
+    client.key_value_set(f"{key}/all", json.dumps(texts))
+  return json.loads(client.blocking_key_value_get(f"{key}/all", _ONE_DAY_MS))
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+  """What one process cannot do, none has done: its UserError is raised in all.
+
+  The body must not wait for other processes. Leaving it is a barrier.
+  """
+  error = None
+  try:
+    yield
+  except errors.UserError as raised:
+    error = raised
+  told = exchange("" if error is None else str(error) or "unknown error")
+  if any(told):
+    raise errors.UserError(next(filter(None, told))) from error
+
+
+class Votes:
+  """Whether some process was asked to stop, known to all at the same step."""
+
+  def __init__(self):
+    self._cast = None
+    if jax.process_count() > 1:
+      mesh = Mesh(np.array(jax.devices()), "device")
+      self._each = NamedSharding(mesh, PartitionSpec("device"))
+      everywhere = NamedSharding(mesh, PartitionSpec())
+      self._highest = jax.jit(jnp.max, out_shardings=everywhere)
+
+  def cast(self, status: int) -> int:
+    """The highest status that any process gave one call ago; alone, this one.
+
+    Reading the vote of this call would wait for the step that is being computed.
+    """
+    if jax.process_count() == 1:
+      return status
+    mine = np.full(jax.local_device_count(), status, np.int32)
+    before = self._cast
+    self._cast = self._highest(jax.make_array_from_process_local_data(self._each, mine))
+    return 0 if before is None else int(before)
+
+
+def run_command(main: Callable[[], int | None]) -> None:
+  """`errors.run_command` for a command of several processes.
+
+  An error that all of them meet is printed once. A process that fails alone leaves
+  at once: an orderly exit would wait for the others, who wait for it.
+  """
+  try:
+    errors.run_command(lambda: _told_once(main))
+  except SystemExit as leaving:
+    if leaving.code == 130:  # a second Ctrl-C; the others may not have seen it
+      _leave(130)
+    raise
+  except BaseException as error:
+    with contextlib.suppress(OSError):  # stderr may be what broke
+      traceback.print_exc()
+      if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+        print(
+          f"error: process {jax.process_index()} cannot go on; most likely another one "
+          "ended, and its output says why. The same command goes on from the latest "
+          "checkpoint.",
+          file=sys.stderr,
+        )
+    _leave(1)
+    raise SystemExit(1) from None
+
+
+def _told_once(main: Callable[[], int | None]) -> int | None:
+  try:
+    return main()
+  except errors.UserError as error:
+    if not jax.distributed.is_initialized():
+      raise
+    try:
+      service.global_state.client.wait_at_barrier(
+        "skipalign/failed", _LAST_WORDS * 1000
+      )
+    except jax.errors.JaxRuntimeError:
+      print(f"error: process {jax.process_index()}: {error}", file=sys.stderr)
+      _leave(2)
+    if is_first():
+      raise
+    return 2
+
+
+def _leave(status: int) -> None:
+  if jax.distributed.is_initialized():
+    for stream in (sys.stdout, sys.stderr):
+      with contextlib.suppress(OSError):
+        stream.flush()
+    os._exit(status)

@@ -1,0 +1,1 @@
+"""A run: its step, state, folder and records."""

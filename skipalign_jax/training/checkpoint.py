@@ -1,0 +1,172 @@
+"""Checkpoints: what is trained, optimizer and data iterator, in the background.
+
+A workdir holds `checkpoints/<step>/{params,opt,data}`, Orbax items that appear
+under their final name only when complete, with a seal over their files. `params` alone
+is what conversion and generation read. The frozen base under adapters is not saved: it
+is read again from where the run took it.
+"""
+
+import contextlib
+import math
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from rich import console as rich_console
+
+from skipalign_jax.hf import native
+from skipalign_jax.runtime import checksums as seal
+from skipalign_jax.runtime import distributed, errors
+from skipalign_jax.training import step
+
+# So that an export reads a layer of a stacked parameter, not all of them.
+CHUNK_BYTES = 2**28
+
+
+DAMAGED = "damaged"
+
+
+def set_damaged_aside(workdir: pathlib.Path, console: rich_console.Console) -> None:
+  """Moves the latest checkpoints away until the latest one is as it was written.
+
+  Raises:
+    UserError: none is.
+  """
+  found = (workdir / native.CHECKPOINTS).glob("*")
+  steps = sorted((int(p.name) for p in found if p.name.isdecimal()), reverse=True)
+  for at in steps:
+    folder = workdir / native.CHECKPOINTS / str(at)
+    if not (found := seal.damage(folder)):
+      return
+    kept = workdir / DAMAGED / str(at)
+    while kept.exists():
+      kept = kept.with_name(f"{kept.name}_")
+    kept.parent.mkdir(exist_ok=True)
+    folder.rename(kept)
+    console.print(f"checkpoint {at} is damaged and now in {kept}: {found}")
+  if steps:
+    raise errors.UserError(
+      f"--workdir={workdir} has no checkpoint left that is as it was written; they "
+      f"are in {workdir / DAMAGED}. The same command starts from the beginning."
+    )
+
+
+class Checkpoints:
+  """The checkpoints of one workdir."""
+
+  def __init__(self, workdir: pathlib.Path, keep: int, keep_best: bool):
+    """Keeps the latest `keep` and, if asked, the one of the lowest eval loss."""
+    managers = ocp.checkpoint_managers
+    policies = [managers.LatestN(keep)]
+    if keep_best:
+      best = managers.BestN(
+        get_metric_fn=lambda metrics: metrics["eval_loss"],
+        reverse=True,  # the lowest loss sorts last, and the last one stays
+        n=1,
+        keep_checkpoints_without_metrics=False,
+      )
+      policies.append(best)
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=managers.AnyPreservationPolicy(policies),
+      cleanup_tmp_directories=True,
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+    )
+    self._saving = 0
+    self._manager = ocp.CheckpointManager(
+      (workdir / native.CHECKPOINTS).absolute(),
+      options=options,
+      item_names=(native.PARAMS, "opt", "data"),
+    )
+
+  def latest(self) -> int | None:
+    """The latest complete step."""
+    return self._manager.latest_step()
+
+  def save(
+    self,
+    state: step.TrainState,
+    at: int,
+    iterator_state: Any,
+    eval_loss: float | None,
+  ) -> None:
+    """Starts writing the state after `at` steps; the caller may go on training."""
+    if self.latest() == at:
+      return
+    self.wait()  # as Orbax would; `_seal` must not see the next step's number
+    self._saving = at
+    chunked = jax.tree.map(
+      lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), state.params
+    )
+    with self._told():
+      self._manager.save(
+        at,
+        args=ocp.args.Composite(
+          params=ocp.args.StandardSave(state.params, save_args=chunked),
+          opt=ocp.args.StandardSave({"step": state.step, "opt": state.opt}),
+          data=ocp.args.JsonSave({"iterator": iterator_state}),
+        ),
+        # A NaN has no place in an order.
+        metrics={"eval_loss": eval_loss}
+        if eval_loss is not None and math.isfinite(eval_loss)
+        else None,
+        force=True,
+      )
+
+  def _seal(self) -> None:
+    """Called by Orbax when all is written and before it gets its final name."""
+    if distributed.is_first():
+      pattern = f"{self._saving}.orbax-checkpoint-tmp*"
+      for half in pathlib.Path(self._manager.directory).glob(pattern):
+        seal.write(half)
+
+  @contextlib.contextmanager
+  def _told(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:  # Orbax has many kinds, and none of its own
+      raise errors.UserError(
+        f"the checkpoint of step {self._saving} in {self._manager.directory} is not "
+        f"written: {error}\nEarlier ones are untouched. Mend that (is the disk full?); "
+        "the same command goes on from the latest."
+      ) from error
+
+  def restore(
+    self, abstract: step.TrainState, shardings: step.TrainState, at: int
+  ) -> tuple[step.TrainState, Any]:
+    """(state, iterator state) after `at` steps, laid out as `shardings` say.
+
+    The state comes without the base of adapters.
+    """
+    placed = jax.tree.map(
+      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+      abstract,
+      shardings,
+    )
+    try:
+      found = self._manager.restore(
+        at,
+        args=ocp.args.Composite(
+          params=ocp.args.StandardRestore(placed.params),
+          opt=ocp.args.StandardRestore({"step": placed.step, "opt": placed.opt}),
+          data=ocp.args.JsonRestore(),
+        ),
+      )
+    except Exception as error:  # damaged files raise nearly anything
+      raise errors.UserError(
+        f"checkpoint {self._manager.directory / str(at)} cannot be read: {error}\n"
+        "Remove that folder to go on from an earlier one, or use a new --workdir."
+      ) from error
+    state = step.TrainState(found.opt["step"], found.params, found.opt["opt"])
+    return state, found.data["iterator"]
+
+  def wait(self) -> None:
+    """Blocks until what was started is on disk; raises what went wrong."""
+    with self._told():
+      self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, then lets go of the workdir."""
+    with self._told():
+      self._manager.close()

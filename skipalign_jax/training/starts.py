@@ -1,0 +1,114 @@
+"""What ran when: starts.jsonl, one line for each start of a run.
+
+A run that goes on elsewhere, with other libraries or another commit, is told so; one
+whose data has changed is refused, because it would be another run.
+"""
+
+import datetime
+import json
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+import jax
+import ml_collections
+
+from skipalign_jax.hf import card
+from skipalign_jax.runtime import errors, untrusted
+
+FILE = "starts.jsonl"
+
+
+def describe(
+  config: ml_collections.ConfigDict, data_fingerprint: str, step: int
+) -> dict[str, Any]:
+  """This start; `step` is the one that it continues after."""
+  devices = jax.devices()
+  return {
+    "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    "step": step,
+    "commit": _commit(),
+    "versions": {"python": platform.python_version()} | card.library_versions(),
+    "hardware": {
+      "device": devices[0].device_kind,
+      "devices": len(devices),
+      "processes": jax.process_count(),
+      "machine": platform.machine(),
+      "host": platform.node(),
+    },
+    "data": data_fingerprint,
+    "config": config.to_dict(),
+  }
+
+
+def add(workdir: pathlib.Path, start: dict[str, Any]) -> list[str]:
+  """Writes a line for this start; returns what changed since the one before.
+
+  Raises:
+    UserError: the data changed, or the file is damaged.
+  """
+  path = workdir / FILE
+  before = _last(path)
+  changes = []
+  if before is not None:
+    if before["data"] != start["data"]:
+      raise errors.UserError(
+        f"--workdir={workdir}: the data is not what this run began with (fingerprint "
+        f"{before['data']}, now {start['data']}), so the batches would be others. "
+        "Restore it, or start a new --workdir with model.init_from on this one."
+      )
+    changes = _differences(before, start)
+  with path.open("a", encoding="utf-8") as file:
+    file.write(json.dumps(start) + "\n")
+  return changes
+
+
+def _last(path: pathlib.Path) -> dict[str, Any] | None:
+  if not path.exists():
+    return None
+  data = path.read_bytes()
+  whole = data[: data.rfind(b"\n") + 1]  # a kill may leave half a line
+  if whole != data:
+    path.write_bytes(whole)
+  lines = whole.splitlines()
+  if not lines:
+    return None
+  try:
+    last = untrusted.parse_json(lines[-1])
+    last["data"], last["commit"], last["versions"].items(), last["hardware"].items()
+  except (ValueError, LookupError, TypeError, AttributeError) as error:
+    raise errors.UserError(
+      f"{path}: its last line is damaged ({error!r}); remove that line"
+    ) from error
+  return last
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+  flat = lambda start: {
+    "commit": start["commit"],
+    **{f"{name} version": value for name, value in start["versions"].items()},
+    **{name: value for name, value in start["hardware"].items() if name != "host"},
+  }
+  old, new = flat(before), flat(now)
+  return [
+    f"{name} was {old.get(name)}, now {new.get(name)}"
+    for name in sorted(old.keys() | new.keys())
+    if old.get(name) != new.get(name)
+  ]
+
+
+def _commit() -> str | None:
+  """Of the repository that this code is in, with "+" for local changes; or None."""
+  here = pathlib.Path(__file__).parents[1]
+  git = lambda *arguments: subprocess.run(
+    ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10
+  )
+  try:
+    head = git("rev-parse", "--short=12", "HEAD")
+    if head.returncode:
+      return None
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", str(here))
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+  except (OSError, subprocess.SubprocessError):
+    return None

@@ -1,0 +1,229 @@
+"""The folder of a run: claimed by one config, refused to any other.
+
+workdir/
+  config.json    resolved config and model shape; makes the folder a model reference,
+                 together with model.init_from where adapters are trained
+  steps.json     how many steps the run has
+  tokenizer/     as transformers saves it
+  checkpoints/   see checkpoint.py
+  evals/         NAME/STEP/: what config.evals found
+  metrics.jsonl, tensorboard/, positions.png
+  starts.jsonl   see manifest.py
+  nonfinite/, damaged/   batches and checkpoints that were put aside, if any
+  .lock          held by the process that writes here
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+import ml_collections
+import transformers
+from rich import console as rich_console
+
+from skipalign_jax.hf import adapters, card, export, native, reference, safetensors_io
+from skipalign_jax.model import model_config
+from skipalign_jax.runtime import errors
+
+STEPS = "steps.json"
+LOCK = ".lock"
+
+# Keys that may change when a run goes on; all others shape its numbers.
+FREE = (
+  "log_every",
+  "eval.every",
+  "evals.",
+  "checkpoint.",
+  "mesh.",
+  "data.cache_dir",
+  "data.workers",
+)
+
+
+def claim(
+  folder: pathlib.Path,
+  config: ml_collections.ConfigDict,
+  shape: model_config.ModelConfig,
+  base: reference.Model | None,
+  tokenizer: transformers.PreTrainedTokenizerFast,
+  console: rich_console.Console,
+) -> TextIO:
+  """Makes `folder` the workdir of this config, or checks that it is.
+
+  Returns:
+    The lock on it: closing it, or the end of this process however it comes, lets go.
+
+  Raises:
+    UserError: it belongs to another config or to a run that goes on, is something
+      else, or cannot be written.
+  """
+  try:
+    if (folder / "config.json").exists():
+      held = _lock(folder, console)
+      _check_same(folder, config)
+      if base is not None:
+        adapters.check_base(folder, native.read_config(folder), base.weights)
+    else:
+      # A start that was killed may leave these.
+      ours = {LOCK, ".config.json.new"}
+      if folder.exists() and {path.name for path in folder.iterdir()} - ours:
+        raise errors.UserError(
+          f"--workdir={folder} has files but no run in it; name a new folder"
+        )
+      folder.mkdir(parents=True, exist_ok=True)
+      held = _lock(folder, console)
+      description = native.Description(
+        model_config=shape,
+        hf_config=base and base.hf_config,
+        generation_config=base and base.generation_config,
+        base=config.model.init_from or None,
+        config=config.to_dict(),
+        versions=card.library_versions(),
+        base_digest=adapters.digest(base.weights)
+        if base and config.lora.rank
+        else None,
+      )
+      native.write_config(folder, description)
+    if not (folder / native.TOKENIZER).exists():
+      half = folder / f".{native.TOKENIZER}.new"
+      shutil.rmtree(half, ignore_errors=True)
+      export.save_tokenizer(tokenizer, half)
+      half.replace(folder / native.TOKENIZER)
+    return held
+  except OSError as error:
+    raise errors.UserError(f"--workdir={folder} cannot be used: {error}") from error
+
+
+# What filesystems without record locks say: NFS without its lock service, and FUSE.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
+def _lock(folder: pathlib.Path, console: rich_console.Console) -> TextIO:
+  """Takes the lock of a workdir; tells where there are none.
+
+  A record lock, not flock: data workers, should they outlive their parent, do not
+  inherit it.
+  """
+  file = (folder / LOCK).open("a+", encoding="utf-8")
+  try:
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    if error.errno in _NO_LOCKS:
+      console.print(
+        f"NOTE       the filesystem of {folder} has no locks ({error.strerror}): make "
+        "sure that no other run writes there"
+      )
+      return file
+    if error.errno not in (errno.EACCES, errno.EAGAIN):
+      file.close()
+      raise
+    file.seek(0)
+    raise errors.UserError(
+      f"--workdir={folder} is being written by {file.read().strip() or 'another run'}; "
+      "wait for it, stop it, or name a new folder"
+    ) from error
+  file.truncate(0)
+  file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+  file.flush()
+  return file
+
+
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+@contextlib.contextmanager
+def writing(folder: pathlib.Path) -> Iterator[None]:
+  """Tells what the user can mend when storage fails inside the block."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in _STORAGE:
+      raise
+    raise errors.UserError(
+      f"--workdir={folder} cannot be written any more: {error}\nCheckpoints in it are "
+      "untouched. Make room; the same command goes on from the latest."
+    ) from error
+
+
+def write_steps(folder: pathlib.Path, steps: int) -> None:
+  """Notes how many steps the run has, so that others can tell whether it is done."""
+  safetensors_io.write_json(folder / STEPS, {"steps": steps})
+
+
+def read_steps(folder: pathlib.Path) -> int | None:
+  """What `write_steps` noted; None where no run has begun."""
+  if not (folder / STEPS).exists():
+    return None
+  steps = safetensors_io.read_json(folder / STEPS).get("steps")
+  if not isinstance(steps, int):
+    raise errors.UserError(
+      f"{folder / STEPS} is damaged: it has no steps; run the training's command again"
+    )
+  return steps
+
+
+def check_shared(folder: pathlib.Path, written: str) -> None:
+  """Raises UserError when this process does not see what process 0 claimed.
+
+  Args:
+    folder: the workdir, as this process knows it.
+    written: `identity` of it in process 0.
+  """
+  for _ in range(20):  # a network filesystem may show it a little later
+    if (found := identity(folder)) == written:
+      return
+    time.sleep(0.5)
+  raise errors.UserError(
+    f"--workdir={folder} is not the folder that process 0 writes to"
+    f"{'' if found else ' (here it does not exist)'}; all processes need one on a "
+    "filesystem that they share"
+  )
+
+
+def identity(folder: pathlib.Path) -> str:
+  """Tells one claimed folder from another; empty without one."""
+  file = folder / "config.json"
+  return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
+
+
+def _check_same(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+  if (
+    not native.is_workdir(folder)
+    or (found := native.read_config(folder)).config is None
+  ):
+    raise errors.UserError(
+      f"--workdir={folder} is a model, not a training run; name a new folder"
+    )
+  theirs = _flatten(found.config)
+  ours = _flatten(json.loads(json.dumps(config.to_dict())))  # tuples become lists
+  told = lambda flat, key: repr(flat[key]) if key in flat else "no such key"
+  different = [
+    f"  {key}: the run has {told(theirs, key)}, now {told(ours, key)}"
+    for key in sorted(theirs.keys() | ours.keys())
+    if told(theirs, key) != told(ours, key) and not key.startswith(FREE)
+  ]
+  if different:
+    raise errors.UserError(
+      f"--workdir={folder} holds a run of another config:\n"
+      + "\n".join(different)
+      + "\nName a new folder, or give the same values to continue that run."
+    )
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      flat |= _flatten(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat

@@ -1,0 +1,1 @@
+"""Studies done with the package; nothing in the package imports them."""

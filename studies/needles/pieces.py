@@ -1,0 +1,338 @@
+"""What the study does, piece by piece; each leaves one JSON file, and is skipped there.
+
+OUT/
+  settings.json            of the study that the folder holds
+  tokenizer/, cache/       as train reads them
+  seedN/*.jsonl            the seed's texts and chats
+  seedN/pretrain/STAGE/    workdirs of the curriculum
+  seedN/rows/ROW/sS/       workdir of a row at NTK target S
+  results/seedN/ROW/       sS.validation.json, sS.test.json
+"""
+
+import collections
+import dataclasses
+import fcntl
+import itertools
+import json
+import os
+import pathlib
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from rich import console as rich_console
+
+from skipalign_jax import train
+from skipalign_jax.hf import safetensors_io
+from skipalign_jax.runtime import errors
+from skipalign_jax.training import metrics
+from studies.needles import needles, recipes, words
+
+SILENT = rich_console.Console(quiet=True)
+VALIDATION, TEST = "validation", "test"
+KINDS = {VALIDATION: words.VALIDATION, TEST: words.TEST}
+
+
+class Stopped(Exception):  # noqa: N818 (a signal, not a fault)
+  """Training was stopped by a signal, whose exit status this is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+  """One step of the study.
+
+  Attributes:
+    result: the file that it writes; its name is the piece's name.
+    needs: results that must be there before.
+    make: the content of the file.
+  """
+
+  result: pathlib.Path
+  needs: tuple[pathlib.Path, ...]
+  make: Callable[[], dict[str, Any]]
+
+
+class Study:
+  """The pieces of one study in one folder."""
+
+  def __init__(self, folder: pathlib.Path, settings: recipes.Settings):
+    """Claims the folder.
+
+    Raises:
+      UserError: it holds a study of other settings, or cannot be written.
+    """
+    self.folder, self.settings = folder, settings
+    wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
+    path = folder / "settings.json"
+    try:
+      if path.exists():
+        if (found := safetensors_io.read_json(path)) != wanted:
+          keys = [k for k in wanted if found.get(k) != wanted[k]]
+          raise errors.UserError(
+            f"--out={folder} holds a study of other settings ({', '.join(keys)}); name "
+            "another folder or delete it"
+          )
+        return
+      words.tokenizer().save_pretrained(folder / "tokenizer")
+      safetensors_io.write_json(path, wanted)
+    except OSError as error:
+      raise errors.UserError(f"--out={folder} cannot be used: {error}") from error
+
+  def result(self, seed: int, row: str, target: int, kind: str) -> pathlib.Path:
+    """Where the numbers of a model are."""
+    name = f"s{target}.{kind}.json"
+    return self.folder / "results" / f"seed{seed}" / slug(row) / name
+
+  def base_result(self, seed: int) -> pathlib.Path:
+    return self.folder / "results" / f"seed{seed}" / "pretrain.json"
+
+  def pieces(self) -> Iterator[Piece]:
+    """All pieces that can be told now, those of the main table first.
+
+    Which NTK target a row is tested at follows from the pilots' validation needles: so
+    its later pieces exist once these do.
+    """
+    c = self.settings
+    yield from map(self._pretrain, self.wanted())
+    seeds = self.seeds()
+    pilots = seeds[: c.pilots]
+    for row in (*recipes.ROWS, recipes.BASE, *recipes.AGAIN):
+      make = self._train if row != recipes.BASE else self._ask_base
+      tried = c.targets if row != recipes.BASE else (1, *c.targets)
+      for seed in pilots:
+        yield from (make(seed, row, target) for target in tried)
+      if target := self.chosen(row):
+        for seed in seeds:
+          yield make(seed, row, target)
+          yield self._ask(seed, row, target, TEST)
+    yield from (self._ask(seed, recipes.BASE, 1, TEST) for seed in seeds)
+    for rows in recipes.SWEEPS.values():
+      for row in rows:
+        if target := self.chosen(recipes.OUTER):
+          for seed in seeds[: c.sweep_seeds]:
+            yield self._train(seed, row, target)
+
+  def wanted(self) -> list[int]:
+    """Seeds that are taken or may be: the first that are not known to fail."""
+    found = []
+    for seed in self.settings.candidates:
+      if self._retrieves(seed) is not False:
+        found.append(seed)
+    return found[: self.settings.seeds]
+
+  def seeds(self) -> list[int]:
+    """Seeds that are taken, as far as all candidates before them are known."""
+    known = itertools.takewhile(lambda s: self._retrieves(s) is not None, self.wanted())
+    return list(known)
+
+  def _retrieves(self, seed: int) -> bool | None:
+    """Whether a base finds enough inside its window; None while it is not there."""
+    path = self.base_result(seed)
+    if not path.exists():
+      return None
+    asked = safetensors_io.read_json(path)["text"]["1"]
+    return accuracy(asked) >= self.settings.retrieves
+
+  def chosen(self, row: str) -> int | None:
+    """The NTK target of a row: the best on the pilots' validation needles.
+
+    Best by `beyond`; of equals the smallest. None while a pilot is missing. Test
+    needles are not read here.
+    """
+    means, pilots = {}, self.seeds()[: self.settings.pilots]
+    if len(pilots) < self.settings.pilots:
+      return None
+    for target in self.settings.targets:
+      paths = [self.result(seed, row, target, VALIDATION) for seed in pilots]
+      if not all(path.exists() for path in paths):
+        return None
+      found = [safetensors_io.read_json(path)[form_of(row)] for path in paths]
+      means[target] = np.mean([self.beyond(asked) for asked in found])
+    return max(means, key=lambda target: (means[target], -target))
+
+  def beyond(self, asked: dict[str, Any]) -> float:
+    """Mean accuracy over the tested lengths beyond the window."""
+    lengths = (n for n in self.settings.tested if n > 1)
+    return float(np.mean([accuracy(asked[str(n)]) for n in lengths]))
+
+  def _pretrain(self, seed: int) -> Piece:
+    return Piece(self.base_result(seed), (), lambda: self._run_pretraining(seed))
+
+  def _train(self, seed: int, row: str, target: int) -> Piece:
+    return Piece(
+      self.result(seed, row, target, VALIDATION),
+      (self.base_result(seed),),
+      lambda: (
+        self._run_sft(seed, row, target) | self._asked(seed, row, target, VALIDATION)
+      ),
+    )
+
+  def _ask_base(self, seed: int, row: str, target: int) -> Piece:
+    return self._ask(seed, row, target, VALIDATION)
+
+  def _ask(self, seed: int, row: str, target: int, kind: str) -> Piece:
+    needs = self.base_result(seed)
+    if row != recipes.BASE:
+      needs = self.result(seed, row, target, VALIDATION)
+    return Piece(
+      self.result(seed, row, target, kind),
+      (needs,),
+      lambda: self._asked(seed, row, target, kind),
+    )
+
+  def _workdir(self, seed: int, row: str, target: int) -> pathlib.Path:
+    if row == recipes.BASE:
+      last = len(self.settings.curriculum) - 1
+      return self.folder / f"seed{seed}" / "pretrain" / str(last)
+    return self.folder / f"seed{seed}" / "rows" / slug(row) / f"s{target}"
+
+  def _run_pretraining(self, seed: int) -> dict[str, Any]:
+    c, before, found = self.settings, "", {}
+    read = collections.Counter()  # documents of each length in the stages before
+    for stage, (length, steps, copies) in enumerate(c.curriculum):
+      count = steps * c.pretrain_tokens // length
+      numbers = range(read[length], read[length] + count)
+      texts = ({"text": words.text(seed, i, length - 1, copies)} for i in numbers)
+      write_lines(self.folder / f"seed{seed}" / f"text{stage}.jsonl", texts)
+      workdir = self.folder / f"seed{seed}" / "pretrain" / str(stage)
+      config = recipes.pretraining(c, seed, stage, before, self.folder)
+      found[str(stage)] = run_train(config, workdir)
+      read[length] += count
+      before = str(workdir)
+    subject = needles.open_subject(pathlib.Path(before), c.window, None)
+    asked = needles.ask(subject, seed, words.VALIDATION, "text", c.window, c.validation)
+    return {"pretraining": found, "text": {"1": asked}}
+
+  def _run_sft(self, seed: int, row: str, target: int) -> dict[str, Any]:
+    c = self.settings
+    # Twice the steps is the most that a row takes; each dialogue is seen once.
+    most = max(r.steps for r in recipes.ALL_ROWS.values())
+    count = round(c.steps * most) * c.dialogues + 128  # and those that are held out
+    facts = recipes.ALL_ROWS[row].per_question
+    said = (words.dialogue(seed, i, c.window, per_question=facts) for i in range(count))
+    path = self.folder / f"seed{seed}" / recipes.chats_of(facts)
+    write_lines(path, ({"messages": messages} for messages in said))
+    config = recipes.sft(
+      c,
+      seed,
+      recipes.ALL_ROWS[row],
+      target,
+      str(self._workdir(seed, recipes.BASE, 1)),
+      self.folder,
+    )
+    return {"sft": run_train(config, self._workdir(seed, row, target))}
+
+  def _asked(self, seed: int, row: str, target: int, kind: str) -> dict[str, Any]:
+    """Needles in the row's own format and, for the table, all other measures."""
+    c, own = self.settings, form_of(row)
+    facts = recipes.ALL_ROWS[row].per_question if row != recipes.BASE else 1
+    scaled_to = target if row == recipes.BASE else None
+    workdir = self._workdir(seed, row, target)
+    subject = needles.open_subject(workdir, c.window, scaled_to)
+    counts, lengths = {own: c.validation}, c.tested
+    if kind == TEST:
+      lengths += c.further
+      counts = {own: c.test, "text" if own == "chat" else "chat": c.retained}
+    found: dict[str, Any] = {
+      form: {
+        str(length): needles.ask(
+          subject,
+          seed,
+          KINDS[kind],
+          form,
+          length * c.window,
+          count,
+          facts if form == "chat" else 1,
+        )
+        for length in lengths
+      }
+      for form, count in counts.items()
+    }
+    if kind == TEST:
+      longest = max(c.tested) * c.window
+      chats = self.folder / f"seed{seed}" / f"long_{recipes.chats_of(facts)}"
+      said = (words.dialogue(seed, i, longest, words.TEST, facts) for i in range(48))
+      write_lines(chats, ({"messages": m} for m in said))
+      found["misalignment"] = needles.misaligned(subject, chats, longest // 2, 32)
+      found["loss"] = needles.loss_by_position(subject, seed, c, 32)
+    return found
+
+
+def slug(row: str) -> str:
+  """A row's name as a folder."""
+  return re.sub(r"[^a-z0-9.]+", "_", row.lower())
+
+
+def form_of(row: str) -> str:
+  """The format in which a row is asked: the base knows texts only."""
+  return "text" if row.startswith(recipes.BASE) else "chat"
+
+
+def accuracy(asked: dict[str, Any]) -> float:
+  """Share of the questions that were hits; of `needles.ask`."""
+  hits = "".join(asked["hits"])
+  return hits.count("1") / len(hits)
+
+
+def questions(asked: dict[str, Any]) -> int:
+  """How many were asked."""
+  return sum(map(len, asked["hits"]))
+
+
+def write_lines(path: pathlib.Path, records: Iterator[Any]) -> None:
+  """JSON lines, unless they are there."""
+  if path.exists():
+    return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  half = path.with_suffix(f".{os.getpid()}.new")  # others may write the same now
+  half.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+  half.replace(path)
+
+
+def run_train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
+  """The train command, in this process, unless it is done; the end of its metrics."""
+  done = (workdir / "checkpoints" / str(config.steps)).is_dir()
+  if not done and (status := train.run(config, workdir, SILENT)):
+    raise Stopped(status)
+  records = metrics.read(workdir / "metrics.jsonl")
+  last = [record["loss"] for record in records if "loss" in record][-20:]
+  held_out = [record["eval_loss"] for record in records if "eval_loss" in record]
+  return {"loss": float(np.mean(last)), "held_out_loss": held_out[-1:]}
+
+
+def run(study: Study, console: rich_console.Console) -> bool:
+  """Makes the pieces that are missing; True if all are there.
+
+  Several processes may do this at a time: a piece belongs to the one that holds its
+  lock, and the lock ends with the process.
+  """
+  while True:
+    made = 0
+    waiting = 0
+    for piece in study.pieces():
+      if piece.result.exists():
+        continue
+      if not all(path.exists() for path in piece.needs):
+        waiting += 1
+        continue
+      piece.result.parent.mkdir(parents=True, exist_ok=True)
+      with piece.result.with_suffix(".lock").open("w") as lock:
+        try:
+          fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+          waiting += 1
+          continue
+        if piece.result.exists():
+          continue
+        began = time.monotonic()
+        content = piece.make()
+        seconds = round(time.monotonic() - began, 1)
+        safetensors_io.write_json(piece.result, content | {"seconds": seconds})
+        made += 1
+        told = piece.result.relative_to(study.folder / "results")
+        console.print(f"{seconds:6.1f} s  {told}")
+        break  # in order: a piece of the main table may have become possible
+    if not made:
+      return not waiting
