@@ -245,7 +245,9 @@ def environment(devices):
     "JAX_PLATFORMS": "cpu",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # halves the time to compile
     "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    "PYTHONPATH": os.pathsep.join(
+      [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    ),
   }
 
 

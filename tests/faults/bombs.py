@@ -21,7 +21,7 @@ from collections.abc import Callable
 import fuzz
 import gguf
 import pyarrow.parquet
-import test_hf_tiny as hf_tiny
+import tiny_files as hf_tiny
 
 from skipalign_jax.evals import haystack
 from skipalign_jax.evals.longbench import data as longbench_data

@@ -26,7 +26,7 @@ sys.path[:0] = [str(FOLDERS), str(FOLDERS.parent)]
 
 import mutate  # noqa: E402
 import pyarrow.parquet  # noqa: E402
-import test_hf_tiny as hf_tiny  # noqa: E402
+import tiny_files as hf_tiny  # noqa: E402
 from rich import console as rich_console  # noqa: E402
 
 from skipalign_jax import config as config_lib  # noqa: E402

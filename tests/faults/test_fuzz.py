@@ -16,7 +16,7 @@ import fuzz
 import hypothesis
 import mutate
 import pytest
-import test_hf_tiny as hf_tiny
+import tiny_files as hf_tiny
 from hypothesis import strategies as st
 
 from skipalign_jax.data import chat, prepare, schemas, sources

@@ -60,7 +60,7 @@ FILES = (
 )  # fmt: skip
 EXCEPT = {
   r"convert verify": "needs PyTorch; `make parity` verifies every kind of reference",
-  r"evaluate lm_eval": "needs the hub; test_evals_harness.py has these tasks on files",
+  r"evaluate lm_eval": "needs the hub; test_lm_eval.py has these tasks on files",
   r"sweep --config=configs/\w+\.py --run": "trains for hours; its :tiny runs here",
   r"sweep .*--collect": "needs a sweep that ran; it follows each --run here",
 }

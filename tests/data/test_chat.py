@@ -14,7 +14,7 @@ from skipalign_jax.data import chat, schemas
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.runtime import errors
 
-SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
+SHARED = pathlib.Path(__file__).parents[3] / "shared" / "data"
 LLAMA_STYLE = SHARED / "tokenizers" / "llama_style"
 
 TEMPLATES = {"model": "<|im_end|>", "tulu": "<|endoftext|>"}  # and their stop tokens

@@ -22,7 +22,7 @@ from skipalign_jax.runtime import errors
 from skipalign_jax.sweep import rows
 from skipalign_jax.training import resolve
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 OUTSIDE = ("README.md", "CONTRIBUTING.md", "launch/README.md", "benchmarks/README.md")
 TEXTS = [*(ROOT / name for name in OUTSIDE), *PAGES]

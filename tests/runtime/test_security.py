@@ -12,8 +12,8 @@ import sys
 import jinja2
 import pyarrow.parquet
 import pytest
-import test_hf_tiny as hf_tiny
 import tiny
+import tiny_files as hf_tiny
 
 from skipalign_jax.data import chat, sources
 from skipalign_jax.data import tokenizer as tokenizer_lib

@@ -10,7 +10,7 @@ import pytest
 
 from skipalign_jax.model import known_models as shapes
 
-FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
+FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks"
 
 
 def load(name):

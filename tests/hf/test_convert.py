@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
-import test_hf_tiny as tiny
+import tiny_files as tiny
 import transformers
 
 from skipalign_jax import convert

@@ -14,7 +14,7 @@ import pytest
 from skipalign_jax.analysis import dialogues, distances
 from skipalign_jax.method import positions
 
-DOCS = pathlib.Path(__file__).parents[1] / "docs"
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "explorer.html").read_text(encoding="utf-8")
 SEQ_LEN, SEED = 64, 3
 

@@ -43,7 +43,7 @@ LAYERS = (
   },
   {"needle_study"},
 )
-ROOT = pathlib.Path(__file__).parent.parent / "skipalign_jax"
+ROOT = pathlib.Path(__file__).parents[2] / "skipalign_jax"
 
 
 def rank(unit: str) -> int:

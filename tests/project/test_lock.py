@@ -7,7 +7,7 @@ import tomllib
 
 from packaging import requirements, utils
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
 
 

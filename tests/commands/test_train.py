@@ -22,7 +22,7 @@ from skipalign_jax.hf import reference
 from skipalign_jax.runtime import errors, terminal
 from skipalign_jax.training import resolve
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = sorted(  # the others are sweeps over these
   path.stem
   for path in (ROOT / "configs").glob("*.py")

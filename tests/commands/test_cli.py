@@ -7,7 +7,7 @@ import pytest
 from skipalign_jax import cli
 from skipalign_jax.runtime import errors
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 QUICKSTART = f"--config={ROOT / 'configs' / 'quickstart.py'}"
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from skipalign_jax import config as config_lib
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 GGUF = ROOT / ".cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
 

@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
-import test_hf_tiny as tiny
+import tiny_files as tiny
 
 from skipalign_jax.hf import names, native, reference, safetensors_io
 from skipalign_jax.runtime import checksums as seal

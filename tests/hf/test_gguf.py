@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import make_goldens
 import numpy as np
 import pytest
-import test_hf_tiny as tiny
+import tiny_files as tiny
 
 from skipalign_jax.hf import gguf, gguf_tokenizer, reference
 from skipalign_jax.model import decoder as model
@@ -16,7 +16,7 @@ from skipalign_jax.runtime import errors
 
 SMOLLM2 = pathlib.Path(
   os.environ.get("SKIPALIGN_SMOLLM2", "")
-  or pathlib.Path(__file__).parent.parent
+  or pathlib.Path(__file__).parents[2]
   / ".cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 )
 

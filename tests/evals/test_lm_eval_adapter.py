@@ -22,7 +22,7 @@ from skipalign_jax.model import inference
 
 pytestmark = pytest.mark.torch
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 GGUF = os.environ.get(
   "SKIPALIGN_SMOLLM2", str(ROOT / ".cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 )

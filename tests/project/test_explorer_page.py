@@ -13,7 +13,7 @@ import pytest
 from skipalign_jax.analysis import distances
 from skipalign_jax.method import positions
 
-ADDRESS = (pathlib.Path(__file__).parents[1] / "docs/explorer.html").as_uri()
+ADDRESS = (pathlib.Path(__file__).parents[2] / "docs/explorer.html").as_uri()
 FIRST_EXAMPLE = (35, 180, 20, 260, 25, 140, 30, 210)
 pytestmark = [
   pytest.mark.browser,
