@@ -43,10 +43,9 @@ colabs: setup weights
 # The allocator's variables keep freed memory: a fifth of the time goes into pages.
 study-b: setup
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000 \
-	  $(BIN)/python -m skipalign_jax.needle_study --out=runs/study_b
-	cp runs/study_b/study_b.json docs/results/study_b.json
-	cp runs/study_b/tables.md docs/study_b_tables.md
-	cp runs/study_b/study_b_*.png docs/images/
+	  $(BIN)/python -m studies.needles --out=runs/study_b
+	cp runs/study_b/study_b.json runs/study_b/tables.md runs/study_b/study_b_*.png \
+	  studies/needles/results/
 
 docs: setup
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
@@ -88,11 +87,9 @@ quickstart: setup weights
 	  --prompt="Please remember this for later: the door code of the observatory is 4821. What is the door code of the observatory?"
 
 study-a: setup weights
-	$(BIN)/python -m skipalign_jax.sweep --config=configs/study_a.py --run \
+	$(BIN)/python -m skipalign_jax.sweep --config=studies/smollm2/study_a.py --run \
 	  $(if $(ROWS),--rows=$(ROWS))
-	$(BIN)/python -m skipalign_jax.sweep --config=configs/study_a.py --collect
-	cp docs/results/study_a/study_a.md docs/study_a_tables.md
-	cp docs/results/study_a/study_a_keys.png docs/images/
+	$(BIN)/python -m skipalign_jax.sweep --config=studies/smollm2/study_a.py --collect
 
 parity: setup weights
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[parity]'

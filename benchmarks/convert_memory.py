@@ -20,7 +20,7 @@ import time
 import numpy as np
 
 from skipalign_jax import convert
-from skipalign_jax.data import tokenizer as tokenizer_lib
+from skipalign_jax.data import tokenizer
 from skipalign_jax.hf import names
 from skipalign_jax.model import model_config
 
@@ -52,7 +52,7 @@ def write_model(folder: pathlib.Path, hf: dict) -> int:
   folder.mkdir(parents=True)
   config = model_config.from_hf(hf)
   (folder / "config.json").write_text(json.dumps(model_config.to_hf(config)))
-  tokenizer_lib.byte_tokenizer().save_pretrained(folder)
+  tokenizer.byte_tokenizer().save_pretrained(folder)
   shards, size = [{}], 0
   for name, shape in names.hf_shapes(config).items():
     count = 2 * int(np.prod(shape))

@@ -28,12 +28,10 @@ import jax
 import numpy as np
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.data import chat, recall, schemas
-from skipalign_jax.data import tokenizer as tokenizer_lib
+from skipalign_jax.data import chat, recall, schemas, tokenizer
 from skipalign_jax.hf import reference, weights
 from skipalign_jax.method import positions
-from skipalign_jax.model import decoder as model
-from skipalign_jax.model import model_config, sharding
+from skipalign_jax.model import decoder, model_config, sharding
 from skipalign_jax.planning import flops as flops_lib
 from skipalign_jax.training import optimizer, resolve
 from skipalign_jax.training import step as step_lib
@@ -331,9 +329,9 @@ def open_model(name: str) -> reference.Model:
   if name != "tiny":
     return reference.open_model(name)
   settings = config_lib.tiny(config_lib.default())
-  vocabulary = len(tokenizer_lib.byte_tokenizer())
+  vocabulary = len(tokenizer.byte_tokenizer())
   config = resolve.model_from(settings, None, vocabulary)
-  arrays = jax.tree_util.tree_leaves_with_path(model.init(config, seed=0))
+  arrays = jax.tree_util.tree_leaves_with_path(decoder.init(config, seed=0))
   parameters = {}
   for path, array in arrays:
     name, values = sharding.path_of(path), np.asarray(array)
@@ -345,7 +343,7 @@ def open_model(name: str) -> reference.Model:
 def open_tokenizer(name: str):
   """The tokenizer of the same model."""
   if name == "tiny":
-    return tokenizer_lib.byte_tokenizer()
+    return tokenizer.byte_tokenizer()
   return reference.load_tokenizer(name)
 
 

@@ -33,7 +33,7 @@ import harness
 import numpy as np
 from rich import console as rich_console
 
-from skipalign_jax import config as config_lib
+from skipalign_jax import config
 from skipalign_jax.data import chat, pipeline, schemas, sources
 from skipalign_jax.data import tokenizer as tokenizer_lib
 
@@ -57,7 +57,7 @@ class Ours:
   def __init__(self, model: str, data: str, seq_len: int, batch: int, packing: bool):
     self._tokenizer = harness.open_tokenizer(model)
     self._tokenizer.chat_template = tokenizer_lib.CHATML
-    c = config_lib.default()
+    c = config.default()
     c.data.train, c.data.eval = data, ""
     c.data.seq_len, c.data.packing = seq_len, packing
     c.batch_size, c.epochs = batch, 1

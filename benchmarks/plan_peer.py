@@ -31,8 +31,8 @@ import time
 import harness
 import plans
 
-from skipalign_jax import config as config_lib
-from skipalign_jax.model import known_models as shapes
+from skipalign_jax import config
+from skipalign_jax.model import known_models
 from skipalign_jax.planning import hardware
 
 MODEL = "meta-llama/Llama-2-7b-hf"
@@ -99,7 +99,7 @@ class Tunix:
 
     # Its own, but for the look at the default device.
     llama3.shard = lambda x, spec: jax.lax.with_sharding_constraint(x, self._at(*spec))
-    c, optim = shapes.KNOWN[MODEL], config_lib.default().optim
+    c, optim = known_models.KNOWN[MODEL], config.default().optim
     shape = llama3.ModelConfig(
       num_layers=c.num_layers,
       vocab_size=c.vocab_size,

@@ -36,8 +36,7 @@ import numpy as np
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.hf import reference, weights
-from skipalign_jax.model import decoder as model_lib
-from skipalign_jax.model import model_config
+from skipalign_jax.model import decoder, model_config
 from skipalign_jax.training import step
 
 STRATEGIES = {"ours": "contiguous", "ours, skip_outer": "skip_outer"}
@@ -221,7 +220,7 @@ class Tunix:
     return time.perf_counter() - begin, float(loss)
 
 
-def tunix_params(c: model_config.ModelConfig, ours: model_lib.Params) -> dict:
+def tunix_params(c: model_config.ModelConfig, ours: decoder.Params) -> dict:
   """Our parameters under tunix's names, in its shapes."""
 
   def of_layer(i):

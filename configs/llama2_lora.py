@@ -15,11 +15,11 @@ Command:
 Not run by us yet.
 """
 
-from skipalign_jax import config as config_lib
+from skipalign_jax import config
 
 
-def get_config(variant: str = "") -> config_lib.ConfigDict:
-  c = config_lib.default()
+def get_config(variant: str = "") -> config.ConfigDict:
+  c = config.default()
   c.model.init_from = "meta-llama/Llama-2-7b-hf"
   c.rope.kind = "ntk"  # to positions.max_position
   c.data.train = "hub:allenai/tulu-v2-sft-mixture"
@@ -30,4 +30,4 @@ def get_config(variant: str = "") -> config_lib.ConfigDict:
   c.lora.rank, c.lora.alpha = 32, 32.0
   c.lora.base = "nf4"
   c.optim.learning_rate = 2e-4
-  return config_lib.apply_variant(c, variant)
+  return config.apply_variant(c, variant)

@@ -10,11 +10,11 @@ Command:
 Expected (paper, LongBench average): 41.5. Not run by us yet.
 """
 
-from skipalign_jax import config as config_lib
+from skipalign_jax import config
 
 
-def get_config(variant: str = "") -> config_lib.ConfigDict:
-  c = config_lib.default()
+def get_config(variant: str = "") -> config.ConfigDict:
+  c = config.default()
   c.model.init_from = "meta-llama/Llama-2-7b-hf"
   c.rope.kind = "ntk"
   c.rope.target_length = 32_768
@@ -22,4 +22,4 @@ def get_config(variant: str = "") -> config_lib.ConfigDict:
   c.data.train = "hub:allenai/tulu-v2-sft-mixture"
   c.data.template = "tulu"
   c.epochs = 2
-  return config_lib.apply_variant(c, variant)
+  return config.apply_variant(c, variant)

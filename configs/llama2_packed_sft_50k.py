@@ -15,11 +15,11 @@ Command:
 Expected (paper, LongBench average): 43.6. Not run by us yet.
 """
 
-from skipalign_jax import config as config_lib
+from skipalign_jax import config
 
 
-def get_config(variant: str = "") -> config_lib.ConfigDict:
-  c = config_lib.default()
+def get_config(variant: str = "") -> config.ConfigDict:
+  c = config.default()
   c.model.init_from = "meta-llama/Llama-2-7b-hf"
   c.rope.kind = "ntk"
   c.rope.target_length = 51_200
@@ -29,4 +29,4 @@ def get_config(variant: str = "") -> config_lib.ConfigDict:
   c.data.seq_len, c.data.packing = 51_200, True
   c.batch_size = 8
   c.epochs = 2
-  return config_lib.apply_variant(c, variant)
+  return config.apply_variant(c, variant)

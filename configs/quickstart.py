@@ -5,11 +5,11 @@ Skip-Outer on built-in dialogues in which facts told early are asked for turns l
 Hardware: two CPU cores and 8 GB of memory. Weights: `make weights`.
 """
 
-from skipalign_jax import config as config_lib
+from skipalign_jax import config
 
 
-def get_config(variant: str = "") -> config_lib.ConfigDict:
-  c = config_lib.default()
+def get_config(variant: str = "") -> config.ConfigDict:
+  c = config.default()
   c.model.init_from = ".cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
   c.model.remat = "dots"
   c.rope.kind = "ntk"
@@ -23,4 +23,4 @@ def get_config(variant: str = "") -> config_lib.ConfigDict:
   c.steps = 24
   c.eval.every = 0
   c.checkpoint.every = 0
-  return config_lib.apply_variant(c, variant)
+  return config.apply_variant(c, variant)

@@ -12,11 +12,11 @@ Command:
 Expected: not run at length.
 """
 
-from skipalign_jax import config as config_lib
+from skipalign_jax import config
 
 
-def get_config(variant: str = "") -> config_lib.ConfigDict:
-  c = config_lib.default()
+def get_config(variant: str = "") -> config.ConfigDict:
+  c = config.default()
   c.model.init_from = ".cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
   c.model.remat = "dots"
   c.rope.kind = "ntk"  # to positions.max_position
@@ -33,4 +33,4 @@ def get_config(variant: str = "") -> config_lib.ConfigDict:
   c.steps = 100
   c.eval.every = 50
   c.checkpoint.every = 20
-  return config_lib.apply_variant(c, variant)
+  return config.apply_variant(c, variant)

@@ -8,14 +8,14 @@ Command:
 Expected (paper, LongBench average): 45.3. Not run by us yet.
 """
 
-from skipalign_jax import config as config_lib
+from skipalign_jax import config
 
 
-def get_config(variant: str = "") -> config_lib.ConfigDict:
-  c = config_lib.default()
+def get_config(variant: str = "") -> config.ConfigDict:
+  c = config.default()
   c.model.init_from = "01-ai/Yi-6B-200K"
   c.rope.kind = "model"
   c.data.train = "hub:allenai/tulu-v2-sft-mixture"
   c.data.template = "tulu"
   c.epochs = 2
-  return config_lib.apply_variant(c, variant)
+  return config.apply_variant(c, variant)

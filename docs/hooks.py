@@ -15,6 +15,15 @@ from skipalign_jax import config as config_lib
 ROOT = pathlib.Path(__file__).parent.parent
 MODULE = ROOT / "skipalign_jax" / "config.py"
 REFERENCE = "configuration.md"
+# Files outside docs/ that are pages, or that pages show or link to.
+PATTERNS = (
+  "benchmarks/*.md",
+  "colabs/*.ipynb",
+  "studies/*/*.md",
+  "studies/*/results/*.md",
+  "studies/*/results/*.png",
+  "studies/*/results/*.json",
+)
 OPENING = "<!-- the opening of README.md -->"
 _LINK = re.compile(r"\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 INTRODUCTION = (
@@ -34,7 +43,7 @@ def outside() -> dict[str, str]:
     "CHANGELOG.md": "changelog.md",
     "launch/README.md": "launch.md",
   }
-  for pattern in ("benchmarks/*.md", "colabs/*.ipynb"):
+  for pattern in PATTERNS:
     found = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern))
     pages |= {name: name for name in found}
   return pages

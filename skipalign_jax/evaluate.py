@@ -16,8 +16,7 @@ from skipalign_jax.data import chat
 from skipalign_jax.evals import compare, runner, tasks
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.hf import reference
-from skipalign_jax.model import decoder as model
-from skipalign_jax.model import inference, model_config, sharding
+from skipalign_jax.model import decoder, inference, model_config, sharding
 from skipalign_jax.runtime import compile_cache, distributed, errors, terminal
 from skipalign_jax.training import resolve
 
@@ -127,7 +126,7 @@ def open_subject(args: argparse.Namespace) -> subject_lib.Subject:
     params = reference.load_params(opened, args.dtype)
     engine = inference.Engine(params, config, args.dtype)
   else:
-    at = sharding.params_shardings(mesh, model.definition(config)[1])
+    at = sharding.params_shardings(mesh, decoder.definition(config)[1])
     params = reference.load_params(opened, args.dtype, sharding.placer(at))
     engine = inference.Engine(params, config, args.dtype, mesh)
   step = opened.location.step

@@ -16,11 +16,9 @@ import ml_collections
 from rich import console as rich_console
 
 from skipalign_jax import cli
-from skipalign_jax.data import tokenizer as tokenizer_lib
+from skipalign_jax.data import tokenizer
 from skipalign_jax.hf import reference
-from skipalign_jax.model import decoder as model
-from skipalign_jax.model import known_models as shapes
-from skipalign_jax.model import model_config, sharding
+from skipalign_jax.model import decoder, known_models, model_config, sharding
 from skipalign_jax.planning import (
   compiler,
   estimate,
@@ -31,8 +29,7 @@ from skipalign_jax.planning import (
   search,
 )
 from skipalign_jax.runtime import errors, terminal
-from skipalign_jax.training import resolve
-from skipalign_jax.training import step as step_lib
+from skipalign_jax.training import resolve, step
 
 USAGE = """python -m skipalign_jax.plan --config=FILE[:variant] --topology=T[,T…]
     [--out=DIR] [--job=train|generate --length=N [--part=N]] [--samples=N]
@@ -89,7 +86,7 @@ def run(
   jobs = []
   for topology in where:
     platform = topology.hardware.platform
-    recipe = step_lib.recipe_from(config, shape, position_recipe, platform)
+    recipe = step.recipe_from(config, shape, position_recipe, platform)
     jobs.append(_job(config, given, recipe, topology))
   steps, note = run_steps(config, given["samples"])
   records = []
@@ -130,15 +127,15 @@ def _check(given: dict[str, str | int]) -> None:
 def model_shape(config: ml_collections.ConfigDict) -> model_config.ModelConfig:
   """The model of a config: known by its name, from its reference, or from fields."""
   name, vocab_size = config.model.init_from, 0
-  base = shapes.KNOWN.get(name)
+  base = known_models.KNOWN.get(name)
   if base is None and name:
     try:
       base = reference.open_model(name).config
     except errors.UserError as error:
-      known = ", ".join(shapes.KNOWN)
+      known = ", ".join(known_models.KNOWN)
       raise errors.UserError(f"{error}\nknown without their files: {known}") from error
   if base is None:
-    vocab_size = config.model.vocab_size or len(tokenizer_lib.resolve(config))
+    vocab_size = config.model.vocab_size or len(tokenizer.resolve(config))
   return resolve.model_from(config, base, vocab_size)
 
 
@@ -179,7 +176,7 @@ def _plan(job, topology, searching, steps, note, console) -> report.Record:
       executed = measured.executed if measured else 0
       if not executed:
         # Kernels of an accelerator cannot be traced without its libraries.
-        portable = one.with_recipe(attention=model.BLOCKWISE)
+        portable = one.with_recipe(attention=decoder.BLOCKWISE)
         traced = programs.trace(portable, programs.abstract_mesh(one))
         executed = flops.executed(traced.jaxpr)
       parts.append(report.program(one, topology, measured, executed))

@@ -19,12 +19,10 @@ from skipalign_jax import cli
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import pipeline
 from skipalign_jax.data import tokenizer as tokenizer_lib
-from skipalign_jax.evals import scheduled as during
+from skipalign_jax.evals import scheduled
 from skipalign_jax.hf import adapters, reference
 from skipalign_jax.method import positions
-from skipalign_jax.model import decoder as model
-from skipalign_jax.model import lora, model_config, sharding
-from skipalign_jax.model import lora_state as lora_trees
+from skipalign_jax.model import decoder, lora, lora_state, model_config, sharding
 from skipalign_jax.runtime import compile_cache, distributed, errors, signals, terminal
 from skipalign_jax.training import (
   checkpoint,
@@ -32,9 +30,9 @@ from skipalign_jax.training import (
   preview,
   report,
   resolve,
+  starts,
   workdir,
 )
-from skipalign_jax.training import starts as manifest
 from skipalign_jax.training import step as step_lib
 
 USAGE = """python -m skipalign_jax.train --config=FILE[:variant] --workdir=DIR
@@ -58,7 +56,7 @@ def run(
   # What is to be trained, on what.
   with distributed.together():
     position_recipe = resolve.check(config)
-    evaluations = during.schedule(config)
+    evaluations = scheduled.schedule(config)
     opened = None
     if config.model.init_from:
       opened = reference.open_model(config.model.init_from)
@@ -94,8 +92,8 @@ def run(
   console.print(report.describe(config, recipe, data, mesh, start, folder))
   with distributed.together():
     if first:
-      for change in manifest.add(
-        folder, manifest.describe(config, data.fingerprint, start)
+      for change in starts.add(
+        folder, starts.describe(config, data.fingerprint, start)
       ):
         console.print(f"NOTE       since the last start, {change}")
   abstract, shardings = step_lib.state_shardings(mesh, update, shape, recipe.adapters)
@@ -130,7 +128,7 @@ def run(
     asked = [t for t in evaluations if last or step == 0 or due(step, t.every)]
     params = plain_params(recipe, state, mesh) if asked else None
     for task in asked:
-      numbers = during.run(
+      numbers = scheduled.run(
         task,
         step,
         params,
@@ -185,23 +183,23 @@ def initial_params(
   shape: model_config.ModelConfig,
   seed: int,
   shardings: Any,
-) -> model.Params:
+) -> decoder.Params:
   """fp32 weights on their devices: from the reference, or random."""
   if opened is None:
-    return jax.jit(lambda: model.init(shape, seed), out_shardings=shardings)()
+    return jax.jit(lambda: decoder.init(shape, seed), out_shardings=shardings)()
   return reference.load_params(opened, np.float32, sharding.placer(shardings))
 
 
-def initial_adapters(recipe: step_lib.Recipe, shardings: Any) -> model.Params:
+def initial_adapters(recipe: step_lib.Recipe, shardings: Any) -> decoder.Params:
   """fp32 adapters on their devices, with which the model is its base."""
-  _, like = model.definition(recipe.model)
-  draw = lambda: lora_trees.init(recipe.adapters, like, recipe.seed)
+  _, like = decoder.definition(recipe.model)
+  draw = lambda: lora_state.init(recipe.adapters, like, recipe.seed)
   return jax.jit(draw, out_shardings=shardings)()
 
 
 def frozen_base(
   recipe: step_lib.Recipe, opened: reference.Model | None, shardings: Any
-) -> model.Params | None:
+) -> decoder.Params | None:
   """The base under adapters as it is stored, on its devices; None without adapters."""
   if not recipe.adapters:
     return None
@@ -209,17 +207,17 @@ def frozen_base(
     found = adapters.random_base(recipe.model, recipe.seed)
   else:
     found = opened.weights
-  place = lora_trees.placer(recipe.adapters, shardings)
+  place = lora_state.placer(recipe.adapters, shardings)
   return reference.build_params(found, np.float32, place)
 
 
 def plain_params(
   recipe: step_lib.Recipe, state: step_lib.TrainState, mesh: jax.sharding.Mesh
-) -> model.Params:
+) -> decoder.Params:
   """What evaluations ask: the weights, adapters merged into their base."""
   if not recipe.adapters:
     return state.params
-  at = sharding.params_shardings(mesh, model.definition(recipe.model)[1])
+  at = sharding.params_shardings(mesh, decoder.definition(recipe.model)[1])
   merge = jax.jit(lora.merge, static_argnums=1, out_shardings=at)
   return merge(step_lib.full_params(recipe, state), recipe.compute_dtype)
 

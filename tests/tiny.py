@@ -13,10 +13,14 @@ import numpy as np
 
 from skipalign_jax.data import packing
 from skipalign_jax.method import long_short, positions
-from skipalign_jax.model import backends as kernels
-from skipalign_jax.model import decoder as model
-from skipalign_jax.model import lora_state as lora_trees
-from skipalign_jax.model import model_config, rope, sharding
+from skipalign_jax.model import (
+  backends,
+  decoder,
+  lora_state,
+  model_config,
+  rope,
+  sharding,
+)
 from skipalign_jax.training import metrics, optimizer
 from skipalign_jax.training import step as step_lib
 
@@ -63,7 +67,7 @@ def params(config, seed=0):
       return 1 + 0.3 * values
     return (0.5 if "bias" in sharding.path_of(path) else 0.25) * values
 
-  return jax.tree_util.tree_map_with_path(draw, model.definition(config)[1])
+  return jax.tree_util.tree_map_with_path(draw, decoder.definition(config)[1])
 
 
 def batch(rows=8, seed=0, epoch=0, most_samples=3):
@@ -116,7 +120,7 @@ def recipe(**changes):
     seed=0,
     compute_dtype="float32",
     remat="none",
-    attention=kernels.Backend("blockwise", 4),
+    attention=backends.Backend("blockwise", 4),
     loss_chunk=7,
     grad_accum=1,
   )
@@ -148,7 +152,7 @@ class Run:
     adapters, base = self.recipe.adapters, None
     if adapters is not None:
       base = frozen_base(start, adapters, self.shardings.base)
-      start = lora_trees.init(adapters, start, self.recipe.seed)
+      start = lora_state.init(adapters, start, self.recipe.seed)
     placed = jax.tree.map(
       lambda x, at: jax.make_array_from_callback(x.shape, at, lambda i: x[i]),
       start,
@@ -170,7 +174,7 @@ class Run:
 
 def frozen_base(start, adapters, at):
   """The weights `start` as adapters find them."""
-  place = lora_trees.placer(adapters, at)
+  place = lora_state.placer(adapters, at)
   return jax.tree_util.tree_map_with_path(
     lambda path, x: place(sharding.path_of(path), x.shape, x.dtype, lambda i: x[i]),
     start,

@@ -9,7 +9,7 @@ import tiny
 from tokenizers import processors
 
 from skipalign_jax.data import tokenizer as tokenizer_lib
-from skipalign_jax.evals import subject as subject_lib
+from skipalign_jax.evals import subject
 from skipalign_jax.hf import export, safetensors_io, weights
 from skipalign_jax.model import inference, model_config, sharding
 
@@ -25,10 +25,10 @@ def make(begin="", batch_tokens=4096, window=64):
     template = {"single": f"{begin} $A", "special_tokens": [(begin, 1)]}
     backend.post_processor = processors.TemplateProcessing(**template)
   config = dataclasses.replace(CONFIG, window=window)
-  return subject_lib.Subject(
+  return subject.Subject(
     inference.Engine(PARAMS, config, "float32"),
     tokenizer,
-    subject_lib.identity("tiny", config, tokenizer, "float32"),
+    subject.identity("tiny", config, tokenizer, "float32"),
     batch_tokens,
   )
 

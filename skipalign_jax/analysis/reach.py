@@ -15,8 +15,7 @@ import ml_collections
 import numpy as np
 
 from skipalign_jax.hf import reference
-from skipalign_jax.model import known_models as shapes
-from skipalign_jax.model import model_config, rope
+from skipalign_jax.model import known_models, model_config, rope
 from skipalign_jax.training import resolve
 
 
@@ -84,7 +83,7 @@ def _models(
 ) -> tuple[model_config.ModelConfig, model_config.ModelConfig]:
   """The model that the run starts from, and the one that it trains."""
   name = config.model.init_from
-  found = shapes.KNOWN.get(name)
+  found = known_models.KNOWN.get(name)
   if found is None and name:
     found = reference.open_model(name).config
   vocab_size = config.model.vocab_size or 1  # plays no part here

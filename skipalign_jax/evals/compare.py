@@ -8,9 +8,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from skipalign_jax.evals import compare_table as table_lib
-from skipalign_jax.evals import heatmap, keys, needle
-from skipalign_jax.evals.longbench import task as longbench
+from skipalign_jax.evals import compare_table, heatmap, keys, needle
+from skipalign_jax.evals.longbench import task as longbench_task
 from skipalign_jax.hf import safetensors_io
 from skipalign_jax.runtime import errors, terminal, untrusted
 
@@ -45,9 +44,9 @@ def run(folders: Sequence[str], out: str, console: terminal.Console) -> dict[str
     raise errors.UserError("compare needs folders of evaluations")
   results = [read(folder) for folder in dict.fromkeys(folders)]
   found = tables(results)
-  text = "\n\n".join(map(table_lib.markdown, found))
+  text = "\n\n".join(map(compare_table.markdown, found))
   console.print_markdown(text)
-  content = {"tables": [table_lib.as_json(table) for table in found]}
+  content = {"tables": [compare_table.as_json(table) for table in found]}
   if out:
     panels = [_panel(one) for one in results if one.task in MAPS]
     folder = pathlib.Path(out).expanduser()
@@ -65,7 +64,7 @@ def run(folders: Sequence[str], out: str, console: terminal.Console) -> dict[str
   return content
 
 
-def read(folder: str) -> table_lib.Results:
+def read(folder: str) -> compare_table.Results:
   """The results of one evaluation.
 
   Raises:
@@ -96,10 +95,10 @@ def read(folder: str) -> table_lib.Results:
   for key, kind in {"task": str, "model": str, "options": dict}.items():
     if not isinstance(content["protocol"].get(key), kind):
       raise errors.UserError(f"{path}: its protocol has no {key!r}")
-  return table_lib.Results(path.parent, *(content[key] for key in kinds))
+  return compare_table.Results(path.parent, *(content[key] for key in kinds))
 
 
-def tables(results: Sequence[table_lib.Results]) -> list[table_lib.Table]:
+def tables(results: Sequence[compare_table.Results]) -> list[compare_table.Table]:
   """All tables that have rows.
 
   Raises:
@@ -129,52 +128,56 @@ def tables(results: Sequence[table_lib.Results]) -> list[table_lib.Table]:
     table_2 = []  # nothing that Table 1 does not say
   rest = sorted({column for _, cells in others for column in cells})
   found = [
-    table_lib.join("LongBench (Table 1)", ["Avg.", *longbench.CATEGORIES], table_1),
-    table_lib.join("LongBench-E", ["Avg.", *longbench.BUCKETS], table_e),
-    table_lib.join("Long and short tasks (Table 2)", ["LongBench", *SHORT], table_2),
-    table_lib.join("Other tasks, as they report", rest, others, ".4g"),
+    compare_table.join(
+      "LongBench (Table 1)", ["Avg.", *longbench_task.CATEGORIES], table_1
+    ),
+    compare_table.join("LongBench-E", ["Avg.", *longbench_task.BUCKETS], table_e),
+    compare_table.join(
+      "Long and short tasks (Table 2)", ["LongBench", *SHORT], table_2
+    ),
+    compare_table.join("Other tasks, as they report", rest, others, ".4g"),
   ]
   return [table for table in found if table.rows]
 
 
-def long_cells(one: table_lib.Results) -> dict[str, table_lib.Cell]:
+def long_cells(one: compare_table.Results) -> dict[str, compare_table.Cell]:
   """Columns of Table 1; those over a part of their sets or records are partial."""
-  sizes = longbench.expected(e=False)
+  sizes = longbench_task.expected(e=False)
   asked = {name: found["n"] for name, found in one.summary["sets"].items()}
-  cells = {"Avg.": table_lib.Cell(one.summary["average"], "longbench", _lacks(one))}
-  for category in longbench.CATEGORIES:
+  cells = {"Avg.": compare_table.Cell(one.summary["average"], "longbench", _lacks(one))}
+  for category in longbench_task.CATEGORIES:
     if category in one.summary["categories"]:
-      its = [name for name in sizes if longbench.SETS[name].category == category]
+      its = [name for name in sizes if longbench_task.SETS[name].category == category]
       short = [
         f"{name} {asked.get(name, 0)} of {sizes[name]} records"
         for name in its
         if asked.get(name) != sizes[name]
       ]
       value = one.summary["categories"][category]
-      cells[category] = table_lib.Cell(value, "longbench", ", ".join(short))
+      cells[category] = compare_table.Cell(value, "longbench", ", ".join(short))
   return cells
 
 
-def long_e_cells(one: table_lib.Results) -> dict[str, table_lib.Cell]:
+def long_e_cells(one: compare_table.Results) -> dict[str, compare_table.Cell]:
   """LongBench-E: the mean over its sets, of all records and by length."""
   lacks = _lacks(one)
   by_length = one.summary["by_length"]
-  cells = {"Avg.": table_lib.Cell(one.summary["average"], "longbench-e", lacks)}
-  for bucket in longbench.BUCKETS:
+  cells = {"Avg.": compare_table.Cell(one.summary["average"], "longbench-e", lacks)}
+  for bucket in longbench_task.BUCKETS:
     if by_length[bucket] is not None:
-      cells[bucket] = table_lib.Cell(by_length[bucket], "longbench-e", lacks)
+      cells[bucket] = compare_table.Cell(by_length[bucket], "longbench-e", lacks)
   return cells
 
 
-def _lacks(one: table_lib.Results) -> str:
+def _lacks(one: compare_table.Results) -> str:
   if one.summary["complete"]:
     return ""
   return f"mean of {len(one.summary['sets'])} set(s); {'; '.join(one.summary['lacks'])}"
 
 
 def short_cells(
-  one: table_lib.Results,
-) -> tuple[dict[str, table_lib.Cell], dict[str, table_lib.Cell]]:
+  one: compare_table.Results,
+) -> tuple[dict[str, compare_table.Cell], dict[str, compare_table.Cell]]:
   """Columns of Table 2 that an lm_eval result fills, and its other tasks."""
   tasks, groups = lm_eval_scores(one.summary)
   scores = tasks | groups
@@ -182,18 +185,19 @@ def short_cells(
   for column, name in SHORT.items():
     parts = [task for task in tasks if task.startswith(f"{name}_")]
     if name in scores:
-      cells[column] = table_lib.Cell(scores[name], column, _limited(one))
+      cells[column] = compare_table.Cell(scores[name], column, _limited(one))
     elif parts:
       value = sum(tasks[part] for part in parts) / len(parts)
       some = ", ".join(parts[:3]) + (", …" if len(parts) > 3 else "")
       limited = f"; {_limited(one)}" if _limited(one) else ""
       partial = f"mean of {len(parts)} task(s), {some}{limited}"
-      cells[column] = table_lib.Cell(value, column, partial)
+      cells[column] = compare_table.Cell(value, column, partial)
     for task in list(scores):
       if task == name or task.startswith(f"{name}_"):
         del scores[task]
   return cells, {
-    task: table_lib.Cell(score, task, _limited(one)) for task, score in scores.items()
+    task: compare_table.Cell(score, task, _limited(one))
+    for task, score in scores.items()
   }
 
 
@@ -211,7 +215,7 @@ def lm_eval_scores(
   return found
 
 
-def headline(one: table_lib.Results) -> dict[str, table_lib.Cell]:
+def headline(one: compare_table.Results) -> dict[str, compare_table.Cell]:
   """The number of any other task: "average", or what its summary begins with."""
   name = one.task
   if "variant" in one.protocol["options"]:
@@ -221,16 +225,16 @@ def headline(one: table_lib.Results) -> dict[str, table_lib.Cell]:
       value = value["mean"]
     if isinstance(value, int | float) and not isinstance(value, bool):
       column = name if key in ("average", one.task) else f"{name} {key}"
-      return {column: table_lib.Cell(value, column, _limited(one))}
+      return {column: compare_table.Cell(value, column, _limited(one))}
   return {}
 
 
-def _limited(one: table_lib.Results) -> str:
+def _limited(one: compare_table.Results) -> str:
   limit = one.protocol.get("limit")
   return f"the first {limit} only" if limit else ""
 
 
-def _panel(one: table_lib.Results) -> dict[str, Any]:
+def _panel(one: compare_table.Results) -> dict[str, Any]:
   try:
     panel = MAPS[one.task].panel(
       {"protocol": one.protocol, "summary": one.summary, "items": one.items}

@@ -32,8 +32,7 @@ from skipalign_jax.data import chat, schemas, sources
 from skipalign_jax.evals import haystack, intervals, needle
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
-from skipalign_jax.model import decoder as model
-from skipalign_jax.model import losses, model_config, sharding
+from skipalign_jax.model import decoder, losses, model_config, sharding
 from skipalign_jax.runtime import errors
 
 CHUNK = 64  # places a row whose logits, of both passes, exist at one time
@@ -223,7 +222,7 @@ def measure(
 
 @functools.partial(jax.jit, static_argnames=("config", "count", "shown"))
 def compare(
-  params: model.Params,
+  params: decoder.Params,
   config: model_config.ModelConfig,
   hidden_RLD: jax.Array,
   count: int,
@@ -237,7 +236,7 @@ def compare(
   terms = losses.long_short_terms(
     last_RCD[:count],
     last_RCD[count : 2 * count],
-    model.bind(config, params).head(),
+    decoder.bind(config, params).head(),
     CHUNK,
   )
   return jax.tree.map(sharding.constrain_replicated, terms)

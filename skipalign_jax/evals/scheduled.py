@@ -12,8 +12,7 @@ from rich import console as rich_console
 
 from skipalign_jax.evals import runner, tasks
 from skipalign_jax.evals import subject as subject_lib
-from skipalign_jax.model import decoder as model
-from skipalign_jax.model import inference, model_config
+from skipalign_jax.model import decoder, inference, model_config
 from skipalign_jax.runtime import distributed, errors
 from skipalign_jax.training import metrics
 
@@ -58,7 +57,7 @@ DEFAULTS = {"every": 0, "limit": 0, "batch_tokens": 16_384}
 def run(
   scheduled: Scheduled,
   step: int,
-  params: model.Params,
+  params: decoder.Params,
   config: model_config.ModelConfig,
   compute_dtype: str,
   tokenizer: transformers.PreTrainedTokenizerFast,

@@ -9,19 +9,19 @@ import re
 from typing import Any
 
 from skipalign_jax.evals import keys, misalignment, needle, perplexity
-from skipalign_jax.evals.lm_eval import task as harness
-from skipalign_jax.evals.longbench import task as longbench
-from skipalign_jax.evals.ruler import task as ruler
+from skipalign_jax.evals.lm_eval import task as lm_eval_task
+from skipalign_jax.evals.longbench import task as longbench_task
+from skipalign_jax.evals.ruler import task as ruler_task
 from skipalign_jax.runtime import errors
 
 TASKS = {
   "needle": needle,
   "keys": keys,
-  "longbench": longbench,
-  "ruler": ruler,
+  "longbench": longbench_task,
+  "ruler": ruler_task,
   "misalignment": misalignment,
   "perplexity": perplexity,
-  "lm_eval": harness,
+  "lm_eval": lm_eval_task,
 }
 
 

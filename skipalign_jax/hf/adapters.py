@@ -15,9 +15,7 @@ import jax
 import numpy as np
 
 from skipalign_jax.hf import names, native, weights
-from skipalign_jax.model import decoder as model
-from skipalign_jax.model import lora, model_config, sharding
-from skipalign_jax.model import lora_state as lora_trees
+from skipalign_jax.model import decoder, lora, lora_state, model_config, sharding
 from skipalign_jax.runtime import errors
 
 Parameters = dict[str, weights.Parameter]
@@ -41,7 +39,7 @@ def open_merged(
   Raises:
     UserError: the checkpoint is damaged or holds other adapters.
   """
-  abstract = lora_trees.abstract_adapters(config, model.definition(shape)[1])
+  abstract = lora_state.abstract_adapters(config, decoder.definition(shape)[1])
   pairs = native.open_arrays(
     workdir,
     step,
@@ -84,7 +82,7 @@ def random_base(shape: model_config.ModelConfig, seed: int) -> Parameters:
   """The weights that a run from scratch begins with, drawn again."""
   drawn = {
     sharding.path_of(path): np.asarray(x)
-    for path, x in _leaves(model.init(shape, seed))
+    for path, x in _leaves(decoder.init(shape, seed))
   }
   return {
     path: weights.Parameter(
@@ -102,7 +100,7 @@ def _reader(config: lora.Config, base: weights.Parameter, pairs: Parameters):
     block, pair = base.read(tuple(outer), np.float32), (None, None)
     if a_path in pairs:
       pair = (pairs[a_path].read((outer[0],)), pairs[b_path].read(tuple(outer)))
-    trained = lora_trees.as_trained(config, base.path, block, *pair)
+    trained = lora_state.as_trained(config, base.path, block, *pair)
     return np.asarray(trained)[..., last].astype(dtype)
 
   return read_block

@@ -22,8 +22,7 @@ import tensorstore
 
 from skipalign_jax.hf import names, safetensors_io, weights
 from skipalign_jax.model import model_config, rope
-from skipalign_jax.runtime import checksums as seal
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import checksums, errors
 
 FORMAT = "skipalign_jax"
 CHECKPOINTS, PARAMS, TOKENIZER = "checkpoints", "params", "tokenizer"
@@ -183,7 +182,7 @@ def open_arrays(
 def _check_seal(workdir: pathlib.Path, step: int, most: int | None = None) -> None:
   """Raises UserError where the parameters are not those that were written."""
   folder = workdir / CHECKPOINTS / str(step)
-  if found := seal.damage(folder, PARAMS, most):
+  if found := checksums.damage(folder, PARAMS, most):
     others = ", ".join(str(other) for other in steps(workdir) if other != step)
     raise errors.UserError(
       f"{folder} is damaged: {found}. "
@@ -267,7 +266,7 @@ def write_params(
       "custom_metadata": {},
     },
   )
-  seal.write(target)
+  checksums.write(target)
 
 
 def _write(folder: pathlib.Path, parameter: weights.Parameter) -> None:

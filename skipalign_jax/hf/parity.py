@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from skipalign_jax.hf import reference, weights
-from skipalign_jax.model import decoder as model
-from skipalign_jax.model import model_config
+from skipalign_jax.model import decoder, model_config
 from skipalign_jax.runtime import errors
 
 
@@ -69,7 +68,7 @@ def compare(opened: reference.Model, length: int) -> Iterator[tuple[str, float, 
         attention_mask=torch.ones(1, length, dtype=torch.long),
         use_cache=False,
       ).logits.numpy()
-    ours_BLV = model.logits(
+    ours_BLV = decoder.logits(
       params,
       config,
       jnp.asarray(tokens_BL, jnp.int32),

@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from skipalign_jax.method import baselines as position_baselines
+from skipalign_jax.method import baselines
 from skipalign_jax.runtime import errors
 
 # DO_SKIP of each strategy, given whether a block is a response. Block 0 of a
@@ -41,7 +41,7 @@ DO_SKIP = {
   "skip_inner": lambda is_response: is_response,
   "skip_outer": lambda is_response: ~is_response,
 }
-STRATEGIES = (*DO_SKIP, *position_baselines.METHODS)
+STRATEGIES = (*DO_SKIP, *baselines.METHODS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +147,7 @@ def synthesize(
   arrays = [jnp.asarray(batch[name]) for name in names]
   if config.strategy == "contiguous":  # no draws: keep them out of the program
     return contiguous(arrays[0])
-  if config.strategy in position_baselines.METHODS:
+  if config.strategy in baselines.METHODS:
     return jax.vmap(functools.partial(_baseline_row, config, base))(*arrays)
   return jax.vmap(row)(*arrays)
 
@@ -280,7 +280,7 @@ def crop(
 
 
 def _baseline(config: PositionConfig) -> Callable[..., tuple[jax.Array, jax.Array]]:
-  method = position_baselines.METHODS[config.strategy]
+  method = baselines.METHODS[config.strategy]
   if config.strategy == "pose":
     return functools.partial(method, chunks=config.chunks)
   return method

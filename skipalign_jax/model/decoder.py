@@ -19,6 +19,7 @@ from flax import nnx
 
 from skipalign_jax.model import (
   attention,
+  backends,
   cpu,
   lora,
   model_config,
@@ -27,7 +28,6 @@ from skipalign_jax.model import (
   rope,
   sharding,
 )
-from skipalign_jax.model import backends as kernels
 
 ModelConfig = model_config.ModelConfig
 Params = dict[str, Any]  # the nested dict of `hf.names`: embed, layers, norm, …
@@ -97,7 +97,7 @@ def _linear_backward(residuals, d_out_TO):
 linear.defvjp(_linear_forward, _linear_backward)
 
 
-BLOCKWISE = kernels.Backend("blockwise", 2)
+BLOCKWISE = backends.Backend("blockwise", 2)
 
 
 class Linear(nnx.Module):
@@ -143,8 +143,8 @@ class Attention(nnx.Module):
       cache = dataclasses.replace(
         cache, k=write(cache.k, k_BLKH), v=write(cache.v, v_BLKH)
       )
-    if isinstance(backend, kernels.FromCache):
-      out_BLNH = kernels.attend_cache(
+    if isinstance(backend, backends.FromCache):
+      out_BLNH = backends.attend_cache(
         q_BLNH,
         cache.k,
         cache.v,
@@ -155,7 +155,7 @@ class Attention(nnx.Module):
         backend,
       )
     else:  # training, or a whole prompt into an empty cache
-      attend = functools.partial(kernels.attend, backend=backend)
+      attend = functools.partial(backends.attend, backend=backend)
       out_BLNH = sharding.over_heads(attend)(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL)
     return self.o(out_BLNH.reshape(B, L, -1)), cache
 
@@ -216,7 +216,7 @@ class Decoder(nnx.Module):
     compute_dtype: str,
     remat: str = "none",
     cache: Cache | None = None,
-    backend: kernels.Backend | kernels.FromCache = BLOCKWISE,
+    backend: backends.Backend | backends.FromCache = BLOCKWISE,
   ) -> tuple[jax.Array, Cache | None]:
     """Final hidden states (normed), and the cache with these tokens in it.
 
@@ -330,7 +330,7 @@ def read(
   cache: Cache,
   config: ModelConfig,
   compute_dtype: str,
-  backend: kernels.Backend | kernels.FromCache,
+  backend: backends.Backend | backends.FromCache,
 ) -> tuple[jax.Array, Cache]:
   """hidden_BLD of these tokens, and the cache with them in it."""
   return bind(config, params)(
@@ -351,7 +351,7 @@ def extend(
   cache: Cache,
   config: ModelConfig,
   compute_dtype: str,
-  backend: kernels.Backend | kernels.FromCache,
+  backend: backends.Backend | backends.FromCache,
 ) -> tuple[jax.Array, Cache]:
   """Part of a prompt or one step of decoding: what generation compiles.
 

@@ -18,9 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from skipalign_jax.model import backends as kernels
-from skipalign_jax.model import cpu, losses, model_config, sharding
-from skipalign_jax.model import decoder as model
+from skipalign_jax.model import backends, cpu, decoder, losses, model_config, sharding
 from skipalign_jax.runtime import errors
 
 PART = 256  # places of a prompt that a CPU reads at a time
@@ -30,9 +28,9 @@ SCORED = 128  # places a row whose logits exist at one time
 class Programs(NamedTuple):
   """What is compiled, on one mesh; see `model.read` and `model.extend`."""
 
-  empty: Callable[..., model.Cache]
-  read: Callable[..., tuple[jax.Array, model.Cache]]
-  extend: Callable[..., tuple[jax.Array, model.Cache]]
+  empty: Callable[..., decoder.Cache]
+  read: Callable[..., tuple[jax.Array, decoder.Cache]]
+  extend: Callable[..., tuple[jax.Array, decoder.Cache]]
 
 
 @functools.lru_cache
@@ -51,20 +49,20 @@ def programs(
     donate_argnames="cache",
   )
   return Programs(
-    jax.jit(model.empty_cache, static_argnums=(0, 1, 2, 3), out_shardings=cache_at),
-    compiled(model.read, out_shardings=results_at),
-    compiled(model.extend, out_shardings=results_at),
+    jax.jit(decoder.empty_cache, static_argnums=(0, 1, 2, 3), out_shardings=cache_at),
+    compiled(decoder.read, out_shardings=results_at),
+    compiled(decoder.extend, out_shardings=results_at),
   )
 
 
 def cache_shardings(
   mesh: sharding.AnyMesh, config: model_config.ModelConfig
-) -> model.Cache:
+) -> decoder.Cache:
   """Where a cache lives on a mesh."""
   at = lambda spec: jax.sharding.NamedSharding(mesh, spec)
   kv = at(sharding.cache_spec(mesh, config.num_kv_heads))
   places = at(jax.sharding.PartitionSpec(sharding.BATCH, "context"))
-  return model.Cache(kv, kv, places, sharding.replicated(mesh))
+  return decoder.Cache(kv, kv, places, sharding.replicated(mesh))
 
 
 class Engine:
@@ -72,7 +70,7 @@ class Engine:
 
   def __init__(
     self,
-    params: model.Params,
+    params: decoder.Params,
     config: model_config.ModelConfig,
     compute_dtype: str,
     mesh: jax.sharding.Mesh | None = None,
@@ -104,7 +102,7 @@ class Engine:
 
   def room(self, tokens: int) -> int:
     """Places of the cache that a row of so many tokens, old and new, gets."""
-    return bucket(tokens, kernels.choose_cached(self._platform, self._part).block or 1)
+    return bucket(tokens, backends.choose_cached(self._platform, self._part).block or 1)
 
   def generate(
     self,
@@ -297,7 +295,7 @@ class Engine:
     B += -B % self.row_shards
     filled = [*rows, *[rows[-1]] * (B - len(rows))]
     longest = max(map(len, rows))
-    L = bucket(longest, kernels.TILE)
+    L = bucket(longest, backends.TILE)
     if self._part and longest > self._part:
       L = -(-longest // self._part) * self._part
     tokens_BL = np.zeros((len(filled), L), np.int32)
@@ -317,7 +315,7 @@ class Engine:
     size = min(self._part or L, L)
     return [slice(start, start + size) for start in range(0, L, size)]
 
-  def _empty(self, batch: dict[str, np.ndarray], new_tokens: int) -> model.Cache:
+  def _empty(self, batch: dict[str, np.ndarray], new_tokens: int) -> decoder.Cache:
     B, L = batch["tokens"].shape
     dtype = jnp.dtype(self._dtype)
     if self._platform == "cpu":
@@ -334,16 +332,16 @@ class Engine:
       yield at, hidden_BCD
 
   def _run(
-    self, program, batch, at: slice, cache: model.Cache, from_cache: bool = False
+    self, program, batch, at: slice, cache: decoder.Cache, from_cache: bool = False
   ):
     arrays = [
       self._place(batch[name][:, at]) for name in ("tokens", "positions", "segment_ids")
     ]
     new = arrays[0].shape[1]
     if self._part or new == 1 or from_cache:
-      backend = kernels.choose_cached(self._platform, new)
+      backend = backends.choose_cached(self._platform, new)
     else:
-      backend = kernels.choose(
+      backend = backends.choose(
         "auto",
         self._platform,
         self._dtype,
@@ -374,7 +372,7 @@ class Engine:
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def cast(params: model.Params, dtype: str, layers_as_bits: bool) -> model.Params:
+def cast(params: decoder.Params, dtype: str, layers_as_bits: bool) -> decoder.Params:
   """Weights in a dtype; the layers', which a scan goes through, maybe as bits."""
   params = jax.tree.map(lambda x: x.astype(dtype), params)
   if layers_as_bits:
@@ -416,12 +414,12 @@ def choose(
 
 @functools.partial(jax.jit, static_argnames="config")
 def score_targets(
-  params: model.Params,
+  params: decoder.Params,
   config: model_config.ModelConfig,
   hidden_BCD: jax.Array,
   targets_BC: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   """log p of each target, fp32, and whether it is the likeliest token."""
-  head_VD = model.bind(config, params).head()
+  head_VD = decoder.bind(config, params).head()
   scored = losses.target_log_probs(hidden_BCD, head_VD, targets_BC, SCORED)
   return jax.tree.map(sharding.constrain_replicated, scored)

@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from skipalign_jax.model import cpu, products, sharding
-from skipalign_jax.model import quantized as frozen
+from skipalign_jax.model import cpu, products, quantized, sharding
 from skipalign_jax.runtime import errors
 
 Tree = dict[str, Any]
@@ -75,7 +74,7 @@ def from_config(given: Mapping[str, Any]) -> Config | None:
     raise errors.UserError(
       f"lora.targets={targets!r}: {wrong}; a comma list of {','.join(MATRICES)}"
     )
-  frozen.check(given["base"])
+  quantized.check(given["base"])
   return Config(rank, float(alpha), names, given["base"])
 
 
@@ -91,7 +90,7 @@ class Adapted:
     split: the axes over which the product itself splits [O, I].
   """
 
-  base: frozen.Stored
+  base: quantized.Stored
   a: jax.Array | None
   b: jax.Array | None
   scale: float = dataclasses.field(metadata=dict(static=True))
@@ -142,7 +141,7 @@ _linear.defvjp(_forward, _backward)
 def _gathered(base, split, dtype):
   """W in `dtype`; devices send each other what is stored, not what it means."""
   stored = jax.tree.map(lambda x: sharding.constrain(x, split), base)
-  return frozen.dense(stored, dtype)
+  return quantized.dense(stored, dtype)
 
 
 def describe(config: Config) -> str:
@@ -182,7 +181,7 @@ def merge(joined: Tree, dtype: jnp.dtype | str) -> Tree:
 
 
 def _merged(weight):
-  base_OI = frozen.dense(weight.base, jnp.float32)
+  base_OI = quantized.dense(weight.base, jnp.float32)
   if weight.a is None:
     return base_OI
   return added(base_OI, weight.a, weight.b, weight.scale)

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from skipalign_jax.model import lora, sharding
-from skipalign_jax.model import quantized as frozen
+from skipalign_jax.model import lora, quantized, sharding
 
 # Tensor first: what is left after gathering the others is a block of its features.
 LONG = ("tensor", *sharding.SHARDS)
@@ -40,12 +39,12 @@ def abstract_base(config: lora.Config, params: lora.Tree) -> lora.Tree:
   )
 
 
-def storage(config: lora.Config, path: str) -> Callable[[jax.Array], frozen.Stored]:
+def storage(config: lora.Config, path: str) -> Callable[[jax.Array], quantized.Stored]:
   """What becomes of a parameter of the base."""
   if path.endswith("norm/weight"):
     return lambda x: x.astype(jnp.float32)
   kind = config.base if path in lora.MATRICES.values() else "bfloat16"
-  return functools.partial(frozen.store, storage=kind)
+  return functools.partial(quantized.store, storage=kind)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -64,7 +63,7 @@ def as_trained(
     block: of the base in fp32, whole in its last axis, which may be tiled.
     a_nRI, b_nOR: the adapters of its layers and outputs, or None.
   """
-  base = frozen.dense(storage(config, path)(block), jnp.float32)
+  base = quantized.dense(storage(config, path)(block), jnp.float32)
   if a_nRI is None:
     return base
   return jax.vmap(functools.partial(lora.added, scale=config.scale))(base, a_nRI, b_nOR)
@@ -73,7 +72,9 @@ def as_trained(
 def sizes(config: lora.Config, params: lora.Tree) -> tuple[int, int]:
   """Parameters of the adapters, and bytes of the base as it is stored."""
   adapters = jax.tree.leaves(abstract_adapters(config, params))
-  return sum(x.size for x in adapters), frozen.num_bytes(abstract_base(config, params))
+  return sum(x.size for x in adapters), quantized.num_bytes(
+    abstract_base(config, params)
+  )
 
 
 def init(config: lora.Config, params: lora.Tree, seed: int) -> lora.Tree:
@@ -122,7 +123,9 @@ def shardings(
   return adapters_at, with_path(stored, params)
 
 
-def placer(config: lora.Config, shardings: lora.Tree) -> Callable[..., frozen.Stored]:
+def placer(
+  config: lora.Config, shardings: lora.Tree
+) -> Callable[..., quantized.Stored]:
   """Creates the base in its places, a layer in full precision at a time.
 
   Returns:
@@ -155,7 +158,7 @@ def placer(config: lora.Config, shardings: lora.Tree) -> Callable[..., frozen.St
 @functools.cache
 def _quantiser(storage, shape, at):
   """Compiled: nothing stored yet; and one more layer."""
-  store = functools.partial(frozen.store, storage=storage)
+  store = functools.partial(quantized.store, storage=storage)
   kept = jax.eval_shape(store, jax.ShapeDtypeStruct(shape, jnp.float32))
 
   def put(stored, layer, i):

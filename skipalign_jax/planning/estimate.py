@@ -8,8 +8,7 @@ import math
 
 import jax.numpy as jnp
 
-from skipalign_jax.model import decoder as model
-from skipalign_jax.model import lora_state as lora_trees
+from skipalign_jax.model import decoder, lora_state
 from skipalign_jax.planning import flops, hardware
 from skipalign_jax.training import step
 
@@ -104,7 +103,7 @@ def base_bytes(job: Job) -> int:
 
 
 def _adapter_sizes(job: Job) -> tuple[int, int]:
-  return lora_trees.sizes(job.recipe.adapters, model.definition(job.recipe.model)[1])
+  return lora_state.sizes(job.recipe.adapters, decoder.definition(job.recipe.model)[1])
 
 
 def parameter_shards(job: Job) -> int:

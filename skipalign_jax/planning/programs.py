@@ -9,12 +9,9 @@ import ml_collections
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from skipalign_jax.data import packing
-from skipalign_jax.model import backends as kernels
-from skipalign_jax.model import decoder as model
-from skipalign_jax.model import inference, sharding
+from skipalign_jax.model import backends, decoder, inference, sharding
 from skipalign_jax.planning import estimate
-from skipalign_jax.training import optimizer
-from skipalign_jax.training import step as step_lib
+from skipalign_jax.training import optimizer, step
 
 
 def abstract_mesh(job: estimate.Job) -> AbstractMesh:
@@ -47,8 +44,8 @@ def _train(job, mesh):
   config = ml_collections.ConfigDict(dict(job.optim))
   update = optimizer.make(config, job.steps)
   schedule = optimizer.schedule(config, job.steps)
-  train_step, _ = step_lib.compile_steps(job.recipe, update, schedule, mesh)
-  state, state_at = step_lib.state_shardings(
+  train_step, _ = step.compile_steps(job.recipe, update, schedule, mesh)
+  state, state_at = step.state_shardings(
     mesh, update, job.recipe.model, job.recipe.adapters
   )
   rows = sharding.batch_sharding(mesh)
@@ -62,7 +59,7 @@ def _train(job, mesh):
 def _generate(job, mesh):
   """Prompts as rows over data × fsdp; the cache's places over context."""
   config, dtype = job.recipe.model, jnp.dtype(job.recipe.compute_dtype)
-  _, shapes = model.definition(config)
+  _, shapes = decoder.definition(config)
   params = jax.tree.map(
     lambda x, at: _abstract(x.shape, dtype, at),
     shapes,
@@ -70,11 +67,13 @@ def _generate(job, mesh):
   )
   rows = sharding.batch_sharding(mesh)
   programs = inference.programs(mesh, config)
-  empty = jax.eval_shape(lambda: model.empty_cache(config, job.rows, job.length, dtype))
+  empty = jax.eval_shape(
+    lambda: decoder.empty_cache(config, job.rows, job.length, dtype)
+  )
   cache = jax.tree.map(_at, empty, inference.cache_shardings(mesh, config))
   backend = job.recipe.attention
   if job.new < job.length:
-    backend = kernels.choose_cached("gpu", job.new)  # as on any accelerator
+    backend = backends.choose_cached("gpu", job.new)  # as on any accelerator
   tokens_BL = _abstract((job.rows, job.new), jnp.int32, rows)
   arguments = (params, tokens_BL, tokens_BL, tokens_BL, cache)
   return programs.extend, (*arguments, config, job.recipe.compute_dtype, backend)

@@ -15,8 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from skipalign_jax.evals import compare, curves
-from skipalign_jax.evals import compare_table as table_lib
+from skipalign_jax.evals import compare, compare_table, curves
 from skipalign_jax.hf import safetensors_io
 from skipalign_jax.runtime import errors, terminal
 from skipalign_jax.sweep import chosen, chosen_tables, rows
@@ -36,7 +35,7 @@ def run(plan: rows.Plan, stem: str, console: terminal.Console) -> None:
   keys = chosen.gather(plan, names) if plan.sweep.targets else None
   if not tables and not (keys and keys["rows"]):
     raise errors.UserError(f"{plan.out} has no results of this sweep yet; use --run")
-  text = "\n\n".join([f"## {plan.sweep.title}", *map(table_lib.markdown, tables)])
+  text = "\n\n".join([f"## {plan.sweep.title}", *map(compare_table.markdown, tables)])
   if keys:
     text += "\n\n" + chosen_tables.markdown(keys)
   if missing:
@@ -44,7 +43,7 @@ def run(plan: rows.Plan, stem: str, console: terminal.Console) -> None:
   console.print_markdown(text)
   content = {
     "title": plan.sweep.title,
-    "tables": [table_lib.as_json(table) for table in tables],
+    "tables": [compare_table.as_json(table) for table in tables],
     "missing": missing,
     "points": points(plan, names),
     **({"keys": chosen.without_items(keys)} if keys else {}),
@@ -82,7 +81,7 @@ def usable(plan: rows.Plan) -> tuple[list[str], list[str]]:
 
 def gather(
   plan: rows.Plan, names: Sequence[str]
-) -> tuple[list[table_lib.Table], list[str]]:
+) -> tuple[list[compare_table.Table], list[str]]:
   """All tables that have rows, and the evaluations, or whole rows, that are missing."""
   found, trained, missing = [], [], []
   for name in names:
@@ -100,17 +99,20 @@ def gather(
       trained.append((_results_of_training(plan, name), cells))
   tables = compare.tables(found)
   if trained:
-    tables.append(table_lib.join("Training", TRAINING, trained, ".4g"))
+    tables.append(compare_table.join("Training", TRAINING, trained, ".4g"))
   printed = {n: row.paper for n, row in plan.sweep.rows.items() if row.paper}
   if tables and printed:
     columns = list(dict.fromkeys(c for cells in printed.values() for c in cells))
     tables.append(
-      table_lib.Table(
+      compare_table.Table(
         title="As the paper prints them",
         columns=columns,
         rows=[
-          table_lib.Row(
-            name, (name, ""), {c: table_lib.Cell(v, c) for c, v in cells.items()}, []
+          compare_table.Row(
+            name,
+            (name, ""),
+            {c: compare_table.Cell(v, c) for c, v in cells.items()},
+            [],
           )
           for name, cells in printed.items()
         ],
@@ -121,19 +123,19 @@ def gather(
   return tables, missing
 
 
-def _results(plan: rows.Plan, name: str, evaluation: str) -> table_lib.Results:
+def _results(plan: rows.Plan, name: str, evaluation: str) -> compare_table.Results:
   """An evaluation under its row's name."""
   one = compare.read(str(plan.evaluation(name, evaluation)))
   return dataclasses.replace(one, protocol=one.protocol | {"model": name})
 
 
-def _results_of_training(plan: rows.Plan, name: str) -> table_lib.Results:
-  return table_lib.Results(
+def _results_of_training(plan: rows.Plan, name: str) -> compare_table.Results:
+  return compare_table.Results(
     plan.workdir(name), {"task": "train", "model": name, "options": {}}, {}, [], []
   )
 
 
-def training_cells(plan: rows.Plan, name: str) -> dict[str, table_lib.Cell]:
+def training_cells(plan: rows.Plan, name: str) -> dict[str, compare_table.Cell]:
   """What metrics.jsonl says last; a run that goes on is marked."""
   last = plan.last_metrics(name)
   if not last:
@@ -143,7 +145,7 @@ def training_cells(plan: rows.Plan, name: str) -> dict[str, table_lib.Cell]:
   partial = "" if done else f"step {last.get('step')} of {steps}"
   keys = {"steps": "step", "loss": "loss", "held-out loss": "eval_loss"}
   return {
-    column: table_lib.Cell(last[key], column, partial)
+    column: compare_table.Cell(last[key], column, partial)
     for column, key in keys.items()
     if isinstance(last.get(key), int | float)
   }

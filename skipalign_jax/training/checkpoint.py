@@ -17,8 +17,7 @@ import orbax.checkpoint as ocp
 from rich import console as rich_console
 
 from skipalign_jax.hf import native
-from skipalign_jax.runtime import checksums as seal
-from skipalign_jax.runtime import distributed, errors
+from skipalign_jax.runtime import checksums, distributed, errors
 from skipalign_jax.training import step
 
 # So that an export reads a layer of a stacked parameter, not all of them.
@@ -38,7 +37,7 @@ def set_damaged_aside(workdir: pathlib.Path, console: rich_console.Console) -> N
   steps = sorted((int(p.name) for p in found if p.name.isdecimal()), reverse=True)
   for at in steps:
     folder = workdir / native.CHECKPOINTS / str(at)
-    if not (found := seal.damage(folder)):
+    if not (found := checksums.damage(folder)):
       return
     kept = workdir / DAMAGED / str(at)
     while kept.exists():
@@ -119,7 +118,7 @@ class Checkpoints:
     if distributed.is_first():
       pattern = f"{self._saving}.orbax-checkpoint-tmp*"
       for half in pathlib.Path(self._manager.directory).glob(pattern):
-        seal.write(half)
+        checksums.write(half)
 
   @contextlib.contextmanager
   def _told(self) -> Iterator[None]:

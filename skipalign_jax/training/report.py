@@ -10,12 +10,9 @@ from rich import console as rich_console
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import pipeline
 from skipalign_jax.method import long_short, positions
-from skipalign_jax.model import decoder as model
-from skipalign_jax.model import lora
-from skipalign_jax.model import lora_state as lora_trees
+from skipalign_jax.model import decoder, lora, lora_state
 from skipalign_jax.runtime import distributed, terminal
-from skipalign_jax.training import health as watch
-from skipalign_jax.training import metrics
+from skipalign_jax.training import health, metrics
 from skipalign_jax.training import step as step_lib
 
 
@@ -31,7 +28,9 @@ def describe(
   shape = recipe.model
   trained, base_bytes, scope = shape.num_params(), 0, []
   if recipe.adapters:
-    trained, base_bytes = lora_trees.sizes(recipe.adapters, model.definition(shape)[1])
+    trained, base_bytes = lora_state.sizes(
+      recipe.adapters, decoder.definition(shape)[1]
+    )
     told = lora.describe(recipe.adapters)
     scope = [f"adapters   {trained / 1e6:,.1f}M parameters: {told}"]
   told = describe_positions(recipe.positions)
@@ -117,11 +116,11 @@ class Log:
     self._read_at = time.monotonic()
     self._losses: list[float] = []
     self._rates: list[float] = []
-    self._nonfinite = watch.Nonfinite(
+    self._nonfinite = health.Nonfinite(
       folder, config.optim.max_nonfinite_steps, jax.process_index()
     )
     # The writer has dropped what will be made again.
-    self._spikes = watch.Spikes(folder / "metrics.jsonl")
+    self._spikes = health.Spikes(folder / "metrics.jsonl")
 
   def __enter__(self) -> "Log":
     self._bar.__enter__()

@@ -12,8 +12,7 @@ from typing import Any
 import ml_collections
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.method import baselines as position_baselines
-from skipalign_jax.method import long_short, positions
+from skipalign_jax.method import baselines, long_short, positions
 from skipalign_jax.model import lora, model_config, rope
 from skipalign_jax.runtime import errors
 
@@ -83,8 +82,8 @@ def _check_rows(data: ml_collections.ConfigDict) -> None:
 def _check_window(config: ml_collections.ConfigDict) -> None:
   """What rows that the step crops go together with; `pipeline` refuses chats."""
   data, told = config.data, f"data.text_window={config.data.text_window}"
-  if config.positions.strategy not in position_baselines.CROPS:
-    known = " or ".join(position_baselines.CROPS)
+  if config.positions.strategy not in baselines.CROPS:
+    known = " or ".join(baselines.CROPS)
     raise errors.UserError(f"{told} crops texts as positions.strategy={known} says")
   if data.text_window <= data.seq_len:
     raise errors.UserError(

@@ -16,10 +16,7 @@ import optax
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.method import long_short, positions
-from skipalign_jax.model import backends as kernels
-from skipalign_jax.model import decoder as model
-from skipalign_jax.model import lora, losses, sharding
-from skipalign_jax.model import lora_state as lora_trees
+from skipalign_jax.model import backends, decoder, lora, lora_state, losses, sharding
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -31,23 +28,23 @@ class TrainState:
   """All that a step changes, and the frozen base of adapters."""
 
   step: jax.Array  # updates applied; a skipped NaN step is none
-  params: model.Params  # fp32 masters of what is trained: the weights, or adapters
+  params: decoder.Params  # fp32 masters of what is trained: the weights, or adapters
   opt: optax.OptState
-  base: model.Params | None = None  # under adapters; a step hands it through
+  base: decoder.Params | None = None  # under adapters; a step hands it through
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
   """All that a step needs and never changes."""
 
-  model: model.ModelConfig
+  model: decoder.ModelConfig
   positions: positions.PositionConfig
   long_short: long_short.LongShortConfig
   crop: int  # tokens that a longer row of text is cut to; 0 for rows as they are
   seed: int
   compute_dtype: str
   remat: str
-  attention: kernels.Backend
+  attention: backends.Backend
   loss_chunk: int
   grad_accum: int
   adapters: lora.Config | None = None  # None trains all weights
@@ -55,7 +52,7 @@ class Recipe:
 
 def recipe_from(
   config: ml_collections.ConfigDict,
-  shape: model.ModelConfig,
+  shape: decoder.ModelConfig,
   position_recipe: positions.PositionConfig,
   platform: str,
 ) -> Recipe:
@@ -72,7 +69,7 @@ def recipe_from(
   """
   regulariser = long_short.LongShortConfig(**config.long_short)
   parts = 2 if regulariser.alpha else 1  # a short window cuts each sample in two
-  backend = kernels.choose(
+  backend = backends.choose(
     config.attention.backend,
     platform,
     config.model.compute_dtype,
@@ -95,7 +92,7 @@ def recipe_from(
   )
 
 
-def full_params(recipe: Recipe, state: TrainState) -> model.Params:
+def full_params(recipe: Recipe, state: TrainState) -> decoder.Params:
   """What the model computes with; of a state of shardings, where that lives."""
   if recipe.adapters is None:
     return state.params
@@ -103,23 +100,23 @@ def full_params(recipe: Recipe, state: TrainState) -> model.Params:
 
 
 def loss_sum(
-  recipe: Recipe, params: model.Params, batch: Batch, positions_BL: jax.Array
+  recipe: Recipe, params: decoder.Params, batch: Batch, positions_BL: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Σ weight·loss over the targets of `batch`, and Σ weight; fp32 scalars."""
-  decoder = model.bind(recipe.model, params)
+  bound = decoder.bind(recipe.model, params)
   targets_BL, weight_BL = losses.next_token_targets(
     batch["tokens"], batch["segment_ids"], batch["loss_weight"]
   )
-  hidden_BLD = read(recipe, decoder, batch, positions_BL, batch["segment_ids"])
+  hidden_BLD = read(recipe, bound, batch, positions_BL, batch["segment_ids"])
   total = losses.cross_entropy(
-    hidden_BLD, decoder.head(), targets_BL, weight_BL, recipe.loss_chunk
+    hidden_BLD, bound.head(), targets_BL, weight_BL, recipe.loss_chunk
   )
   return total, jnp.sum(weight_BL)
 
 
-def read(recipe, decoder, batch: Batch, positions_BL, segment_ids_BL) -> jax.Array:
+def read(recipe, bound, batch: Batch, positions_BL, segment_ids_BL) -> jax.Array:
   """Final hidden states of a batch."""
-  hidden_BLD, _ = decoder(
+  hidden_BLD, _ = bound(
     batch["tokens"],
     positions_BL,
     segment_ids_BL,
@@ -132,7 +129,7 @@ def read(recipe, decoder, batch: Batch, positions_BL, segment_ids_BL) -> jax.Arr
 
 def regularised_loss(
   recipe: Recipe,
-  params: model.Params,
+  params: decoder.Params,
   batch: Batch,
   positions_BL: jax.Array,
   weights: jax.Array,
@@ -151,18 +148,18 @@ def regularised_loss(
   Returns:
     What is minimised, and this microbatch's parts of the step's means.
   """
-  decoder, alpha = model.bind(recipe.model, params), recipe.long_short.alpha
+  bound, alpha = decoder.bind(recipe.model, params), recipe.long_short.alpha
   targets_BL, weight_BL = losses.next_token_targets(
     batch["tokens"], batch["segment_ids"], batch["loss_weight"]
   )
-  long_BLD = read(recipe, decoder, batch, positions_BL, batch["segment_ids"])
-  short_BLD = read(recipe, decoder, batch, positions_BL, batch["short_segment_ids"])
+  long_BLD = read(recipe, bound, batch, positions_BL, batch["segment_ids"])
+  short_BLD = read(recipe, bound, batch, positions_BL, batch["short_segment_ids"])
   if recipe.long_short.stop_gradient == "short":
     short_BLD = jax.lax.stop_gradient(short_BLD)  # no backward pass through it
   total, (loss, sce, symmetric_kl) = long_short.regularised(
     long_BLD,
     short_BLD,
-    decoder.head(),
+    bound.head(),
     targets_BL,
     weight_BL / weights,
     alpha * batch["pair_weight"] / pairs,
@@ -272,10 +269,10 @@ def describe(batch: Batch, weight_BL: jax.Array, positions_BL: jax.Array) -> Met
   }
 
 
-def make_eval_step(recipe: Recipe) -> Callable[[model.Params, Batch], Any]:
+def make_eval_step(recipe: Recipe) -> Callable[[decoder.Params, Batch], Any]:
   """Held-out (Σ loss, Σ weight) at contiguous positions, as at inference."""
 
-  def eval_step(params: model.Params, batch: Batch):
+  def eval_step(params: decoder.Params, batch: Batch):
     positions_BL = positions.contiguous(batch["segment_ids"])
     return loss_sum(recipe, params, batch, positions_BL)
 
@@ -285,20 +282,20 @@ def make_eval_step(recipe: Recipe) -> Callable[[model.Params, Batch], Any]:
 def state_shardings(
   mesh: jax.sharding.Mesh,
   optimizer: optax.GradientTransformation,
-  config: model.ModelConfig,
+  config: decoder.ModelConfig,
   adapters: lora.Config | None = None,
 ) -> tuple[TrainState, TrainState]:
   """The abstract state, and where each of its arrays lives.
 
   Adam's moments are laid out as the parameters they belong to (ZeRO).
   """
-  _, shapes = model.definition(config)
+  _, shapes = decoder.definition(config)
   params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), shapes)
   params_at, base, base_at = sharding.params_shardings(mesh, params), None, None
   if adapters is not None:
-    params_at, base_at = lora_trees.shardings(adapters, mesh, params)
-    base = lora_trees.abstract_base(adapters, params)
-    params = lora_trees.abstract_adapters(adapters, params)
+    params_at, base_at = lora_state.shardings(adapters, mesh, params)
+    base = lora_state.abstract_base(adapters, params)
+    params = lora_state.abstract_adapters(adapters, params)
   opt = jax.eval_shape(optimizer.init, params)
   opt_at = optax.tree_map_params(
     optimizer,
@@ -315,10 +312,10 @@ def state_shardings(
 
 
 def init_state(
-  params: model.Params,
+  params: decoder.Params,
   optimizer: optax.GradientTransformation,
   shardings: TrainState,
-  base: model.Params | None = None,
+  base: decoder.Params | None = None,
 ) -> TrainState:
   """The state before the first step; takes over the memory of `params` and `base`."""
   start = lambda params: TrainState(jnp.int32(0), params, optimizer.init(params))

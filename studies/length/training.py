@@ -19,9 +19,7 @@ import optax
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.method import positions
-from skipalign_jax.model import backends as kernels
-from skipalign_jax.model import decoder as model
-from skipalign_jax.model import model_config, rope
+from skipalign_jax.model import backends, decoder, model_config, rope
 from skipalign_jax.training import optimizer
 from studies.length import tasks
 
@@ -84,7 +82,7 @@ State = tuple[Params, optax.OptState]
 def init(seed: int) -> Params:
   """The weights from which all cells of a seed start."""
   return {
-    "decoder": model.init(MODEL, seed),
+    "decoder": decoder.init(MODEL, seed),
     "head": {"weight": jnp.zeros(MODEL.embed_dim), "bias": jnp.zeros(())},
   }
 
@@ -96,8 +94,8 @@ def predict(
   segment_ids_BL: jax.Array,
 ) -> jax.Array:
   """output_B fp32, read at the last place of each string."""
-  backend = kernels.Backend("xla", 2)
-  hidden_BLD, _ = model.bind(MODEL, params["decoder"])(
+  backend = backends.Backend("xla", 2)
+  hidden_BLD, _ = decoder.bind(MODEL, params["decoder"])(
     tokens_BL, positions_BL, segment_ids_BL, "float32", backend=backend
   )
   last_B = segment_ids_BL.sum(1) - 1

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from skipalign_jax import config as config_lib
+from skipalign_jax import config
 
 BASE, BASE_NTK = "base", "base + NTK"
 NORMAL, OUTER = "Normal-SFT", "Skip-Outer"
@@ -175,7 +175,7 @@ def chats_of(per_question: int) -> str:
 
 
 def _shared(settings: Settings, seed: int, cache: pathlib.Path) -> Any:
-  c = config_lib.default()
+  c = config.default()
   c.seed = seed
   c.model.compute_dtype, c.model.remat = "float32", "none"
   c.optim.beta2 = 0.99

@@ -20,7 +20,7 @@ def report(content: Content) -> str:
     )
     if part
   )
-  made = "Made by `make study-b` from docs/results/study_b.json."
+  made = "Made by `make study-b` from studies/needles/results/study_b.json."
   return f"# Study B: tables\n\n{made}\n\n{tables}\n"
 
 

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from rich import console as rich_console
 
-from skipalign_jax import config as config_lib
+from skipalign_jax import config
 from skipalign_jax.analysis import dialogues, distances, measure
-from skipalign_jax.data import packing, prepare, sources
-from skipalign_jax.data import tokenizer as tokenizer_lib
+from skipalign_jax.data import packing, prepare, sources, tokenizer
 from skipalign_jax.method import positions
 from skipalign_jax.runtime import errors
 
@@ -125,11 +124,11 @@ def test_batches_are_rows_of_training():
 
 def test_dialogues_are_read_from_the_cache(cache_dir, monkeypatch):
   monkeypatch.setattr(dialogues, "PIECE", 5)
-  c = config_lib.tiny(config_lib.default())
+  c = config.tiny(config.default())
   c.data.cache_dir = cache_dir
   prepared = [
     prepare.prepare(
-      sources.Source(name), c.data, tokenizer_lib.byte_tokenizer(),
+      sources.Source(name), c.data, tokenizer.byte_tokenizer(),
       rich_console.Console(file=io.StringIO()),
     )
     for name in ("builtin:recall:12", "builtin:text:3")

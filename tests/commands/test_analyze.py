@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from skipalign_jax import analyze
-from skipalign_jax import config as config_lib
+from skipalign_jax import analyze, config
 from skipalign_jax.analysis import pictures, reach, training
 from skipalign_jax.runtime import errors
 
@@ -73,7 +72,7 @@ def test_coverage_and_diagram(flags, capsys):
 
 
 def test_reach_of_llama_2():
-  c = config_lib.default()
+  c = config.default()
   c.model.init_from, c.rope.kind = "meta-llama/Llama-2-7b-hf", "ntk"
   record = reach.measure(c)
   lines = {line["name"]: line for line in record["lines"]}

@@ -10,8 +10,7 @@ import tiny
 
 from skipalign_jax import generate
 from skipalign_jax.data import tokenizer as tokenizer_lib
-from skipalign_jax.model import backends as kernels
-from skipalign_jax.model import inference
+from skipalign_jax.model import backends, inference
 from skipalign_jax.runtime import errors
 
 CONFIG = tiny.config()
@@ -25,8 +24,8 @@ ENGINE = inference.Engine(PARAMS, CONFIG, "float32")
 
 @pytest.fixture(autouse=True)
 def small_lengths(monkeypatch):
-  monkeypatch.setattr(kernels, "TILE", 8)
-  monkeypatch.setattr(kernels, "CPU_BLOCK", 8)
+  monkeypatch.setattr(backends, "TILE", 8)
+  monkeypatch.setattr(backends, "CPU_BLOCK", 8)
 
 
 def replies(prompts, stop_ids=(), **options):

@@ -11,7 +11,7 @@ from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
 from skipalign_jax import plan
-from skipalign_jax.model import known_models as shapes
+from skipalign_jax.model import known_models
 from skipalign_jax.planning import compiler, hardware, hlo, report, search
 from skipalign_jax.runtime import errors, terminal
 
@@ -139,7 +139,7 @@ def test_adapters_by_arithmetic(no_compiler):
 def test_known_shapes_need_no_files_and_no_network(no_compiler, monkeypatch):
   monkeypatch.setattr(plan.reference, "open_model", None)
   assert plan.model_shape(llama()).num_params() == 6_738_415_616
-  for name in shapes.KNOWN:
+  for name in known_models.KNOWN:
     assert plan.model_shape(llama(**{"model.init_from": name})).vocab_size > 0
 
 

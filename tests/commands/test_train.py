@@ -1,6 +1,5 @@
 """The command as a user runs it: tiny models, real files, kills and mistakes."""
 
-import importlib.util
 import io
 import json
 import pathlib
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import tiny
 from rich import console as rich_console
+from tiny_train import load, run
 
 from skipalign_jax import config as config_lib
 from skipalign_jax import train
@@ -28,21 +28,6 @@ CONFIGS = sorted(  # the others are sweeps over these
   for path in (ROOT / "configs").glob("*.py")
   if "def get_config(" in path.read_text(encoding="utf-8")
 )
-
-
-def load(name, variant="tiny"):
-  spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(variant)
-
-
-def quiet():
-  return rich_console.Console(file=open("/dev/null", "w"))
-
-
-def run(config, folder):
-  return train.run(config, folder, quiet())
 
 
 def params(folder):

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import strategies as st
 from rich import console as rich_console
 
-from skipalign_jax import config as config_lib
+from skipalign_jax import config
 from skipalign_jax.data import chat, packing, pipeline, prepare, schemas, sources
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.runtime import errors
@@ -38,7 +38,7 @@ def cache(tmp_path_factory):
 
 
 def make_config(cache, **data):
-  c = config_lib.tiny(config_lib.default())
+  c = config.tiny(config.default())
   c.data.cache_dir = cache
   c.data.update(data)
   return c
@@ -389,6 +389,6 @@ def test_no_module_imports_jax_when_loaded():
     assert not any(name.split(".")[0] in ("jax", "flax") for name in names), file
     plain = tuple(
       f"skipalign_jax.{name}"
-      for name in ("errors", "config", "data.", "chat_template", "untrusted")
+      for name in ("runtime.errors", "runtime.untrusted", "config", "data.", "hf.chat")
     )
     assert all(name.startswith(plain) for name in ours), file

@@ -9,12 +9,11 @@ import pytest
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.data import chat, packing, pipeline, schemas, text
-from skipalign_jax.data import tokenizer as tokenizer_lib
+from skipalign_jax.data import chat, packing, pipeline, schemas, text, tokenizer
 from skipalign_jax.runtime import errors
 from skipalign_jax.training import resolve
 
-TOKENIZER = tokenizer_lib.byte_tokenizer()
+TOKENIZER = tokenizer.byte_tokenizer()
 
 
 def make_config(cache_dir, **data):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from skipalign_jax import config as config_lib
+from skipalign_jax import config
 from skipalign_jax.data import chat, prose, text
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.method import positions
@@ -57,7 +57,7 @@ def test_blocks_by_hand(blocks, expected):
 
 
 def test_config_and_encoder_know_the_same_blocks():
-  c = config_lib.default()
+  c = config.default()
   c.epochs = 1
   for c.data.text_blocks in text.BLOCKS:
     resolve.check(c)

@@ -4,7 +4,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from skipalign_jax import config as config_lib
+from skipalign_jax import config
 from skipalign_jax.data import chat, tokenizer
 from skipalign_jax.runtime import errors
 
@@ -46,7 +46,7 @@ def test_stop_tokens():
 
 
 def test_resolve():
-  c = config_lib.tiny(config_lib.default())
+  c = config.tiny(config.default())
   c.data.template = "tulu"
   found = tokenizer.resolve(c)
   assert len(found) == 260 and "<|assistant|>" in found.chat_template

@@ -4,56 +4,15 @@ import io
 import json
 
 import pytest
+from saved_results import OPTIONS, WHOLE, long_summary, save
 
 from skipalign_jax.evals import compare, needle
-from skipalign_jax.evals.longbench import task as longbench
+from skipalign_jax.evals.longbench import task as longbench_task
 from skipalign_jax.runtime import errors, terminal
-
-ROPE = {"kind": "ntk", "theta": 5e5, "factor": 8.0}
 
 
 def interval(mean, n=4):
   return {"mean": mean, "low": None, "high": None, "n": n}
-
-
-def save(folder, task, summary, model="llama", options=None, items=(), **changes):
-  """A folder as the runner writes it."""
-  protocol = {
-    "task": task,
-    "model": model,
-    "rope": ROPE,
-    "window": 4096,
-    "compute_dtype": "bfloat16",
-    "limit": 0,
-    "options": options or {},
-    "skipalign_jax": "0.1.0",
-  }
-  content = {
-    "protocol": protocol | changes,
-    "notes": changes.pop("notes", []),
-    "summary": summary,
-    "items": list(items),
-  }
-  content["protocol"].pop("notes", None)
-  folder.mkdir(parents=True)
-  (folder / "results.json").write_text(json.dumps(content), encoding="utf-8")
-  return str(folder)
-
-
-def long_summary(scores, options=None, sizes=None):
-  """What `longbench.summarize` says of sets whose records all have one score."""
-  options = options or longbench.Options()
-  sizes = longbench.expected(options.e) | (sizes or {})
-  records = [
-    dict(set=name, score=score / 100, length=5000, truncated=False, prompts="official")
-    for name, score in scores.items()
-    for _ in range(sizes[name])
-  ]
-  return longbench.summarize(options, records)
-
-
-WHOLE = dict(zip(longbench.expected(False), range(10, 80, 5), strict=True))
-OPTIONS = {"e": False, "max_length": 15_500, "prompts": "/a", "datasets": "all"}
 
 
 def run(*folders, out=""):
@@ -249,8 +208,8 @@ def test_a_second_result_of_a_model_has_a_row_of_its_own(tmp_path):
 
 
 def test_longbench_e_has_a_table_by_length(tmp_path):
-  options = longbench.Options(e=True)
-  whole = dict.fromkeys(longbench.expected(True), 30)
+  options = longbench_task.Options(e=True)
+  whole = dict.fromkeys(longbench_task.expected(True), 30)
   a = save(
     tmp_path / "a", "longbench", long_summary(whole, options), options={"e": True}
   )

@@ -26,13 +26,10 @@ from tokenizers import decoders, models, pre_tokenizers
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.evals import runner
 from skipalign_jax.evals import subject as subject_lib
-from skipalign_jax.evals.lm_eval import adapter as harness_lm
-from skipalign_jax.evals.lm_eval import asks as harness_asks
-from skipalign_jax.evals.lm_eval import code_eval, tydiqa
-from skipalign_jax.evals.lm_eval import task as harness
-from skipalign_jax.evals.lm_eval import tasks as harness_tasks
-from skipalign_jax.model import backends as kernels
-from skipalign_jax.model import inference
+from skipalign_jax.evals.lm_eval import adapter, asks, code_eval, tydiqa
+from skipalign_jax.evals.lm_eval import task as lm_eval_task
+from skipalign_jax.evals.lm_eval import tasks as lm_eval_tasks
+from skipalign_jax.model import backends, inference
 from skipalign_jax.runtime import errors
 
 WINDOW = 64
@@ -45,8 +42,8 @@ CONSOLE = rich_console.Console(quiet=True)
 
 @pytest.fixture(autouse=True)
 def small_lengths(monkeypatch):
-  monkeypatch.setattr(kernels, "TILE", 8)
-  monkeypatch.setattr(kernels, "CPU_BLOCK", 8)
+  monkeypatch.setattr(backends, "TILE", 8)
+  monkeypatch.setattr(backends, "CPU_BLOCK", 8)
 
 
 @pytest.fixture
@@ -56,10 +53,10 @@ def few_tasks(tmp_path_factory, monkeypatch):
   some = tmp_path_factory.mktemp("tasks")
   for name in ("mmlu/default", "bbh/cot_fewshot", "humaneval", "hellaswag"):
     shutil.copytree(whole / name, some / name)
-  harness_tasks._manager.cache_clear()
+  lm_eval_tasks._manager.cache_clear()
   monkeypatch.setattr(manager_lib, "__file__", str(some / "manager.py"))
   yield
-  harness_tasks._manager.cache_clear()
+  lm_eval_tasks._manager.cache_clear()
 
 
 def subject(tokenizer=TOKENIZER):
@@ -140,7 +137,7 @@ def test_loglikelihood_equals_its_definition():
     naive(encode(liked[0]), encode(liked[1])),
     naive(encode("w" * 64), encode("v")),
   ]
-  lm = harness_lm.SubjectLM(subject())
+  lm = adapter.SubjectLM(subject())
   found = lm.loglikelihood(requests("loglikelihood", *pairs))
   assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
   assert expected[8][1] and not expected[0][1]
@@ -155,9 +152,9 @@ def test_choices_of_a_question_share_a_pass():
 
   def ask(items):
     asked.extend(items)
-    return harness_asks.measure(lm._subject, items)
+    return asks.measure(lm._subject, items)
 
-  lm = harness_lm.SubjectLM(subject(), ask)
+  lm = adapter.SubjectLM(subject(), ask)
   choices = [
     instance.Instance("loglikelihood", {}, (f"Q{doc}", letter), i, ("t", doc, 1))
     for doc in range(2)
@@ -186,7 +183,7 @@ def test_context_and_continuation_that_melt_into_one_token():
   merging = transformers.PreTrainedTokenizerFast(
     tokenizer_object=backend, eos_token="<|endoftext|>"
   )
-  lm = harness_lm.SubjectLM(subject(merging))
+  lm = adapter.SubjectLM(subject(merging))
   x, a, ab, c = (merging.convert_tokens_to_ids(t) for t in ("x", "a", "ab", "c"))
   # Split by the number of the context's own tokens, as the harness does.
   assert lm._encode_pair("xa", "bc") == ([x, a], [c])
@@ -199,7 +196,7 @@ def test_rolling_predicts_every_token_once():
   text = "".join(chr(97 + i * i % 26) for i in range(100))
   tokens = TOKENIZER.encode(text)
   expected = naive([EOS], tokens[:64])[0] + naive(tokens[35:64], tokens[64:])[0]
-  lm = harness_lm.SubjectLM(subject())
+  lm = adapter.SubjectLM(subject())
   found = lm.loglikelihood_rolling(
     requests("loglikelihood_rolling", (text,), (text[:9],), ("",))
   )
@@ -228,7 +225,7 @@ def test_replies_end_before_a_stop_string():
         yield tokens
 
   engine = Counting(PARAMS, CONFIG, "float32")
-  lm = harness_lm.SubjectLM(dataclasses.replace(subject(), engine=engine))
+  lm = adapter.SubjectLM(dataclasses.replace(subject(), engine=engine))
   found = lm.generate_until(
     requests(
       "generate_until",
@@ -249,8 +246,8 @@ def test_replies_end_before_a_stop_string():
 
 def test_special_tokens_stop_although_they_have_no_text():
   request = options(until=["<|im_start|>"])
-  lm = harness_lm.SubjectLM(subject())
-  (item,), _ = harness_lm.Plan(lm, lm._subject).of(
+  lm = adapter.SubjectLM(subject())
+  (item,), _ = adapter.Plan(lm, lm._subject).of(
     requests("generate_until", ("once", request))
   )
   start = TOKENIZER.convert_tokens_to_ids("<|im_start|>")
@@ -258,7 +255,7 @@ def test_special_tokens_stop_although_they_have_no_text():
 
 
 def test_sampling_is_passed_on_and_repeats_differ():
-  lm = harness_lm.SubjectLM(subject())
+  lm = adapter.SubjectLM(subject())
   sampled = options(do_sample=True, temperature=2.0, top_p=0.9)
   (request,) = requests("generate_until", ("once upon", sampled))
   found = lm.generate_until([request] * 3)
@@ -275,13 +272,13 @@ def test_sampling_is_passed_on_and_repeats_differ():
   ],
 )
 def test_options_that_would_be_ignored_are_refused(change, message):
-  lm = harness_lm.SubjectLM(subject())
+  lm = adapter.SubjectLM(subject())
   with pytest.raises(errors.UserError, match=message):
     lm.generate_until(requests("generate_until", ("a", options(**change))))
 
 
 def test_dialogues_by_the_chat_template():
-  lm = harness_lm.SubjectLM(subject())
+  lm = adapter.SubjectLM(subject())
   turns = [dict(role="user", content="hi"), dict(role="assistant", content="So")]
   user = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
   assert lm.apply_chat_template(turns[:1]) == user
@@ -289,7 +286,7 @@ def test_dialogues_by_the_chat_template():
   plain = tokenizer_lib.byte_tokenizer()
   plain.chat_template = None
   with pytest.raises(errors.UserError, match="--chat=False"):
-    harness_lm.SubjectLM(subject(plain)).apply_chat_template(turns[:1])
+    adapter.SubjectLM(subject(plain)).apply_chat_template(turns[:1])
 
 
 CHOICES = """
@@ -335,8 +332,8 @@ def task_files(tmp_path):
 def evaluate(tasks, folder, limit=0, **changes):
   return runner.run(
     "lm_eval",
-    harness,
-    harness.Options(tasks=tasks, **changes),
+    lm_eval_task,
+    lm_eval_task.Options(tasks=tasks, **changes),
     subject(),
     folder,
     CONSOLE,
@@ -378,7 +375,7 @@ def test_evaluation_by_task_files_resumes(task_files, tmp_path, monkeypatch):
   again = json.loads((cut / "results.json").read_text())
   assert again == json.loads((tmp_path / "whole/results.json").read_text())
   # Everything is saved now: no model is needed.
-  monkeypatch.setattr(harness_asks, "measure", None)
+  monkeypatch.setattr(asks, "measure", None)
   assert evaluate(task_files, cut, limit=5)["summary"] == whole["summary"]
 
 
@@ -420,7 +417,7 @@ def test_names_that_cannot_be(few_tasks, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_harness_knows_the_names_of_the_readme():
-  index = harness_tasks.Index(["mmlu", "bbh", "humaneval", "tydiqa_gold"])
+  index = lm_eval_tasks.Index(["mmlu", "bbh", "humaneval", "tydiqa_gold"])
   assert len(index.manager.all_tasks) > 10_000
   assert len(index.tasks("mmlu")) == 57
 
@@ -466,7 +463,7 @@ def benchmarks(few_tasks, tmp_path):
 def loaded(names, folder, unsafe_code=False, num_fewshot=-1):
   notes = []
   with code_eval.installed():
-    found = harness_tasks.load(
+    found = lm_eval_tasks.load(
       names.split(","), folder, unsafe_code, num_fewshot, notes.append
     )
   for task in found["tasks"].values():
@@ -586,7 +583,7 @@ def test_groups_and_intervals_of_a_summary():
     "group_subtasks": {"g": ["a", "b"]},
     "higher_is_better": {n: {"acc": True, "em": True} for n in "abgp"},
   }
-  told = harness.summary(found)
+  told = lm_eval_task.summary(found)
   assert told["average"] == pytest.approx(0.4)
   assert told["groups"]["g"]["acc"]["n"] == 5
   assert told["tasks"]["b"]["acc"] == {"mean": 1.0, "low": None, "high": None, "n": 1}
@@ -598,4 +595,4 @@ def test_groups_and_intervals_of_a_summary():
     "n": 5,
   }
   found["higher_is_better"]["p"]["em"] = False  # such as a perplexity
-  assert "average" not in harness.summary(found)
+  assert "average" not in lm_eval_task.summary(found)

@@ -8,15 +8,13 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 import numpy as np
 import pytest
-import test_hf_tiny
+import tiny_files
 from lm_eval.api import instance
 from tokenizers import processors
 
 from skipalign_jax import convert
 from skipalign_jax.evals import subject as subject_lib
-from skipalign_jax.evals.lm_eval import adapter as harness_lm
-from skipalign_jax.evals.lm_eval import code_eval
-from skipalign_jax.evals.lm_eval import tasks as harness_tasks
+from skipalign_jax.evals.lm_eval import adapter, code_eval, tasks
 from skipalign_jax.hf import reference
 from skipalign_jax.model import inference
 
@@ -55,7 +53,7 @@ def adapters(ref, folder, tokenizer, window=None):
     max_length=window,
   )
   theirs.model.generation_config.eos_token_id = list(subject.stop_ids)
-  return harness_lm.SubjectLM(subject), theirs
+  return adapter.SubjectLM(subject), theirs
 
 
 @pytest.fixture(scope="module")
@@ -126,13 +124,13 @@ def agree(us, them):
 
 @pytest.mark.parametrize("adds_bos", [False, True])
 def test_tiny_model(adds_bos, tmp_path):
-  tokenizer = test_hf_tiny.tokenizer()
+  tokenizer = tiny_files.tokenizer()
   if adds_bos:
     bos = tokenizer.bos_token
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
       single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
     )
-  folder = test_hf_tiny.hf_folder(tmp_path / "hf", dtype=np.float32)
+  folder = tiny_files.hf_folder(tmp_path / "hf", dtype=np.float32)
   replies = agree(*adapters(folder, folder, tokenizer, WINDOW))
   assert len(set(replies)) > 1
 
@@ -149,7 +147,7 @@ def test_real_tasks(exported):
     pytest.skip(f"needs benchmarks in {BENCHMARKS}")
   us, them = adapters(GGUF, exported, reference.load_tokenizer(GGUF))
   with code_eval.installed():
-    found = harness_tasks.load(
+    found = tasks.load(
       ["mmlu_high_school_geography", "bbh_cot_fewshot_boolean_expressions"],
       str(BENCHMARKS),
       unsafe_code=False,

@@ -17,23 +17,22 @@ from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import runner
 from skipalign_jax.evals import subject as subject_lib
-from skipalign_jax.evals.longbench import data as longbench_data
-from skipalign_jax.evals.longbench import task as longbench
-from skipalign_jax.model import backends as kernels
-from skipalign_jax.model import inference
+from skipalign_jax.evals.longbench import data
+from skipalign_jax.evals.longbench import task as longbench_task
+from skipalign_jax.model import backends, inference
 from skipalign_jax.runtime import errors
 
 CONFIG = tiny.config(vocab_size=260)
 PARAMS = tiny.params(CONFIG)
-SETS = list(longbench.SETS)
+SETS = list(longbench_task.SETS)
 RAW = ["trec", "triviaqa", "samsum", "lcc", "repobench-p"]
 BEFORE, BEHIND = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.fixture(autouse=True)
 def small_lengths(monkeypatch):
-  monkeypatch.setattr(kernels, "TILE", 8)
-  monkeypatch.setattr(kernels, "CPU_BLOCK", 8)
+  monkeypatch.setattr(backends, "TILE", 8)
+  monkeypatch.setattr(backends, "CPU_BLOCK", 8)
 
 
 @pytest.fixture
@@ -80,7 +79,7 @@ def options(tmp_path, prompts):
     )
 
   def make(**changes):
-    return longbench.Options(**dict(data=str(folder), prompts=prompts) | changes)
+    return longbench_task.Options(**dict(data=str(folder), prompts=prompts) | changes)
 
   return make
 
@@ -90,7 +89,7 @@ def text_of(subject, item):
 
 
 def test_all_are_the_papers_14_sets_with_their_lengths(subject, options):
-  items = longbench.items(options(per_set=1), subject)
+  items = longbench_task.items(options(per_set=1), subject)
   assert [item.id for item in items] == [
     f"{name}/0"
     for name in "narrativeqa qasper multifieldqa_en hotpotqa 2wikimqa musique "
@@ -104,23 +103,23 @@ def test_longbench_e_has_13_sets(subject, options, tmp_path):
   for name in SETS:
     answer = "Paragraph 3" if name == "passage_retrieval_en" else "3"
     write(tmp_path / "data", f"{name}_e", [record(answers=[answer], all_classes=["3"])])
-  items = longbench.items(options(e=True), subject)
+  items = longbench_task.items(options(e=True), subject)
   assert len(items) == 13
   assert {"passage_count_e/0", "passage_retrieval_en_e/0"} <= {i.id for i in items}
   assert not any("narrativeqa" in i.id or "musique" in i.id for i in items)
   with pytest.raises(errors.UserError, match="no set 'musique' in LongBench-E"):
-    longbench.items(options(e=True, datasets="musique"), subject)
+    longbench_task.items(options(e=True, datasets="musique"), subject)
 
 
 def test_prompts_go_through_the_template_but_for_few_shot_and_code(subject, options):
-  for item in longbench.items(options(per_set=1), subject):
+  for item in longbench_task.items(options(per_set=1), subject):
     name = item.record["set"]
     plain = f"C{name} 0Iwhat?"
     wanted = plain if name in RAW else BEFORE + plain + BEHIND
     assert text_of(subject, item) == wanted
     assert item.record["tokens"] == len(item.ask.tokens)
     assert item.record["tokens_before"] == item.record["tokens_after"] == len(plain)
-  for item in longbench.items(options(per_set=1, chat=False), subject):
+  for item in longbench_task.items(options(per_set=1, chat=False), subject):
     assert text_of(subject, item) == f"C{item.record['set']} 0Iwhat?"
 
 
@@ -128,27 +127,27 @@ def test_a_bos_token_stands_once(subject, options):
   subject.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
     single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 1)]
   )
-  raw, templated = longbench.items(options(datasets="lcc,qasper", per_set=1), subject)[
-    ::-1
-  ]
+  raw, templated = longbench_task.items(
+    options(datasets="lcc,qasper", per_set=1), subject
+  )[::-1]
   assert raw.ask.tokens[0] == 1 and raw.ask.tokens.count(1) == 1
   assert 1 not in templated.ask.tokens  # this template writes none
   # It counts, and is not in the text that is left.
-  assert longbench.truncate(subject, "abcdefgh", 9) == ("abcdefgh", 9, 9)
-  assert longbench.truncate(subject, "abcdefgh", 8) == ("abcefgh", 9, 8)
+  assert longbench_task.truncate(subject, "abcdefgh", 9) == ("abcdefgh", 9, 9)
+  assert longbench_task.truncate(subject, "abcdefgh", 8) == ("abcefgh", 9, 8)
 
 
 def test_a_base_model_needs_chat_false_only_where_a_template_is_used(subject, options):
   subject.tokenizer.chat_template = None
-  assert longbench.items(options(datasets="lcc,trec"), subject)
-  assert longbench.items(options(chat=False), subject)
+  assert longbench_task.items(options(datasets="lcc,trec"), subject)
+  assert longbench_task.items(options(chat=False), subject)
   with pytest.raises(errors.UserError, match="--chat=False"):
-    longbench.items(options(datasets="qasper"), subject)
+    longbench_task.items(options(datasets="qasper"), subject)
 
 
 def test_samsum_stops_at_a_newline_and_says_something(subject, options):
   newline = subject.encode("\n")[-1]
-  for item in longbench.items(options(per_set=1), subject):
+  for item in longbench_task.items(options(per_set=1), subject):
     samsum = item.record["set"] == "samsum"
     assert (newline in item.ask.stop_ids) == samsum
     assert item.ask.min_new_tokens == int(samsum)
@@ -160,28 +159,28 @@ def test_samsum_stops_at_a_newline_and_says_something(subject, options):
   [(10, "0123456789"), (9, "01236789"), (8, "01236789"), (2, "09")],
 )
 def test_truncation_keeps_both_ends(subject, max_length, expected):
-  text, before, after = longbench.truncate(subject, "0123456789", max_length)
+  text, before, after = longbench_task.truncate(subject, "0123456789", max_length)
   assert (text, before, after) == (expected, 10, len(expected))
 
 
 def test_truncation_drops_special_tokens_and_broken_characters(subject):
-  assert longbench.truncate(subject, "<|im_start|>abcdef<|im_end|>", 6) == (
+  assert longbench_task.truncate(subject, "<|im_start|>abcdef<|im_end|>", 6) == (
     "abef",
     8,
     4,
   )
   # Four bytes each: the cuts go through characters, and what is left is encoded again.
-  text, before, after = longbench.truncate(subject, "😀😀😀", 10)
+  text, before, after = longbench_task.truncate(subject, "😀😀😀", 10)
   assert (text, before) == ("😀�" + "�😀", 12)
   assert after == len(subject.encode(text)) == 14
 
 
 def test_truncation_is_before_the_template(subject, options):
-  item = longbench.items(options(datasets="qasper", max_length=8), subject)[0]
+  item = longbench_task.items(options(datasets="qasper", max_length=8), subject)[0]
   assert text_of(subject, item) == BEFORE + "Cqas" + "hat?" + BEHIND
   assert item.record["truncated"] and item.record["tokens_before"] == 15
   assert item.record["tokens_after"] == 8
-  whole = longbench.items(options(datasets="qasper", max_length=15), subject)[0]
+  whole = longbench_task.items(options(datasets="qasper", max_length=15), subject)[0]
   assert not whole.record["truncated"]
 
 
@@ -220,7 +219,9 @@ def test_scores(
   write(tmp_path / "data", name, [record(answers=answers, all_classes=["yes", "no"])])
   scripted(monkeypatch, [reply])
   given = options(datasets=name)
-  (found,) = longbench.measure(given, subject, longbench.items(given, subject))
+  (found,) = longbench_task.measure(
+    given, subject, longbench_task.items(given, subject)
+  )
   assert found["prediction"] == reply
   assert found["score"] == pytest.approx(expected, abs=1e-6)
 
@@ -235,12 +236,12 @@ def records_of(scores, lengths=(1,) * 500):
 
 
 def test_the_average_is_the_plain_mean_of_the_14():
-  means = dict(zip(longbench.expected(e=False), range(14), strict=True))
-  size = longbench.expected(e=False)
+  means = dict(zip(longbench_task.expected(e=False), range(14), strict=True))
+  size = longbench_task.expected(e=False)
   records = records_of(
     {name: [mean / 100] * size[name] for name, mean in means.items()},
   )
-  summary = longbench.summarize(longbench.Options(), records)
+  summary = longbench_task.summarize(longbench_task.Options(), records)
   assert summary["complete"] and summary["lacks"] == []
   assert summary["average"] == 6.5
   # The mean of the five categories would be 1, 4, 7, 10, 12.5: another number.
@@ -255,7 +256,7 @@ def test_the_average_is_the_plain_mean_of_the_14():
   assert summary["truncated"] == 14
 
 
-SIZES = longbench.expected(e=False)
+SIZES = longbench_task.expected(e=False)
 
 
 @pytest.mark.parametrize(
@@ -276,14 +277,15 @@ SIZES = longbench.expected(e=False)
 )
 def test_a_part_is_not_called_complete(changes, lacks):
   records = records_of({name: [1.0] * n for name, n in (SIZES | changes).items()})
-  summary = longbench.summarize(longbench.Options(), records)
+  summary = longbench_task.summarize(longbench_task.Options(), records)
   assert not summary["complete"] and summary["average"] == 100
   assert summary["lacks"] == lacks
 
 
 def test_sets_are_rounded_to_two_digits_and_have_intervals():
-  summary = longbench.summarize(
-    longbench.Options(), records_of({"qasper": [0.0, 1 / 3, 1.0], "trec": [0, 1, 1, 1]})
+  summary = longbench_task.summarize(
+    longbench_task.Options(),
+    records_of({"qasper": [0.0, 1 / 3, 1.0], "trec": [0, 1, 1, 1]}),
   )
   qasper, trec = summary["sets"]["qasper"], summary["sets"]["trec"]
   assert qasper["mean"] == 44.44 and trec["mean"] == 75.0
@@ -294,8 +296,8 @@ def test_sets_are_rounded_to_two_digits_and_have_intervals():
 
 def test_buckets_of_longbench_e():
   lengths = [0, 3999, 4000, 7999, 8000, 90_000]
-  summary = longbench.summarize(
-    longbench.Options(e=True),
+  summary = longbench_task.summarize(
+    longbench_task.Options(e=True),
     records_of(
       {"qasper": [1, 0, 1, 1, 0, 0], "lcc": [0.5, 0.5]},
       lengths,
@@ -307,8 +309,8 @@ def test_buckets_of_longbench_e():
   }
   assert summary["by_length"] == {"0-4k": 50.0, "4-8k": 100.0, "8k+": 0.0}
   assert summary["average"] == 50 and not summary["complete"]
-  assert "by_length" not in longbench.summarize(
-    longbench.Options(), records_of({"lcc": [0.5]})
+  assert "by_length" not in longbench_task.summarize(
+    longbench_task.Options(), records_of({"lcc": [0.5]})
   )
 
 
@@ -316,7 +318,7 @@ def test_a_run_of_a_real_engine(subject, options, tmp_path):
   out = tmp_path / "out"
   given = options(datasets="samsum, qasper", per_set=2)
   quiet = rich_console.Console(file=io.StringIO())
-  results = runner.run("longbench", longbench, given, subject, out, quiet)
+  results = runner.run("longbench", longbench_task, given, subject, out, quiet)
   assert [item["id"] for item in results["items"]] == [
     "qasper/0",
     "qasper/1",
@@ -329,30 +331,30 @@ def test_a_run_of_a_real_engine(subject, options, tmp_path):
       "answers", "score",
     }  # fmt: skip
     assert item["prediction"]  # a tiny random model says something
-  alone = items_lib.answers(subject, longbench.items(given, subject)[:1])
+  alone = items_lib.answers(subject, longbench_task.items(given, subject)[:1])
   assert results["items"][0]["prediction"] == alone[0]
   assert json.loads((out / "results.json").read_text())["summary"]["lacks"]
 
 
 def test_gzip_and_zip_hold_the_same_records(subject, options, tmp_path, monkeypatch):
   plain = tmp_path / "data" / "qasper.jsonl"
-  expected = longbench_data.records(str(plain.parent), "qasper", 0)
+  expected = data.records(str(plain.parent), "qasper", 0)
   assert len(expected) == 3
   packed = tmp_path / "packed"
   packed.mkdir()
   (packed / "qasper.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
-  assert longbench_data.records(str(packed), "qasper", 0) == expected
+  assert data.records(str(packed), "qasper", 0) == expected
   archive = packed / "data.zip"
   with zipfile.ZipFile(archive, "w") as file:
     file.write(plain, "data/qasper.jsonl")
-  assert longbench_data.records(str(archive), "qasper", 0) == expected
+  assert data.records(str(archive), "qasper", 0) == expected
   with pytest.raises(errors.UserError, match=r"no lcc\.jsonl"):
-    longbench_data.records(str(archive), "lcc", 0)
+    data.records(str(archive), "lcc", 0)
 
   asked = []
   download = lambda *args, **kwargs: asked.append((args, kwargs)) or str(archive)
   monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-  assert longbench_data.records("hub", "qasper", 2) == expected[:2]
+  assert data.records("hub", "qasper", 2) == expected[:2]
   assert asked == [(("THUDM/LongBench", "data.zip"), {"repo_type": "dataset"})]
 
   def offline(*args, **kwargs):
@@ -360,7 +362,7 @@ def test_gzip_and_zip_hold_the_same_records(subject, options, tmp_path, monkeypa
 
   monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
   with pytest.raises(errors.UserError, match=r"data.zip \(no route\).*network"):
-    longbench_data.records("hub", "qasper", 2)
+    data.records("hub", "qasper", 2)
 
 
 GOOD = json.dumps(record())
@@ -387,43 +389,43 @@ def test_bad_lines_are_named(subject, options, tmp_path, line, message):
   path = tmp_path / "data" / "qasper.jsonl"
   path.write_text(f"{GOOD}\n\n{line}\n{GOOD}\n", encoding="utf-8")
   with pytest.raises(errors.UserError, match=message) as caught:
-    longbench.items(options(datasets="qasper"), subject)
+    longbench_task.items(options(datasets="qasper"), subject)
   assert f"{path}:3: " in str(caught.value)
-  assert len(longbench.items(options(datasets="qasper", per_set=1), subject)) == 1
+  assert len(longbench_task.items(options(datasets="qasper", per_set=1), subject)) == 1
 
 
 def test_records_must_fit_their_metric(subject, options, tmp_path):
   write(tmp_path / "data", "trec", [record()])
   with pytest.raises(errors.UserError, match=r"trec.jsonl:1: 'all_classes' must be"):
-    longbench.items(options(datasets="trec"), subject)
+    longbench_task.items(options(datasets="trec"), subject)
   write(tmp_path / "data", "passage_retrieval_en", [record(answers=["12"])])
   with pytest.raises(errors.UserError, match=r":1: '12' names no paragraph"):
-    longbench.items(options(datasets="passage_retrieval_en"), subject)
+    longbench_task.items(options(datasets="passage_retrieval_en"), subject)
 
 
 def test_bad_files_are_named(subject, options, tmp_path):
   folder = tmp_path / "data"
   (folder / "lcc.jsonl").unlink()
   with pytest.raises(errors.UserError, match=r"neither lcc.jsonl nor.*leave lcc out"):
-    longbench.items(options(), subject)
+    longbench_task.items(options(), subject)
   packed = gzip.compress((folder / "qasper.jsonl").read_bytes())
   (folder / "lcc.jsonl.gz").write_bytes(packed[: len(packed) // 2])
   with pytest.raises(errors.UserError, match=r"lcc.jsonl.gz: cannot be read"):
-    longbench.items(options(datasets="lcc"), subject)
+    longbench_task.items(options(datasets="lcc"), subject)
   (folder / "lcc.jsonl.gz").write_bytes(b"no gzip")
   with pytest.raises(errors.UserError, match=r"lcc.jsonl.gz: cannot be read"):
-    longbench.items(options(datasets="lcc"), subject)
+    longbench_task.items(options(datasets="lcc"), subject)
   (folder / "qmsum.jsonl").write_bytes(b"\n")
   with pytest.raises(errors.UserError, match=r"qmsum.jsonl has no records"):
-    longbench.items(options(datasets="qmsum"), subject)
+    longbench_task.items(options(datasets="qmsum"), subject)
   (folder / "qmsum.jsonl").write_bytes(b'{"input": "\xff"}\n')
   with pytest.raises(errors.UserError, match=r"qmsum.jsonl:1: this line is no JSON"):
-    longbench.items(options(datasets="qmsum"), subject)
+    longbench_task.items(options(datasets="qmsum"), subject)
   (folder / "x.zip").write_bytes(b"no zip")
   with pytest.raises(errors.UserError, match=r"x.zip cannot be read"):
-    longbench.items(options(data=str(folder / "x.zip")), subject)
+    longbench_task.items(options(data=str(folder / "x.zip")), subject)
   with pytest.raises(errors.UserError, match="no such folder"):
-    longbench.items(options(data=str(folder / "nowhere")), subject)
+    longbench_task.items(options(data=str(folder / "nowhere")), subject)
 
 
 @pytest.mark.parametrize(
@@ -441,7 +443,7 @@ def test_bad_files_are_named(subject, options, tmp_path):
 )
 def test_bad_options_are_refused(subject, options, changes, message):
   with pytest.raises(errors.UserError, match=message):
-    longbench.items(options(**changes), subject)
+    longbench_task.items(options(**changes), subject)
 
 
 @pytest.mark.parametrize(
@@ -459,11 +461,11 @@ def test_bad_options_are_refused(subject, options, changes, message):
 def test_bad_prompt_files_are_named(subject, options, tmp_path, file, content, message):
   (tmp_path / "prompts" / file).write_text(content, encoding="utf-8")
   with pytest.raises(errors.UserError, match=f"{file}.*{message}"):
-    longbench.items(options(datasets="qasper"), subject)
+    longbench_task.items(options(datasets="qasper"), subject)
 
 
 def test_results_say_whose_prompts_were_used(subject, options, tmp_path, prompts):
-  source = lambda **changes: longbench.items(
+  source = lambda **changes: longbench_task.items(
     options(datasets="qasper", **changes), subject
   )[0].record["prompts"]
   mine = source()
@@ -475,13 +477,13 @@ def test_results_say_whose_prompts_were_used(subject, options, tmp_path, prompts
 
 def test_braces_in_a_record_stay(subject, options, tmp_path):
   write(tmp_path / "data", "lcc", [record(context="f{x}{{y}}", input="{context}")])
-  (item,) = longbench.items(options(datasets="lcc"), subject)
+  (item,) = longbench_task.items(options(datasets="lcc"), subject)
   assert text_of(subject, item) == "Cf{x}{{y}}I{context}"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs lm_eval")
 def test_without_a_folder_lm_evals_texts_are_used(subject, options, tmp_path):
-  items = longbench.items(options(prompts="", per_set=1), subject)
+  items = longbench_task.items(options(prompts="", per_set=1), subject)
   lengths = [128, 128, 64, 32, 32, 32, 512, 512, 512, 64, 32, 128, 64, 64]
   assert [item.ask.max_new_tokens for item in items] == lengths
   for item in items:
@@ -499,7 +501,7 @@ def test_without_a_folder_and_lm_eval_there_are_no_prompts(
 ):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(errors.UserError, match=r"lm_eval.*is not installed"):
-    longbench.items(options(prompts="", datasets="qasper"), subject)
+    longbench_task.items(options(prompts="", datasets="qasper"), subject)
 
 
 def test_lm_evals_texts_are_rendered_as_it_does(
@@ -513,13 +515,13 @@ def test_lm_evals_texts_are_rendered_as_it_does(
   given = options(prompts="", datasets="qasper", chat=False)
   task = 'doc_to_text: "{{context}}|{{question}}\\n"\nmetric: !function a.b\n'
   path.write_text(task + "generation_kwargs: {max_gen_toks: 5}\n")
-  item = longbench.items(given, subject)[0]
+  item = longbench_task.items(given, subject)[0]
   assert text_of(subject, item) == "qasper 0|what?\n"  # with its last newline
   assert item.ask.max_new_tokens == 5 and item.record["prompts"] == "lm_eval 9.9"
   for broken in (task, "[", "", task.replace("question", "ask")):
     path.write_text(broken)
     with pytest.raises(errors.UserError, match=r"lm_eval 9.9: .*qasper.yaml does not"):
-      longbench.items(given, subject)
+      longbench_task.items(given, subject)
   path.unlink()
   with pytest.raises(errors.UserError, match=r"lm_eval 9.9: .*qasper.yaml does not"):
-    longbench.items(given, subject)
+    longbench_task.items(given, subject)

@@ -15,7 +15,7 @@ from rich import console as rich_console
 
 from skipalign_jax.data import chat
 from skipalign_jax.evals import intervals, misalignment, runner, tasks
-from skipalign_jax.model import backends as kernels
+from skipalign_jax.model import backends
 from skipalign_jax.runtime import errors
 
 SUBJECT = tiny_subject.make(batch_tokens=200)
@@ -26,8 +26,8 @@ LOGITS = jax.jit(functools.partial(tiny.naive_logits, config=tiny_subject.CONFIG
 
 @pytest.fixture(autouse=True)
 def small_lengths(monkeypatch):
-  monkeypatch.setattr(kernels, "TILE", 8)
-  monkeypatch.setattr(kernels, "CPU_BLOCK", 8)
+  monkeypatch.setattr(backends, "TILE", 8)
+  monkeypatch.setattr(backends, "CPU_BLOCK", 8)
   monkeypatch.setattr(misalignment, "CHUNK", 4)
 
 

@@ -12,7 +12,7 @@ import tiny_subject
 from rich import console as rich_console
 
 from skipalign_jax.evals import perplexity, runner, tasks
-from skipalign_jax.model import backends as kernels
+from skipalign_jax.model import backends
 from skipalign_jax.runtime import errors
 
 SUBJECT = tiny_subject.make()
@@ -23,8 +23,8 @@ MOST = 48  # tokens of the longest window here
 
 @pytest.fixture(autouse=True)
 def small_lengths(monkeypatch):
-  monkeypatch.setattr(kernels, "TILE", 8)
-  monkeypatch.setattr(kernels, "CPU_BLOCK", 8)
+  monkeypatch.setattr(backends, "TILE", 8)
+  monkeypatch.setattr(backends, "CPU_BLOCK", 8)
 
 
 @pytest.fixture

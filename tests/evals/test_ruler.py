@@ -10,7 +10,7 @@ from rich import console as rich_console
 
 from skipalign_jax.evals import haystack, items, runner, tasks
 from skipalign_jax.evals.ruler import questions
-from skipalign_jax.evals.ruler import task as ruler
+from skipalign_jax.evals.ruler import task as ruler_task
 from skipalign_jax.runtime import errors
 
 SUBJECT = tiny_subject.make()
@@ -23,7 +23,7 @@ def draws(seed=0):
 
 
 def made(**options):
-  return ruler.items(ruler.Options(**options), SUBJECT)
+  return ruler_task.items(ruler_task.Options(**options), SUBJECT)
 
 
 def test_words_are_different_and_none_is_part_of_another():
@@ -174,17 +174,17 @@ def test_filling_finds_the_most_units_in_few_calls():
   sizes = np.cumsum(draws().integers(3, 9, 5000))
   for length in (100, 1000, 12_345):
     calls = []
-    n = ruler.fill(lambda n: calls.append(n) or int(sizes[n]), length, 2)  # noqa: B023
+    n = ruler_task.fill(lambda n: calls.append(n) or int(sizes[n]), length, 2)  # noqa: B023
     assert sizes[n] <= length < sizes[n + 1]
     assert len(calls) < 25
-  assert ruler.fill(lambda n: n, 7, 7) == 7
-  assert ruler.fill(lambda n: n, 6, 7) == 0
+  assert ruler_task.fill(lambda n: n, 7, 7) == 7
+  assert ruler_task.fill(lambda n: n, 6, 7) == 0
 
 
 def test_score_is_the_share_of_strings_found():
-  assert ruler.recall("It is ABCD, bcde.", ["abcd", "BCDE", "xyz", "no"]) == 0.5
-  assert ruler.recall("", ["a"]) == 0
-  assert ruler.recall("12345678", ["2345"]) == 1
+  assert ruler_task.recall("It is ABCD, bcde.", ["abcd", "BCDE", "xyz", "no"]) == 0.5
+  assert ruler_task.recall("", ["a"]) == 0
+  assert ruler_task.recall("12345678", ["2345"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_needs_a_chat_template():
   bare = tiny_subject.make()
   bare.tokenizer.chat_template = None
   with pytest.raises(errors.UserError, match="--chat=False"):
-    ruler.items(ruler.Options(), bare)
+    ruler_task.items(ruler_task.Options(), bare)
 
 
 def test_from_questions_to_a_picture(tmp_path, monkeypatch):
@@ -217,7 +217,7 @@ def test_from_questions_to_a_picture(tmp_path, monkeypatch):
     for item in batch
   ])  # fmt: skip
   options = tasks.options("ruler", dict(lengths="3000,3500", samples=2))
-  results = runner.run("ruler", ruler, options, SUBJECT, tmp_path / "out", QUIET)
+  results = runner.run("ruler", ruler_task, options, SUBJECT, tmp_path / "out", QUIET)
   summary = results["summary"]
   parts = dict(vt=1 / 5, cwe=1 / 10, fwe=1 / 3)
   for name in questions.TASKS:
@@ -232,8 +232,8 @@ def test_from_questions_to_a_picture(tmp_path, monkeypatch):
 
 
 def test_a_model_is_asked(tmp_path):
-  options = ruler.Options(tasks="vt", lengths="1400", samples=1)
-  results = runner.run("ruler", ruler, options, SUBJECT, tmp_path / "out", QUIET)
+  options = ruler_task.Options(tasks="vt", lengths="1400", samples=1)
+  results = runner.run("ruler", ruler_task, options, SUBJECT, tmp_path / "out", QUIET)
   (record,) = results["items"]
   assert isinstance(record["reply"], str)
-  assert record["score"] == ruler.recall(record["reply"], record["expected"])
+  assert record["score"] == ruler_task.recall(record["reply"], record["expected"])

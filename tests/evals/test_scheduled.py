@@ -3,18 +3,18 @@
 import json
 
 import pytest
-import test_train
 import tiny
+import tiny_train
 
-from skipalign_jax import config as config_lib
-from skipalign_jax.evals import scheduled as during
+from skipalign_jax import config
+from skipalign_jax.evals import scheduled
 from skipalign_jax.runtime import errors
 
 NEEDLE = dict(task="needle", lengths="320", depths="2", max_new_tokens=2)
 
 
 def configured(cache_dir, **entries):
-  c = test_train.load("llama2_ntk")
+  c = tiny_train.load("llama2_ntk")
   c.update_from_flattened_dict(
     {
       "batch_size": 2,
@@ -25,7 +25,7 @@ def configured(cache_dir, **entries):
       "data.cache_dir": cache_dir,
     }
   )
-  c.evals = config_lib.ConfigDict(entries)
+  c.evals = config.ConfigDict(entries)
   return c
 
 
@@ -36,7 +36,7 @@ def test_tasks_run_before_when_due_and_at_the_end(cache_dir, tmp_path):
     passkey=NEEDLE | dict(every=3),
     sandwich=NEEDLE | dict(every=0, variant="sandwich", limit=1),
   )
-  assert test_train.run(c, folder) == 0
+  assert tiny_train.run(c, folder) == 0
   found = {
     (record["step"], name): value
     for record in tiny.records(folder)
@@ -51,14 +51,14 @@ def test_tasks_run_before_when_due_and_at_the_end(cache_dir, tmp_path):
   assert len(results["items"]) == 2
   # The held-out losses are recorded all the same, and evals may change.
   assert sum("eval_loss" in r for r in tiny.records(folder)) == 3
-  c.evals = config_lib.ConfigDict({})
-  assert test_train.run(c, folder) == 0
+  c.evals = config.ConfigDict({})
+  assert tiny_train.run(c, folder) == 0
 
 
 def test_training_is_the_same_with_and_without(cache_dir, tmp_path):
   with_task = configured(cache_dir, needle=NEEDLE | dict(every=2, limit=1))
-  test_train.run(with_task, tmp_path / "with")
-  test_train.run(configured(cache_dir), tmp_path / "without")
+  tiny_train.run(with_task, tmp_path / "with")
+  tiny_train.run(configured(cache_dir), tmp_path / "without")
   losses = [
     [record["loss"] for record in tiny.records(tmp_path / name) if "loss" in record]
     for name in ("with", "without")
@@ -79,14 +79,14 @@ def test_training_is_the_same_with_and_without(cache_dir, tmp_path):
 def test_mistakes_are_told_before_anything_runs(cache_dir, tmp_path, entry, message):
   c = configured(cache_dir, x=entry)
   with pytest.raises(errors.UserError) as caught:
-    test_train.run(c, tmp_path / "run")
+    tiny_train.run(c, tmp_path / "run")
   assert message in str(caught.value)
   assert not (tmp_path / "run").exists()
 
 
 def test_defaults_of_a_configured_task():
-  c = config_lib.default()
-  c.evals = config_lib.ConfigDict({"needle": dict(every=5)})
-  (task,) = during.schedule(c)
+  c = config.default()
+  c.evals = config.ConfigDict({"needle": dict(every=5)})
+  (task,) = scheduled.schedule(c)
   assert (task.name, task.task, task.every) == ("needle", "needle", 5)
   assert (task.limit, task.batch_tokens) == (0, 16_384)

@@ -24,7 +24,7 @@ import pyarrow.parquet
 import tiny_files as hf_tiny
 
 from skipalign_jax.evals import haystack
-from skipalign_jax.evals.longbench import data as longbench_data
+from skipalign_jax.evals.longbench import data
 from skipalign_jax.hf import reference
 from skipalign_jax.runtime import errors
 
@@ -113,7 +113,7 @@ def zip_bomb(folder):
     with archive.open("data/qasper.jsonl", "w") as member:
       for _ in range(16):
         member.write(b" " * (64 << 20))
-  return of(longbench_data.records, str(path), "qasper", 0)
+  return of(data.records, str(path), "qasper", 0)
 
 
 def gguf_claim(folder, tensors=0, entries=0, rest=b""):

@@ -21,16 +21,15 @@ import orbax.checkpoint as ocp
 from skipalign_jax import convert, train
 from skipalign_jax.data import pipeline
 from skipalign_jax.hf import safetensors_io
-from skipalign_jax.runtime import checksums as seal
-from skipalign_jax.runtime import distributed
-from skipalign_jax.training import step as step_lib
+from skipalign_jax.runtime import checksums, distributed
+from skipalign_jax.training import step
 
 # What a moment begins with: (owner, name).
 MOMENTS = {
   "step": (pipeline.TrainIterator, "__next__"),
   "worker": (pipeline.TrainIterator, "__next__"),
   "save": (ocp.CheckpointManager, "save"),
-  "seal": (seal, "_measure"),
+  "seal": (checksums, "_measure"),
   "evaluate": (None, "eval_step"),
   "export": (safetensors_io, "write_tensors"),
   "exported": (safetensors_io, "_umask"),  # all is written but has no name yet
@@ -70,13 +69,13 @@ def arm(moment, call, seconds):
     function = getattr(owner, name)
     setattr(owner, name, deadly(function, call, seconds, moment == "worker"))
     return
-  compile_steps = step_lib.compile_steps
+  compile_steps = step.compile_steps
 
   def compiled(*args):
     train_step, eval_step = compile_steps(*args)
     return train_step, deadly(eval_step, call, seconds)
 
-  step_lib.compile_steps = compiled
+  step.compile_steps = compiled
 
 
 def note_batches(path):

@@ -10,7 +10,7 @@ import subprocess
 
 import numpy as np
 import pytest
-import test_checkpoint
+import saved_states
 import tiny_runs
 
 from skipalign_jax.hf import native
@@ -102,7 +102,7 @@ def test_every_flip_and_every_cut_in_the_latest_checkpoint_is_noticed(
   whole, cache_dir, tmp_path
 ):
   """Each file that carries state, by its seal; and one run to the end."""
-  from skipalign_jax.runtime import checksums as seal
+  from skipalign_jax.runtime import checksums
 
   rng, noticed = random.Random(0), 0
   folder = whole / "checkpoints" / "14"
@@ -113,10 +113,10 @@ def test_every_flip_and_every_cut_in_the_latest_checkpoint_is_noticed(
       damaged = bytearray(text)
       damaged[rng.randrange(len(text))] ^= 1 << rng.randrange(8)
       path.write_bytes(damaged[:-1] if cut else damaged)
-      assert seal.damage(folder), path
+      assert checksums.damage(folder), path
       noticed += 1
     path.write_bytes(text)
-  assert not seal.damage(folder) and noticed > 20
+  assert not checksums.damage(folder) and noticed > 20
   copy = tmp_path / "run"
   shutil.copytree(whole, copy)
   largest = max((copy / "checkpoints" / "14" / "opt").rglob("d/*"), key=os.path.getsize)
@@ -132,11 +132,11 @@ def test_every_flip_and_every_cut_in_the_latest_checkpoint_is_noticed(
 def test_what_orbax_alone_notices(tmp_path):
   """Why there are seals: flips in indices are noticed, flips in arrays are not."""
   folder, rng = tmp_path / "run", random.Random(0)
-  test_checkpoint.save_all(folder, {7: None}, keep=1, keep_best=False)
-  expected = np.asarray(test_checkpoint.state(7.0).params["norm"]["weight"])
+  saved_states.save_all(folder, {7: None}, keep=1, keep_best=False)
+  expected = np.asarray(saved_states.state(7.0).params["norm"]["weight"])
   index = folder / "checkpoints" / "7" / "params" / "manifest.ocdbt"
   counts = {}
-  for path in (test_checkpoint.arrays(folder, 7), index):
+  for path in (saved_states.arrays(folder, 7), index):
     text = path.read_bytes()
     counts[path] = collections.Counter()
     for _ in range(25):
@@ -144,7 +144,7 @@ def test_what_orbax_alone_notices(tmp_path):
       damaged[rng.randrange(len(text))] ^= 1 << rng.randrange(8)
       path.write_bytes(damaged)
       try:
-        found, _ = test_checkpoint.restore(folder, 7)
+        found, _ = saved_states.restore(folder, 7)
         same = np.array_equal(found.params["norm"]["weight"], expected)
         counts[path]["harmless" if same else "other weights"] += 1
       except errors.UserError:

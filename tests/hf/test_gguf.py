@@ -10,8 +10,7 @@ import pytest
 import tiny_files as tiny
 
 from skipalign_jax.hf import gguf, gguf_tokenizer, reference
-from skipalign_jax.model import decoder as model
-from skipalign_jax.model import rope
+from skipalign_jax.model import decoder, rope
 from skipalign_jax.runtime import errors
 
 SMOLLM2 = pathlib.Path(
@@ -212,7 +211,7 @@ def test_smollm2_answers():
   for _ in range(7):
     tokens_BL = jnp.asarray([ids], jnp.int32)
     positions_BL = jnp.arange(len(ids), dtype=jnp.int32)[None]
-    logits_BLV = model.logits(
+    logits_BLV = decoder.logits(
       params,
       opened.config,
       tokens_BL,
@@ -270,7 +269,7 @@ def test_smollm2_equals_transformers_own_reader():
         position_ids=torch.tensor(positions_L)[None],
         attention_mask=torch.ones(1, len(positions_L), dtype=torch.long),
       ).logits.numpy()
-    ours = model.logits(
+    ours = decoder.logits(
       params, opened.config, jnp.asarray(tokens_BL, jnp.int32),
       jnp.asarray(positions_L, jnp.int32)[None],
       jnp.ones(tokens_BL.shape, jnp.int32), "float32",

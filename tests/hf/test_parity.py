@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from skipalign_jax.hf import names, reference, weights
-from skipalign_jax.model import decoder as model
-from skipalign_jax.model import model_config
+from skipalign_jax.model import decoder, model_config
 
 GOLDENS = np.load(make_goldens.FOLDER / "logits.npz")
 
@@ -47,7 +46,9 @@ def run(config, params, positions_L):
   tokens_BL = jnp.asarray(make_goldens.tokens(config.vocab_size), jnp.int32)
   positions_BL = jnp.asarray(positions_L, jnp.int32)[None]
   segment_ids_BL = jnp.ones_like(tokens_BL)
-  out = model.logits(params, config, tokens_BL, positions_BL, segment_ids_BL, "float32")
+  out = decoder.logits(
+    params, config, tokens_BL, positions_BL, segment_ids_BL, "float32"
+  )
   return np.asarray(out)
 
 

@@ -16,9 +16,8 @@ from skipalign_jax.data import pipeline
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import reference
 from skipalign_jax.method import positions
-from skipalign_jax.model import backends as kernels
-from skipalign_jax.model import inference, losses, rope
-from skipalign_jax.training import step as step_lib
+from skipalign_jax.model import backends, inference, losses, rope
+from skipalign_jax.training import step
 
 pytestmark = [pytest.mark.weights, pytest.mark.torch]
 
@@ -132,12 +131,12 @@ def test_first_loss_equals_transformers_masked_loss(
   recipe = tiny.recipe(
     model=shape,
     positions=positions.PositionConfig(**c.positions),
-    attention=kernels.Backend("blockwise", 2),
+    attention=backends.Backend("blockwise", 2),
     loss_chunk=128,
   )
   positions_BL = positions.synthesize(recipe.positions, 0, batch)
   assert (int(positions_BL.max()) > 5_000) == (strategy == "skip_outer")
-  total, weight = jax.jit(lambda p: step_lib.loss_sum(recipe, p, batch, positions_BL))(
+  total, weight = jax.jit(lambda p: step.loss_sum(recipe, p, batch, positions_BL))(
     params
   )
   ours = float(total / weight)

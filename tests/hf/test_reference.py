@@ -14,8 +14,7 @@ import safetensors.numpy
 import tiny_files as tiny
 
 from skipalign_jax.hf import names, native, reference, safetensors_io
-from skipalign_jax.runtime import checksums as seal
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import checksums, errors
 
 
 def refused(ref, *parts):
@@ -169,7 +168,7 @@ def test_a_damaged_checkpoint_is_not_read(tmp_path, monkeypatch):
   folder = tmp_path / "run"
   workdir(folder)
   for step in (4, 20):
-    seal.write(folder / "checkpoints" / str(step))
+    checksums.write(folder / "checkpoints" / str(step))
   params = folder / "checkpoints/20/params"
   files = sorted(path for path in params.rglob("*") if path.is_file())
   largest = max(files, key=lambda path: path.stat().st_size)
@@ -184,8 +183,8 @@ def test_a_damaged_checkpoint_is_not_read(tmp_path, monkeypatch):
     path.write_bytes(whole)
   # Opening does not read the arrays; the first reading does, once, and all of them.
   monkeypatch.setattr(native, "_INDEX_BYTES", largest.stat().st_size - 1)
-  measured, measure = [], seal._measure
-  monkeypatch.setattr(seal, "_measure", lambda p: measured.append(p) or measure(p))
+  measured, measure = [], checksums._measure
+  monkeypatch.setattr(checksums, "_measure", lambda p: measured.append(p) or measure(p))
   (folder / "checkpoints/20/opt/_METADATA").write_text("x")
   opened = reference.open_model(str(folder))
   assert largest not in measured and params / "manifest.ocdbt" in measured

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from test_positions import config, row, stack, synthesize
 
-from skipalign_jax.method import baselines as position_baselines
-from skipalign_jax.method import positions
+from skipalign_jax.method import baselines, positions
 from skipalign_jax.runtime import errors
 
 COUNT = 6_000
@@ -19,7 +18,7 @@ COUNT = 6_000
 @functools.lru_cache
 def drawn(name, length, N, L, **options):
   """content and positions [COUNT, m] of a method."""
-  method = functools.partial(position_baselines.METHODS[name], **options)
+  method = functools.partial(baselines.METHODS[name], **options)
   draw = jax.jit(jax.vmap(lambda key: method(key, length, N, L)))
   keys = jax.random.split(jax.random.key(5), COUNT)
   return [np.asarray(x)[:, : min(length, N)] for x in draw(keys)]
@@ -115,7 +114,7 @@ def test_more_chunks_of_pose():
   assert set(starts[jumps == 3]) == {1, 2, 3}  # the first takes at most a fourth
 
 
-@pytest.mark.parametrize("name", list(position_baselines.METHODS))
+@pytest.mark.parametrize("name", list(baselines.METHODS))
 def test_promises(name):
   recipe = config(name, 50)
   sizes = [1, 2, 3, 5, 13]
@@ -132,7 +131,7 @@ def test_promises(name):
   assert (np.diff(packed[sum(sizes[:4]) : at]) > 1).any()  # a real skip was seen
 
 
-@pytest.mark.parametrize("name", list(position_baselines.METHODS))
+@pytest.mark.parametrize("name", list(baselines.METHODS))
 def test_a_sample_without_room_stays_as_it_is(name):
   here = synthesize(config(name, 20), stack([row([(1, [21])]), row([(1, [20])])]))
   np.testing.assert_array_equal(here[0, :21], np.arange(21))
@@ -167,7 +166,7 @@ def test_long_samples_stay_and_short_ones_move(strategy):
   assert here[12 + 10] > 11
 
 
-@pytest.mark.parametrize("name", position_baselines.CROPS)
+@pytest.mark.parametrize("name", baselines.CROPS)
 def test_crop_takes_the_text_that_its_positions_speak_of(name):
   N, W, L = 12, 40, 40
   rows = [row([(i, [n])], length=W) for i, n in enumerate([40, 40, 25, 7])]

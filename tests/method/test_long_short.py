@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from test_losses import sizes
+from jaxprs import sizes
 
 from skipalign_jax.method import long_short, positions
 from skipalign_jax.model import losses

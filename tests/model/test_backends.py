@@ -12,8 +12,7 @@ import pytest
 import tiny
 from jax.sharding import NamedSharding, PartitionSpec
 
-from skipalign_jax.model import backends as kernels
-from skipalign_jax.model import sharding
+from skipalign_jax.model import backends, sharding
 from skipalign_jax.runtime import errors
 
 L, HEADS, KV_HEADS, HEAD_DIM = 256, 4, 2, 64
@@ -41,16 +40,16 @@ def with_gradients(attend, dtype):
 
 @pytest.fixture(scope="module")
 def exact():
-  return with_gradients(kernels.reference, jnp.float32)
+  return with_gradients(backends.reference, jnp.float32)
 
 
 @pytest.mark.parametrize(
   "attend",
   [
-    kernels.BACKENDS["xla"],
-    kernels.BACKENDS["blockwise"],
-    functools.partial(kernels.triton, interpret=True),
-    functools.partial(kernels.splash, interpret=True),
+    backends.BACKENDS["xla"],
+    backends.BACKENDS["blockwise"],
+    functools.partial(backends.triton, interpret=True),
+    functools.partial(backends.splash, interpret=True),
   ],
   ids=["xla", "blockwise", "triton", "splash"],
 )
@@ -63,7 +62,7 @@ def test_backends_agree(attend, exact):
 
 def test_runs_tell_cudnn_where_segments_are():
   segments_BL = np.array([[1, 1, 1, 2, 0, 0], [0, 0, 5, 5, 5, 5], [3] * 6])
-  offsets, lengths = kernels.runs(jnp.asarray(segments_BL), 3)
+  offsets, lengths = backends.runs(jnp.asarray(segments_BL), 3)
   assert offsets.tolist() == [[0, 3, 4, -1], [0, 2, -1, -1], [0, -1, -1, -1]]
   assert lengths.tolist() == [[3, 1, 2], [2, 4, -1], [6, -1, -1]]
 
@@ -83,8 +82,8 @@ def test_runs_tell_cudnn_where_segments_are():
   ],
 )
 def test_auto(platform, dtype, length, segments, chosen):
-  backend = kernels.choose("auto", platform, dtype, length, 128, segments)
-  assert backend == kernels.Backend(chosen, segments)
+  backend = backends.choose("auto", platform, dtype, length, 128, segments)
+  assert backend == backends.Backend(chosen, segments)
 
 
 @pytest.mark.parametrize(
@@ -98,8 +97,8 @@ def test_auto(platform, dtype, length, segments, chosen):
 )
 def test_impossible_choices_are_refused(name, platform, message):
   with pytest.raises(errors.UserError, match=message):
-    kernels.choose(name, platform, "bfloat16", 4096, 128, 2)
-  assert kernels.choose("xla", platform, "bfloat16", 4096, 128, 2).name == "xla"
+    backends.choose(name, platform, "bfloat16", 4096, 128, 2)
+  assert backends.choose("xla", platform, "bfloat16", 4096, 128, 2).name == "xla"
 
 
 def compile_cudnn_for_hopper():
@@ -117,9 +116,9 @@ def compile_cudnn_for_hopper():
   at = NamedSharding(mesh, PartitionSpec())
   qkv, segments_BL, _ = inputs(jnp.bfloat16)
   abstract = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)
-  backend = kernels.Backend("cudnn", 5)
+  backend = backends.Backend("cudnn", 5)
   loss = lambda qkv, segments_BL: jnp.sum(
-    kernels.attend(*qkv, segments_BL, backend).astype(jnp.float32)
+    backends.attend(*qkv, segments_BL, backend).astype(jnp.float32)
   )
   step = jax.jit(jax.grad(loss))
   shapes = [abstract(x) for x in qkv], abstract(segments_BL)
@@ -148,7 +147,7 @@ def test_cudnn_refuses_packed_segments_elsewhere(monkeypatch):
   monkeypatch.setattr(fused, "dot_product_attention", refuse)
   qkv, segments_BL, _ = inputs(jnp.bfloat16)
   with pytest.raises(errors.UserError, match=r"backend=triton, or data\.packing=False"):
-    kernels.attend(*qkv, segments_BL, kernels.Backend("cudnn", 5))
+    backends.attend(*qkv, segments_BL, backends.Backend("cudnn", 5))
 
 
 if __name__ == "__main__":

@@ -12,10 +12,8 @@ import tiny
 
 from skipalign_jax.hf import names
 from skipalign_jax.method import positions
-from skipalign_jax.model import backends as kernels
-from skipalign_jax.model import decoder as model
-from skipalign_jax.model import sharding
-from skipalign_jax.training import step as step_lib
+from skipalign_jax.model import backends, decoder, sharding
+from skipalign_jax.training import step
 
 CONFIG = tiny.config()
 PARAMS = tiny.params(CONFIG)
@@ -27,7 +25,7 @@ KINDS = {
   "nope": tiny.config(family="smollm3", nope_layers=(1,), attention_bias=True),
 }
 
-logits = jax.jit(model.logits, static_argnums=(1, 5))
+logits = jax.jit(decoder.logits, static_argnums=(1, 5))
 naive_logits = jax.jit(tiny.naive_logits, static_argnums=1)
 synthesize = jax.jit(functools.partial(positions.synthesize, tiny.SKIPS, 0))
 
@@ -91,8 +89,8 @@ def influence(positions_L, segments_L):
   tokens_L = jnp.arange(tiny.SEQ_LEN)
 
   def hidden(embed_VD):
-    decoder = model.bind(CONFIG, PARAMS | {"embed": {"weight": embed_VD}})
-    hidden_BLD, _ = decoder(
+    bound = decoder.bind(CONFIG, PARAMS | {"embed": {"weight": embed_VD}})
+    hidden_BLD, _ = bound(
       tokens_L[None], positions_L[None], segments_L[None], "float32"
     )
     return jnp.sum(hidden_BLD[0] * jnp.arange(1, 1 + CONFIG.embed_dim), axis=-1)
@@ -134,9 +132,9 @@ def test_only_distances_between_positions_matter():
 def test_remat_changes_nothing():
   batch, positions_BL = skipping_batch()
   values, programs = {}, {}
-  for remat in model.REMAT:
+  for remat in decoder.REMAT:
     recipe = tiny.recipe(model=CONFIG, remat=remat)
-    loss = lambda params, recipe=recipe: step_lib.loss_sum(
+    loss = lambda params, recipe=recipe: step.loss_sum(
       recipe, params, batch, positions_BL
     )[0]
     traced = jax.jit(jax.value_and_grad(loss)).trace(PARAMS)
@@ -147,7 +145,7 @@ def test_remat_changes_nothing():
       np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
   # "dots" computes the sums of squares of the two norms again, "full" besides q, k,
   # v, o, gate, up and the two products of attention.
-  none, dots, full = (programs[remat].count("dot_general") for remat in model.REMAT)
+  none, dots, full = (programs[remat].count("dot_general") for remat in decoder.REMAT)
   assert none == dots - 2 == full - 10
 
 
@@ -157,10 +155,10 @@ def test_dots_keeps_what_fused_kernels_return():
   batch = {name: np.zeros((1, L), np.int32) for name in ("tokens", "loss_weight")}
   batch["segment_ids"] = np.ones((1, L), np.int32)
   calls = {}
-  for remat in model.REMAT:
-    backend = kernels.Backend("triton", 4)
+  for remat in decoder.REMAT:
+    backend = backends.Backend("triton", 4)
     recipe = tiny.recipe(model=CONFIG, remat=remat, attention=backend)
-    loss = lambda params, recipe=recipe: step_lib.loss_sum(
+    loss = lambda params, recipe=recipe: step.loss_sum(
       recipe, params, batch, np.arange(L)[None]
     )[0]
     program = str(jax.make_jaxpr(jax.grad(loss))(PARAMS))
@@ -170,10 +168,10 @@ def test_dots_keeps_what_fused_kernels_return():
 
 @functools.partial(jax.jit, static_argnums=(1, 6))
 def read(params, config, tokens_BL, positions_BL, segments_BL, cache, backend):
-  hidden_BLD, cache = model.read(
+  hidden_BLD, cache = decoder.read(
     params, tokens_BL, positions_BL, segments_BL, cache, config, "float32", backend
   )
-  return hidden_BLD @ model.bind(config, params).head().T, cache
+  return hidden_BLD @ decoder.bind(config, params).head().T, cache
 
 
 @pytest.mark.parametrize(
@@ -199,15 +197,15 @@ def test_prompt_and_decoding_equal_the_whole_sample_alone(kind, parts, block):
     [np.pad(x[:m], (L - m, 0)) for x, m in zip(rows, prompts, strict=True)]
   )
   segments_BL = pad([np.ones(m + new, np.int32) for m in prompts])
-  cache = model.empty_cache(config, 3, L + new, jnp.float32)
-  from_cache = kernels.FromCache(block)
+  cache = decoder.empty_cache(config, 3, L + new, jnp.float32)
+  from_cache = backends.FromCache(block)
   for start, end in itertools.pairwise(parts or (0, L)):
     logits_BLV, cache = read(
       params,
       config,
       *(x[:, start:end] for x in (pad(tokens), pad(places), segments_BL)),
       cache,
-      from_cache if parts else model.BLOCKWISE,
+      from_cache if parts else decoder.BLOCKWISE,
     )
   steps_BTV = [logits_BLV[:, -1]]
   for t in range(new):
@@ -229,7 +227,7 @@ def test_prompt_and_decoding_equal_the_whole_sample_alone(kind, parts, block):
 @pytest.mark.parametrize("kind", [*KINDS, "qwen2"])
 def test_the_parameters_are_those_of_the_table_and_the_count(kind):
   config = (KINDS | {"qwen2": tiny.config(family="qwen2", attention_bias=True)})[kind]
-  _, tree = model.definition(config)
+  _, tree = decoder.definition(config)
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   shapes = {sharding.path_of(path): x.shape for path, x in leaves}
   assert shapes == names.expected_shapes(config)
@@ -238,7 +236,7 @@ def test_the_parameters_are_those_of_the_table_and_the_count(kind):
 
 def test_init_draws_each_matrix_anew():
   config = dataclasses.replace(CONFIG, vocab_size=24, tie_embeddings=True)
-  first, again, other = (model.init(config, seed) for seed in (0, 0, 1))
+  first, again, other = (decoder.init(config, seed) for seed in (0, 0, 1))
   layers = first["layers"]
   matrices = [
     first["embed"]["weight"],

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from skipalign_jax.model import backends as kernels
-from skipalign_jax.model import decoder as model
-from skipalign_jax.model import inference, sharding
+from skipalign_jax.model import backends, decoder, inference, sharding
 from skipalign_jax.runtime import errors
 
 CONFIG = tiny.config(num_heads=8)
@@ -36,8 +34,8 @@ def expected(sequence, start):
 
 @pytest.fixture(autouse=True)
 def small_lengths(monkeypatch):
-  monkeypatch.setattr(kernels, "TILE", 4)
-  monkeypatch.setattr(kernels, "CPU_BLOCK", 8)
+  monkeypatch.setattr(backends, "TILE", 4)
+  monkeypatch.setattr(backends, "CPU_BLOCK", 8)
 
 
 @pytest.mark.parametrize("part", [0, 8, 256])
@@ -132,7 +130,7 @@ def on_meshes():
   for part, sizes in ((0, MESHES[0]), *((8, sizes) for sizes in MESHES)):
     axes = dict.fromkeys(sharding.AXES, 1) | sizes
     mesh = sharding.make_mesh(axes)
-    at = sharding.params_shardings(mesh, model.definition(CONFIG)[1])
+    at = sharding.params_shardings(mesh, decoder.definition(CONFIG)[1])
     params = jax.device_put(PARAMS, at)
     engine = inference.Engine(params, CONFIG, "float32", mesh, part)
     replies = [list(row) for row in engine.generate(SEQUENCES, 5, ())]
@@ -164,5 +162,5 @@ def test_eight_devices_answer_as_one():
 
 
 if __name__ == "__main__":
-  kernels.TILE, kernels.CPU_BLOCK = 4, 8
+  backends.TILE, backends.CPU_BLOCK = 4, 8
   on_meshes()

@@ -19,10 +19,7 @@ from skipalign_jax import config as config_lib
 from skipalign_jax import convert, train
 from skipalign_jax.hf import adapters, native, reference
 from skipalign_jax.method import positions
-from skipalign_jax.model import decoder as model
-from skipalign_jax.model import lora, sharding
-from skipalign_jax.model import lora_state as lora_trees
-from skipalign_jax.model import quantized as frozen
+from skipalign_jax.model import decoder, lora, lora_state, quantized, sharding
 from skipalign_jax.planning import flops
 from skipalign_jax.runtime import errors
 from skipalign_jax.training import resolve, step
@@ -38,7 +35,7 @@ def drawn_adapters(seed=1):
   rng = np.random.default_rng(seed)
   return jax.tree.map(
     lambda x: rng.standard_normal(x.shape).astype(np.float32) * 0.2,
-    lora_trees.abstract_adapters(ADAPTERS, model.definition(CONFIG)[1]),
+    lora_state.abstract_adapters(ADAPTERS, decoder.definition(CONFIG)[1]),
   )
 
 
@@ -49,11 +46,11 @@ def rounded(params):
 
 def stored(params, adapters=ADAPTERS):
   """The base, parameter by parameter; it is as `abstract_base` says."""
-  keep = lambda path: lora_trees.storage(adapters, sharding.path_of(path))
+  keep = lambda path: lora_state.storage(adapters, sharding.path_of(path))
   kept = jax.tree_util.tree_map_with_path(
     lambda path, x: keep(path)(jnp.asarray(x)), params
   )
-  abstract = lora_trees.abstract_base(adapters, params)
+  abstract = lora_state.abstract_base(adapters, params)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), kept) == jax.tree.map(
     lambda x: (x.shape, x.dtype), abstract
   )
@@ -73,12 +70,12 @@ def with_products(params, adapters):
 
 @pytest.fixture(scope="module")
 def logits():
-  return jax.jit(model.logits, static_argnames=("config", "compute_dtype"))
+  return jax.jit(decoder.logits, static_argnames=("config", "compute_dtype"))
 
 
 def test_adapters_without_effect_leave_the_logits_bit_equal(logits):
   params = tiny.params(CONFIG)
-  fresh = lora_trees.init(ADAPTERS, params, seed=0)
+  fresh = lora_state.init(ADAPTERS, params, seed=0)
   assert np.std(fresh["layers"]["attn"]["q"]["lora_a"]) == pytest.approx(24**-0.5, 0.2)
   joined = lora.join(ADAPTERS, fresh, stored(params))
   ask = lambda weights: logits(
@@ -144,7 +141,7 @@ def test_a_step_trains_adapters_only():
   assert min(jax.tree.leaves(moved)) > 0.001
   kept = sum(x.size for x in jax.tree.leaves(run.state.opt))
   trained = sum(x.size for x in jax.tree.leaves(before))
-  assert trained == lora_trees.sizes(quantised, model.definition(CONFIG)[1])[0]
+  assert trained == lora_state.sizes(quantised, decoder.definition(CONFIG)[1])[0]
   assert kept == 2 * trained + 2  # both moments; Adam's count and the schedule's
 
 
@@ -156,7 +153,7 @@ def test_no_product_makes_a_gradient_of_frozen_weights():
   def products(adapters):
     recipe = tiny.recipe(adapters=adapters, loss_chunk=8)
     params = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, np.float32), model.definition(CONFIG)[1]
+      lambda x: jax.ShapeDtypeStruct(x.shape, np.float32), decoder.definition(CONFIG)[1]
     )
     if adapters is None:
       loss = lambda params: step.loss_sum(recipe, params, batch, batch["tokens"])[0]
@@ -165,12 +162,12 @@ def test_no_product_makes_a_gradient_of_frozen_weights():
       recipe, lora.join(adapters, trained, base), batch, batch["tokens"]
     )[0]
     pair = (
-      lora_trees.abstract_adapters(adapters, params),
-      lora_trees.abstract_base(adapters, params),
+      lora_state.abstract_adapters(adapters, params),
+      lora_state.abstract_base(adapters, params),
     )
     return flops.executed(jax.make_jaxpr(jax.grad(loss))(*pair))
 
-  size, _ = lora_trees.sizes(ADAPTERS, model.definition(CONFIG)[1])
+  size, _ = lora_state.sizes(ADAPTERS, decoder.definition(CONFIG)[1])
   # What norms multiply, on both sides, is no matrix.
   norms = 2 * tokens * CONFIG.embed_dim * (2 * CONFIG.num_layers + 1)
   saved = products(None) - products(ADAPTERS)
@@ -189,25 +186,25 @@ TILES = np.abs(WEIGHT.reshape(2, 8, 3, 64)).max(-1, keepdims=True)
   [("int8", 8.5, 0.5 / 127), ("int4", 4.5, 0.5 / 7), ("nf4", 4.5, (1 - 0.6961) / 2)],
 )
 def test_quantised_weights_are_near_and_small(storage, bits, bound):
-  kept = frozen.store(jnp.asarray(WEIGHT), storage)
-  error = np.abs(np.asarray(frozen.dense(kept, "float32")) - WEIGHT)
+  kept = quantized.store(jnp.asarray(WEIGHT), storage)
+  error = np.abs(np.asarray(quantized.dense(kept, "float32")) - WEIGHT)
   error = error.reshape(2, 8, 3, 64) / TILES
   assert 0.4 * bound < error.max() <= bound * 1.001
-  program = jax.jit(lambda kept: frozen.dense(kept, "float32")).lower(kept).compile()
+  program = jax.jit(lambda kept: quantized.dense(kept, "float32")).lower(kept).compile()
   taken = program.memory_analysis().argument_size_in_bytes
-  assert taken == frozen.num_bytes(kept) == WEIGHT.size * bits / 8
+  assert taken == quantized.num_bytes(kept) == WEIGHT.size * bits / 8
 
 
 def test_tiles_follow_the_width():
-  kept = frozen.store(jnp.ones((4, 24)), "int8")
+  kept = quantized.store(jnp.ones((4, 24)), "int8")
   assert kept.scale.shape == (4, 3)  # 8 divides 24
 
 
 def test_adapters_are_split_and_tiles_lie_as_their_matrix():
   mesh = AbstractMesh((2, 2, 2, 1), sharding.AXES)
   shape = tiny.config(embed_dim=256, ffn_dim=512)
-  at = lora_trees.shardings(
-    lora.Config(4, 4.0, tuple(lora.MATRICES), "nf4"), mesh, model.definition(shape)[1]
+  at = lora_state.shardings(
+    lora.Config(4, 4.0, tuple(lora.MATRICES), "nf4"), mesh, decoder.definition(shape)[1]
   )
   adapters, base = jax.tree.map(lambda x: tuple(x.spec), at)
   for layer in [*adapters["layers"]["attn"].values(), adapters["layers"]["mlp"]["up"]]:
@@ -238,7 +235,7 @@ def test_what_cannot_be_is_refused(changes, message):
 
 
 def test_without_qwix_it_is_told_how_to_install_it(monkeypatch):
-  monkeypatch.setattr(frozen.importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setattr(quantized.importlib.util, "find_spec", lambda name: None)
   c = config_lib.default().lora
   c.rank = 8
   assert lora.from_config(c).base == "bfloat16"  # needs none
@@ -271,7 +268,7 @@ def saved_adapters(folder):
   """Path → array of the last checkpoint; it holds nothing else."""
   shape = native.read_config(folder).model_config
   config = lora.Config(4, 8.0, tuple(lora.MATRICES), "int8")
-  like = lora_trees.abstract_adapters(config, model.definition(shape)[1])
+  like = lora_state.abstract_adapters(config, decoder.definition(shape)[1])
   shapes = {
     sharding.path_of(path): x.shape
     for path, x in jax.tree_util.tree_leaves_with_path(like)
@@ -329,7 +326,7 @@ def test_evaluations_during_training_ask_the_merged_model(finished):
   config, shape = lora.from_config(c.lora), native.read_config(folder).model_config
   mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1, context=1))
   recipe = tiny.recipe(model=shape, adapters=config)
-  _, at = lora_trees.shardings(config, mesh, model.definition(shape)[1])
+  _, at = lora_state.shardings(config, mesh, decoder.definition(shape)[1])
   like, pairs = saved_adapters(folder)
   trained = jax.tree_util.tree_map_with_path(
     lambda path, _: pairs[sharding.path_of(path)], like

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxprs import sizes
 
 from skipalign_jax.model import losses
 
@@ -97,18 +98,6 @@ def test_bf16_hidden_states_keep_an_fp32_sum_and_head(full_logits):
   np.testing.assert_allclose(value, exact, rtol=0.02)
   for one, other in zip(grads, exact_grads, strict=True):
     np.testing.assert_allclose(one.astype(np.float32), other, rtol=0.05, atol=0.1)
-
-
-def sizes(jaxpr):
-  """Size of each array that a program makes, inner programs included."""
-  for equation in jaxpr.eqns:
-    yield from (out.aval.size for out in equation.outvars)
-    for value in jax.tree.leaves(
-      equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
-    ):
-      inner = getattr(value, "jaxpr", value)
-      if hasattr(inner, "eqns"):
-        yield from sizes(inner)
 
 
 def naive_terms(one_BLD, other_BLD, head_VD):

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import transformers
 
-from skipalign_jax.model import families, model_config, rope
-from skipalign_jax.model import known_models as shapes
+from skipalign_jax.model import families, known_models, model_config, rope
 from skipalign_jax.runtime import errors
 
 LLAMA2_7B = {
@@ -153,7 +152,7 @@ def test_shapes_known_by_name_are_those_of_config_json(name):
   config = model_config.from_hf(KNOWN[name])
   plain = config.rope.kind == "none"  # then the original window means nothing
   where = dataclasses.replace(config.rope, original_window=0) if plain else config.rope
-  assert shapes.KNOWN[name] == dataclasses.replace(config, rope=where)
+  assert known_models.KNOWN[name] == dataclasses.replace(config, rope=where)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -14,8 +14,7 @@ import pytest
 import tiny
 
 from skipalign_jax.hf import reference, weights
-from skipalign_jax.model import decoder as model
-from skipalign_jax.model import sharding
+from skipalign_jax.model import decoder, sharding
 from skipalign_jax.runtime import compile_cache
 
 STEPS = 10
@@ -60,7 +59,7 @@ def check_initial_weights(run):
     for shard in array.addressable_shards
   ]
   with jax.default_device(jax.local_devices()[0]):
-    jax.tree.map(compare, drawn, model.init(shape, 3))
+    jax.tree.map(compare, drawn, decoder.init(shape, 3))
 
   given, blocks = tiny.params(shape), {}
   flat = jax.tree_util.tree_leaves_with_path(given)

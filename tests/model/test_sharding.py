@@ -12,9 +12,7 @@ import tiny
 from jax.sharding import AbstractMesh
 
 from skipalign_jax.data import packing
-from skipalign_jax.model import decoder as model
-from skipalign_jax.model import known_models as shapes
-from skipalign_jax.model import lora, sharding
+from skipalign_jax.model import decoder, known_models, lora, sharding
 from skipalign_jax.runtime import errors
 
 FAMILY = [
@@ -33,7 +31,7 @@ def by_path(tree):
 def specs(config, **sizes):
   """Path -> spec as a tuple, on a mesh that needs no devices."""
   mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
-  _, shapes = model.definition(config)
+  _, shapes = decoder.definition(config)
   layouts = by_path(sharding.params_shardings(mesh, shapes))
   return {path: tuple(layout.spec) for path, layout in layouts.items()}
 
@@ -41,7 +39,7 @@ def specs(config, **sizes):
 def test_each_parameter_matches_one_row_and_each_row_a_parameter():
   used = set()
   for config in FAMILY:
-    for path, shape in by_path(model.definition(config)[1]).items():
+    for path, shape in by_path(decoder.definition(config)[1]).items():
       assert len(sharding.spec(path)) == len(shape.shape), path
       used |= {row for row, _ in sharding.TABLE if re.fullmatch(row, path)}
   assert used == {row for row, _ in sharding.TABLE}
@@ -87,16 +85,16 @@ LAYOUT = {
   ],
 )
 def test_layouts_of_known_models(name, billions, embed, kv, down):
-  config = shapes.KNOWN[name]
+  config = known_models.KNOWN[name]
   sizes = dict(data=2, fsdp=4, tensor=8, context=2)
   assert specs(config, **sizes) == LAYOUT
   assert config.num_params() / 1e9 == pytest.approx(billions, abs=1e-3)
   mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
-  params = by_path(model.definition(config)[1])
+  params = by_path(decoder.definition(config)[1])
   held = {
     path: at.shard_shape(params[path].shape)
     for path, at in by_path(
-      sharding.params_shardings(mesh, model.definition(config)[1])
+      sharding.params_shardings(mesh, decoder.definition(config)[1])
     ).items()
   }
   assert held["embed/weight"] == embed

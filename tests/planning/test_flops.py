@@ -17,9 +17,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jax.sharding import PartitionSpec
 
-from skipalign_jax.model import decoder as model
-from skipalign_jax.model import known_models as shapes
-from skipalign_jax.model import sharding
+from skipalign_jax.model import decoder, known_models, sharding
 from skipalign_jax.planning import estimate, flops, hardware, programs
 
 B, L = 8, 16
@@ -110,7 +108,7 @@ def test_the_parts_of_a_prompt_are_the_prompt():
 
 
 def test_seven_billion_is_six_n_d_and_attention():
-  shape = shapes.KNOWN["meta-llama/Llama-2-7b-hf"]
+  shape = known_models.KNOWN["meta-llama/Llama-2-7b-hf"]
   got = flops.training(shape, 128, 4096)
   six = 6 * (shape.num_params() - 32_000 * 4096) * 128 * 4096
   attention = 3 * 4 * 4096 * 32 * 128 * 4096 * 4097 // 2
@@ -204,7 +202,7 @@ def test_analytic_bytes_of_the_state():
   one = estimate.state_bytes(job())
   assert one == 12 * shape.num_params()
   assert estimate.state_bytes(job(mesh=(2, 2, 2, 1))) == one // 4
-  cache = model.empty_cache(shape, B, L, jnp.float32)
+  cache = decoder.empty_cache(shape, B, L, jnp.float32)
   generate = job("decode")
   assert estimate.cache_bytes(generate) == cache.k.nbytes + cache.v.nbytes
   assert estimate.cache_bytes(job("decode", mesh=(1, 2, 2, 2))) == (

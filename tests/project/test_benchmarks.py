@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from skipalign_jax.model import known_models as shapes
+from skipalign_jax.model import known_models
 
 FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks"
 
@@ -94,7 +94,7 @@ def test_dialogue_fills_its_row():
 
 
 def test_flops_of_a_7b_model():
-  work = harness.flops(shapes.KNOWN["meta-llama/Llama-2-7b-hf"], 1024)
+  work = harness.flops(known_models.KNOWN["meta-llama/Llama-2-7b-hf"], 1024)
   # 6.74e9 parameters, of which the input embedding multiplies nothing.
   assert work["products"] == pytest.approx(6 * (6.738e9 - 0.131e9) * 1024, rel=1e-3)
   assert work["attention"] == 6 * 32 * 1024**2 * 32 * 128

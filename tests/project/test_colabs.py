@@ -14,7 +14,7 @@ import sys
 
 import pytest
 
-from skipalign_jax import config as config_lib
+from skipalign_jax import config
 
 ROOT = pathlib.Path(__file__).parents[2]
 GGUF = ROOT / ".cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -128,7 +128,7 @@ def test_quickstart_is_the_config_of_that_name(tmp_path):
   expected = kept["get_config"]()
   expected.model.init_from = ""  # the notebook's command names the model
   assert shown["get_config"]().to_dict() == expected.to_dict()
-  assert expected.to_dict() != config_lib.default().to_dict()
+  assert expected.to_dict() != config.default().to_dict()
 
 
 @pytest.mark.colabs

@@ -25,7 +25,8 @@ from skipalign_jax.training import resolve
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 OUTSIDE = ("README.md", "CONTRIBUTING.md", "launch/README.md", "benchmarks/README.md")
-TEXTS = [*(ROOT / name for name in OUTSIDE), *PAGES]
+STUDIES = sorted((ROOT / "studies").glob("*/README.md"))
+TEXTS = [*(ROOT / name for name in OUTSIDE), *PAGES, *STUDIES]
 NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
 # Words that stand for something in commands.
 STAND_INS = {"--config=FILE": "--config=configs/quickstart.py"}
@@ -40,16 +41,23 @@ def hooks():
 
 
 def commands(text):
-  """(module, arguments) of each `python -m skipalign_jax.…` in a text.
+  """(module, arguments) of each `python -m` of ours in a text.
 
   What is optional (in brackets) counts, an ellipsis and a comment do not.
   """
   text = re.sub(r"\\\n\s*", " ", text)
-  for module, rest in re.findall(r"python -m skipalign_jax\.(\w+)([^\n`]*)", text):
+  ours = r"python -m (skipalign_jax\.\w+|studies\.\w+)([^\n`]*)"
+  for module, rest in re.findall(ours, text):
+    module = module.removeprefix("skipalign_jax.")
     rest = re.split(r"\s#\s|…$", rest)[0].replace("[--", "--")
     rest = re.sub(r"(?<!\S)…(?!\S)|(?<=\S)\](?=\s|$)|\[:\w+\]", "", rest)
     rest = re.sub(r"=auto\|off\|\S+", "=auto", rest)
     yield module, [STAND_INS.get(word, word) for word in shlex.split(rest)]
+
+
+def full(module):
+  """The name of a module that `commands` gave."""
+  return module if module.startswith("studies.") else f"skipalign_jax.{module}"
 
 
 def of_notebook(path, folder):
@@ -109,7 +117,7 @@ def parse(monkeypatch):
   monkeypatch.chdir(ROOT)
 
   def run(module, words):
-    name = f"skipalign_jax.{module}"
+    name = full(module)
     if importlib.util.find_spec(name) is None:
       raise errors.UserError(f"there is no {name}")
     if importlib.util.find_spec(name).submodule_search_locations:

@@ -23,6 +23,7 @@ from pyarrow import parquet
 SMALL = (
   (r"--config=(configs/(?!llama2_ntk|yi)\w+\.py)", r"--config=\1:tiny", "plan"),
   (r"--config=(configs/\w+\.py)", r"--config=\1:tiny", "train show analyze sweep"),
+  (r"--config=(studies/smollm2/\w+\.py)", r"--config=\1:tiny", "sweep"),
   (r"--model=.*", "--model=model", "*"),
   (r"--workdir=.*", "--workdir=workdir", "train"),
   (r"--out=.*", "--out=out", "*"),
@@ -39,7 +40,7 @@ SMALL = (
 MORE = {
   "train": ["--config.steps=2", "--config.eval.every=0"],
   "generate": ["--max_new_tokens=4"],
-  "length_study": ["--steps=2", "--seeds=2"],
+  "studies.length": ["--steps=2", "--seeds=2"],
   "plan": ["--search=0"],
   "evaluate longbench": ["--datasets=qasper"],
   "sweep --config=configs/methods.py:tiny --run": ["--rows=cream,longalign_sorted"],
@@ -50,7 +51,7 @@ MORE = {
     "--rows=llama-2-7b_skipalign,yi-6b-200k_normal-sft"
   ],
   "sweep --config=configs/paper_table2.py:tiny --run": ["--rows=yi-6b-200k_normal-sft"],
-  "sweep --config=configs/study_a.py:tiny --run": ["--rows=skipalign"],
+  "sweep --config=studies/smollm2/study_a.py:tiny --run": ["--rows=skipalign"],
 }
 # Files that the folder of a command has; `files` makes them.
 FILES = (
@@ -61,7 +62,7 @@ FILES = (
 EXCEPT = {
   r"convert verify": "needs PyTorch; `make parity` verifies every kind of reference",
   r"evaluate lm_eval": "needs the hub; test_lm_eval.py has these tasks on files",
-  r"sweep --config=configs/\w+\.py --run": "trains for hours; its :tiny runs here",
+  r"sweep --config=[\w/]+\.py --run": "trains for hours; its :tiny runs here",
   r"sweep .*--collect": "needs a sweep that ran; it follows each --run here",
 }
 
@@ -70,7 +71,8 @@ def documented():
   """(where, module, arguments) of README, docs/, launch/ … and the configs' heads."""
   notebooks = {path.name for path in test_docs.NOTEBOOKS}  # `make colabs` runs them
   texts = [(path.name, path.read_text(encoding="utf-8")) for path in test_docs.TEXTS]
-  for path in sorted((tiny.ROOT / "configs").glob("*.py")):
+  configs = (tiny.ROOT / "configs").glob("*.py")
+  for path in sorted([*configs, tiny.ROOT / "studies/smollm2/study_a.py"]):
     texts.append((path.name, path.read_text(encoding="utf-8").split('"""')[1]))
   assert not notebooks & {name for name, _ in texts}
   return [
@@ -106,7 +108,7 @@ def unknown(command):
     if word.startswith(("--workdir=", "--out=", "--prompt=")):
       continue
     for part in re.sub(r"\*[\d.]+", "", value).split(","):
-      is_config = re.fullmatch(r"configs/\w+\.py(:tiny)?", part)
+      is_config = re.fullmatch(r"(configs|studies/\w+)/\w+\.py(:tiny)?", part)
       looks = re.search(r"[/\\]|\.(jsonl|txt|parquet|gz|json)$|^[A-Z_]{2,}$|^hub", part)
       if looks and not is_config and part not in FILES:
         found.append(part)
@@ -148,7 +150,7 @@ def test_a_new_command_is_noticed():
 def call(folder, command, timeout=900):
   """Runs a command in `folder`; its output."""
   done = subprocess.run(
-    [sys.executable, "-m", f"skipalign_jax.{command[0]}", *command[1:]],
+    [sys.executable, "-m", test_docs.full(command[0]), *command[1:]],
     cwd=folder,
     env=tiny.environment(1)
     | {"PYTHONPATH": str(tiny.ROOT), "COLUMNS": "80", "HOME": str(folder)},
@@ -193,7 +195,7 @@ def files(tmp_path_factory):
   (folder / "prompts").mkdir()
   for name, value in (("prompt", "{context}\n{input}"), ("maxlen", 8)):
     (folder / f"prompts/dataset2{name}.json").write_text(json.dumps({"qasper": value}))
-  for name in ("configs", "README.md", "launch"):
+  for name in ("configs", "studies", "README.md", "launch"):
     (folder / name).symlink_to(tiny.ROOT / name)
   shutil.copytree(tiny.ROOT / "docs/analysis", folder / "docs/analysis")
   config = "--config=configs/smollm2_ntk.py:tiny"

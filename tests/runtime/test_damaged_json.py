@@ -6,21 +6,18 @@ import shutil
 import pytest
 import tiny
 
-from skipalign_jax import analyze
-from skipalign_jax import config as config_lib
+from skipalign_jax import analyze, config
 from skipalign_jax.analysis import training
 from skipalign_jax.runtime import errors
-from skipalign_jax.training import health as watch
-from skipalign_jax.training import metrics, workdir
-from skipalign_jax.training import starts as manifest
-from studies.length import __main__ as length_study
+from skipalign_jax.training import health, metrics, starts, workdir
+from studies.length import __main__ as length_main
 
 DAMAGED = (b"", b"{", b"\xff\xfe{}", b"[1]", b"3", b"null", b"[" * 100_000)
 GOOD = b'{"step": 1, "loss": 2.0}\n'
 READERS = {
   "read": metrics.read,
   "resume": lambda path: metrics.Writer(path.parent, 1),
-  "spikes": watch.Spikes,
+  "spikes": health.Spikes,
   "analyze training": lambda path: training.read([str(path.parent)]),
 }
 
@@ -68,27 +65,27 @@ def emptied(content):
 )
 def test_results_of_the_length_study(tmp_path, change):
   path = tmp_path / "results.json"
-  shutil.copy(tiny.ROOT / "docs/length_study.json", path)
+  shutil.copy(tiny.ROOT / "studies/length/results/results.json", path)
   content = json.loads(path.read_text(encoding="utf-8"))
   change(content)
   path.write_text(json.dumps(content))
   with pytest.raises(errors.UserError, match=r"results\.json is damaged .* delete it"):
-    length_study.main([f"--out={tmp_path}"])
+    length_main.main([f"--out={tmp_path}"])
 
 
 @pytest.mark.parametrize("bad", DAMAGED)
 def test_results_of_the_length_study_that_are_none(tmp_path, bad):
   (tmp_path / "results.json").write_bytes(bad)
   with pytest.raises(errors.UserError, match=r"results\.json.*delete it"):
-    length_study.main([f"--out={tmp_path}"])
+    length_main.main([f"--out={tmp_path}"])
 
 
 @pytest.mark.parametrize("bad", [*DAMAGED[1:], b"{}", b'{"data": 1}'])
 def test_manifests(tmp_path, bad):
-  start = manifest.describe(config_lib.default(), "a", 0)
-  (tmp_path / manifest.FILE).write_bytes(bad + b"\n")
+  start = starts.describe(config.default(), "a", 0)
+  (tmp_path / starts.FILE).write_bytes(bad + b"\n")
   with pytest.raises(errors.UserError, match="its last line is damaged"):
-    manifest.add(tmp_path, start)
+    starts.add(tmp_path, start)
 
 
 @pytest.mark.parametrize("bad", [*DAMAGED, b"{}", b'{"steps": "many"}'])

@@ -15,7 +15,6 @@ HELP = {
   "convert": [[], ["import"], ["export"], ["verify"]],
   "evaluate": [[], *([t] for t in [*tasks.TASKS, "compare"])],
   "generate": [[]],
-  "length_study.__main__": [[]],
   "plan": [[]],
   "show": [[]],
   "sweep.__main__": [[]],

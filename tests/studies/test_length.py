@@ -272,8 +272,10 @@ def test_figure_and_report_come_from_the_content(tmp_path):
 
 
 def test_the_note_says_what_its_numbers_say():
-  found = json.loads((tiny.ROOT / "docs/length_study.json").read_text("utf-8"))
-  note = (tiny.ROOT / "docs/length_study.md").read_text("utf-8")
+  found = json.loads(
+    (tiny.ROOT / "studies/length/results/results.json").read_text("utf-8")
+  )
+  note = (tiny.ROOT / "studies/length/README.md").read_text("utf-8")
   assert found["summary"] == verdict.summary(found)
   assert found["claims"] == verdict.claims(found)
   lines = verdict.report(found).splitlines()

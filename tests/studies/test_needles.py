@@ -22,6 +22,8 @@ from studies.needles import (
   words,
 )
 
+RESULTS = tiny.ROOT / "studies/needles/results"
+
 
 @pytest.fixture(scope="module")
 def tokenizer():
@@ -273,13 +275,12 @@ def test_what_is_done_is_skipped_and_what_runs_elsewhere_left(tmp_path):
 
 
 def test_the_tables_that_are_shown_are_those_of_the_results():
-  docs = tiny.ROOT / "docs"
-  content = json.loads((docs / "results" / "study_b.json").read_text())
-  assert (docs / "study_b_tables.md").read_text() == tables.report(content)
+  content = json.loads((RESULTS / "study_b.json").read_text())
+  assert (RESULTS / "tables.md").read_text() == tables.report(content)
 
 
 def test_all_pictures_are_made_from_the_results(tmp_path):
-  content = json.loads((tiny.ROOT / "docs" / "results" / "study_b.json").read_text())
+  content = json.loads((RESULTS / "study_b.json").read_text())
   made = figure.draw(content, tmp_path)
   names = ("lengths", "sweeps", "depths", "misalignment")
   assert [path.name for path in made] == [f"study_b_{name}.png" for name in names]

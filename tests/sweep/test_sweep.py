@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import time
 
 import numpy as np
 import pytest
-import test_evals_compare
+import saved_results
 import tiny
 from scipy import stats
 
@@ -28,15 +27,17 @@ from skipalign_jax.sweep import chosen as chosen_lib
 from skipalign_jax.sweep import chosen_tables, collect, rows
 
 PAPER = {"paper_table1": 12, "paper_table2": 5, "paper_figure4": 10}  # rows
-SWEEPS = sorted(
-  path.stem
-  for path in (tiny.ROOT / "configs").glob("*.py")
+FILES = {
+  path.stem: path
+  for folder in ("configs", "studies/smollm2")
+  for path in sorted((tiny.ROOT / folder).glob("*.py"))
   if "def get_sweep(" in path.read_text(encoding="utf-8")
-)
+}
+SWEEPS = sorted(FILES)
 
 
 def load(name, variant=""):
-  return rows.load(f"{tiny.ROOT / 'configs' / name}.py:{variant}")
+  return rows.load(f"{FILES[name]}:{variant}")
 
 
 @pytest.fixture(autouse=True)
@@ -161,12 +162,12 @@ def evaluated(plan, name, evaluation, score=30.0):
     task, summary, items = "needle", {"average": score / 100}, []
   else:
     task, items = "longbench", []
-    whole = dict.fromkeys(test_evals_compare.WHOLE, score)
-    summary = test_evals_compare.long_summary(whole)
+    whole = dict.fromkeys(saved_results.WHOLE, score)
+    summary = saved_results.long_summary(whole)
   folder = plan.evaluation(name, evaluation)
   model = str(plan.workdir(name))
-  options = test_evals_compare.OPTIONS
-  test_evals_compare.save(folder, task, summary, model, options, items)
+  options = saved_results.OPTIONS
+  saved_results.save(folder, task, summary, model, options, items)
 
 
 def quiet():
@@ -772,41 +773,3 @@ def test_some_rows_by_the_names_of_their_folders(plan):
   assert list(kept.rows) == ["A & co", "base"]
   with pytest.raises(errors.UserError, match="no row 'A'; there are a_co, bad"):
     rows.select(plan.sweep, ["A"])
-
-
-def test_study_a_page_is_what_its_results_say(tmp_path, monkeypatch):
-  docs, made = tiny.ROOT / "docs", pathlib.Path("docs/results/study_a")
-  monkeypatch.chdir(tmp_path)  # the results name their folders
-  pathlib.Path("configs").symlink_to(tiny.ROOT / "configs")
-  shutil.copytree(tiny.ROOT / made, made)
-  text = (made / "study_a.md").read_text()
-  (made / "study_a.md").unlink()
-  sweep = rows.load("configs/study_a.py")
-  collect.run(rows.Plan(sweep, made), "study_a", quiet())
-  assert (made / "study_a.md").read_text() == text
-  page, picture = docs / "study_a_tables.md", docs / "images/study_a_keys.png"
-  assert page.read_text() == text
-  assert picture.read_bytes() == (tiny.ROOT / made / "study_a_keys.png").read_bytes()
-
-
-def test_study_a_in_the_layout_of_table_1_is_what_its_results_say():
-  sweep = rows.load(str(tiny.ROOT / "configs/study_a.py"))
-  plan = rows.Plan(sweep, tiny.ROOT / sweep.out)
-  results = lambda name, task: json.loads(
-    (plan.evaluation(name, task) / "results.json").read_text()
-  )
-  page = (tiny.ROOT / "docs/results.md").read_text(encoding="utf-8")
-  table = page.partition("Table 1: an average")[2].partition("The averages come")[0]
-  lines = [[c.strip() for c in x.strip("|").split("|")] for x in table.splitlines()]
-  told = {name: cells for name, *cells in lines if name in sweep.rows}
-  assert len(told) == 18
-  for name, cells in told.items():
-    items = results(name, "keys")["items"] + results(name, "keys_far")["items"]
-    keys = [hit for i in items if i["length"] in sweep.claimed for hit in i["found"]]
-    needles = results(name, "needle")["items"]
-    single = [i["score"] for i in needles if i["length"] == 12_288]
-    ruler = results(name, "ruler")["summary"]["by_task"]
-    assert (len(keys), len(single)) == (60, 3)
-    tasks = ("niah_single_1", "niah_multikey_2", "vt")
-    means = [np.mean(keys), np.mean(single), *(ruler[task]["mean"] for task in tasks)]
-    assert cells == [f"{100 * mean:.0f}" for mean in (np.mean(means), *means)]

@@ -1,36 +1,13 @@
 import io
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import SingleDeviceSharding
 from rich import console as rich_console
+from saved_states import arrays, restore, save_all, state
 
 from skipalign_jax.runtime import errors
 from skipalign_jax.training import checkpoint
-from skipalign_jax.training import step as step_lib
-
-
-def state(value):
-  # So many that Orbax gives them a file of their own.
-  params = {"norm": {"weight": value * jnp.sqrt(jnp.arange(2000, dtype=jnp.float32))}}
-  return step_lib.TrainState(jnp.int32(value), params, {"mu": jnp.full(3, -value)})
-
-
-def save_all(folder, losses, keep, keep_best):
-  saved = checkpoint.Checkpoints(folder, keep, keep_best)
-  for at, loss in losses.items():
-    saved.save(state(float(at)), at, {"next": at}, loss)
-  saved.close()
-  return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
-
-
-def restore(folder, at):
-  saved = checkpoint.Checkpoints(folder, 2, True)
-  abstract = jax.eval_shape(lambda: state(0.0))
-  here = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), abstract)
-  return saved.restore(abstract, here, at)
 
 
 def test_keeps_the_latest_and_the_best(tmp_path):
@@ -65,12 +42,6 @@ def set_aside(folder):
   console = rich_console.Console(file=file, soft_wrap=True)
   checkpoint.set_damaged_aside(folder, console)
   return file.getvalue()
-
-
-def arrays(folder, at):
-  """The largest file of the parameters, which Orbax reads without a check."""
-  files = (folder / "checkpoints" / str(at) / "params").rglob("d/*")
-  return max((p for p in files if p.is_file()), key=lambda p: p.stat().st_size)
 
 
 def test_a_flipped_bit_or_a_cut_file_is_set_aside(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from skipalign_jax.runtime import errors
-from skipalign_jax.training import health as watch
+from skipalign_jax.training import health
 
 
 def naive(losses):
@@ -32,7 +32,7 @@ def curve():
 
 
 def test_spikes_are_those_of_the_rule():
-  losses, spikes = curve(), watch.Spikes()
+  losses, spikes = curve(), health.Spikes()
   found = {i: spikes.sigmas(loss) for i, loss in enumerate(losses)}
   found = {i: sigmas for i, sigmas in found.items() if sigmas is not None}
   assert found == pytest.approx(naive(losses))
@@ -40,18 +40,18 @@ def test_spikes_are_those_of_the_rule():
 
 
 def test_a_run_that_goes_on_has_the_rule_of_one_that_was_not_stopped(tmp_path):
-  losses, whole = curve(), watch.Spikes()
+  losses, whole = curve(), health.Spikes()
   expected = [whole.sigmas(loss) for loss in losses]
   lines = [{"step": i, "loss": loss} for i, loss in enumerate(losses[:140])]
   lines.insert(3, {"step": 2, "eval_loss": 99.0})
   path = tmp_path / "metrics.jsonl"
   path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-  again = watch.Spikes(path)
+  again = health.Spikes(path)
   assert [again.sigmas(loss) for loss in losses[140:]] == expected[140:]
 
 
 def test_bad_steps_are_kept_and_counted_up_to_the_limit(tmp_path):
-  seen, told = watch.Nonfinite(tmp_path, limit=3, process=1), []
+  seen, told = health.Nonfinite(tmp_path, limit=3, process=1), []
   record = lambda step, finite: {
     "step": step, "finite": finite, "loss": np.nan, "grad_norm": 1.0
   }  # fmt: skip
@@ -64,7 +64,7 @@ def test_bad_steps_are_kept_and_counted_up_to_the_limit(tmp_path):
   with np.load(tmp_path / "nonfinite" / "step_7_process_1.npz") as kept:
     assert kept["step"] == 7
     np.testing.assert_array_equal(kept["sample_ids"], batch["sample_ids"])
-  lenient = watch.Nonfinite(tmp_path, limit=99, process=1)
+  lenient = health.Nonfinite(tmp_path, limit=99, process=1)
   for step in range(20, 40):
     lenient.check(record(step, False), batch, told.append)
-  assert len(list((tmp_path / "nonfinite").iterdir())) == watch.DUMPS
+  assert len(list((tmp_path / "nonfinite").iterdir())) == health.DUMPS

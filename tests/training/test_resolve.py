@@ -3,13 +3,12 @@ import dataclasses
 import pytest
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.model import known_models as shapes
-from skipalign_jax.model import rope
+from skipalign_jax.model import known_models, rope
 from skipalign_jax.runtime import errors
 from skipalign_jax.training import resolve
 
 LLAMA = dataclasses.replace(
-  shapes.KNOWN["meta-llama/Llama-2-7b-hf"],
+  known_models.KNOWN["meta-llama/Llama-2-7b-hf"],
   rope=rope.RopeConfig("none", 10_000.0, original_window=4096),
 )
 
@@ -128,7 +127,7 @@ def test_contiguous_positions_need_no_room(config):
 
 def test_rows_places_and_heads_must_spread_over_the_mesh(config):
   config.batch_size, config.grad_accum = 16, 4
-  llama = shapes.KNOWN["meta-llama/Llama-2-70b-hf"]  # 64 query heads, 8 kv heads
+  llama = known_models.KNOWN["meta-llama/Llama-2-70b-hf"]  # 64 query heads, 8 kv heads
   mesh = dict(data=2, fsdp=2, tensor=2, context=8)
   resolve.check_mesh(config, llama, mesh)
   for changes, message in (

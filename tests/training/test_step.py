@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tiny
 
-from skipalign_jax import config as config_lib
+from skipalign_jax import config
 from skipalign_jax.data import packing
 from skipalign_jax.method import positions
-from skipalign_jax.training import step as step_lib
+from skipalign_jax.training import step
 
 OPTIM = tiny.optim(weight_decay=0.05)
 
@@ -144,7 +144,7 @@ def test_metrics_by_hand():
   }
   weight_BL = jnp.array([[1.0, 0, 0, 1, 0.5, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0, 0]])
   positions_BL = jnp.array([[0, 7, 8, 0, 1, 2, 0, 0], [0, 1, 5, 6, 90, 91, 0, 0]])
-  metrics = step_lib.describe(batch, weight_BL, positions_BL)
+  metrics = step.describe(batch, weight_BL, positions_BL)
   assert metrics == {
     "tokens": 13,
     "target_fraction": pytest.approx(4 / 13),
@@ -257,8 +257,8 @@ def test_windows_of_text_are_cropped_in_the_step():
 
 
 def test_the_config_says_what_is_cropped():
-  c = config_lib.default()
+  c = config.default()
   for window, crop in ((0, 0), (8192, 4096)):
     c.data.text_window = window
-    recipe = step_lib.recipe_from(c, tiny.config(), tiny.SKIPS, "cpu")
+    recipe = step.recipe_from(c, tiny.config(), tiny.SKIPS, "cpu")
     assert recipe.crop == crop

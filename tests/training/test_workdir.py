@@ -12,11 +12,10 @@ import tiny
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.data import tokenizer as tokenizer_lib
+from skipalign_jax.data import tokenizer
 from skipalign_jax.hf import native
 from skipalign_jax.runtime import errors, signals
-from skipalign_jax.training import starts as manifest
-from skipalign_jax.training import workdir
+from skipalign_jax.training import starts, workdir
 
 SILENT = rich_console.Console(quiet=True)
 
@@ -63,7 +62,7 @@ def test_a_filesystem_without_locks_is_told(name, tmp_path, monkeypatch):
     config_lib.default(),
     tiny.config(),
     None,
-    tokenizer_lib.byte_tokenizer(),
+    tokenizer.byte_tokenizer(),
     console,
   )
   if name == "EIO":  # another failure is none of a missing service
@@ -96,23 +95,23 @@ def test_storage_that_fails_is_told_and_other_errors_are_not_hidden(tmp_path):
 
 
 def test_starts_tell_what_changed_and_refuse_other_data(tmp_path):
-  first = manifest.describe(config_lib.default(), "a", 0)
+  first = starts.describe(config_lib.default(), "a", 0)
   assert {"jax", "python"} <= first["versions"].keys()
   assert first["config"]["positions"]["max_position"] == 100_000
-  assert manifest.add(tmp_path, first) == []
-  with (tmp_path / manifest.FILE).open("a") as file:
+  assert starts.add(tmp_path, first) == []
+  with (tmp_path / starts.FILE).open("a") as file:
     file.write('{"half')  # a kill
   versions = first["versions"] | {"jax": "0.0"}
   hardware = first["hardware"] | {"devices": 64, "host": "elsewhere"}
   later = first | {"versions": versions, "hardware": hardware, "step": 5}
   was = first["versions"]["jax"]
-  assert manifest.add(tmp_path, later) == [
+  assert starts.add(tmp_path, later) == [
     f"devices was {first['hardware']['devices']}, now 64",
     f"jax version was {was}, now 0.0",
   ]
   with pytest.raises(errors.UserError, match="fingerprint a, now b"):
-    manifest.add(tmp_path, later | {"data": "b"})
-  lines = (tmp_path / manifest.FILE).read_text().splitlines()
+    starts.add(tmp_path, later | {"data": "b"})
+  lines = (tmp_path / starts.FILE).read_text().splitlines()
   assert [json.loads(line)["step"] for line in lines] == [0, 5]
 
 

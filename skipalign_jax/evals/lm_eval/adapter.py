@@ -22,7 +22,7 @@ from lm_eval.models import utils as lm_eval_models
 
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
-from skipalign_jax.evals.lm_eval import asks as harness_asks
+from skipalign_jax.evals.lm_eval import asks as lm_eval_asks
 from skipalign_jax.hf import chat_template
 from skipalign_jax.runtime import errors
 
@@ -148,7 +148,7 @@ class SubjectLM(lm_eval_model.TemplateLM):
       item.id: record
       for batch in items_lib.batches(self._subject, items)
       for item, record in zip(
-        batch, harness_asks.measure(self._subject, batch), strict=True
+        batch, lm_eval_asks.measure(self._subject, batch), strict=True
       )
     }
     return [found[item.id] for item in items]
@@ -175,7 +175,7 @@ class Plan:
     self._special = {
       token: subject.tokenizer.convert_tokens_to_ids(token) for token in special
     }
-    self._asks: dict[str, harness_asks.Score | harness_asks.Reply] = {}
+    self._asks: dict[str, lm_eval_asks.Score | lm_eval_asks.Reply] = {}
     self._choices: dict[tuple, tuple[str, list[int]]] = {}  # context → id, candidates
     self._used: collections.Counter[str] = collections.Counter()
 
@@ -197,11 +197,11 @@ class Plan:
       readers.append(by_type[request.request_type](request))
       self._lm.planned += 1
     choices = {
-      name: harness_asks.Next(tokens, tuple(candidates))
+      name: lm_eval_asks.Next(tokens, tuple(candidates))
       for (_, _, tokens), (name, candidates) in self._choices.items()
     }
     asks = choices | self._asks
-    return [harness_asks.item(name, ask) for name, ask in asks.items()], readers
+    return [lm_eval_asks.item(name, ask) for name, ask in asks.items()], readers
 
   def _name(self, request: Request) -> str:
     """type/task/document/index, and a count where the same comes again."""
@@ -240,7 +240,7 @@ class Plan:
     whole = tuple([*before, *tokens][-(window + 1) :])
     self._lm.truncated += len(before) + len(tokens) > window + 1
     if len(tokens) > 1:
-      self._asks[name] = harness_asks.Score(whole, len(whole) - len(tokens))
+      self._asks[name] = lm_eval_asks.Score(whole, len(whole) - len(tokens))
       return functools.partial(_read_score, name, 0)
     context = (request.task_name, request.doc_id, whole[:-1])
     name, candidates = self._choices.setdefault(context, (name, []))
@@ -284,7 +284,7 @@ class Plan:
     until = [stop for stop in options["until"] if stop]
     # Special tokens do not show in the text, so they stop as tokens.
     special = [self._special[stop] for stop in until if stop in self._special]
-    self._asks[name] = harness_asks.Reply(
+    self._asks[name] = lm_eval_asks.Reply(
       tuple(tokens[-room:]),
       options["max_gen_toks"],
       (*self._stop_ids, *special),

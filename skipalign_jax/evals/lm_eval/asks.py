@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from skipalign_jax.evals import items as items_lib
+from skipalign_jax.evals import items
 from skipalign_jax.evals import subject as subject_lib
 
 
@@ -49,21 +49,19 @@ class Reply:
   top_p: float = 1.0
 
 
-def item(id: str, ask: Next | Score | Reply) -> items_lib.Item:
+def item(id: str, ask: Next | Score | Reply) -> items.Item:
   """The item of a question; items of one batch are of one kind."""
   tokens = len(ask.tokens)
   if isinstance(ask, Reply):
     group = ("reply", ask.stop_ids, ask.temperature, ask.top_p)
-    return items_lib.Item(
-      id, tokens + ask.max_new_tokens, ask, {"tokens": tokens}, group
-    )
+    return items.Item(id, tokens + ask.max_new_tokens, ask, {"tokens": tokens}, group)
   if isinstance(ask, Score):  # the last token is predicted, never read
-    return items_lib.Item(id, tokens - 1, ask, {"tokens": tokens}, ("score",))
-  return items_lib.Item(id, tokens, ask, {"tokens": tokens}, ("next",))
+    return items.Item(id, tokens - 1, ask, {"tokens": tokens}, ("score",))
+  return items.Item(id, tokens, ask, {"tokens": tokens}, ("next",))
 
 
 def measure(
-  subject: subject_lib.Subject, batch: Sequence[items_lib.Item]
+  subject: subject_lib.Subject, batch: Sequence[items.Item]
 ) -> list[dict[str, Any]]:
   """What the model says to items of one kind.
 

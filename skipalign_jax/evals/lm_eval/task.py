@@ -19,7 +19,7 @@ from unittest import mock
 
 from skipalign_jax.evals import intervals, runner
 from skipalign_jax.evals import subject as subject_lib
-from skipalign_jax.evals.lm_eval import asks as harness_asks
+from skipalign_jax.evals.lm_eval import asks
 from skipalign_jax.runtime import errors
 
 BOOTSTRAPS = 1000  # where a metric is no mean
@@ -58,23 +58,22 @@ def run(
   with quietly():  # their imports take seconds: here, not above
     from lm_eval import evaluator
 
-    from skipalign_jax.evals.lm_eval import adapter as harness_lm
-    from skipalign_jax.evals.lm_eval import code_eval
-    from skipalign_jax.evals.lm_eval import tasks as harness_tasks
+    from skipalign_jax.evals.lm_eval import adapter, code_eval
+    from skipalign_jax.evals.lm_eval import tasks as lm_eval_tasks
 
     with code_eval.installed():
-      loaded = harness_tasks.load(
+      loaded = lm_eval_tasks.load(
         names,
         options.local_data,
         options.unsafe_code,
         options.num_fewshot,
         questions.notes.append,
       )
-    lm = harness_lm.SubjectLM(
+    lm = adapter.SubjectLM(
       subject,
       lambda items: questions.ask(
         items,
-        lambda batch: harness_asks.measure(subject, batch),
+        lambda batch: asks.measure(subject, batch),
         lm_eval=importlib.metadata.version("lm_eval"),
       ),
       # The harness makes all requests before it sends the first.

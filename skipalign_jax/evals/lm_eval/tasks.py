@@ -17,7 +17,7 @@ from lm_eval.config import group as group_config
 from lm_eval.tasks import _index as index_lib
 from lm_eval.tasks import manager as manager_lib
 
-from skipalign_jax.evals.lm_eval import local_data as local_benchmarks
+from skipalign_jax.evals.lm_eval import local_data as local_data_lib
 from skipalign_jax.runtime import errors
 
 OURS = pathlib.Path(__file__).parent / "task_files"
@@ -166,7 +166,7 @@ def _build(
       for item in _build(index, child, folder):
         group.add(item)
     return [group] if len(group) else []
-  data = local_benchmarks.read(
+  data = local_data_lib.read(
     folder,
     entry.cfg.get("dataset_path", ""),
     entry.cfg.get("dataset_name") or "",

@@ -1,0 +1,47 @@
+"""Study A's pages say what its committed results say."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import tiny
+from rich import console as rich_console
+
+from skipalign_jax.sweep import collect, rows
+
+
+def test_study_a_page_is_what_its_results_say(tmp_path, monkeypatch):
+  made = pathlib.Path("studies/smollm2/results")
+  monkeypatch.chdir(tmp_path)  # the results name their folders
+  pathlib.Path("configs").symlink_to(tiny.ROOT / "configs")
+  shutil.copytree(tiny.ROOT / made, made)
+  text = (made / "study_a.md").read_text()
+  (made / "study_a.md").unlink()
+  sweep = rows.load(str(tiny.ROOT / "studies/smollm2/study_a.py"))
+  console = rich_console.Console(quiet=True)
+  collect.run(rows.Plan(sweep, made), "study_a", console)
+  assert (made / "study_a.md").read_text() == text
+
+
+def test_study_a_in_the_layout_of_table_1_is_what_its_results_say():
+  sweep = rows.load(str(tiny.ROOT / "studies/smollm2/study_a.py"))
+  plan = rows.Plan(sweep, tiny.ROOT / sweep.out)
+  results = lambda name, task: json.loads(
+    (plan.evaluation(name, task) / "results.json").read_text()
+  )
+  page = (tiny.ROOT / "docs/results.md").read_text(encoding="utf-8")
+  table = page.partition("Table 1: an average")[2].partition("The averages come")[0]
+  lines = [[c.strip() for c in x.strip("|").split("|")] for x in table.splitlines()]
+  told = {name: cells for name, *cells in lines if name in sweep.rows}
+  assert len(told) == 18
+  for name, cells in told.items():
+    items = results(name, "keys")["items"] + results(name, "keys_far")["items"]
+    keys = [hit for i in items if i["length"] in sweep.claimed for hit in i["found"]]
+    needles = results(name, "needle")["items"]
+    single = [i["score"] for i in needles if i["length"] == 12_288]
+    ruler = results(name, "ruler")["summary"]["by_task"]
+    assert (len(keys), len(single)) == (60, 3)
+    tasks = ("niah_single_1", "niah_multikey_2", "vt")
+    means = [np.mean(keys), np.mean(single), *(ruler[task]["mean"] for task in tasks)]
+    assert cells == [f"{100 * mean:.0f}" for mean in (np.mean(means), *means)]

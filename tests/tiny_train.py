@@ -1,0 +1,25 @@
+"""Runs of the configs, in this process."""
+
+import importlib.util
+
+import tiny
+from rich import console as rich_console
+
+from skipalign_jax import train
+
+
+def load(name, variant="tiny"):
+  spec = importlib.util.spec_from_file_location(
+    name, tiny.ROOT / "configs" / f"{name}.py"
+  )
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(variant)
+
+
+def quiet():
+  return rich_console.Console(file=open("/dev/null", "w"))
+
+
+def run(config, folder):
+  return train.run(config, folder, quiet())
