@@ -209,14 +209,14 @@ def buckets(data: ConfigDict) -> tuple[int, ...]:
   return tuple(lengths)
 
 
-def most_packed(data: ConfigDict) -> int:
+def max_packed(data: ConfigDict) -> int:
   """Samples that packing puts into a row at most."""
   return max(1, data.seq_len // 32) if data.packing else 1
 
 
-def most_samples(data: ConfigDict) -> int:
+def max_samples(data: ConfigDict) -> int:
   """Segments that a row holds at most; attention kernels need a bound."""
-  return most_packed(data) if data.packing_mask else 1
+  return max_packed(data) if data.packing_mask else 1
 
 
 VARIANTS = {"": lambda c: c, "tiny": tiny}

@@ -70,13 +70,13 @@ def params(config, seed=0):
   return jax.tree_util.tree_map_with_path(draw, decoder.definition(config)[1])
 
 
-def batch(rows=8, seed=0, epoch=0, most_samples=3):
+def batch(rows=8, seed=0, epoch=0, max_samples=3):
   """Packed dialogues of 3 or more blocks; some rows learn much, one nothing."""
   rng = np.random.default_rng(seed)
   assembled = []
   for row in range(rows):
     samples = []
-    count = 1 + row % most_samples
+    count = 1 + row % max_samples
     for i in range(count):
       m = int(rng.integers(5, SEQ_LEN // count + 1))
       a, b, c = sorted(rng.choice(np.arange(1, m), 3, replace=False))

@@ -94,7 +94,7 @@ def batches(
     seq_len: L.
     rows: R; the last batch is filled up with empty rows, so that one program serves.
   """
-  plan = packing.plan_rows(piece.length, seq_len, most_samples=seq_len)
+  plan = packing.plan_rows(piece.length, seq_len, max_samples=seq_len)
   first_block_N = np.cumsum(piece.blocks) - piece.blocks
   for begin in range(0, len(plan), rows):
     chosen = plan[begin : begin + rows]

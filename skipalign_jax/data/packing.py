@@ -29,9 +29,7 @@ DTYPES = {
 }
 
 
-def plan_rows(
-  lengths_N: np.ndarray, seq_len: int, most_samples: int
-) -> list[list[int]]:
+def plan_rows(lengths_N: np.ndarray, seq_len: int, max_samples: int) -> list[list[int]]:
   """Samples 0 … N−1, in this order, put into rows.
 
   First fit: a sample goes into the first of the open rows that has room; when
@@ -40,12 +38,12 @@ def plan_rows(
   Args:
     lengths_N: tokens of each sample, in 1 … seq_len.
     seq_len: tokens of a row.
-    most_samples: that a row takes; 1 is no packing.
+    max_samples: that a row takes; 1 is no packing.
 
   Returns:
     The samples of each row; each sample is in exactly one.
   """
-  if most_samples == 1:
+  if max_samples == 1:
     return [[i] for i in range(len(lengths_N))]
   rows: list[list[int]] = []
   open_rows: list[list[int]] = [[] for _ in range(OPEN_ROWS)]
@@ -57,7 +55,7 @@ def plan_rows(
       rows.append(open_rows[at])
       open_rows[at], room[at] = [], seq_len
     open_rows[at].append(i)
-    room[at] = 0 if len(open_rows[at]) == most_samples else room[at] - length
+    room[at] = 0 if len(open_rows[at]) == max_samples else room[at] - length
   return rows + [row for row in open_rows if row]
 
 

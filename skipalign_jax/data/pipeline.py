@@ -284,9 +284,9 @@ def _eval_batches(
   c = config.data
   all_rows = []
   for p, usable in held_out:
-    most_packed = config_lib.most_packed(c)
+    max_packed = config_lib.max_packed(c)
     lengths = np.minimum(p.lengths[usable], c.seq_len)
-    for members in packing.plan_rows(lengths, c.seq_len, most_packed):
+    for members in packing.plan_rows(lengths, c.seq_len, max_packed):
       samples = [
         packing.first_tokens(p.sample(int(usable[i])), c.seq_len) for i in members
       ]

@@ -63,7 +63,7 @@ class TrainRows:
     lengths = np.array([self._tokens(member) for member in order])
     c = self._config.data
     plan = packing.plan_rows(
-      lengths, config_lib.row_length(c), config_lib.most_packed(c)
+      lengths, config_lib.row_length(c), config_lib.max_packed(c)
     )
     if not plan:
       raise errors.UserError(

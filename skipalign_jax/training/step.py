@@ -75,7 +75,7 @@ def recipe_from(
     config.model.compute_dtype,
     config.data.seq_len,
     shape.head_dim,
-    parts * config_lib.most_samples(config.data) + 1,  # and the padding
+    parts * config_lib.max_samples(config.data) + 1,  # and the padding
   )
   return Recipe(
     model=shape,

@@ -203,7 +203,7 @@ def test_configured_rows_differ_as_configured(cache_dir):
   held, held_changed = plain.eval_batches[0], changed.eval_batches[0]
   np.testing.assert_array_equal(held["loss_weight"], held_changed["loss_weight"])
   assert held["segment_ids"].max() > 1 == held_changed["segment_ids"].max()
-  assert config_lib.most_samples(c.data) == 1 < config_lib.most_packed(c.data)
+  assert config_lib.max_samples(c.data) == 1 < config_lib.max_packed(c.data)
 
 
 def test_windows_are_rows_and_held_out_pieces_are_not(cache_dir):

@@ -219,7 +219,7 @@ def test_gradients_are_the_naive_ones(run, naive):
 def test_the_papers_two_windows(run, naive):
   """A[l_extra:] with B[: l_train − l_extra], each read by itself from place 0 on."""
   params, config = tiny.params(run.recipe.model), tiny.config()
-  batch = tiny.batch(most_samples=1)
+  batch = tiny.batch(max_samples=1)
   found, _ = windows(batch)
   m = int((batch["segment_ids"][1] > 0).sum())
   extra = hidden_tokens(found, 1, 0, m)

@@ -247,7 +247,7 @@ def test_ten_steps_equal_a_naive_run(run, naive_sums):
 def test_windows_of_text_are_cropped_in_the_step():
   recipe = positions.PositionConfig("pose", 2000, 1.0, "block", "never", "sequential")
   run = tiny.Run(crop=12, positions=recipe)
-  batch = tiny.batch(most_samples=1)
+  batch = tiny.batch(max_samples=1)
   metrics = run.step(batch)
   lengths = (batch["segment_ids"] > 0).sum(1)
   assert lengths.max() > 12
