@@ -26,10 +26,14 @@ DTYPES = ("bfloat16", "float32")
 def main(argv: list[str] | None = None) -> int:
   """Runs one task, or compares; returns the exit status."""
   args = _parser().parse_args(argv)
-  console = terminal.Console()
   if args.task == "compare":
-    compare.run(args.folders, args.out, console)
+    compare.run(args.folders, args.out, terminal.Console())
     return 0
+  return distributed.run(lambda: _evaluate(args))
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+  console = terminal.Console()
   given = {
     field.name: getattr(args, field.name)
     for field in dataclasses.fields(tasks.TASKS[args.task].Options)
@@ -192,4 +196,4 @@ def interval(value: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-  distributed.run_command(main)
+  errors.run_command(main)

@@ -43,10 +43,14 @@ def main() -> int:
   config, flags = cli.parse(sys.argv, USAGE, workdir="", distributed="auto")
   if not flags["workdir"]:
     raise errors.UserError(f"--workdir=DIR is missing\nusage: {USAGE}")
-  distributed.initialize(flags["distributed"])
-  compile_cache.enable()
-  console = terminal.Console(quiet=not distributed.is_first())
-  return run(config, pathlib.Path(flags["workdir"]), console)
+
+  def work() -> int:
+    distributed.initialize(flags["distributed"])
+    compile_cache.enable()
+    console = terminal.Console(quiet=not distributed.is_first())
+    return run(config, pathlib.Path(flags["workdir"]), console)
+
+  return distributed.run(work)
 
 
 def run(
@@ -244,4 +248,4 @@ def show_first_batch(
 
 
 if __name__ == "__main__":
-  distributed.run_command(main)
+  errors.run_command(main)

@@ -14,7 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ import numpy as np
 from jax._src import distributed as service  # its client has no public name
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, terminal
 
 FORMS = "auto, off or HOST:PORT,COUNT,INDEX"
 TIMEOUT = 300  # seconds for all processes to come
@@ -242,53 +242,56 @@ class Votes:
     return 0 if before is None else int(before)
 
 
-def run_command(main: Callable[[], int | None]) -> None:
-  """`errors.run_command` for a command of several processes.
+def run(work: Callable[[], int]) -> int:
+  """Runs the work of a command of several processes; returns its exit status.
 
-  An error that all of them meet is printed once. A process that fails alone leaves
+  An error that all of them meet is reported once. A process that fails alone leaves
   at once: an orderly exit would wait for the others, who wait for it.
+
+  Raises:
+    UserError: raised by `work` in all processes; process 0 raises it.
   """
   try:
-    errors.run_command(lambda: _told_once(main))
-  except SystemExit as leaving:
-    if leaving.code == 130:  # a second Ctrl-C; the others may not have seen it
+    return work()
+  except errors.UserError as error:
+    return _reported_once(error)
+  except KeyboardInterrupt:
+    if jax.distributed.is_initialized():  # the others may not have seen it
+      terminal.tell("interrupted")
       _leave(130)
     raise
-  except BaseException as error:
+  except Exception as error:
+    if not jax.distributed.is_initialized():
+      raise
     with contextlib.suppress(OSError):  # stderr may be what broke
       traceback.print_exc()
-      if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+      if isinstance(error, jax.errors.JaxRuntimeError):
         print(
-          f"error: process {jax.process_index()} cannot go on; most likely another one "
-          "ended, and its output says why. The same command goes on from the latest "
-          "checkpoint.",
+          f"error: process {jax.process_index()} cannot continue; most likely another "
+          "one ended, and its output says why. The same command resumes from the "
+          "latest checkpoint.",
           file=sys.stderr,
         )
     _leave(1)
-    raise SystemExit(1) from None
 
 
-def _told_once(main: Callable[[], int | None]) -> int | None:
+def _reported_once(error: errors.UserError) -> int:
+  """The exit status after an error; process 0 raises it for all that met it."""
+  if not jax.distributed.is_initialized():
+    raise error
   try:
-    return main()
-  except errors.UserError as error:
-    if not jax.distributed.is_initialized():
-      raise
-    try:
-      service.global_state.client.wait_at_barrier(
-        "skipalign/failed", _LAST_WORDS * 1000
-      )
-    except jax.errors.JaxRuntimeError:
-      print(f"error: process {jax.process_index()}: {error}", file=sys.stderr)
-      _leave(2)
-    if is_first():
-      raise
-    return 2
+    service.global_state.client.wait_at_barrier("skipalign/failed", _LAST_WORDS * 1000)
+  except jax.errors.JaxRuntimeError:
+    print(f"error: process {jax.process_index()}: {error}", file=sys.stderr)
+    _leave(2)
+  if is_first():
+    raise error
+  return 2
 
 
-def _leave(status: int) -> None:
-  if jax.distributed.is_initialized():
-    for stream in (sys.stdout, sys.stderr):
-      with contextlib.suppress(OSError):
-        stream.flush()
-    os._exit(status)
+def _leave(status: int) -> NoReturn:
+  """Ends the process without waiting for the others."""
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError):
+      stream.flush()
+  os._exit(status)

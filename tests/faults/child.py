@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from skipalign_jax import convert, train
 from skipalign_jax.data import pipeline
 from skipalign_jax.hf import safetensors_io
-from skipalign_jax.runtime import checksums, distributed
+from skipalign_jax.runtime import checksums, errors
 from skipalign_jax.training import step
 
 # What a moment begins with: (owner, name).
@@ -98,4 +98,4 @@ if __name__ == "__main__":
   if moment != "never":
     name, call, seconds = moment.split(":")
     arm(name, int(call), float(seconds))
-  distributed.run_command({"train": train.main, "convert": convert.main}[module])
+  errors.run_command({"train": train.main, "convert": convert.main}[module])

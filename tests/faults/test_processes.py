@@ -70,7 +70,7 @@ def test_the_other_process_ends_and_says_why(how, dead, cache_dir, tmp_path):
         f"{pair[1 - dead].returncode}\n{printed[-1500:]}")  # fmt: skip
   assert pair[1 - dead].returncode != 0
   assert took < (10 if how == "SIGKILL" else 2 * distributed.HEARTBEAT)
-  assert "cannot go on" in printed or "distributed service" in printed
+  assert "cannot continue" in printed or "distributed service" in printed
 
 
 def test_after_one_is_killed_both_go_on_exactly(cache_dir, tmp_path):

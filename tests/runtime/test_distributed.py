@@ -96,8 +96,8 @@ def test_a_process_whose_others_stay_away_gives_up_with_one_message(index):
     found.bind(("127.0.0.1", 0))
     port = found.getsockname()[1]
   code = (
-    "from skipalign_jax import distributed\n"
-    f"distributed.run_command(lambda: "
+    "from skipalign_jax.runtime import distributed\n"
+    f"distributed.run(lambda: "
     f"distributed.initialize('127.0.0.1:{port},2,{index}', timeout=2))"
   )
   done = subprocess.run(
