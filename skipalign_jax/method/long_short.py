@@ -88,8 +88,7 @@ def windows(
   """
   segment_BL = batch["segment_ids"]
   place_BL = positions.contiguous(segment_BL)
-  sizes = lambda segment_L: jnp.bincount(segment_L, length=len(segment_L) + 1)
-  size_BL = jax.vmap(lambda segment_L: sizes(segment_L)[segment_L])(segment_BL)
+  size_BL = jax.vmap(positions.segment_sizes)(segment_BL)
   base = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STREAM), step)
 
   def draw(sample_id, size):
@@ -169,14 +168,12 @@ def _regularised_forward(hidden_WBLD, head_VD, others, chunk, stop_gradient):
   def add_chunk(carry, chunk_arrays):
     sums, d_head_VD = carry
     hidden_WBCD, (targets_BC, weight_BC, pair_BC) = chunk_arrays
-    parts, log_p_BCV, log_q_BCV, cross_p_BC, cross_q_BC = _both(
-      head_cast_VD, *chunk_arrays
-    )
+    parts, log_p_BCV, log_q_BCV, h_pq_BC, h_qp_BC = _both(head_cast_VD, *chunk_arrays)
     one_hot_BCV = jax.nn.one_hot(targets_BC, head_VD.shape[0], dtype=jnp.float32)
     d_p_BCV = weight_BC[..., None] * (jnp.exp(log_p_BCV) - one_hot_BCV)
     if stop_gradient != "long":
-      d_p_BCV += pair_BC[..., None] * _sce_gradient(log_p_BCV, log_q_BCV, cross_p_BC)
-    d_q_BCV = pair_BC[..., None] * _sce_gradient(log_q_BCV, log_p_BCV, cross_q_BC)
+      d_p_BCV += pair_BC[..., None] * _sce_gradient(log_p_BCV, log_q_BCV, h_pq_BC)
+    d_q_BCV = pair_BC[..., None] * _sce_gradient(log_q_BCV, log_p_BCV, h_qp_BC)
     d_logits_WBCV = jnp.stack([d.astype(dtype) for d in (d_p_BCV, d_q_BCV)[:moved]])
     d_hidden_WBCD = products.einsum("wbcv,vd->wbcd", d_logits_WBCV, head_cast_VD)
     if head_is_trained:
@@ -216,20 +213,16 @@ def _both(head_VD, hidden_WBCD, others):
   logits_WBCV = products.einsum("wbcd,vd->wbcv", hidden_WBCD, head_VD)
   log_p_BCV, log_q_BCV = jax.nn.log_softmax(logits_WBCV)
   target_BC1 = jnp.take_along_axis(log_p_BCV, targets_BC[..., None], axis=-1)
-  p_BCV, q_BCV = jnp.exp(log_p_BCV), jnp.exp(log_q_BCV)
-  # As products: sums along V of these are several times slower on CPUs.
-  along = functools.partial(products.einsum, "bcv,bcv->bc")
-  cross_p_BC, cross_q_BC = -along(p_BCV, log_q_BCV), -along(q_BCV, log_p_BCV)
-  kl_BC = along(p_BCV - q_BCV, log_p_BCV - log_q_BCV)
+  h_pq_BC, h_qp_BC, symmetric_kl_BC = losses.two_sided(log_p_BCV, log_q_BCV)
   sums = (
     -jnp.sum(weight_BC * target_BC1[..., 0]),
-    jnp.sum(pair_BC * (cross_p_BC + cross_q_BC)),
-    jnp.sum(pair_BC * kl_BC),
+    jnp.sum(pair_BC * (h_pq_BC + h_qp_BC)),
+    jnp.sum(pair_BC * symmetric_kl_BC),
   )
-  return sums, log_p_BCV, log_q_BCV, cross_p_BC, cross_q_BC
+  return sums, log_p_BCV, log_q_BCV, h_pq_BC, h_qp_BC
 
 
-def _sce_gradient(log_p_BCV, log_q_BCV, cross_BC):
+def _sce_gradient(log_p_BCV, log_q_BCV, h_pq_BC):
   """Of H(p, q) + H(q, p), with respect to p's logits, given H(p, q)."""
-  scale_BCV = 1 - log_q_BCV - cross_BC[..., None]
+  scale_BCV = 1 - log_q_BCV - h_pq_BC[..., None]
   return jnp.exp(log_p_BCV) * scale_BCV - jnp.exp(log_q_BCV)

@@ -122,7 +122,7 @@ def synthesize(
     new_segment_L = _changes(segment_L)
     new_block_L = new_segment_L | _changes(block_L)
     segment_start_L = jax.lax.cummax(jnp.where(new_segment_L, at_L, 0))
-    segment_size_L = jnp.bincount(segment_L, length=L + 1)[segment_L]
+    segment_size_L = segment_sizes(segment_L)
 
     # One entry a block, in row order; the entries behind the last are unused.
     first_N = jnp.nonzero(new_block_L, size=L, fill_value=L - 1)[0]
@@ -161,6 +161,12 @@ def contiguous(segment_ids_BL: jax.Array) -> jax.Array:
     return jnp.where(segment_L > 0, at_L - start_L, 0)
 
   return jax.vmap(row)(jnp.asarray(segment_ids_BL))
+
+
+def segment_sizes(segment_ids_L: jax.Array) -> jax.Array:
+  """m_L: at each place of a row, how many places have its segment id."""
+  L = segment_ids_L.shape[0]
+  return jnp.bincount(segment_ids_L, length=L + 1)[segment_ids_L]
 
 
 @jax.tree_util.register_dataclass
