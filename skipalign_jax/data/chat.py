@@ -11,18 +11,22 @@ template inserts by itself, to the first block. Targets are a reply and the spec
 token that stops it.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
-import transformers
 
 from skipalign_jax.data import schemas
 from skipalign_jax.hf import chat_template
 from skipalign_jax.runtime import errors
+
+if TYPE_CHECKING:
+  import transformers
 
 # The bos line is added by `set_template` where the tokenizer puts one in front.
 TULU = (

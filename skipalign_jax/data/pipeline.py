@@ -4,6 +4,8 @@ Batches are dicts of numpy arrays [rows, L], named in packing.DTYPES. L is one n
 for all batches, unless data.batching=sorted makes it one of `config.buckets`.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import multiprocessing
@@ -11,11 +13,10 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import grain
 import ml_collections
 import numpy as np
-import transformers
 from absl import flags
 from rich import console as rich_console
 
@@ -23,6 +24,9 @@ from skipalign_jax import config as config_lib
 from skipalign_jax.data import packing, prepare, sources
 from skipalign_jax.data import rows as rows_lib
 from skipalign_jax.runtime import errors
+
+if TYPE_CHECKING:
+  import transformers
 
 Batch = dict[str, np.ndarray]
 
@@ -57,8 +61,10 @@ class Data:
     rows = [self.train_rows[i] for i in range(count)]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
-  def train_iterator(self, state: dict[str, int] | None = None) -> "TrainIterator":
+  def train_iterator(self, state: dict[str, int] | None = None) -> TrainIterator:
     """Batches from the first step on, or from where `state` was taken."""
+    import grain
+
     start = TrainIterator.next_batch(state)
     index, count = self._share
     dataset = grain.MapDataset.source(self.train_rows)[index::count]
@@ -107,7 +113,7 @@ class TrainIterator:
   def __init__(self, batches: Iterator[Batch], start: int):
     self._batches, self._next = batches, start
 
-  def __iter__(self) -> "TrainIterator":
+  def __iter__(self) -> TrainIterator:
     return self
 
   def __next__(self) -> Batch:

@@ -5,6 +5,8 @@ Every raw record becomes a row, the unusable ones too: `status` says "ok",
 is trained on, whether it was prepared now or a week ago.
 """
 
+from __future__ import annotations
+
 import collections
 import contextlib
 import dataclasses
@@ -14,14 +16,10 @@ import json
 import pathlib
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import ml_collections
 import numpy as np
-import pyarrow
-import transformers
-from datasets import arrow_writer
 from rich import console as rich_console
 from rich import progress
 
@@ -29,24 +27,12 @@ from skipalign_jax import config as config_lib
 from skipalign_jax.data import chat, schemas, sources, text
 from skipalign_jax.runtime import errors, untrusted
 
+if TYPE_CHECKING:
+  import datasets
+  import transformers
+
 FORMAT = 3  # of the rows; raise it when they or the encoding change
 _BATCH, _BATCH_SIZE = 512, 64 << 20  # records tokenized at a time; their bytes, about
-
-_FEATURES = datasets.Features(
-  {
-    "tokens": datasets.List(datasets.Value("int32")),
-    "block_starts": datasets.List(datasets.Value("int32")),
-    "target_spans": datasets.List(datasets.Value("int32")),  # begin, end, begin, …
-    "length": datasets.Value("int32"),
-    "targets": datasets.Value("int32"),
-    "turns": datasets.Value("int32"),
-    "sample_id": datasets.Value("uint32"),
-    "is_text": datasets.Value("bool"),
-    "status": datasets.Value("string"),
-    "number": datasets.Value("int64"),  # line or row of the source, from 1
-    "example": datasets.Value("string"),  # start of an unusable record
-  }
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +111,9 @@ def prepare(
     UserError: unreadable source, no usable sample, or more unusable records
       than `max_bad_fraction`; lists them.
   """
+  import datasets
+  import pyarrow
+
   folder = pathlib.Path(config.cache_dir or "~/.cache/skipalign_jax").expanduser()
   path = folder / f"{_fingerprint(source, config, tokenizer)}.arrow"
   if not path.exists():
@@ -216,6 +205,28 @@ def _fingerprint(
   return hashlib.sha256(repr(parts).encode("utf-8")).hexdigest()[:32]
 
 
+def _columns() -> datasets.Features:
+  """The columns of the Arrow file."""
+  import datasets
+
+  value = datasets.Value
+  return datasets.Features(
+    {
+      "tokens": datasets.List(value("int32")),
+      "block_starts": datasets.List(value("int32")),
+      "target_spans": datasets.List(value("int32")),  # begin, end, begin, …
+      "length": value("int32"),
+      "targets": value("int32"),
+      "turns": value("int32"),
+      "sample_id": value("uint32"),
+      "is_text": value("bool"),
+      "status": value("string"),
+      "number": value("int64"),  # line or row of the source, from 1
+      "example": value("string"),  # start of an unusable record
+    }
+  )
+
+
 def _write(
   path: pathlib.Path,
   source: sources.Source,
@@ -223,6 +234,8 @@ def _write(
   tokenizer: transformers.PreTrainedTokenizerFast,
   console: rich_console.Console,
 ) -> None:
+  from datasets import arrow_writer
+
   chats = chat.Encoder(tokenizer, config.seq_len, config.system_prompt)
   texts = text.Encoder(tokenizer, config_lib.row_length(config), config.text_blocks)
   bar = progress.Progress(
@@ -233,7 +246,7 @@ def _write(
     transient=True,
     disable=not console.is_terminal,
   )
-  with bar, arrow_writer.ArrowWriter(features=_FEATURES, path=str(path)) as writer:
+  with bar, arrow_writer.ArrowWriter(features=_columns(), path=str(path)) as writer:
     task = bar.add_task(f"tokenizing {source.name}", total=None)
     for batch in _batches(source.records()):
       parsed = [_parse(record, config.max_message_bytes) for _, record in batch]

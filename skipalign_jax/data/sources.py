@@ -8,10 +8,6 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import datasets
-import pyarrow
-import pyarrow.parquet
-
 from skipalign_jax.data import prose, recall
 from skipalign_jax.runtime import errors, untrusted
 
@@ -77,6 +73,8 @@ class Source:
     return ((i + 1, _BUILTIN[name](0, i)) for i in range(count))
 
   def _hub(self) -> Iterator[tuple[int, Any]]:
+    import datasets
+
     name, _, split = self.name.removeprefix("hub:").partition(":")
     try:
       return enumerate(datasets.load_dataset(name, split=split or "train"), 1)
@@ -139,6 +137,9 @@ def _document(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _parquet(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+  import pyarrow
+  import pyarrow.parquet
+
   number = unpacked = 0
   try:
     file, file_size = pyarrow.parquet.ParquetFile(path), path.stat().st_size

@@ -10,15 +10,19 @@ or one block for all. None of them is a response: skip_all and skip_outer both m
 every block after the first, skip_inner none.
 """
 
+from __future__ import annotations
+
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import transformers
 
 from skipalign_jax.data import chat, schemas
+
+if TYPE_CHECKING:
+  import transformers
 
 # What stands between two blocks; the next one begins behind it. A line break alone ends
 # nothing, because texts are often wrapped. "Mr. Brown" is cut in two: a block that is

@@ -1,12 +1,18 @@
 """The tokenizer of a run, a byte-level one that needs no download, stop tokens."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import ml_collections
 import tokenizers
-import transformers
 from tokenizers import decoders, models, pre_tokenizers
 
 from skipalign_jax.data import chat
 from skipalign_jax.runtime import errors
+
+if TYPE_CHECKING:
+  import transformers
 
 # Id 0 is padding: a padded place in a row is all zeros.
 SPECIAL = ("<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -25,6 +31,8 @@ def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
 
   `decode(encode(text)) == text` for every text.
   """
+  import transformers
+
   vocab = {token: i for i, token in enumerate(SPECIAL)}
   vocab |= {character: len(SPECIAL) + b for b, character in enumerate(_spelling())}
   backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))

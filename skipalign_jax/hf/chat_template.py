@@ -6,17 +6,21 @@ rendering here ends in time; a template that a tokenizer brings is first tried w
 bound of memory too.
 """
 
+from __future__ import annotations
+
 import contextlib
 import resource
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
-import transformers
 
 from skipalign_jax.runtime import errors
+
+if TYPE_CHECKING:
+  import transformers
 
 MOST_SECONDS = 10.0  # of one rendering; a usual one takes a tenth of a millisecond
 MOST_TRIAL_BYTES = 1 << 30  # more than the process has when the trial begins

@@ -3,6 +3,7 @@
 import gzip
 import json
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -109,13 +110,13 @@ def test_hub_failure_names_the_way_out(monkeypatch):
   def fail(name, split):
     raise ConnectionError(f"no route to {name} {split}")
 
-  monkeypatch.setattr(sources.datasets, "load_dataset", fail)
+  monkeypatch.setattr(datasets, "load_dataset", fail)
   with pytest.raises(errors.UserError, match=r"no route to a/b test.*local \.jsonl"):
     read("hub:a/b:test")
 
 
 def test_hub_rows(monkeypatch):
-  monkeypatch.setattr(sources.datasets, "load_dataset", lambda name, split: RECORDS)
+  monkeypatch.setattr(datasets, "load_dataset", lambda name, split: RECORDS)
   assert read("hub:a/b") == list(enumerate(RECORDS, 1))
 
 
