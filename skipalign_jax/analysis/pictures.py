@@ -7,12 +7,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib import ticker
-
 from skipalign_jax.evals import curves
 from skipalign_jax.runtime import errors
 from skipalign_jax.training import preview
@@ -35,10 +29,12 @@ def draw(record: Record, path: pathlib.Path) -> pathlib.Path:
     raise errors.UserError(
       f"a record of kind {kind!r} has no picture; `analyze` writes {known}"
     )
-  figure = KINDS[kind](record)
+  from matplotlib import figure as figure_lib  # slow to load
+
+  figure = figure_lib.Figure(layout="tight")
+  KINDS[kind](figure, record)
   figure.suptitle(record["title"], fontsize=10)
   figure.savefig(path, dpi=100, bbox_inches="tight", facecolor="white")
-  plt.close(figure)
   return path
 
 
@@ -50,9 +46,10 @@ def _style(i: int) -> dict[str, Any]:
   }
 
 
-def _distances(record: Record) -> plt.Figure:
+def _distances(figure, record: Record) -> None:
   """Left the distances that a sample has anyway, right all of them."""
-  figure, axes = plt.subplots(2, 2, figsize=(11, 6.4), sharex="col", layout="tight")
+  figure.set_size_inches(11, 6.4)
+  axes = figure.subplots(2, 2, sharex="col")
   ends = {"near": record["seq_len"], "wide": record["max_position"]}
   labels = {
     "samples": "samples that meet a distance, %",
@@ -80,18 +77,16 @@ def _distances(record: Record) -> plt.Figure:
     )
     axes[1, column].set_xlim(0, end)
     axes[1, column].set_xlabel("relative distance, positions")
-    axes[1, column].xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+    axes[1, column].xaxis.set_major_formatter("{x:,.0f}")
   for axis in axes.flat:
     axis.grid(color="#DDDDDD", linewidth=0.6)
   axes[0, 1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-  return figure
 
 
-def _coverage(record: Record) -> plt.Figure:
+def _coverage(figure, record: Record) -> None:
   """Tokens at each position, and how many gaps samples have."""
-  figure, (left, right) = plt.subplots(
-    1, 2, figsize=(11, 3.6), layout="tight", width_ratios=(3, 2)
-  )
+  figure.set_size_inches(11, 3.6)
+  left, right = figure.subplots(1, 2, width_ratios=(3, 2))
   names = list(record["strategies"])
   most = 9
   for i, (_, found) in enumerate(record["strategies"].items()):
@@ -109,24 +104,21 @@ def _coverage(record: Record) -> plt.Figure:
     right.bar(at, heights, step, color=color, hatch=hatch, edgecolor="white", lw=0,
               label=names[i])  # fmt: skip
   left.set_yscale("log")
-  left.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+  left.xaxis.set_major_formatter("{x:,.0f}")
   left.set(xlabel="position", ylabel="tokens at a position, per million")
   left.grid(color="#DDDDDD", linewidth=0.6)
   ticks = [*map(str, range(most)), f"{most}+"]
   right.set_xticks(range(most + 1), ticks)
   right.set(xlabel="gaps in a sample", ylabel="samples, %")
   right.legend(fontsize=8)
-  return figure
 
 
-def _diagram(record: Record) -> plt.Figure:
+def _diagram(figure, record: Record) -> None:
   """SkipAlign's Figure 1: samples under each strategy."""
   samples = record["samples"]
   tall = 0.55 + 0.3 * len(samples[0]["strategies"])
-  figure, axes = plt.subplots(
-    len(samples), 1, figsize=(10, 0.8 + tall * len(samples)), sharex=True,
-    squeeze=False, layout="tight",
-  )  # fmt: skip
+  figure.set_size_inches(10, 0.8 + tall * len(samples))
+  axes = figure.subplots(len(samples), 1, sharex=True, squeeze=False)
   for axis, sample in zip(axes[:, 0], samples, strict=True):
     rows = [
       [preview.Span(**block) for block in blocks]
@@ -138,12 +130,12 @@ def _diagram(record: Record) -> plt.Figure:
   last.set_xlabel("position id (blocks are drawn wider than they are)")
   handles, names = last.get_legend_handles_labels()
   figure.legend(handles, names, loc="upper right", ncols=2, frameon=False, fontsize=9)
-  return figure
 
 
-def _rope(record: Record) -> plt.Figure:
+def _rope(figure, record: Record) -> None:
   """Left how many positions a turn of each pair takes, right its turns over all."""
-  figure, (waves, axis) = plt.subplots(1, 2, figsize=(13, 4.2), layout="tight")
+  figure.set_size_inches(13, 4.2)
+  waves, axis = figure.subplots(1, 2)
   distances = sorted({line["distance"] for line in record["lines"]})
   ropes = {line["rope"]: line for line in record["lines"]}
   for i, (rope, line) in enumerate(ropes.items()):
@@ -168,10 +160,9 @@ def _rope(record: Record) -> plt.Figure:
     one.grid(color="#DDDDDD", linewidth=0.6)
   waves.legend(fontsize=8)
   axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-  return figure
 
 
-def _training(record: Record) -> plt.Figure:
+def _training(figure, record: Record) -> None:
   """A panel a number, a line a run."""
   names = {
     "loss": "training loss, nats a target",
@@ -182,9 +173,8 @@ def _training(record: Record) -> plt.Figure:
   names |= {n: n for run in record["runs"].values() for n in run if "/" in n}
   shown = [n for n in names if any(n in run for run in record["runs"].values())]
   rows = -(-len(shown) // 2)
-  figure, axes = plt.subplots(
-    rows, 2, figsize=(10, 3 * rows), squeeze=False, layout="tight"
-  )
+  figure.set_size_inches(10, 3 * rows)
+  axes = figure.subplots(rows, 2, squeeze=False)
   for axis, name in zip(axes.flat, shown, strict=False):
     for i, (run, found) in enumerate(record["runs"].items()):
       if name not in found:
@@ -206,7 +196,6 @@ def _training(record: Record) -> plt.Figure:
   for axis in axes.flat[len(shown) :]:
     axis.set_visible(False)
   axes[0, 0].legend(fontsize=7)
-  return figure
 
 
 def _running_mean(values: list[float]) -> list[float]:

@@ -3,12 +3,6 @@
 import pathlib
 from collections.abc import Mapping, Sequence
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib import ticker
-
 # Okabe and Ito's palette without its yellow; each line also has its own marker.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
@@ -39,7 +33,11 @@ def draw(
   Returns:
     `path`.
   """
-  figure, axes = plt.subplots(figsize=(6.4, 3.8))
+  from matplotlib import figure as figure_lib  # slow to load
+  from matplotlib import ticker
+
+  figure = figure_lib.Figure(figsize=(6.4, 3.8))
+  axes = figure.subplots()
   for i, (name, points) in enumerate(lines.items()):
     x, y = zip(*points, strict=True)
     style = dict(color=COLORS[i % len(COLORS)], marker=MARKERS[i % len(MARKERS)])
@@ -54,7 +52,7 @@ def draw(
   if highest is None:
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,g}"))
+    axes.yaxis.set_major_formatter("{x:,g}")
     axes.yaxis.set_minor_locator(ticker.NullLocator())
   else:
     axes.set_ylim(-0.03 * highest, 1.03 * highest)
@@ -64,5 +62,4 @@ def draw(
   if len(lines) > 1:
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
   figure.savefig(path, dpi=130, bbox_inches="tight")
-  plt.close(figure)
   return path

@@ -4,16 +4,11 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
-from matplotlib import pyplot as plt
-from matplotlib import ticker
 
 # As in SkipAlign's Figure 3 deep red is full recall; failure is blue and not green, for
 # readers who do not tell red from green.
-COLORS = matplotlib.colormaps["RdYlBu_r"]
+COLORS = "RdYlBu_r"
 ACROSS = 4  # maps side by side
 
 
@@ -29,17 +24,15 @@ def draw(panels: Sequence[dict[str, Any]], path: pathlib.Path) -> pathlib.Path:
   Returns:
     `path`.
   """
+  from matplotlib import figure as figure_lib  # slow to load
+  from matplotlib import ticker
+
   most = max(len({cell["length"] for cell in panel["cells"]}) for panel in panels)
   width = max(3.4, 1.4 + 0.55 * most)
   across = min(ACROSS, len(panels))
   down = -(-len(panels) // across)
-  figure, axes = plt.subplots(
-    down,
-    across,
-    figsize=(width * across + 0.9, 3.4 * down),
-    squeeze=False,
-    gridspec_kw={"hspace": 0.65},
-  )
+  figure = figure_lib.Figure(figsize=(width * across + 0.9, 3.4 * down))
+  axes = figure.subplots(down, across, squeeze=False, gridspec_kw={"hspace": 0.65})
   for place, panel in zip(axes.flat, panels, strict=False):
     image = _panel(place, panel)
   for place in axes.flat[len(panels) :]:
@@ -51,7 +44,6 @@ def draw(panels: Sequence[dict[str, Any]], path: pathlib.Path) -> pathlib.Path:
     image, ax=axes, label="score, %", fraction=0.05 / down, pad=0.02, format=percent
   )
   figure.savefig(path, dpi=130, bbox_inches="tight")
-  plt.close(figure)
   return path
 
 

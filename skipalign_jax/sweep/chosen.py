@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from skipalign_jax.evals import heatmap, intervals, keys
 from skipalign_jax.hf import safetensors_io
@@ -159,6 +158,8 @@ def correlation(
 
   None with fewer than four rows, or where all are alike.
   """
+  from scipy import stats  # slow to load
+
   asked = lambda row: [c for c in row["cells"] if c["length"] in lengths]
   measured = [row for row in found if measure in row and asked(row)]
   if len(measured) < 4:
@@ -185,6 +186,8 @@ def difference(one: Found, other: Found, lengths: Sequence[int]) -> dict[str, An
     `one` and `other` found more, and the two-sided p of the sign test.
     Each where both rows were asked; nothing without such keys.
   """
+  from scipy import stats  # slow to load
+
   found: dict[str, Any] = {}
   for cells, what in (
     ("cells", "score"),

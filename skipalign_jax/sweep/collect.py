@@ -10,11 +10,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
 from skipalign_jax.evals import compare, compare_table, curves
 from skipalign_jax.hf import safetensors_io
 from skipalign_jax.runtime import errors, terminal
@@ -183,9 +178,12 @@ def write_csv(content: dict[str, Any], path: pathlib.Path) -> None:
 
 def draw(content: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
   """Scores over L for each p and over p for each L; rows without them as levels."""
+  from matplotlib import figure as figure_lib  # slow to load
+
   there = [p for p in content["points"] if p["score"] is not None]
   at = [p for p in there if p["at"]]
-  figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="tight")
+  figure = figure_lib.Figure(figsize=(9, 3.6), layout="tight")
+  axes = figure.subplots(1, 2, sharey=True)
   panels = (("L, positions", 0, "p"), ("p, share of blocks that skip", 1, "L"))
   for axis, (label, x, name) in zip(axes, panels, strict=True):
     for i, value in enumerate(sorted({p["at"][1 - x] for p in at})):
@@ -207,5 +205,4 @@ def draw(content: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
   axes[0].set_ylabel(at[0]["what"])
   figure.suptitle(content["title"], fontsize=9)
   figure.savefig(path, dpi=130)
-  plt.close(figure)
   return path

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import saved_results
 import tiny
+from matplotlib import axes as matplotlib_axes
 from scipy import stats
 
 from skipalign_jax import evaluate
@@ -389,7 +390,7 @@ def test_collect(plan):
 def test_curves_run_over_both_axes(tmp_path, monkeypatch):
   """Each line holds the points of one p, or of one L, from left to right."""
   drawn = []
-  axes = collect.plt.Axes
+  axes = matplotlib_axes.Axes
   plot = axes.plot
 
   def spy(self, x, y, **style):
