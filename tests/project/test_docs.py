@@ -4,6 +4,8 @@
 """
 
 import argparse
+import ast
+import fnmatch
 import importlib
 import importlib.util
 import json
@@ -167,18 +169,20 @@ def test_wrong_commands_are_noticed(parse, text):
     parse(module, words)
 
 
+def config_keys(tree, prefix=""):
+  """(dotted key, default) of every key of a config."""
+  for name, value in tree.items():
+    if isinstance(value, config_lib.ConfigDict):
+      yield from config_keys(value, f"{prefix}{name}.")
+    else:
+      yield f"{prefix}{name}", value
+
+
 def test_reference_has_every_key(hooks):
   text = hooks.reference()
   rows = dict(re.findall(r"^\| `([\w.]+)` \| (.*)$", text, re.MULTILINE))
 
-  def keys(tree, prefix=""):
-    for name, value in tree.items():
-      if isinstance(value, config_lib.ConfigDict):
-        yield from keys(value, f"{prefix}{name}.")
-      else:
-        yield f"{prefix}{name}", value
-
-  defaults = dict(keys(config_lib.default()))
+  defaults = dict(config_keys(config_lib.default()))
   assert rows.keys() == defaults.keys()
   assert text.count("\n| `") == len(rows)
   assert rows["optim.learning_rate"] == "`1e-05` |  |"
@@ -204,6 +208,95 @@ def test_links_lead_somewhere(hooks):
     source = path.relative_to(ROOT).as_posix()
     page = hooks.outside().get(source, source.removeprefix("docs/"))
     hooks.linked(path.read_text(encoding="utf-8"), source, page)  # raises if not
+
+
+def defined(path):
+  """Names that a file of Python defines: `f`, `Class`, `Class.f`, `CONSTANT`."""
+  names = set()
+  for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+      names.add(node.name)
+      members = getattr(node, "body", []) if isinstance(node, ast.ClassDef) else []
+      names |= {f"{node.name}.{getattr(member, 'name', '')}" for member in members}
+    elif isinstance(node, ast.Assign | ast.AnnAssign):
+      targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+      names |= {ast.unparse(target) for target in targets}
+  return names
+
+
+@pytest.fixture(scope="module")
+def sources():
+  """Files of the repository → what they define (only modules define something)."""
+  tops = ("skipalign_jax", "studies", "tests", "benchmarks", "configs", "launch")
+  paths = [
+    path for top in (*tops, "docs", "colabs") for path in ROOT.glob(f"{top}/**/*")
+  ]
+  modules = ROOT / "skipalign_jax", ROOT / "studies", ROOT / "tests"
+  return {
+    f"/{path.relative_to(ROOT).as_posix()}": defined(path)
+    if path.suffix == ".py" and any(top in path.parents for top in modules)
+    else set()
+    for path in paths
+    if path.is_file()
+  }
+
+
+# What a page names with a dot that is not a module of ours, a config key or a file.
+FOREIGN = {"np.load", "torch.load", "signal.set_wakeup_fd", "tokenizer.model"}
+FILE_NAME = r"[\w./*]+\.(?:py|sh|sbatch|yaml|ipynb)\b"
+DATA_NAME = r".*\.(?:jsonl?|txt|npz|png|parquet|lock|md)(?:\.gz)?"
+
+
+def stale(text, sources):
+  """Files, tests and functions that a text names in backticks and we do not have."""
+  keys = set(dict(config_keys(config_lib.default())))
+  wrong = []
+  for span in re.findall(r"`([^`\n]+)`", text):
+    files = re.findall(FILE_NAME, span)
+    wrong += [name for name in files if not fnmatch.filter(sources, f"*/{name}")]
+    _, colons, test = span.partition("::")
+    if colons and not any(test in names for names in sources.values()):
+      wrong.append(span)
+    if not re.fullmatch(r"(\w+/)*\w+(\.\w+)+", span) or files or span in FOREIGN:
+      continue
+    if span in keys or any(key.startswith(f"{span}.") for key in keys):
+      continue
+    dotted = span.replace(".", "/")
+    if fnmatch.filter(sources, f"*/{dotted}.py") or f"/{dotted}/__init__.py" in sources:
+      continue
+    module, _, name = span.partition(".")
+    places = fnmatch.filter(sources, f"*/{module}.py")
+    is_data = re.fullmatch(DATA_NAME, span)
+    if not is_data and not any(name in sources[place] for place in places):
+      wrong.append(span)
+  return wrong
+
+
+def test_files_and_functions_that_are_named_exist(sources):
+  notes = sorted((ROOT / "benchmarks").glob("*.md"))
+  wrong = {
+    path.relative_to(ROOT).as_posix(): names
+    for path in {*TEXTS, *notes}
+    if (names := stale(path.read_text(encoding="utf-8"), sources))
+  }
+  assert not wrong
+
+
+def test_stale_names_are_noticed(sources):
+  text = (
+    "`positions.synthesize`, `rope.kind`, `method/positions.py`, `::test_wrong` "
+    "`positions.synthesise` `rope.sort` `positions/method.py` `data/*_jax.py` "
+    "`test_docs.py::test_nothing` `position_baselines.pose` `metrics.jsonl`"
+  )
+  assert stale(text, sources) == [
+    "::test_wrong",
+    "positions.synthesise",
+    "rope.sort",
+    "positions/method.py",
+    "data/*_jax.py",
+    "test_docs.py::test_nothing",
+    "position_baselines.pose",
+  ]
 
 
 def test_links_of_files_become_links_of_pages(hooks):
