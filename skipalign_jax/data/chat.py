@@ -4,11 +4,11 @@ Shapes: L tokens of one sample, C blocks of one sample.
 
 Messages (see schemas.py) become text through the tokenizer's chat template, and the
 spans of that text come from rendering prefixes of the dialogue, never from searching
-it: whatever a user wrote, it cannot look like a reply. Each instruction and each
+it: nothing that a user wrote can be mistaken for a reply. Each instruction and each
 response is one block. A role header belongs to the block of its message, whitespace
-after a message to the block it follows, and the system prompt, also one that the
+after a message to the block before it, and the system prompt, also one that the
 template inserts by itself, to the first block. Targets are a reply and the special
-token that stops it.
+token that ends it.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Rendered:
   Attributes:
     text: the whole dialogue.
     block_starts: first character of each block, C; the first is 0.
-    replies: (first character of the reply, end of its stop token) of each
-      response block, i.e. of blocks 1, 3, 5, …
+    replies: (first character of the reply, end of its stop token) per response
+      block, i.e. of blocks 1, 3, 5, …
   """
 
   text: str
@@ -68,7 +68,7 @@ class Sample:
     is_response: bool [L], the token's block is a response (header included).
     targets: bool [L], *predicting this token* is trained.
     sample_id: uint32, the same wherever the same messages appear.
-    turns: replies that still hold a target; blocks of a text.
+    turns: number of replies that have a target; of a text, of its blocks.
     truncated: tokens beyond seq_len were cut off.
   """
 
@@ -100,7 +100,7 @@ def set_template(tokenizer: transformers.PreTrainedTokenizerFast, name: str) -> 
     raise errors.UserError(f"data.template={name!r} is unknown; use model or tulu")
   if tokenizer.eos_token is None:
     raise errors.UserError(
-      "data.template=tulu ends replies with the eos token and the tokenizer has none; "
+      "data.template=tulu ends replies with the eos token, which the tokenizer lacks; "
       "use data.template=model or another data.tokenizer"
     )
   bos = "{{ bos_token }}" if adds_bos(tokenizer) else ""
@@ -115,7 +115,7 @@ def adds_bos(tokenizer: transformers.PreTrainedTokenizerFast) -> bool:
 def control_tokens(
   tokenizer: transformers.PreTrainedTokenizerFast,
 ) -> re.Pattern[str]:
-  """Finds what would become a special token: they match anywhere in a text."""
+  """Matches every special token: the tokenizer finds them anywhere in a text."""
   added = tokenizer.added_tokens_decoder.values()
   contents = sorted((t.content for t in added if t.special), key=len, reverse=True)
   return re.compile("|".join(map(re.escape, contents)) or r"(?!)")
@@ -124,7 +124,7 @@ def control_tokens(
 def render(
   tokenizer: transformers.PreTrainedTokenizerFast, messages: Sequence[schemas.Message]
 ) -> Rendered:
-  """The dialogue's text and where its blocks and replies lie in it.
+  """The dialogue's text and where its blocks and replies are in it.
 
   Args:
     tokenizer: carries the chat template.
@@ -132,9 +132,9 @@ def render(
 
   Raises:
     BadSample: the template refuses this dialogue.
-    UserError: prefixes of the dialogue render to something else than the
-      dialogue's beginning, or the template has no generation prompt, so spans
-      cannot be told.
+    UserError: a prefix of the dialogue does not render to the beginning of the
+      dialogue's text, or the template has no generation prompt, so spans cannot be
+      found.
   """
   text = _render(tokenizer, messages)
   system = int(messages[0][0] == "system")
@@ -148,7 +148,7 @@ def render(
       begin = _prefix(text, prompt)
       replies.append((begin, 0))
       if not text[begin:].lstrip().startswith(content.strip()):
-        raise _unusable("does not put a reply right behind its generation prompt")
+        raise _unusable("does not put a reply right after its generation prompt")
   ends = [*starts[2::2], len(text)]
   spans = [
     (begin, begin + len(text[begin:end].rstrip()))
@@ -178,13 +178,13 @@ def _prefix(text: str, prefix: str) -> int:
 
 
 class _Unusable(errors.UserError):
-  """A template from whose text spans cannot be told."""
+  """A template in whose text spans cannot be found."""
 
 
 def _unusable(problem: str) -> _Unusable:
   return _Unusable(
-    f"the tokenizer's chat template {problem}, so replies cannot be told from the "
-    "rest; set data.template=tulu"
+    f"the tokenizer's chat template {problem}, so replies cannot be separated from "
+    "the rest; set data.template=tulu"
   )
 
 
@@ -194,7 +194,7 @@ class Encoder:
   Args:
     tokenizer: a fast tokenizer with a chat template.
     seq_len: tokens kept of a sample.
-    system_prompt: put before dialogues that have none; "" for no prompt.
+    system_prompt: added to dialogues without one; "" for no prompt.
   """
 
   def __init__(
@@ -213,17 +213,17 @@ class Encoder:
   def __call__(
     self, dialogues: Sequence[list[schemas.Message]]
   ) -> list[Sample | schemas.BadSample]:
-    """Encodes each dialogue; a bad one yields its BadSample in its place.
+    """One sample per dialogue, or a BadSample where it cannot be trained on.
 
     Raises:
-      UserError: the chat template is unusable (see `render`) or never stops a
-        reply with a special token.
+      UserError: the chat template is unusable (see `render`) or does not end a reply
+        with a special token.
     """
     results: list[Any] = [self._try_render(messages) for messages in dialogues]
     good = [i for i, result in enumerate(results) if isinstance(result, Rendered)]
     if not good:
       return results
-    # The template has written the special tokens already.
+    # The template has already written the special tokens.
     encoded = self._tokenizer(
       [results[i].text for i in good],
       add_special_tokens=False,
@@ -251,8 +251,8 @@ class Encoder:
     except schemas.BadSample as bad:
       return bad
     except _Unusable:
-      # Some templates take parts of a message, such as thoughts, away again. Where
-      # they keep a plain dialogue, this one is to blame.
+      # Some templates remove parts of earlier messages, such as thoughts. If a plain
+      # dialogue renders, the template is usable and only this dialogue is bad.
       render(self._tokenizer, _PLAIN)
       return schemas.BadSample("changed by the chat template")
 
@@ -263,7 +263,7 @@ class Encoder:
     starts_L: np.ndarray,
     messages: list[schemas.Message],
   ) -> Sample | schemas.BadSample:
-    # A token that straddles two spans belongs to the one it starts in.
+    # A token that is in two spans belongs to the one where it starts.
     block_starts_C = np.array(rendered.block_starts)
     block_L = np.searchsorted(block_starts_C, starts_L, side="right") - 1
     is_response_L = block_L % 2 == 1

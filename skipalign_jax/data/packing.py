@@ -1,11 +1,11 @@
 """Which samples share a row, and the arrays of a row.
 
-Rows are planned ahead for a whole epoch, from the lengths alone. Packing on the
-fly (as Grain's FirstFitPackIterDataset does) would be less code, but this way the
-number of steps is known exactly, any row can be read by its number, resuming is
-one integer, and neither the workers nor the hosts change the order.
+Rows are planned in advance for a whole epoch, from the lengths alone. Packing while
+reading (as Grain's FirstFitPackIterDataset does) would be less code, but this way the
+number of steps is known exactly, every row can be read by its number, the state to
+resume from is one integer, and neither the workers nor the hosts change the order.
 
-Shapes: N samples, L tokens a row.
+Shapes: N samples, L tokens per row.
 """
 
 import hashlib
@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-OPEN_ROWS = 64  # rows that wait for another sample while packing
+OPEN_ROWS = 64  # rows that can take another sample while packing
 
 Row = dict[str, np.ndarray]
 
-# What a row holds for each of its L places; padding is zero everywhere.
+# The arrays of a row, [L] each; padding is zero in all of them.
 DTYPES = {
   "tokens": np.int32,
   "segment_ids": np.int32,  # number of the sample in its row, from 1
@@ -30,18 +30,18 @@ DTYPES = {
 
 
 def plan_rows(lengths_N: np.ndarray, seq_len: int, max_samples: int) -> list[list[int]]:
-  """Samples 0 … N−1, in this order, put into rows.
+  """Puts samples 0 … N−1, in this order, into rows.
 
-  First fit: a sample goes into the first of the open rows that has room; when
-  none has, the fullest one is closed.
+  First fit: a sample goes into the first open row that has room. If no row has, the
+  fullest one is closed.
 
   Args:
     lengths_N: tokens of each sample, in 1 … seq_len.
     seq_len: tokens of a row.
-    max_samples: that a row takes; 1 is no packing.
+    max_samples: that a row takes; 1 for no packing.
 
   Returns:
-    The samples of each row; each sample is in exactly one.
+    The samples of each row; each sample is in exactly one row.
   """
   if max_samples == 1:
     return [[i] for i in range(len(lengths_N))]
@@ -65,9 +65,9 @@ def assemble_row(
   """The arrays [L] of a row.
 
   Args:
-    samples: rows of `prepare` (tokens, block_starts, target_spans, sample_id,
-      is_text).
-    seq_len: L, at least the samples' tokens.
+    samples: tokens, block_starts, target_spans, sample_id and is_text of each, as
+      `prepare.Prepared.sample` returns them.
+    seq_len: L, at least the number of tokens in `samples`.
     epoch: which pass over the data this is, from 0.
   """
   row = {name: np.zeros(seq_len, dtype) for name, dtype in DTYPES.items()}
@@ -80,7 +80,7 @@ def assemble_row(
     block_starts = np.zeros(len(tokens), np.int32)
     block_starts[sample["block_starts"][1:]] = 1
     row["block_ids"][at] = np.cumsum(block_starts)
-    # Instructions and responses of a chat take turns; in a text nobody responds.
+    # In a chat, instructions and responses alternate; a text has no responses.
     row["is_response"][at] = (row["block_ids"][at] % 2 == 1) & (not sample["is_text"])
     for begin, end in sample["target_spans"].reshape(-1, 2):
       row["loss_weight"][start + begin : start + end] = 1
@@ -90,8 +90,8 @@ def assemble_row(
   return row
 
 
-def first_tokens(sample: Mapping[str, np.ndarray], count: int) -> Row:
-  """A row of `prepare` cut to its first `count` tokens."""
+def first_tokens(sample: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+  """A sample of `assemble_row`, cut to its first `count` tokens."""
   starts = sample["block_starts"]
   return dict(sample) | {
     "tokens": sample["tokens"][:count],
@@ -100,16 +100,16 @@ def first_tokens(sample: Mapping[str, np.ndarray], count: int) -> Row:
   }
 
 
-def weigh_samples_alike(row: Row) -> Row:
-  """Divides the weight of each target by the number of targets of its sample.
+def weigh_samples_equally(row: Row) -> Row:
+  """Divides the weight of each target by the number of targets in its sample.
 
-  LongAlign's loss (2401.18058): the mean of a sample's targets, averaged over
-  the samples that have one. Σ weight is then the number of these, so the step's
-  Σ weight·loss / Σ weight is that mean, whichever rows, microbatches and devices the
-  samples lie in.
+  LongAlign's loss (2401.18058): the mean over a sample's targets, averaged over the
+  samples that have targets. Σ weight is then the number of these samples, so the step's
+  Σ weight·loss / Σ weight is that mean, for any distribution of the samples over rows,
+  microbatches and devices.
   """
   segment_L, weight_L = row["segment_ids"], row["loss_weight"]
-  # What nothing predicts must not be counted: the first token of a sample.
+  # Nothing predicts the first token of a sample, so it must not be counted.
   assert not weight_L[np.diff(segment_L, prepend=0) > 0].any()
   targets_S = np.bincount(segment_L, weight_L)
   share_L = weight_L / np.maximum(targets_S, 1)[segment_L]
@@ -119,9 +119,9 @@ def weigh_samples_alike(row: Row) -> Row:
 def without_mask(row: Row) -> Row:
   """The row as one sample: its tokens attend to all before them (PackedSFT, §4).
 
-  Blocks are numbered through the row, so positions run through it too, or skip
-  over it. The id is a hash of the members' ids: it names the same draw wherever the
-  same samples share a row in the same order.
+  Blocks are numbered through the whole row, so positions run or skip through it too.
+  The id is a hash of the samples' ids: the same samples in the same order in a row
+  always get the same random draw.
   """
   segment_L, block_L = row["segment_ids"], row["block_ids"]
   used_L = segment_L > 0

@@ -1,4 +1,4 @@
-"""From a config to batches: what `train` iterates over.
+"""From a config to batches, which `train` iterates over.
 
 Batches are dicts of numpy arrays [rows, L], named in packing.DTYPES. L is one number
 for all batches, unless data.batching=sorted makes it one of `config.buckets`.
@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import ml_collections
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
   import transformers
 
 Batch = dict[str, np.ndarray]
+HeldOut = tuple[prepare.Prepared, np.ndarray]  # a source, its held-out table rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +37,14 @@ class Data:
   """All data of a run, as one process sees it.
 
   Attributes:
-    steps: batches of the whole run.
+    steps: number of batches in the whole run.
     report: what was read and what was left out, a few lines.
-    fingerprint: of the samples, their lengths and the tokenizer; the same wherever
-      and by how many processes they are read.
-    several_turns: samples with more than one reply to learn.
+    fingerprint: hash of the samples, their lengths and the tokenizer; it depends on
+      neither the machine nor the number of processes.
+    several_turns: number of samples with more than one trained reply.
     train_rows: rows of all processes, in training order.
-    eval_batches: this process' held-out batches, as many as all others have; empty
-      without held-out data.
+    eval_batches: this process' held-out batches, as many as every other process has;
+      empty without held-out data.
   """
 
   steps: int
@@ -57,12 +58,12 @@ class Data:
   _workers: int
 
   def first_rows(self, count: int) -> Batch:
-    """The first rows of the run, whichever process will train on them."""
+    """The first `count` rows of the run, stacked; of all processes."""
     rows = [self.train_rows[i] for i in range(count)]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
   def train_iterator(self, state: dict[str, int] | None = None) -> TrainIterator:
-    """Batches from the first step on, or from where `state` was taken."""
+    """Batches from the first step, or from the place that `state` describes."""
     import grain
 
     start = TrainIterator.next_batch(state)
@@ -76,7 +77,7 @@ class Data:
     read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     dataset = dataset.to_iter_dataset(read)
     if self._workers:
-      # Grain asks absl for flags of its own, which nobody here has parsed.
+      # Grain reads its absl flags, which no command here parses.
       if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
       options = grain.MultiprocessingOptions(
@@ -87,10 +88,10 @@ class Data:
 
 
 def _live_with_parent(*_) -> None:
-  """In a data worker: ends when its parent has, and not before.
+  """In a data worker: makes it end when its parent has ended, and not earlier.
 
-  A worker whose parent was killed would wait for it for ever. And signals come to the
-  whole group, by Ctrl-C or from SLURM, while the parent still needs batches up to the
+  A worker whose parent was killed would wait for it for ever. And Ctrl-C and SLURM send
+  signals to the whole process group, while the parent still needs batches up to the
   step at which all processes stop.
   """
   for number in (signal.SIGINT, signal.SIGTERM):
@@ -104,10 +105,10 @@ def _live_with_parent(*_) -> None:
 
 
 class TrainIterator:
-  """Batches, and which one is next: that number is all there is to restore.
+  """Batches and the number of the next one, which is the whole state to restore.
 
-  Grain's own state has the number of workers in it. Batch n holds the same rows
-  however many hosts and workers read them, so a run may go on with other numbers.
+  Grain's own state contains the number of workers. Here batch n holds the same rows for
+  every number of hosts and workers, so a run may resume with other numbers.
   """
 
   def __init__(self, batches: Iterator[Batch], start: int):
@@ -117,15 +118,16 @@ class TrainIterator:
     return self
 
   def __next__(self) -> Batch:
-    """The next batch; UserError where a data worker was killed."""
+    """The next batch; UserError if a data worker was killed."""
     try:
       batch = next(self._batches)
     except RuntimeError as error:
       if "Worker process was terminated" not in str(error):  # Grain's words
         raise
       raise errors.UserError(
-        "a data worker was ended from outside, perhaps because memory ran out. The "
-        "same command goes on from the latest checkpoint; data.workers may be lower"
+        "a data worker was killed, perhaps because memory ran out. Run the same "
+        "command again to resume from the latest checkpoint, if needed with a lower "
+        "data.workers"
       ) from error
     self._next += 1
     return batch
@@ -136,19 +138,19 @@ class TrainIterator:
       self._batches.close()
 
   def get_state(self) -> dict[str, int]:
-    """For `Data.train_iterator`; the same in all processes."""
+    """The state for `Data.train_iterator`; the same in all processes."""
     return {"next_index": self._next}
 
   @staticmethod
   def next_batch(state: dict[str, int] | None) -> int:
-    """The number of the next batch, from 0; UserError if it is not told."""
+    """Number of the next batch, from 0; UserError if `state` does not have it."""
     if state is None:
       return 0
     if not isinstance(state.get("next_index"), int):
       raise errors.UserError(
-        "the data iterator of this checkpoint is of another version, which could go "
-        "on only with the same data.workers; start a new --workdir, with "
-        "model.init_from on the old one"
+        "the state of the data iterator in this checkpoint is of another version, "
+        "which only resumes with the same data.workers; start a new --workdir with "
+        "model.init_from set to the old one"
       )
     return state["next_index"]
 
@@ -167,7 +169,7 @@ def build(
     tokenizer: carries the chat template.
     share_index, share_count: which rows of each batch this process reads (see
       `sharding.process_share`).
-    console: told about slow work.
+    console: shows the progress of slow work.
 
   Raises:
     UserError: see `sources` and `prepare`; or too little data for one batch.
@@ -175,47 +177,21 @@ def build(
   c = config.data
   if config.batch_size % share_count:
     raise errors.UserError(
-      f"batch_size={config.batch_size} does not spread over {share_count} processes"
+      f"batch_size={config.batch_size} does not divide among {share_count} processes"
     )
-  prepare_all = lambda spec: [
-    prepare.prepare(source, c, tokenizer, console) for source in sources.parse(spec)
-  ]
-  train = prepare_all(c.train)
-  usable = [p.usable for p in train]
-  held_out: list[tuple[prepare.Prepared, np.ndarray]] = []
+  train = _prepare_all(c.train, c, tokenizer, console)
+  usable, held_out = [p.usable for p in train], []
   if isinstance(c.eval, str) and c.eval.startswith("holdout:"):
     usable, held_out = _hold_out(train, c.eval)
   elif c.eval:
-    held_out = [(p, p.usable) for p in prepare_all(c.eval)]
-
+    held_out = [(p, p.usable) for p in _prepare_all(c.eval, c, tokenizer, console)]
   if c.text_window:
     _check_texts(train)
   rows = rows_lib.TrainRows(train, usable, config)
-  if config.epochs is not None:
-    for _ in range(config.epochs):
-      rows.add_epoch()
-    steps = len(rows) // config.batch_size
-    if steps < 1:
-      raise errors.UserError(
-        f"{config.epochs} epoch(s) make {len(rows)} rows, fewer than one batch of "
-        f"batch_size={config.batch_size}; lower it, raise epochs or add data"
-      )
-  else:
-    steps = config.steps
-    while len(rows) < steps * config.batch_size:
-      rows.add_epoch()
-
-  report = [p.report() for p in train]
-  if held_out:
-    report.append(f"held out: {sum(len(rows) for _, rows in held_out):,} samples")
-  if config.positions.strategy.startswith("skip_") and c.text_blocks == "none":
-    if any(p.is_text[p.usable].any() for p in train):
-      report.append("NOTE: data.text_blocks=none: a text is one block, so none skips")
-  if c.batching == "sorted":
-    report.append(rows.describe_sorted())
+  steps = _add_epochs(rows, config)
   return Data(
     steps=steps,
-    report="\n".join(report),
+    report=_report(train, held_out, rows, config),
     fingerprint=_fingerprint(train, usable, held_out, tokenizer),
     several_turns=sum(p.several_turns() for p in train),
     train_rows=rows,
@@ -226,44 +202,44 @@ def build(
   )
 
 
-def _fingerprint(
-  train: list[prepare.Prepared],
-  usable: list[np.ndarray],
-  held_out: list[tuple[prepare.Prepared, np.ndarray]],
+def _prepare_all(
+  spec: str | Sequence[str],
+  config: ml_collections.ConfigDict,
   tokenizer: transformers.PreTrainedTokenizerFast,
-) -> str:
-  found = hashlib.sha256(prepare.tokenizer_identity(tokenizer).encode("utf-8"))
-  for p, rows in (*zip(train, usable, strict=True), *held_out):
-    found.update(p.sample_ids[rows].astype("<u4"))  # hashes of what a sample says
-    found.update(p.lengths[rows].astype("<i8"))
-  return found.hexdigest()[:16]
-
-
-def _check_texts(train: list[prepare.Prepared]) -> None:
-  """Raises UserError where data.text_window would crop a chat."""
-  for p in train:
-    if not p.is_text[p.usable].all():
-      raise errors.UserError(
-        "data.text_window crops rows of plain text, and data source "
-        f"{p.source.name} has chats; leave them out, or set data.text_window=0"
-      )
+  console: rich_console.Console,
+) -> list[prepare.Prepared]:
+  """The tokenized sources of `data.train` or `data.eval`."""
+  return [
+    prepare.prepare(source, config, tokenizer, console)
+    for source in sources.parse(spec)
+  ]
 
 
 def _hold_out(
   train: list[prepare.Prepared], spec: str
-) -> tuple[list[np.ndarray], list[tuple[prepare.Prepared, np.ndarray]]]:
-  """Splits off N samples; the same ones whatever the order of the files.
+) -> tuple[list[np.ndarray], list[HeldOut]]:
+  """Splits off the N samples of `holdout:N`, independently of the order of the files.
 
-  All copies of a held-out dialogue leave the training data. Of texts, pieces are held
-  out; other pieces of the same document may stay.
+  All copies of a held-out dialogue are removed from the training data. Of texts, pieces
+  are held out; other pieces of the same document may stay.
+
+  Args:
+    train: the training sources.
+    spec: data.eval.
+
+  Returns:
+    The table rows left for training, per source, and the held-out ones.
   """
   count = spec.removeprefix("holdout:")
   if not count.isdecimal() or int(count) < 1:
-    raise errors.UserError(f"data.eval={spec!r}: give holdout:N with N at least 1")
+    raise errors.UserError(
+      f"data.eval={spec!r} is not valid; give holdout:N with N at least 1"
+    )
   ids = np.unique(np.concatenate([p.sample_ids[p.usable] for p in train]))
   if int(count) >= len(ids):
     raise errors.UserError(
-      f"data.eval={spec!r} leaves nothing to train on: there are {len(ids)} samples"
+      f"data.eval={spec!r} leaves nothing to train on: there are {len(ids)} samples; "
+      "hold out fewer or add data"
     )
   # Ids are hashes: the smallest ones are a random choice.
   chosen = ids[: int(count)]
@@ -275,24 +251,84 @@ def _hold_out(
   return usable, held_out
 
 
+def _check_texts(train: list[prepare.Prepared]) -> None:
+  """Raises UserError if data.text_window would crop a chat."""
+  for p in train:
+    if not p.is_text[p.usable].all():
+      raise errors.UserError(
+        "data.text_window crops rows of plain text, and data source "
+        f"{p.source.name} has chats; remove it, or set data.text_window=0"
+      )
+
+
+def _add_epochs(rows: rows_lib.TrainRows, config: ml_collections.ConfigDict) -> int:
+  """Plans as many epochs as the run needs; returns its number of steps."""
+  if config.epochs is None:
+    while len(rows) < config.steps * config.batch_size:
+      rows.add_epoch()
+    return config.steps
+  for _ in range(config.epochs):
+    rows.add_epoch()
+  steps = len(rows) // config.batch_size
+  if steps < 1:
+    raise errors.UserError(
+      f"{config.epochs} epoch(s) make {len(rows)} rows, fewer than one batch of "
+      f"batch_size={config.batch_size}; decrease it, increase epochs or add data"
+    )
+  return steps
+
+
+def _report(
+  train: list[prepare.Prepared],
+  held_out: list[HeldOut],
+  rows: rows_lib.TrainRows,
+  config: ml_collections.ConfigDict,
+) -> str:
+  """What was read and what was left out, a few lines."""
+  lines = [p.report() for p in train]
+  if held_out:
+    lines.append(f"held out: {sum(len(usable) for _, usable in held_out):,} samples")
+  skips = config.positions.strategy.startswith("skip_")
+  if skips and config.data.text_blocks == "none":
+    if any(p.is_text[p.usable].any() for p in train):
+      lines.append(
+        "NOTE: data.text_blocks=none makes a text one block, so texts do not skip"
+      )
+  if config.data.batching == "sorted":
+    lines.append(rows.describe_sorted())
+  return "\n".join(lines)
+
+
+def _fingerprint(
+  train: list[prepare.Prepared],
+  usable: list[np.ndarray],
+  held_out: list[HeldOut],
+  tokenizer: transformers.PreTrainedTokenizerFast,
+) -> str:
+  found = hashlib.sha256(prepare.tokenizer_identity(tokenizer).encode("utf-8"))
+  for p, rows in (*zip(train, usable, strict=True), *held_out):
+    found.update(p.sample_ids[rows].astype("<u4"))  # hashes of the content
+    found.update(p.lengths[rows].astype("<i8"))
+  return found.hexdigest()[:16]
+
+
 def _eval_batches(
-  held_out: list[tuple[prepare.Prepared, np.ndarray]],
+  held_out: list[HeldOut],
   config: ml_collections.ConfigDict,
   share_index: int,
   share_count: int,
 ) -> list[Batch]:
-  """All held-out rows in batches of a microbatch; the last one is padded.
+  """All held-out rows in batches of one microbatch; the last one is padded.
 
-  Every target weighs the same, whatever loss.reduction says. Samples share rows, and
-  attend to each other or not, as in training; a piece of text that training crops is
-  its first seq_len tokens.
+  Every target has the same weight, whatever loss.reduction is. Samples share rows, and
+  attend to each other or not, as in training; of a piece of text that training crops,
+  the first seq_len tokens are used.
   """
   c = config.data
   all_rows = []
   for p, usable in held_out:
-    max_packed = config_lib.max_packed(c)
     lengths = np.minimum(p.lengths[usable], c.seq_len)
-    for members in packing.plan_rows(lengths, c.seq_len, max_packed):
+    for members in packing.plan_rows(lengths, c.seq_len, config_lib.max_packed(c)):
       samples = [
         packing.first_tokens(p.sample(int(usable[i])), c.seq_len) for i in members
       ]

@@ -1,7 +1,7 @@
 """Tokenizes a source once, into an Arrow file on disk that later runs reuse.
 
-Every raw record becomes a row, the unusable ones too: `status` says "ok",
-"truncated" or why not, so the counts that are reported come from the data that
+Every raw record becomes at least one table row, also if it is unusable: `status` is
+"ok", "truncated" or the reason. So the reported counts always come from the data that
 is trained on, whether it was prepared now or a week ago.
 """
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
   import datasets
   import transformers
 
-FORMAT = 3  # of the rows; raise it when they or the encoding change
-_BATCH, _BATCH_SIZE = 512, 64 << 20  # records tokenized at a time; their bytes, about
+FORMAT = 3  # of the table rows; increase it when they or the encoding change
+_BATCH, _BATCH_SIZE = 512, 64 << 20  # records tokenized at a time; bytes, about
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Prepared:
   """A tokenized source.
 
   Attributes:
-    source: what it was made from.
-    rows: the Arrow rows, memory-mapped.
-    usable: indices of the rows to train on.
-    lengths: tokens of every row; 0 where unusable.
-    sample_ids: uint32 of every row.
-    is_text: bool of every row: a piece of plain text, not a chat.
+    source: where the records come from.
+    rows: the Arrow table's rows, memory-mapped.
+    usable: indices of the table rows to train on.
+    lengths: tokens per table row; 0 where unusable.
+    sample_ids: uint32 per table row.
+    is_text: bool per table row: a piece of plain text, not a chat.
   """
 
   source: sources.Source
@@ -56,9 +56,10 @@ class Prepared:
   is_text: np.ndarray
 
   def sample(self, row: int) -> dict[str, np.ndarray]:
-    """What `packing.assemble_row` needs of a row, as views of the memory map.
+    """The sample in a table row as `packing.assemble_row` needs it.
 
-    Several times as fast as indexing the dataset, which formats all columns.
+    Its arrays are views of the memory map. This is several times as fast as indexing
+    the dataset, which formats all columns.
     """
     piece = self.rows.data.fast_slice(row, 1)
     lists = {
@@ -69,11 +70,11 @@ class Prepared:
     return lists | one
 
   def several_turns(self) -> int:
-    """Samples with more than one reply to learn, or block of a text."""
+    """Number of samples with more than one trained reply, or block of a text."""
     return int(np.sum(np.asarray(self.rows.data.column("turns")) > 1))
 
   def report(self) -> str:
-    """Counts, in one or two lines."""
+    """Counts, in one or two lines: samples, tokens, unusable records."""
     column = lambda name: np.asarray(self.rows.data.column(name))
     counts = collections.Counter(column("status").tolist())
     several, documents = "turns", ""
@@ -82,14 +83,14 @@ class Prepared:
       documents = f" of {len(np.unique(column('number')[self.usable])):,} documents"
     lines = [
       f"{self.source.name}: {len(self.usable):,} samples{documents} "
-      f"({self.several_turns():,} of several {several}), "
+      f"({self.several_turns():,} with several {several}), "
       f"{int(self.lengths.sum()):,} tokens, {int(column('targets').sum()):,} targets, "
       f"{counts['truncated']:,} truncated"
     ]
     dropped = {k: n for k, n in counts.items() if k not in ("ok", "truncated")}
     if dropped:
-      told = ", ".join(f"{n:,} {reason}" for reason, n in sorted(dropped.items()))
-      lines.append(f"  left out: {told}")
+      reasons = ", ".join(f"{n:,} {reason}" for reason, n in sorted(dropped.items()))
+      lines.append(f"  left out: {reasons}")
     return "\n".join(lines)
 
 
@@ -99,17 +100,17 @@ def prepare(
   tokenizer: transformers.PreTrainedTokenizerFast,
   console: rich_console.Console,
 ) -> Prepared:
-  """The tokenized source, from the cache or made now.
+  """The tokenized source: read from the cache, or written there first.
 
   Args:
     source: what to read.
     config: the `data` part of a config.
     tokenizer: carries the chat template.
-    console: shows progress when it is a terminal.
+    console: shows progress if it is a terminal.
 
   Raises:
-    UserError: unreadable source, no usable sample, or more unusable records
-      than `max_bad_fraction`; lists them.
+    UserError: the source cannot be read, has no usable sample, or more unusable
+      records than `max_bad_fraction` allows; the message lists them.
   """
   import datasets
   import pyarrow
@@ -121,7 +122,8 @@ def prepare(
       folder.mkdir(parents=True, exist_ok=True)
       with _one_at_a_time(path.with_suffix(".lock")):
         if not path.exists():
-          _write_whole(path, source, config, tokenizer, console)
+          with _new_file(path) as half:
+            _write(half, source, config, tokenizer, console)
     except OSError as error:
       raise errors.UserError(
         f"data.cache_dir={folder} cannot be written: {error}"
@@ -144,10 +146,10 @@ def prepare(
 
 @contextlib.contextmanager
 def _one_at_a_time(lock: pathlib.Path) -> Iterator[None]:
-  """Other processes, of this run or another, wait here and find the work done.
+  """Other processes, of this run or another, wait here until the work is done.
 
-  The lock ends with its process. Where the filesystem has no locks everyone does
-  the work, which is slower but not wrong: files appear whole, by renaming.
+  The lock ends with its process. Where the filesystem has no locks every process does
+  the work, which is slower but not wrong: `_new_file` only shows complete files.
   """
   with lock.open("w") as file:
     with contextlib.suppress(OSError):
@@ -155,29 +157,25 @@ def _one_at_a_time(lock: pathlib.Path) -> Iterator[None]:
     try:
       yield
     finally:
-      lock.unlink(missing_ok=True)  # whoever still waits holds the file open
+      lock.unlink(missing_ok=True)  # processes that wait have the file open
 
 
-def _write_whole(
-  path: pathlib.Path,
-  source: sources.Source,
-  config: ml_collections.ConfigDict,
-  tokenizer: transformers.PreTrainedTokenizerFast,
-  console: rich_console.Console,
-) -> None:
+@contextlib.contextmanager
+def _new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A path to write to; the file becomes `path` only when the block succeeds."""
   # Two hosts that share the folder may have the same process id.
   half = path.with_suffix(f".{uuid.uuid4().hex}.half")
   try:
-    _write(half, source, config, tokenizer, console)
+    yield half
     half.replace(path)
   finally:
     half.unlink(missing_ok=True)
 
 
 def tokenizer_identity(tokenizer: transformers.PreTrainedTokenizerFast) -> str:
-  """All of a tokenizer that decides what a sample becomes."""
+  """Everything in a tokenizer that changes the samples, as one text."""
   backend = json.loads(tokenizer.backend_tokenizer.to_str())
-  for left_by_calls in ("truncation", "padding"):  # neither reaches the encoder
+  for left_by_calls in ("truncation", "padding"):  # the encoder uses neither
     backend.pop(left_by_calls)
   parts = (
     json.dumps(backend),
@@ -254,17 +252,17 @@ def _write(
       documents = texts([one for one in parsed if isinstance(one, str)])
       for (number, record), one in zip(batch, parsed, strict=True):
         if isinstance(one, str):
-          found = next(documents)
+          samples = next(documents)
         else:
-          found = [next(dialogues) if isinstance(one, list) else one]
-        for sample in found:
+          samples = [next(dialogues) if isinstance(one, list) else one]
+        for sample in samples:
           writer.write(_row(sample, isinstance(one, str), number, record))
       bar.advance(task, len(batch))
     writer.finalize()
 
 
 def _batches(records: Iterator[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
-  """`_BATCH` records each, or fewer where they are long."""
+  """Groups of `_BATCH` records, or of fewer where these are long."""
   batch, size = [], 0
   for numbered in records:
     batch.append(numbered)
@@ -279,7 +277,7 @@ def _batches(records: Iterator[tuple[int, Any]]) -> Iterator[list[tuple[int, Any
 def _parse(
   record: Any, max_bytes: int
 ) -> list[schemas.Message] | str | schemas.BadSample:
-  """The record's dialogue or its text."""
+  """The record's dialogue, its text, or why it has neither."""
   try:
     if untrusted.size(record) > untrusted.MOST_RECORD:
       raise schemas.BadSample(f"record over {untrusted.MOST_RECORD >> 20} MiB")
@@ -299,8 +297,8 @@ def _row(
     empty = dict.fromkeys(("tokens", "block_starts", "target_spans"), none)
     zero = dict.fromkeys(("length", "targets", "turns", "sample_id"), 0)
     example = "" if sample.reason == chat.NO_TARGET else sources.example(record)
-    told = dict(status=sample.reason, number=number, example=example)
-    return empty | zero | told | dict(is_text=is_text)
+    source = dict(status=sample.reason, number=number, example=example)
+    return empty | zero | source | dict(is_text=is_text)
   edges = np.flatnonzero(np.diff(sample.targets, prepend=False, append=False))
   return dict(
     tokens=sample.tokens,
@@ -326,7 +324,7 @@ def _check(
   fine = ("ok", "truncated", chat.NO_TARGET)
   counts = collections.Counter(s for s in statuses.tolist() if s not in fine)
   bad = counts.total()
-  # A text has a row a piece, and is still one record.
+  # A text has one table row per piece, and is still one record.
   records = len(np.unique(np.asarray(rows.data.column("number"))))
   if bad > max_bad_fraction * records:
     listed = []
@@ -341,10 +339,10 @@ def _check(
       f"data source {source.name}: {bad:,} of {records:,} records are unusable, "
       f"more than data.max_bad_fraction={max_bad_fraction}:\n"
       + "\n".join(listed)
-      + "\nMend them, or raise data.max_bad_fraction to train without them."
+      + "\nFix them, or increase data.max_bad_fraction to train without them."
     )
   if not np.isin(statuses, fine[:2]).any():
     raise errors.UserError(
-      f"data source {source.name}: no sample has a target within "
-      "data.seq_len tokens; raise it"
+      f"data source {source.name}: no sample has a target within its first "
+      "data.seq_len tokens; increase data.seq_len"
     )

@@ -1,7 +1,7 @@
-"""Built-in documents: reports whose last sentences return to the first paragraph.
+"""Built-in documents: reports whose last sentence refers to the first paragraph.
 
-Plain text that needs no download, with sentences, paragraphs and a dependency as long
-as the document. `record` is a pure function of (seed, index).
+Plain text that needs no download, with sentences, paragraphs and a dependency that is
+as long as the document. `record` is a pure function of (seed, index).
 """
 
 from typing import Any
@@ -35,7 +35,7 @@ _CROWDS = ("children", "fishermen", "clerks", "visitors", "musicians")
 
 
 def record(seed: int, index: int) -> dict[str, Any]:
-  """Document number `index`: 3 to 12 paragraphs, of every sixteenth 80 to 120."""
+  """Document number `index`: 3 to 12 paragraphs; every sixteenth has 80 to 120."""
   rng = np.random.default_rng((seed, index))
   pick = lambda options: options[rng.integers(len(options))]
   owner, thing, place = pick(_NAMES), pick(_THINGS), pick(_PLACES)

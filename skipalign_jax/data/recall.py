@@ -1,7 +1,7 @@
-"""Built-in dialogues: facts told early, asked for turns later.
+"""Built-in dialogues: facts in the first turn, questions about them turns later.
 
-A default that needs no download, and test data whose long-range dependencies are
-known. `record` is a pure function of (seed, index).
+The default data, which needs no download, and test data with known long-range
+dependencies. `record` is a pure function of (seed, index).
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ _DAYS = (
   "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday",
 )  # fmt: skip
 
-# Each kind of fact: how it is told, how it is asked for, how it is answered.
+# Each kind of fact: its statements, its questions, its answers.
 _FACTS = {
   "code": (
     ("the door code of {place} is {value}", "to enter {place} one types {value}"),
@@ -63,7 +63,7 @@ _NOTED = (
   "All right, I have made a note of it.",
 )
 
-# Small talk between telling and asking; {n} and {m} are small numbers.
+# Other turns between facts and questions; {n} and {m} are small numbers.
 _FILLER = (
   ("What is {n} plus {m}?", "{n} plus {m} is {sum}."),
   ("Is {n} an even number?", "{parity}"),
@@ -95,9 +95,9 @@ def record(seed: int, index: int) -> dict[str, Any]:
     kind = pick(tuple(_FACTS))
     value = str(rng.integers(1000, 10_000)) if kind == "code" else pick(_VALUES[kind])
     facts.append((kind, dict(person=person, place=place, value=value)))
-  told = [pick(_FACTS[kind][0]).format(**names) for kind, names in facts]
+  stated = [pick(_FACTS[kind][0]).format(**names) for kind, names in facts]
 
-  turns = [(pick(_OPENINGS).format(facts=", and ".join(told)), pick(_NOTED))]
+  turns = [(pick(_OPENINGS).format(facts=", and ".join(stated)), pick(_NOTED))]
   for _ in range(rng.integers(0, 5)):
     n, m = (int(x) for x in rng.integers(2, 60, 2))
     words = dict(

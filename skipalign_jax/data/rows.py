@@ -1,7 +1,7 @@
 """The rows of the whole run, in training order: planned epoch by epoch, read at random.
 
-Every process plans the same rows from the same lengths; so all agree on which samples a
-batch holds and, where batches differ in it, on how long its rows are.
+Every process plans the same rows from the same lengths. So all agree on the samples of
+each batch and, if batches differ in length, on the length of its rows.
 """
 
 from typing import SupportsIndex
@@ -13,7 +13,7 @@ from skipalign_jax import config as config_lib
 from skipalign_jax.data import packing, prepare
 from skipalign_jax.runtime import errors
 
-Planned = tuple[int, np.ndarray]  # epoch, the (source, row) pairs of a row
+Planned = tuple[int, np.ndarray]  # epoch, (source, table row) of each sample in a row
 
 
 class TrainRows:
@@ -27,8 +27,8 @@ class TrainRows:
   ):
     self._prepared, self._usable, self._config = prepared, usable, config
     self._rows: list[Planned] = []
-    self._left: list[Planned] = []  # of sorted epochs: too few for a batch
-    self._lengths: list[int] = []  # tokens of a row, for each sorted batch
+    self._left: list[Planned] = []  # sorted batching: too few rows for a batch
+    self._lengths: list[int] = []  # sorted batching: tokens per row of each batch
     self._epochs = 0
 
   def __len__(self) -> int:
@@ -38,18 +38,22 @@ class TrainRows:
     epoch, members = self._rows[int(index)]
     samples = [self._prepared[source].sample(int(row)) for source, row in members]
     row = packing.assemble_row(samples, self.length(int(index)), epoch)
-    if self._config.loss.reduction == "sequence":  # of the samples, before they join
-      row = packing.weigh_samples_alike(row)
+    if self._config.loss.reduction == "sequence":  # per sample, so before they join
+      row = packing.weigh_samples_equally(row)
     return row if self._config.data.packing_mask else packing.without_mask(row)
 
   def length(self, index: int) -> int:
-    """Places of row `index`, the same for all rows of its batch."""
+    """Length L of row `index`, the same for all rows of its batch."""
     if self._config.data.batching == "sorted":
       return self._lengths[index // self._config.batch_size]
     return config_lib.row_length(self._config.data)
 
   def add_epoch(self) -> None:
-    """Plans one more pass over the data, shuffled anew."""
+    """Plans one more pass over the data, in a new random order.
+
+    Raises:
+      UserError: the weights of the sources leave no samples.
+    """
     rng = np.random.default_rng((self._config.seed, self._epochs))
     chosen = []
     for number, (p, usable) in enumerate(
@@ -67,9 +71,9 @@ class TrainRows:
     )
     if not plan:
       raise errors.UserError(
-        "the weights behind * leave no sample in an epoch; raise them"
+        "data.train: the weights after * leave no samples in an epoch; increase them"
       )
-    # The half-empty rows that packing ends with must not meet in one batch.
+    # Packing leaves half-empty rows at the end; shuffle them into all batches.
     planned = [(self._epochs, order[plan[i]]) for i in rng.permutation(len(plan))]
     if c.batching == "sorted":
       self._add_sorted(planned, rng)
@@ -78,9 +82,9 @@ class TrainRows:
     self._epochs += 1
 
   def _add_sorted(self, planned: list[Planned], rng: np.random.Generator) -> None:
-    """Batches of neighbours in length, shuffled (LongAlign, 2401.18058).
+    """Batches of rows of similar length, in random order (LongAlign, 2401.18058).
 
-    Rows that fill no batch, which chance picks, wait for the next epoch.
+    Random rows that are too few for a batch wait for the next epoch.
     """
     size = self._config.batch_size
     planned = self._left + planned
@@ -99,16 +103,16 @@ class TrainRows:
     return int(self._prepared[source].lengths[row])
 
   def describe_sorted(self) -> str:
-    """What sorting saves: the share of padding with it and without."""
+    """The share of padding with sorted batches and without, for the report."""
     seq_len = self._config.data.seq_len
     tokens = sum(self._tokens(members[0]) for _, members in self._rows)
     places = self._config.batch_size * sum(self._lengths)
     plain = len(self._rows) * seq_len
-    told = ", ".join(
+    batches = ", ".join(
       f"{self._lengths.count(length)} x {length}"
       for length in config_lib.buckets(self._config.data)
     )
     return (
-      f"sorted: batches x tokens a row {told}; {1 - tokens / places:.0%} padding, "
+      f"sorted: batches x tokens per row {batches}; {1 - tokens / places:.0%} padding, "
       f"{1 - tokens / plain:.0%} in rows of {seq_len}"
     )

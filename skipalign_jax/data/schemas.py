@@ -1,4 +1,4 @@
-"""One record, of any known schema, to the messages of a dialogue, or why not."""
+"""One record of any known schema to the messages of a dialogue, or a reason."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ ROLES = {
 }
 
 
-class BadSample(Exception):  # noqa: N818 (a verdict on data, not a fault of ours)
+class BadSample(Exception):  # noqa: N818 (a verdict on data, not an error)
   """A record that cannot be trained on; `reason` is short and stable."""
 
   def __init__(self, reason: str):
@@ -42,9 +42,9 @@ def messages_of(record: Any, max_message_bytes: int) -> list[Message]:
 
   Reads `messages` (role, content), ShareGPT's `conversations` (from, value) and
   Alpaca's columns (instruction, input, output, and optionally system and
-  history). An empty system prompt counts as none. A user turn behind the last
-  reply is dropped: nothing is learned from it. A dialogue that opens with the
-  assistant, as some ShareGPT ones do, does not alternate and is refused.
+  history). An empty system prompt is dropped. A user turn after the last reply is
+  dropped: it has no target. A dialogue that opens with the assistant, as some
+  ShareGPT ones do, does not alternate and is refused.
 
   Raises:
     BadSample: anything else.
@@ -63,7 +63,7 @@ def messages_of(record: Any, max_message_bytes: int) -> list[Message]:
 
 
 def _turns(record: Any) -> Sequence[Any]:
-  """The record's turns as (role, content), nothing checked yet."""
+  """The record's turns as (role, content), not checked yet."""
   if not isinstance(record, Mapping):
     raise BadSample("unrecognised columns")
   for column, role, content in (
@@ -83,13 +83,13 @@ def _turns(record: Any) -> Sequence[Any]:
   pairs = isinstance(history, list) and all(isinstance(p, list) for p in history)
   if not pairs or not all(len(pair) == 2 for pair in history):
     raise BadSample("unrecognised columns")
-  for asked, replied in history:
-    turns += [("user", asked), ("assistant", replied)]
+  for question, reply in history:
+    turns += [("user", question), ("assistant", reply)]
   instruction = record["instruction"]
-  if more := record.get("input"):
-    if not isinstance(more, str):
+  if added := record.get("input"):
+    if not isinstance(added, str):
       raise BadSample("content is not text")
-    instruction = f"{instruction}\n{more}"
+    instruction = f"{instruction}\n{added}"
   return [*turns, ("user", instruction), ("assistant", record["output"])]
 
 
@@ -121,7 +121,7 @@ def _alternating(messages: list[Message]) -> list[Message]:
 
 
 def sample_id(messages: Sequence[Message]) -> int:
-  """uint32 name of a dialogue: a hash of what it says."""
+  """uint32 name of a dialogue: a hash of its messages."""
   text = json.dumps(list(messages), ensure_ascii=False, separators=(",", ":"))
   digest = hashlib.blake2b(text.encode("utf-8"), digest_size=4).digest()
   return int.from_bytes(digest, "little")

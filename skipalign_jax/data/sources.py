@@ -13,11 +13,11 @@ from skipalign_jax.runtime import errors, untrusted
 
 FORMS = (
   "builtin:recall[:N], builtin:text[:N], hub:NAME[:SPLIT], or a .jsonl, .jsonl.gz, "
-  ".parquet, .txt or .txt.gz file; *w behind it repeats it w times an epoch"
+  ".parquet, .txt or .txt.gz file; *w after it repeats it w times per epoch"
 )
-_TEXTS = (".txt", ".txt.gz")  # a document a file
+_TEXTS = (".txt", ".txt.gz")  # one document per file
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", *_TEXTS)
-_ROWS = 16  # of a parquet file, decoded at a time
+_ROWS = 16  # of a parquet table, decoded at a time
 _BUILTIN = {"recall": recall.record, "text": prose.record}
 
 
@@ -27,24 +27,27 @@ class Source:
 
   Attributes:
     name: as the user wrote it, without the weight.
-    weight: times an epoch goes through it; may be fractional.
+    weight: how often an epoch repeats it; may be fractional.
   """
 
   name: str
   weight: float = 1.0
 
   def identity(self) -> str:
-    """A text that changes when the records do, as far as that shows outside."""
+    """A text that changes when the file does, by its size and time."""
     if self.name.startswith(("builtin:", "hub:")):
       return self.name
     stat = self._path().stat()
     return f"{self._path().resolve()} {stat.st_size} {stat.st_mtime_ns}"
 
   def records(self) -> Iterator[tuple[int, Any]]:
-    """(line or row number from 1, raw record): a dict, or a JSONL line's bytes.
+    """(number of the line or table row from 1, raw record).
+
+    A record is a dict, or the bytes of a JSONL line.
 
     Raises:
-      UserError: nothing there, or not readable as what its name says.
+      UserError: the source does not exist, or its content is not in the format of its
+        name.
     """
     if self.name.startswith("builtin:"):
       return self._builtin()
@@ -56,7 +59,7 @@ class Source:
     return _parquet(path) if path.suffix == ".parquet" else _lines(path)
 
   def check(self) -> None:
-    """Raises UserError where the name alone tells that there is nothing."""
+    """Raises UserError if the name is not valid or names no file."""
     if self.name.startswith("builtin:"):
       self._builtin_name()
     elif not self.name.startswith("hub:"):
@@ -82,8 +85,8 @@ class Source:
     except Exception as error:
       first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
       raise errors.UserError(
-        f"data source {self.name}: the hub did not give it ({first_line}). Check the "
-        "name and the network, or name a local .jsonl or .parquet file"
+        f"data source {self.name} cannot be loaded from the hub ({first_line}). Check "
+        "the name and the network, or name a local .jsonl or .parquet file"
       ) from error
 
   def _path(self) -> pathlib.Path:
@@ -97,7 +100,14 @@ class Source:
 
 
 def parse(spec: str | Sequence[str]) -> list[Source]:
-  """Reads `data.train` or `data.eval`: one spec, several with commas, a tuple."""
+  """The sources of `data.train` or `data.eval`.
+
+  Args:
+    spec: one source, several separated by commas, or a sequence of sources.
+
+  Raises:
+    UserError: a source has no valid name or weight, or is a file that does not exist.
+  """
   texts = spec.split(",") if isinstance(spec, str) else list(spec)
   found = []
   for text in texts:
@@ -106,10 +116,12 @@ def parse(spec: str | Sequence[str]) -> list[Source]:
       source = Source(name, float(weight)) if star else Source(text.strip())
     except ValueError as error:
       raise errors.UserError(
-        f"data source {text!r}: {weight!r} behind * is not a number"
+        f"data source {text!r}: {weight!r} after * is not a number; give a weight"
       ) from error
     if not 0 < source.weight < 1000:
-      raise errors.UserError(f"data source {text!r}: the weight must be in (0, 1000)")
+      raise errors.UserError(
+        f"data source {text!r}: the weight after * must be above 0 and below 1000"
+      )
     source.check()
     found.append(source)
   return found
@@ -126,7 +138,7 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _document(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
-  """The whole file as one record; line breaks become \\n."""
+  """The whole file as one record; its line breaks become \\n."""
   try:
     data = io.BytesIO(untrusted.read(path))
     document = io.TextIOWrapper(data, encoding="utf-8-sig").read()
@@ -145,14 +157,14 @@ def _parquet(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
     file, file_size = pyarrow.parquet.ParquetFile(path), path.stat().st_size
     groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
     untrusted.check_growth(sum(group.total_byte_size for group in groups), file_size)
-    # Few rows at a time: a dictionary can give each of them the same huge text.
+    # Few rows at a time: dictionary encoding can give all of them one huge text.
     for batch in file.iter_batches(_ROWS):
       for record in batch.to_pylist():
         number += 1
         unpacked += untrusted.size(record)
         untrusted.check_growth(unpacked, file_size)
         yield number, record
-  # Besides its own errors, pyarrow raises those of Python's dates and numbers.
+  # pyarrow raises its own errors and those of Python's dates and numbers.
   except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
     raise errors.UserError(f"data source {path} cannot be read: {error}") from error
 

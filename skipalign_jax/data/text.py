@@ -1,13 +1,13 @@
-"""One document of plain text to tokenized samples: its pieces, and their blocks.
+"""One document of plain text to tokenized samples: its pieces and their blocks.
 
 Shapes: L tokens of a document or of a piece, C blocks of a document.
 
-A document is its text, with the bos token in front of it if the tokenizer itself puts
-one there, and the eos token, if there is one, behind it. It is cut into consecutive
-pieces; each piece is a sample. Every token is a target but the first of a piece, which
-nothing comes before. Blocks are what skipped positions may move: sentences, paragraphs,
-or one block for all. None of them is a response: skip_all and skip_outer both move
-every block after the first, skip_inner none.
+A document is its text, after the bos token if the tokenizer itself adds one, and before
+the eos token if the tokenizer has one. It is cut into consecutive pieces; each piece is
+a sample. Every token is a target except the first of a piece, because nothing precedes
+it. Blocks are the units that skipped positions may move: sentences, paragraphs, or the
+whole document. No block is a response: skip_all and skip_outer both move every block
+after the first, skip_inner moves no block.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from skipalign_jax.data import chat, schemas
 if TYPE_CHECKING:
   import transformers
 
-# What stands between two blocks; the next one begins behind it. A line break alone ends
-# nothing, because texts are often wrapped. "Mr. Brown" is cut in two: a block that is
-# too short does no harm.
+# What is between two blocks; the next block begins after it. A single line break does
+# not end a block, because texts are often wrapped. "Mr. Brown" becomes two blocks: a
+# block that is too short does no harm.
 _PARAGRAPH = r"(?<=\S)[^\S\n]*\n[^\S\n]*\n\s*"
 _SENTENCE = r"(?<=[.!?])[\"'”’»)\]]*\s+"
 BLOCKS = {
@@ -35,24 +35,24 @@ BLOCKS = {
   "paragraphs": _PARAGRAPH,
 }
 
-_CHATS = ("messages", "conversations", "instruction")  # columns that make a chat
-_CHARACTERS = 1 << 22  # tokenized at a time; offsets take a hundred bytes a token
+_CHATS = ("messages", "conversations", "instruction")  # columns of a chat
+_CHARACTERS = 1 << 22  # tokenized at a time; offsets take 100 bytes per token
 
 
 def text_of(record: Any) -> str | None:
-  """The document in a record's `text` column; None if it is a chat, or neither."""
+  """The document in a record's `text` column; None for chats and other records."""
   if not isinstance(record, Mapping) or not isinstance(record.get("text"), str):
     return None
   if any(record.get(column) is not None for column in _CHATS):
-    return None  # some sets keep the rendered chat beside its messages
+    return None  # some data sets have the rendered chat next to its messages
   return record["text"]
 
 
 def block_starts(text: str, blocks: str) -> np.ndarray:
-  """First character of each block of a text, C; the first is 0.
+  """[C] the first character of each block; the first is 0.
 
   Args:
-    text: of a document.
+    text: a document.
     blocks: a key of `BLOCKS`.
   """
   ends = (match.end() for match in re.finditer(BLOCKS[blocks], text))
@@ -64,7 +64,7 @@ class Encoder:
 
   Args:
     tokenizer: a fast tokenizer.
-    piece: tokens of a piece at most.
+    piece: maximum tokens of a piece.
     blocks: a key of `BLOCKS`.
   """
 
@@ -81,7 +81,7 @@ class Encoder:
   def __call__(
     self, texts: Sequence[str]
   ) -> Iterator[list[chat.Sample | schemas.BadSample]]:
-    """The pieces of each document; those that nothing can be learned from are bad."""
+    """The pieces of each document, or a BadSample for those without a target."""
     group: list[str] = []
     for text in texts:
       group.append(text)
@@ -122,10 +122,10 @@ class Encoder:
   def _pieces(
     self, text: str, ids: list[int], offsets: list[tuple[int, int]]
   ) -> list[chat.Sample | schemas.BadSample]:
-    if not ids:  # a normalizer may take everything away
+    if not ids:  # a normalizer may remove all characters
       return [schemas.BadSample("empty content")]
     tokens_L = np.array([*self._front, *ids, *self._back], np.int32)
-    # A token belongs to the block that it ends in: most carry the space before them.
+    # A token belongs to the block where it ends: most begin with the space before.
     last_L = np.maximum(np.array(offsets)[:, 1] - 1, 0)
     starts_C = block_starts(text, self._blocks)
     block_L = np.searchsorted(starts_C, last_L, side="right") - 1

@@ -1,4 +1,4 @@
-"""The tokenizer of a run, a byte-level one that needs no download, stop tokens."""
+"""The tokenizer of a run, a byte-level one that needs no download, and stop tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from skipalign_jax.runtime import errors
 if TYPE_CHECKING:
   import transformers
 
-# Id 0 is padding: a padded place in a row is all zeros.
+# Id 0 is padding: all arrays of a row are zero there.
 SPECIAL = ("<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 CHATML = (
@@ -27,7 +27,7 @@ CHATML = (
 
 
 def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
-  """One token a byte: 4 special tokens, then the 256 bytes in order.
+  """One token per byte: 4 special tokens, then the 256 bytes in order.
 
   `decode(encode(text)) == text` for every text.
   """
@@ -52,18 +52,18 @@ def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
 
 
 def _spelling() -> list[str]:
-  """How ByteLevel writes byte 0 … 255: printable ones as they are."""
+  """ByteLevel's character for byte 0 … 255: printable bytes are themselves."""
   alphabet = set(pre_tokenizers.ByteLevel.alphabet())
   others = (chr(code) for code in range(256, 512))
   return [chr(b) if chr(b) in alphabet else next(others) for b in range(256)]
 
 
 def resolve(config: ml_collections.ConfigDict) -> transformers.PreTrainedTokenizerFast:
-  """The tokenizer that `config` asks for, with its chat template set.
+  """The tokenizer that `config` names, with its chat template set.
 
   Raises:
-    UserError: no tokenizer is named, the reference cannot be read, or the
-      template does not fit (see `chat.set_template`).
+    UserError: no tokenizer is named, its reference cannot be read, or the template
+      does not fit (see `chat.set_template`).
   """
   ref = config.data.tokenizer or config.model.init_from
   if ref == "bytes":
@@ -77,17 +77,17 @@ def resolve(config: ml_collections.ConfigDict) -> transformers.PreTrainedTokeniz
 def _load(ref: str) -> transformers.PreTrainedTokenizerFast:
   if not ref:
     raise errors.UserError(
-      "training from scratch names no tokenizer: set data.tokenizer to a reference, "
-      "or to bytes"
+      "data.tokenizer is empty, and training from scratch has no other tokenizer; set "
+      "it to a reference, or to bytes"
     )
-  # Here, because it imports jax and Grain's workers import this package.
+  # Imported here because it loads jax, and Grain's workers load this module.
   from skipalign_jax.hf import reference
 
   return reference.load_tokenizer(ref)
 
 
 def stop_token_ids(tokenizer: transformers.PreTrainedTokenizerFast) -> tuple[int, ...]:
-  """Ids that end a reply: eos, and what the chat template ends a reply with."""
+  """Ids that end a reply: eos, and the last token of a reply in the chat template."""
   stops = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
   if tokenizer.chat_template:
     (sample,) = chat.Encoder(tokenizer, seq_len=1 << 20)(

@@ -62,7 +62,7 @@ def spell(tokenizer, ids):
 
 def test_golden_dialogue():
   """Text, block and target of each token; S, E and | are the control characters."""
-  expected = [  # (text of a run, block, target)
+  expected = [  # (text, block, target)
     ("Ssystem|Be kindE|Suser|HiE|", 0, False),
     ("Sassistant|", 1, False),
     ("YoE", 1, True),
@@ -100,7 +100,7 @@ def test_tulu_text():
   assert rendered.text[begin:end] == "Yo<|endoftext|>"
 
 
-# What people type: any text, and text that looks like chat markup.
+# What users type: any text, and text that looks like chat markup.
 CONTENT = st.one_of(
   st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
   st.sampled_from(
@@ -248,8 +248,8 @@ PROMPT = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif 
     (HEAD + "{% if loop.last %}{{ '<|im_end|>' }}{% endif %}{% endfor %}" + PROMPT,
      "differently when more messages follow"),
     # No generation prompt: the header would be trained as if it were the reply.
-    (HEAD + "{{ '<|im_end|>\n' }}{% endfor %}", "right behind its generation prompt"),
-    # Replies that nothing stops.
+    (HEAD + "{{ '<|im_end|>\n' }}{% endfor %}", "right after its generation prompt"),
+    # Replies without a stop token.
     (HEAD + "{{ '\n' }}{% endfor %}" + PROMPT, "does not end every reply"),
   ],
 )  # fmt: skip
@@ -281,7 +281,7 @@ def test_template_with_its_own_system_prompt():
   assert first == "<|im_start|>system\nX<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
 
 
-def test_set_template_says_what_to_do():
+def test_set_template_errors_say_what_to_do():
   tokenizer = tokenizer_lib.byte_tokenizer()
   with pytest.raises(errors.UserError, match="use model or tulu"):
     chat.set_template(tokenizer, "alpaca")
@@ -310,7 +310,7 @@ THOUGHTFUL = tokenizer_lib.CHATML.replace(
 )
 
 
-def test_a_template_that_takes_thoughts_away_costs_only_those_dialogues():
+def test_a_template_that_removes_thoughts_refuses_only_those_dialogues():
   tokenizer = tokenizer_lib.byte_tokenizer()
   tokenizer.chat_template = THOUGHTFUL
   plain = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]

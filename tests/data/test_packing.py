@@ -1,4 +1,4 @@
-"""Rows: every sample once, none too long; the arrays of a row."""
+"""Rows: every sample once, no row too long; the arrays of a row."""
 
 import hypothesis
 import numpy as np
@@ -11,13 +11,13 @@ SEQ_LEN = 50
 
 @hypothesis.settings(max_examples=100, deadline=None)
 @hypothesis.given(
-  lengths=st.lists(st.integers(1, SEQ_LEN), max_size=300), most=st.integers(1, 20)
+  lengths=st.lists(st.integers(1, SEQ_LEN), max_size=300), limit=st.integers(1, 20)
 )
-def test_every_sample_is_in_one_row_and_fits(lengths, most):
-  rows = packing.plan_rows(np.array(lengths, int), SEQ_LEN, most)
+def test_every_sample_is_in_one_row_and_fits(lengths, limit):
+  rows = packing.plan_rows(np.array(lengths, int), SEQ_LEN, limit)
   assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
   assert all(0 < sum(lengths[i] for i in row) <= SEQ_LEN for row in rows)
-  assert all(len(row) <= most for row in rows)
+  assert all(len(row) <= limit for row in rows)
 
 
 def test_first_fit_by_hand():
@@ -67,7 +67,7 @@ def test_assemble_row():
     assert row[name].dtype == packing.DTYPES[name]
 
 
-def test_nobody_responds_in_a_text():
+def test_a_text_has_no_responses():
   row = packing.assemble_row(
     [sample(4, 1, [0, 1, 2], [1, 4], is_text=True), sample(2, 2, [0, 1], [1, 2])], 7, 0
   )
@@ -86,7 +86,7 @@ def test_first_tokens():
 
 def test_empty_row_is_all_zeros():
   row = packing.assemble_row([], seq_len=4, epoch=3)
-  for made in (row, packing.without_mask(row), packing.weigh_samples_alike(row)):
+  for made in (row, packing.without_mask(row), packing.weigh_samples_equally(row)):
     assert all(array.shape == (4,) and not array.any() for array in made.values())
     assert {name: array.dtype for name, array in made.items()} == packing.DTYPES
 
@@ -116,9 +116,9 @@ def test_a_row_without_mask_is_one_sample():
   assert len({ids(s)[0] for s in (SAMPLES, SAMPLES[::-1], SAMPLES[:2])}) == 3
 
 
-def test_samples_weigh_alike():
+def test_samples_have_equal_weight():
   row = packing.assemble_row(SAMPLES, seq_len=15, epoch=2)
-  weighed = packing.weigh_samples_alike(row)
+  weighed = packing.weigh_samples_equally(row)
   np.testing.assert_array_equal(
     weighed["loss_weight"], [0, 0, 0, 0, 1, 0, 0, 0, 0.5, 0, 0.5, 0, 0, 0, 0]
   )

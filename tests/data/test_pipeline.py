@@ -50,7 +50,7 @@ def build(c, index=0, count=1):
 
 
 def ids_of(batches):
-  """Sample ids in order, one for each segment."""
+  """Sample ids in order, one per segment."""
   found = []
   for batch in batches:
     for row in range(len(batch["tokens"])):
@@ -152,7 +152,7 @@ def test_hosts_together_see_what_one_host_sees(cache, count, pack):
     np.testing.assert_array_equal(together, merged["tokens"])
 
 
-def test_restored_iterator_goes_on_exactly(cache):
+def test_restored_iterator_continues_exactly(cache):
   batches = list(build(make_config(cache)).train_iterator())
   iterator = build(make_config(cache, workers=2)).train_iterator()
   assert_same([next(iterator) for _ in range(3)], batches[:3])
@@ -161,7 +161,7 @@ def test_restored_iterator_goes_on_exactly(cache):
   assert_same(list(build(make_config(cache)).train_iterator(state)), batches[3:])
 
 
-def test_of_two_that_need_the_same_samples_one_makes_them(monkeypatch, tmp_path):
+def test_of_two_that_need_the_same_samples_one_tokenizes_them(monkeypatch, tmp_path):
   made, real = [], prepare._write
 
   def slow(*args):
@@ -177,7 +177,7 @@ def test_of_two_that_need_the_same_samples_one_makes_them(monkeypatch, tmp_path)
   assert [path.suffix for path in tmp_path.iterdir()] == [".arrow"]
 
 
-def test_an_iterator_state_of_other_kind_is_told(cache):
+def test_an_iterator_state_of_another_version_is_refused(cache):
   with pytest.raises(errors.UserError, match="of another version"):
     build(make_config(cache)).train_iterator({"workers_state": {}})
 
@@ -194,7 +194,7 @@ def test_weights(cache):
   assert sorted(ids_of(rows[:20])) != sorted(ids_of(rows[20:]))
 
 
-def test_sources_may_stand_in_tuples(cache, tmp_path):
+def test_sources_may_be_given_in_tuples(cache, tmp_path):
   path = write(tmp_path / "a, b.jsonl", [turns("x", "y")])
   c = make_config(cache)
   c.data.train, c.data.eval = ("builtin:recall:5", f"{path}*3"), (str(path),)
@@ -232,7 +232,7 @@ def test_eval_can_be_a_source_or_nothing(cache):
     (dict(eval="holdout:64"), "leaves nothing to train on"),
     (dict(eval="holdout:x"), "holdout:N"),
     (dict(train="builtin:recall:2", eval=""), "fewer than one batch"),
-    (dict(train="builtin:recall:2*0.1", eval=""), "leave no sample"),
+    (dict(train="builtin:recall:2*0.1", eval=""), "increase them"),
   ],
 )
 def test_too_little_data(cache, changes, message):
@@ -242,7 +242,7 @@ def test_too_little_data(cache, changes, message):
     build(c)
 
 
-def test_batch_must_spread_over_hosts(cache):
+def test_batch_must_divide_among_hosts(cache):
   with pytest.raises(errors.UserError, match="batch_size=8"):
     build(make_config(cache), 0, 3)
 
@@ -276,7 +276,7 @@ def test_bad_records_are_counted_and_left_out(cache, tmp_path):
   data = build(c)
   for reason in REASONS:
     assert f"1 {reason}" in data.report
-  assert "30 samples" in data.report and "(0 of several turns)" in data.report
+  assert "30 samples" in data.report and "(0 with several turns)" in data.report
   good_ids = {schemas.sample_id(schemas.messages_of(record, 99)) for record in good}
   assert set(ids_of(data.train_iterator())) == good_ids
 
@@ -306,7 +306,7 @@ def test_samples_without_a_target_are_dropped_but_not_bad(cache, tmp_path):
   assert f"1 {chat.NO_TARGET}" in data.report
   assert "2 samples" in data.report and "1 truncated" in data.report
   c.data.train = write(tmp_path / "b.jsonl", records[:1])
-  with pytest.raises(errors.UserError, match="raise it"):
+  with pytest.raises(errors.UserError, match=r"increase data\.seq_len"):
     build(c)
 
 
@@ -375,7 +375,7 @@ def test_damaged_cache_is_named(tmp_path):
 
 
 def test_no_module_imports_jax_when_loaded():
-  """Grain's workers load this package and must stay plain numpy."""
+  """Grain's workers load this package and must not need jax."""
   files = list(pathlib.Path(pipeline.__file__).parent.glob("*.py"))
   assert len(files) > 5
   for file in files:

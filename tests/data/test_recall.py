@@ -30,10 +30,10 @@ def test_no_placeholder_is_left():
 
 
 def test_last_answer_is_in_the_first_message():
-  """The last question is about a fact, told at the very beginning."""
+  """The last question is about a fact in the first message."""
   for i in range(COUNT):
     messages = recall.record(0, i)["messages"]
-    told = messages[0]["content"]
+    first = messages[0]["content"]
     words = [w.strip(".") for w in messages[-1]["content"].split()]
     # The value ends the answer, or comes right before "on <day>".
-    assert words[-1] in told, (told, messages[-1])
+    assert words[-1] in first, (first, messages[-1])

@@ -1,4 +1,4 @@
-"""Plans of a run: sorted batches, texts beside chats, windows that the step crops."""
+"""Plans of a run: sorted batches, texts and chats, windows that the step crops."""
 
 import io
 import itertools
@@ -30,7 +30,7 @@ def build(c, index=0, count=1):
 
 
 def chats(path, lengths):
-  """Dialogues of exactly so many tokens, with their ids."""
+  """Writes dialogues of exactly these lengths, in tokens; returns id → length."""
   lines, ids = [], {}
   for i, length in enumerate(lengths):
     message = lambda n: [("user", f"{i}"), ("assistant", "x" * n)]  # noqa: B023
@@ -62,16 +62,15 @@ def ids(batch):
   return [int(row[0]) for row in batch["sample_ids"]]
 
 
-def test_sorted_batches_hold_neighbours_and_every_sample_once(config, lengths):
+def test_sorted_batches_have_similar_lengths_and_every_sample_once(config, lengths):
   data = build(config)
   batches = list(data.train_iterator())
-  assert (
-    len(batches) == data.steps == 3 * len(LENGTHS) // 4
-  )  # two rows of an epoch wait for the next
+  # Two rows of an epoch wait for the next one.
+  assert len(batches) == data.steps == 3 * len(LENGTHS) // 4
   seen = [id_ for batch in batches for id_ in ids(batch)]
   counts = {id_: seen.count(id_) for id_ in lengths}
   assert set(counts.values()) <= {2, 3} and sum(counts.values()) == 4 * len(batches)
-  assert len(set(seen[:20])) == 20  # of the first epoch all but those that wait
+  assert len(set(seen[:20])) == 20  # the first epoch without those that wait
   order = []
   for batch in batches:
     tokens = [lengths[id_] for id_ in ids(batch)]
@@ -119,7 +118,7 @@ def test_hosts_agree_on_sorted_batches_and_resume_exactly(config):
     np.testing.assert_array_equal(one["tokens"], other["tokens"][1::2])
 
 
-def test_report_tells_what_sorting_saves(config, lengths):
+def test_report_shows_what_sorting_saves(config, lengths):
   data = build(config)
   batches = list(data.train_iterator())
   tokens = sum(int((b["segment_ids"] > 0).sum()) for b in batches)
@@ -154,7 +153,7 @@ def write_texts(path, documents):
 
 
 def test_texts_and_chats_share_rows(cache_dir, tmp_path):
-  """A long document fills rows; chats fill what its last piece and others leave."""
+  """A long document fills rows; chats fill the rest of the rows of short pieces."""
   documents = ["Long. " * 400, "Short one.\n\nOf two."]
   c = make_config(
     cache_dir,
@@ -164,7 +163,7 @@ def test_texts_and_chats_share_rows(cache_dir, tmp_path):
   )
   c.batch_size = 1
   data = build(c)
-  assert "a.jsonl: 4 samples of 2 documents (4 of several blocks)" in data.report
+  assert "a.jsonl: 4 samples of 2 documents (4 with several blocks)" in data.report
   found, mixed = {}, 0
   for row in data.train_iterator():
     is_text_L = (row["loss_weight"] > 0) & ~row["is_response"]
@@ -188,7 +187,7 @@ def test_texts_and_chats_share_rows(cache_dir, tmp_path):
 
 
 def test_configured_rows_differ_as_configured(cache_dir):
-  """loss.reduction and packing_mask reach the batches; held-out rows keep weights."""
+  """loss.reduction and packing_mask change the batches, not the held-out weights."""
   c = make_config(cache_dir, train="builtin:recall:64", eval="holdout:8", packing=True)
   plain = build(c)
   c = c.copy_and_resolve_references()
@@ -214,7 +213,7 @@ def test_windows_are_rows_and_held_out_pieces_are_not(cache_dir):
   batch = next(iter(data.train_iterator()))
   assert batch["tokens"].shape == (8, 700)
   assert (batch["segment_ids"].sum(1) > 200).any()
-  assert "data.text_blocks=none: a text is one block" in data.report
+  assert "data.text_blocks=none makes a text one block" in data.report
   (held_out,) = data.eval_batches
   assert held_out["tokens"].shape == (8, 200)
   assert {name: x.dtype for name, x in held_out.items()} == packing.DTYPES

@@ -1,4 +1,4 @@
-"""Specs, files in every state a user may leave them in."""
+"""Specs, and files in every state in which a user may give them."""
 
 import gzip
 import json
@@ -106,7 +106,7 @@ def test_damaged_files(tmp_path):
       read(path)
 
 
-def test_hub_failure_names_the_way_out(monkeypatch):
+def test_hub_failure_says_what_to_do(monkeypatch):
   def fail(name, split):
     raise ConnectionError(f"no route to {name} {split}")
 

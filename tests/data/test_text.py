@@ -1,4 +1,4 @@
-"""Documents to samples: nothing lost, blocks where the text breaks, honest flags."""
+"""Documents to samples: no token lost, blocks where the text breaks, flags."""
 
 import hypothesis
 import numpy as np
@@ -20,7 +20,7 @@ def encode(*documents, piece=1000, blocks="sentences", tokenizer=TOKENIZER):
 
 
 def blocks_of(document, blocks):
-  """The text of each block, from the tokens; the eos token shows as ¶."""
+  """The text of each block, from the tokens; ¶ is the eos token."""
   ((sample,),) = encode(document, blocks=blocks)
   found = []
   for block in range(sample.block_ids[-1] + 1):
@@ -63,15 +63,15 @@ def test_config_and_encoder_know_the_same_blocks():
     resolve.check(c)
 
 
-def test_a_token_belongs_to_the_block_that_it_ends_in():
-  """Tokens that carry the space before them, as those of real tokenizers do."""
+def test_a_token_belongs_to_the_block_where_it_ends():
+  """With tokens that begin with a space, as real tokenizers have them."""
 
   class Words:
     added_tokens_decoder, bos_token_id, eos_token_id = {}, 7, None
 
     def __call__(self, texts, **kwargs):
       if isinstance(texts, str):
-        return {"input_ids": [7, 1]}  # it puts bos in front
+        return {"input_ids": [7, 1]}  # it adds bos
       offsets = [(0, 2), (2, 3), (3, 7), (7, 11), (11, 12), (12, 14), (14, 16)]
       return {"input_ids": [list(range(1, 8))], "offset_mapping": [offsets]}
 
@@ -88,7 +88,7 @@ def test_a_token_belongs_to_the_block_that_it_ends_in():
   piece=st.integers(1, 9),
   blocks=st.sampled_from(sorted(text.BLOCKS)),
 )
-def test_pieces_make_the_document_again(documents, piece, blocks):
+def test_pieces_add_up_to_the_document(documents, piece, blocks):
   ids = []
   for document, pieces in zip(
     documents, encode(*documents, piece=piece, blocks=blocks), strict=True
@@ -143,7 +143,7 @@ def test_what_each_strategy_moves(strategy, moves):
   assert np.all(positions.DO_SKIP[strategy](sample.is_response) == moves)
 
 
-def test_builtin_documents_return_to_their_beginning():
+def test_the_end_of_builtin_documents_refers_to_their_beginning():
   assert prose.record(3, 7) == prose.record(3, 7) != prose.record(4, 7)
   documents = [prose.record(0, i)["text"] for i in range(64)]
   assert len(set(documents)) == 64

@@ -1,4 +1,4 @@
-"""The byte-level tokenizer, and which tokens stop a reply."""
+"""The byte-level tokenizer, and the tokens that end a reply."""
 
 import hypothesis
 import pytest

@@ -60,12 +60,12 @@ def test_a_killed_training_goes_on_as_if_nothing_happened(
 
 
 @pytest.mark.parametrize("moment", WORKERS)
-def test_a_killed_data_worker_is_told_and_the_run_goes_on(
+def test_a_killed_data_worker_is_reported_and_the_run_resumes(
   moment, longer, cache_dir, tmp_path
 ):
   args = tiny_runs.arguments(tmp_path / "run", cache_dir, **LONGER)
   status, printed = tiny_runs.run(args, moment, batches=tmp_path / "batches")
-  assert status == 2 and "error: a data worker was ended" in printed, printed
+  assert status == 2 and "error: a data worker was killed" in printed, printed
   status, printed = tiny_runs.run(args, batches=tmp_path / "batches")
   assert status == 0, printed
   tiny_runs.assert_same_run(tmp_path / "run", longer / "run")

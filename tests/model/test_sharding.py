@@ -160,7 +160,8 @@ def batch_of(t):
   if t % 2:
     rows = zip(batch["segment_ids"], batch["loss_weight"], strict=True)
     weighed = [
-      packing.weigh_samples_alike({"segment_ids": s, "loss_weight": w}) for s, w in rows
+      packing.weigh_samples_equally({"segment_ids": s, "loss_weight": w})
+      for s, w in rows
     ]
     batch["loss_weight"] = np.stack([row["loss_weight"] for row in weighed])
   return batch

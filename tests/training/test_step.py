@@ -109,12 +109,12 @@ def test_sequence_mean_is_the_same_packed_and_unpacked(run, naive_sums):
       means += [total / weight] if weight else []
   assert len(means) == 4
   run.reset(start)
-  packed = run.step(rowwise(packing.weigh_samples_alike, batch))
+  packed = run.step(rowwise(packing.weigh_samples_equally, batch))
   np.testing.assert_allclose(packed["loss"], np.mean(means), rtol=1e-5)
   run.reset(start)
   assert abs(packed["loss"] - run.step(batch)["loss"]) > 1e-3
   alone = tiny.Run(optim=OPTIM, grad_accum=4)
-  alone_batch = rowwise(packing.weigh_samples_alike, unpacked(batch))
+  alone_batch = rowwise(packing.weigh_samples_equally, unpacked(batch))
   assert alone_batch["segment_ids"].max() == 1 < batch["segment_ids"].max()
   metrics = alone.step(alone_batch)
   np.testing.assert_allclose(metrics["loss"], packed["loss"], rtol=1e-6)
@@ -124,7 +124,7 @@ def test_sequence_mean_is_the_same_packed_and_unpacked(run, naive_sums):
 def test_without_mask_a_row_is_one_long_sample(run, naive_sums):
   batch = tiny.batch()
   start = tiny.params(run.recipe.model)
-  weighed = rowwise(packing.weigh_samples_alike, batch)
+  weighed = rowwise(packing.weigh_samples_equally, batch)
   for one in (batch, weighed):
     joined = rowwise(packing.without_mask, one)
     total, weight = naive_sums(start, joined, drawn_positions(joined))
