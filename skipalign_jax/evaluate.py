@@ -36,7 +36,7 @@ def _evaluate(args: argparse.Namespace) -> int:
   console = terminal.Console()
   given = {
     field.name: getattr(args, field.name)
-    for field in dataclasses.fields(tasks.TASKS[args.task].Options)
+    for field in dataclasses.fields(tasks.module(args.task).Options)
   }
   options = tasks.options(args.task, given)
   distributed.initialize(args.distributed)
@@ -45,7 +45,7 @@ def _evaluate(args: argparse.Namespace) -> int:
   subject = open_subject(args)
   folder = pathlib.Path(args.out or default_folder(args.task, args.model))
   results = runner.run(
-    args.task, tasks.TASKS[args.task], options, subject, folder, console, args.limit
+    args.task, tasks.module(args.task), options, subject, folder, console, args.limit
   )
   for note in results["notes"]:
     console.print(f"note: {note}")
@@ -64,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     formatter_class=terminal.HelpFormatter,
   )
   commands = parser.add_subparsers(dest="task", required=True, metavar="TASK")
-  for name, task in tasks.TASKS.items():
+  for name in tasks.TASKS:
+    task = tasks.module(name)
     command = commands.add_parser(
       name,
       help=task.__doc__.splitlines()[0],

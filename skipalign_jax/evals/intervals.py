@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 Z = 1.959964  # of 95 %
 
@@ -25,9 +24,11 @@ def of_scores(scores: Sequence[float]) -> dict[str, Any]:
 
 def of_values(values: Sequence[float]) -> dict[str, Any]:
   """Mean of any values and Student's interval; one value has none."""
+  from scipy import special  # loads slowly, scipy.stats still more so
+
   n, mean = len(values), float(np.mean(values))
   if n == 1:
     return {"mean": mean, "low": None, "high": None, "n": 1}
   error = float(np.std(values, ddof=1)) / math.sqrt(n)
-  half = float(special.stdtrit(n - 1, 0.975)) * error  # t; scipy.stats loads slowly
+  half = float(special.stdtrit(n - 1, 0.975)) * error
   return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}

@@ -20,22 +20,17 @@ dialogue: a sample takes the next one in which its d leaves such a place.
 """
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from skipalign_jax.data import chat, schemas, sources
 from skipalign_jax.evals import haystack, intervals, needle
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
-from skipalign_jax.model import decoder, losses, model_config, sharding
 from skipalign_jax.runtime import errors
 
-CHUNK = 64  # places a row whose logits, of both passes, exist at one time
 TEXTS = (".txt", ".txt.gz")
 DIALOGUES = 256  # tokenized at a time
 MAX_MESSAGE_BYTES = 1 << 20
@@ -145,6 +140,8 @@ def documents(
     UserError: nothing is named, it cannot be read, or a text has fewer than `longest`
       tokens.
   """
+  from skipalign_jax.data import sources  # imports datasets
+
   if not source.strip():
     raise errors.UserError(
       "--source is needed: .txt or .txt.gz files with commas between them, or chats: "
@@ -167,6 +164,8 @@ def documents(
 
 def _dialogues(source: str, subject: subject_lib.Subject) -> Iterator[Document]:
   """Dialogues with a target; unusable records are left out."""
+  from skipalign_jax.data import chat, schemas, sources  # import transformers, datasets
+
   if not subject.tokenizer.chat_template:
     raise errors.UserError(
       f"--source={source}: the tokenizer has no chat template; use --template=tulu"
@@ -194,6 +193,8 @@ def measure(
   options: Options, subject: subject_lib.Subject, batch: Sequence[items_lib.Item]
 ) -> list[items_lib.Record]:
   """Means over the places of each pair, nats."""
+  from skipalign_jax.evals import paired_terms  # imports jax
+
   del options
   pairs = [item.ask for item in batch]
   length = len(pairs[0].tokens)
@@ -206,7 +207,7 @@ def measure(
   with engine.on_mesh():
     sce_BC, symmetric_kl_BC = map(
       np.asarray,
-      compare(engine.params, engine.config, hidden_RLD, len(pairs), shown),
+      paired_terms.of_rows(engine.params, engine.config, hidden_RLD, len(pairs), shown),
     )
   records = []
   for row, pair in enumerate(pairs):
@@ -218,28 +219,6 @@ def measure(
       }
     )
   return records
-
-
-@functools.partial(jax.jit, static_argnames=("config", "count", "shown"))
-def compare(
-  params: decoder.Params,
-  config: model_config.ModelConfig,
-  hidden_RLD: jax.Array,
-  count: int,
-  shown: int,
-) -> tuple[jax.Array, jax.Array]:
-  """`losses.long_short_terms` of rows 0 … count−1 with the next `count` rows.
-
-  Only the last `shown` places of a row are compared.
-  """
-  last_RCD = hidden_RLD[:, -shown:]
-  terms = losses.long_short_terms(
-    last_RCD[:count],
-    last_RCD[count : 2 * count],
-    decoder.bind(config, params).head(),
-    CHUNK,
-  )
-  return jax.tree.map(sharding.constrain_replicated, terms)
 
 
 def summarize(options: Options, records: Sequence[items_lib.Record]) -> dict[str, Any]:

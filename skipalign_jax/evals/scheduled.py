@@ -1,20 +1,24 @@
 """Tasks during training: what `config.evals` asks, and what goes to the metrics."""
 
+from __future__ import annotations
+
 import dataclasses
 import pathlib
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ml_collections
-import transformers
-from jax.sharding import Mesh
-from rich import console as rich_console
-
-from skipalign_jax.evals import runner, tasks
 from skipalign_jax.evals import subject as subject_lib
-from skipalign_jax.model import decoder, inference, model_config
-from skipalign_jax.runtime import distributed, errors
-from skipalign_jax.training import metrics
+from skipalign_jax.evals import tasks
+from skipalign_jax.runtime import errors
+
+if TYPE_CHECKING:  # to check config.evals needs none of these
+  import ml_collections
+  import transformers
+  from jax.sharding import Mesh
+  from rich import console as rich_console
+
+  from skipalign_jax.model import decoder, model_config
+  from skipalign_jax.training import metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +77,10 @@ def run(
   Returns:
     The numbers of the summary, as "NAME/KEY".
   """
+  from skipalign_jax.evals import runner
+  from skipalign_jax.model import inference
+  from skipalign_jax.runtime import distributed
+
   folder = workdir / "evals" / scheduled.name / str(step)
   if distributed.is_first():
     shutil.rmtree(folder, ignore_errors=True)
@@ -85,7 +93,7 @@ def run(
   )
   results = runner.run(
     scheduled.task,
-    tasks.TASKS[scheduled.task],
+    tasks.module(scheduled.task),
     scheduled.options,
     subject,
     folder,

@@ -1,17 +1,18 @@
-"""The model under test: weights ready to be asked, its tokenizer, its name."""
+"""The model under test: engine, tokenizer and identity."""
+
+from __future__ import annotations
 
 import dataclasses
 import functools
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
-import transformers
-
-from skipalign_jax.data import tokenizer as tokenizer_lib
-from skipalign_jax.hf import chat_template
-from skipalign_jax.model import inference, model_config
 from skipalign_jax.runtime import errors
+
+if TYPE_CHECKING:  # jax and transformers load slowly; options do not need them
+  import transformers
+
+  from skipalign_jax.model import inference, model_config
 
 _MARK = "\ue000"  # private use: no template and no text writes it
 
@@ -40,6 +41,8 @@ class Subject:
   @functools.cached_property
   def stop_ids(self) -> tuple[int, ...]:
     """Tokens that end a reply."""
+    from skipalign_jax.data import tokenizer as tokenizer_lib
+
     return tokenizer_lib.stop_token_ids(self.tokenizer)
 
   def chat(self, content: str) -> str:
@@ -48,6 +51,10 @@ class Subject:
     Raises:
       UserError: the tokenizer has no chat template, or it refuses the message.
     """
+    import jinja2
+
+    from skipalign_jax.hf import chat_template
+
     if not self.tokenizer.chat_template:
       raise errors.UserError(
         "the tokenizer has no chat template (it belongs to a base model); use "

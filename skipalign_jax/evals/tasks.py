@@ -1,45 +1,52 @@
-"""All tasks by name.
+"""All tasks by name; the module of a task is imported when it is needed.
 
 Each module has Options; items, measure and summarize, or run; and maybe draw.
 """
 
 import dataclasses
+import importlib
 import inspect
 import re
+from types import ModuleType
 from typing import Any
 
-from skipalign_jax.evals import keys, misalignment, needle, perplexity
-from skipalign_jax.evals.lm_eval import task as lm_eval_task
-from skipalign_jax.evals.longbench import task as longbench_task
-from skipalign_jax.evals.ruler import task as ruler_task
 from skipalign_jax.runtime import errors
 
 TASKS = {
-  "needle": needle,
-  "keys": keys,
-  "longbench": longbench_task,
-  "ruler": ruler_task,
-  "misalignment": misalignment,
-  "perplexity": perplexity,
-  "lm_eval": lm_eval_task,
+  "needle": "skipalign_jax.evals.needle",
+  "keys": "skipalign_jax.evals.keys",
+  "longbench": "skipalign_jax.evals.longbench.task",
+  "ruler": "skipalign_jax.evals.ruler.task",
+  "misalignment": "skipalign_jax.evals.misalignment",
+  "perplexity": "skipalign_jax.evals.perplexity",
+  "lm_eval": "skipalign_jax.evals.lm_eval.task",
 }
 
 
+def module(name: str) -> ModuleType:
+  """The module of a task.
+
+  Raises:
+    UserError: unknown task.
+  """
+  if name not in TASKS:
+    raise errors.UserError(f"there is no task {name!r}; known: {', '.join(TASKS)}")
+  return importlib.import_module(TASKS[name])
+
+
 def comments(name: str) -> dict[str, str]:
-  """Option → the comment behind it, which is its help."""
-  source = inspect.getsource(TASKS[name].Options)
+  """Option → the comment after it, which is its help text."""
+  source = inspect.getsource(module(name).Options)
   return dict(re.findall(r"^ +(\w+): .*?  # (.*)$", source, re.MULTILINE))
 
 
 def options(name: str, given: dict[str, Any]) -> Any:
-  """The options of a task, those not given at their defaults.
+  """The options of a task; those that are not given have their defaults.
 
   Raises:
     UserError: unknown task or option.
   """
-  if name not in TASKS:
-    raise errors.UserError(f"there is no task {name!r}; known: {', '.join(TASKS)}")
-  kind = TASKS[name].Options
+  kind = module(name).Options
   known = [field.name for field in dataclasses.fields(kind)]
   unknown = sorted(given.keys() - set(known))
   if unknown:

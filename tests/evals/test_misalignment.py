@@ -14,7 +14,13 @@ import tiny_subject
 from rich import console as rich_console
 
 from skipalign_jax.data import chat
-from skipalign_jax.evals import intervals, misalignment, runner, tasks
+from skipalign_jax.evals import (
+  intervals,
+  misalignment,
+  paired_terms,
+  runner,
+  tasks,
+)
 from skipalign_jax.model import backends
 from skipalign_jax.runtime import errors
 
@@ -28,7 +34,7 @@ LOGITS = jax.jit(functools.partial(tiny.naive_logits, config=tiny_subject.CONFIG
 def small_lengths(monkeypatch):
   monkeypatch.setattr(backends, "TILE", 8)
   monkeypatch.setattr(backends, "CPU_BLOCK", 8)
-  monkeypatch.setattr(misalignment, "CHUNK", 4)
+  monkeypatch.setattr(paired_terms, "CHUNK", 4)
 
 
 @functools.cache

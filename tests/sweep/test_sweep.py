@@ -71,7 +71,7 @@ def test_every_evaluation_is_a_command(name, variant):
     for evaluation in plan.sweep.evaluations:
       args = parser.parse_args(plan.evaluate_command(row, evaluation)[2:])
       assert args.model and pathlib.Path(args.out).parts[:2] == ("out", "evals")
-      fields = dataclasses.fields(tasks.TASKS[args.task].Options)
+      fields = dataclasses.fields(tasks.module(args.task).Options)
       tasks.options(args.task, {f.name: getattr(args, f.name) for f in fields})
 
 

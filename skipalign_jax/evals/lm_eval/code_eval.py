@@ -19,8 +19,6 @@ from concurrent import futures
 from typing import Any
 from unittest import mock
 
-import evaluate
-
 MEMORY = 4 << 30  # bytes a program may map
 REACHED_END = 87  # exit status; a program that leaves by itself has another
 CHILD = f"""
@@ -110,6 +108,8 @@ def outcome(program: str, timeout: float) -> str:
 @contextlib.contextmanager
 def installed() -> Iterator[None]:
   """While this lasts, tasks that load code_eval get the one above."""
+  import evaluate  # loads slowly
+
   original = evaluate.load
 
   def load(path: str, *args: Any, **kwargs: Any) -> Any:

@@ -9,15 +9,17 @@ FOLDER/
                                  with "train" in its name has the examples
 """
 
+from __future__ import annotations
+
 import csv
 import pathlib
 from collections.abc import Iterator
-from typing import Any
-
-import datasets
-import pyarrow
+from typing import TYPE_CHECKING, Any
 
 from skipalign_jax.runtime import errors, untrusted
+
+if TYPE_CHECKING:
+  import datasets
 
 
 def read(
@@ -35,6 +37,9 @@ def read(
     UserError: no such folder, files that cannot be read, or a data set whose files
       nobody knows.
   """
+  import datasets  # loads slowly
+  import pyarrow
+
   root = pathlib.Path(folder)
   if not root.is_dir():
     raise errors.UserError(f"--local_data={folder} is no folder")

@@ -6,6 +6,8 @@ the first so many documents of each task. --local_data reads documents from file
 instead of the hub; `local_benchmarks` says which.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import importlib.metadata
@@ -14,13 +16,16 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from skipalign_jax.evals import intervals, runner
+from skipalign_jax.evals import intervals
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.evals.lm_eval import asks
 from skipalign_jax.runtime import errors
+
+if TYPE_CHECKING:  # imports jax
+  from skipalign_jax.evals import runner
 
 BOOTSTRAPS = 1000  # where a metric is no mean
 

@@ -5,14 +5,17 @@ English serve all languages, as in the evaluation of Tülu, whose figures papers
 the harness's own tydiqa_goldp_* have rules and prompts for each language.
 """
 
+from __future__ import annotations
+
 import collections
 import functools
 import re
 import string
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
+if TYPE_CHECKING:  # loads slowly
+  import datasets
 
 LANGUAGES = (
   "arabic", "bengali", "english", "finnish", "indonesian", "korean", "russian",
