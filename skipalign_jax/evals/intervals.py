@@ -24,7 +24,7 @@ def of_scores(scores: Sequence[float]) -> dict[str, Any]:
 
 def of_values(values: Sequence[float]) -> dict[str, Any]:
   """Mean of any values and Student's interval; one value has none."""
-  from scipy import special  # loads slowly, scipy.stats still more so
+  from scipy import special  # slow to load, scipy.stats even more
 
   n, mean = len(values), float(np.mean(values))
   if n == 1:

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from skipalign_jax.data import chat, schemas, sources
 from skipalign_jax.evals import haystack, intervals, needle
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
@@ -140,8 +141,6 @@ def documents(
     UserError: nothing is named, it cannot be read, or a text has fewer than `longest`
       tokens.
   """
-  from skipalign_jax.data import sources  # imports datasets
-
   if not source.strip():
     raise errors.UserError(
       "--source is needed: .txt or .txt.gz files with commas between them, or chats: "
@@ -164,8 +163,6 @@ def documents(
 
 def _dialogues(source: str, subject: subject_lib.Subject) -> Iterator[Document]:
   """Dialogues with a target; unusable records are left out."""
-  from skipalign_jax.data import chat, schemas, sources  # import transformers, datasets
-
   if not subject.tokenizer.chat_template:
     raise errors.UserError(
       f"--source={source}: the tokenizer has no chat template; use --template=tulu"
@@ -193,7 +190,7 @@ def measure(
   options: Options, subject: subject_lib.Subject, batch: Sequence[items_lib.Item]
 ) -> list[items_lib.Record]:
   """Means over the places of each pair, nats."""
-  from skipalign_jax.evals import paired_terms  # imports jax
+  from skipalign_jax.evals import paired_terms  # jax is slow to load
 
   del options
   pairs = [item.ask for item in batch]

@@ -7,9 +7,13 @@ import functools
 import hashlib
 from typing import TYPE_CHECKING, Any
 
+import jinja2
+
+from skipalign_jax.data import tokenizer as tokenizer_lib
+from skipalign_jax.hf import chat_template
 from skipalign_jax.runtime import errors
 
-if TYPE_CHECKING:  # jax and transformers load slowly; options do not need them
+if TYPE_CHECKING:  # transformers and jax are slow to load
   import transformers
 
   from skipalign_jax.model import inference, model_config
@@ -41,8 +45,6 @@ class Subject:
   @functools.cached_property
   def stop_ids(self) -> tuple[int, ...]:
     """Tokens that end a reply."""
-    from skipalign_jax.data import tokenizer as tokenizer_lib
-
     return tokenizer_lib.stop_token_ids(self.tokenizer)
 
   def chat(self, content: str) -> str:
@@ -51,10 +53,6 @@ class Subject:
     Raises:
       UserError: the tokenizer has no chat template, or it refuses the message.
     """
-    import jinja2
-
-    from skipalign_jax.hf import chat_template
-
     if not self.tokenizer.chat_template:
       raise errors.UserError(
         "the tokenizer has no chat template (it belongs to a base model); use "

@@ -108,7 +108,7 @@ def outcome(program: str, timeout: float) -> str:
 @contextlib.contextmanager
 def installed() -> Iterator[None]:
   """While this lasts, tasks that load code_eval get the one above."""
-  import evaluate  # loads slowly
+  import evaluate  # slow to load
 
   original = evaluate.load
 

@@ -37,7 +37,7 @@ def read(
     UserError: no such folder, files that cannot be read, or a data set whose files
       nobody knows.
   """
-  import datasets  # loads slowly
+  import datasets  # slow to load
   import pyarrow
 
   root = pathlib.Path(folder)

@@ -14,7 +14,7 @@ import string
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # loads slowly
+if TYPE_CHECKING:  # slow to load
   import datasets
 
 LANGUAGES = (
