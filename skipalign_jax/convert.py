@@ -17,16 +17,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from skipalign_jax.data import tokenizer as tokenizer_lib
-from skipalign_jax.hf import (
-  card,
-  export,
-  native,
-  parity,
-  reference,
-  safetensors_io,
-  weights,
-)
-from skipalign_jax.runtime import errors, terminal
+from skipalign_jax.hf import card, export, native, parity, reference, weights
+from skipalign_jax.runtime import errors, files, terminal
 
 _CONSOLE = terminal.Console()
 
@@ -71,7 +63,7 @@ def _import(args: argparse.Namespace) -> int:
   reference.check_vocabulary(tokenizer, model.config)
   _say(model)
   start = time.perf_counter()
-  with safetensors_io.atomic_folder(args.out) as folder:
+  with files.new_folder(args.out) as folder:
     native.write_config(
       folder,
       native.Description(

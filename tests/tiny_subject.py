@@ -10,8 +10,9 @@ from tokenizers import processors
 
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.evals import subject
-from skipalign_jax.hf import export, safetensors_io, weights
+from skipalign_jax.hf import export, weights
 from skipalign_jax.model import inference, model_config, sharding
+from skipalign_jax.runtime import files
 
 CONFIG = tiny.config(vocab_size=260)
 PARAMS = tiny.params(CONFIG)
@@ -44,6 +45,6 @@ def folder(path: pathlib.Path, window=256) -> pathlib.Path:
   tensors = dict(weights.hf_tensors(parameters, "float32"))
   safetensors.numpy.save_file(tensors, path / "model.safetensors")
   config = dataclasses.replace(CONFIG, window=window)
-  safetensors_io.write_json(path / "config.json", model_config.to_hf(config))
+  files.write_json(path / "config.json", model_config.to_hf(config))
   export.save_tokenizer(tokenizer_lib.byte_tokenizer(), path)
   return path

@@ -10,8 +10,7 @@ from typing import Any
 
 from skipalign_jax.evals import compare_table, heatmap, keys, needle
 from skipalign_jax.evals.longbench import task as longbench_task
-from skipalign_jax.hf import safetensors_io
-from skipalign_jax.runtime import errors, terminal, untrusted
+from skipalign_jax.runtime import errors, files, terminal, untrusted
 
 # SkipAlign's Table 2: lm_eval's groups and tasks; NAME_… is a part of NAME.
 SHORT = {
@@ -53,7 +52,7 @@ def run(folders: Sequence[str], out: str, console: terminal.Console) -> dict[str
     try:
       folder.mkdir(parents=True, exist_ok=True)
       (folder / "compare.md").write_text(text + "\n", encoding="utf-8")
-      safetensors_io.write_json(folder / "compare.json", content)
+      files.write_json(folder / "compare.json", content)
       if panels:
         heatmap.draw(panels, folder / "needle.png")
     except OSError as error:

@@ -26,8 +26,7 @@ from rich import progress
 
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
-from skipalign_jax.hf import safetensors_io
-from skipalign_jax.runtime import distributed, errors, untrusted
+from skipalign_jax.runtime import distributed, errors, files, untrusted
 
 Record = items_lib.Record
 
@@ -67,13 +66,13 @@ class Store:
         raise errors.UserError(
           f"--out={folder} has files but no evaluation in it; name a new folder"
         )
-      safetensors_io.write_json(folder / "protocol.json", protocol)
+      files.write_json(folder / "protocol.json", protocol)
       return []
     except OSError as error:
       raise errors.UserError(f"--out={folder} cannot be used: {error}") from error
 
   def _check_same(self, protocol: dict[str, Any]) -> None:
-    theirs = safetensors_io.read_json(self._folder / "protocol.json")
+    theirs = files.read_json(self._folder / "protocol.json")
     ours = json.loads(json.dumps(protocol))
     different = [
       f"  {key}: there {theirs.get(key)!r}, now {ours.get(key)!r}"
@@ -261,7 +260,7 @@ def run(
 
 def _write(task, options, results, folder, console) -> None:
   try:
-    safetensors_io.write_json(folder / "results.json", results)
+    files.write_json(folder / "results.json", results)
     for picture in task.draw(options, results, folder) if hasattr(task, "draw") else ():
       console.print(f"{results['protocol']['task']}: drawn in {picture}")
   except OSError as error:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import transformers
 
-from skipalign_jax.hf import card, native, reference, safetensors_io, weights
+from skipalign_jax.hf import card, native, reference, safetensors_files, weights
 from skipalign_jax.model import model_config
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, files
 
 DTYPES = ("bfloat16", "float32", "float16", "keep")
 
@@ -34,7 +34,7 @@ def export(
   stop_ids: Sequence[int],
   out: str | os.PathLike[str],
   dtype: str = "bfloat16",
-  max_shard_bytes: int = safetensors_io.DEFAULT_SHARD_BYTES,
+  max_shard_bytes: int = safetensors_files.DEFAULT_SHARD_BYTES,
 ) -> int:
   """Writes `out`, all of it or nothing.
 
@@ -60,10 +60,10 @@ def export(
   reference.check_vocabulary(tokenizer, model.config)
   stored = model.weights["embed/weight"].dtype.name
   written = stored if dtype == "keep" else dtype
-  with safetensors_io.atomic_folder(out) as folder:
+  with files.new_folder(out) as folder:
     config = hf_config(model.config, model.hf_config, tokenizer, stop_ids, written)
-    safetensors_io.write_json(folder / "config.json", config)
-    safetensors_io.write_json(
+    files.write_json(folder / "config.json", config)
+    files.write_json(
       folder / "generation_config.json",
       generation_config(model.generation_config, tokenizer, stop_ids),
     )
@@ -76,7 +76,7 @@ def export(
     tensors = weights.hf_tensors(model.weights, None if dtype == "keep" else dtype)
     if dtype == "float16":
       tensors = map(_check_finite, tensors)
-    return safetensors_io.write_tensors(folder, tensors, max_shard_bytes)
+    return safetensors_files.write_tensors(folder, tensors, max_shard_bytes)
 
 
 def _check_finite(item: tuple[str, np.ndarray]) -> tuple[str, np.ndarray]:
@@ -147,10 +147,10 @@ def save_tokenizer(
   """
   tokenizer.save_pretrained(folder)
   path = folder / "tokenizer_config.json"
-  config = safetensors_io.read_json(path)
+  config = files.read_json(path)
   for key in ("is_local", "local_files_only"):  # how it was loaded here
     config.pop(key, None)
   config["tokenizer_class"] = "PreTrainedTokenizerFast"
   if tokenizer.chat_template:
     config["chat_template"] = tokenizer.chat_template
-  safetensors_io.write_json(path, config)
+  files.write_json(path, config)

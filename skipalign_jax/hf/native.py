@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import tensorstore
 
-from skipalign_jax.hf import names, safetensors_io, weights
+from skipalign_jax.hf import names, weights
 from skipalign_jax.model import model_config, rope
-from skipalign_jax.runtime import checksums, errors
+from skipalign_jax.runtime import checksums, errors, files
 
 FORMAT = "skipalign_jax"
 CHECKPOINTS, PARAMS, TOKENIZER = "checkpoints", "params", "tokenizer"
@@ -58,19 +58,19 @@ class Description:
 def write_config(workdir: str | os.PathLike[str], description: Description) -> None:
   """Writes config.json."""
   value = {"format": FORMAT, **dataclasses.asdict(description)}
-  safetensors_io.write_json(pathlib.Path(workdir) / "config.json", value)
+  files.write_json(pathlib.Path(workdir) / "config.json", value)
 
 
 def is_workdir(path: pathlib.Path) -> bool:
   """Whether a folder's config.json is ours."""
   file = path / "config.json"
-  return file.is_file() and safetensors_io.read_json(file).get("format") == FORMAT
+  return file.is_file() and files.read_json(file).get("format") == FORMAT
 
 
 def read_config(workdir: str | os.PathLike[str]) -> Description:
   """Reads config.json; UserError when it is damaged."""
   file = pathlib.Path(workdir) / "config.json"
-  value = safetensors_io.read_json(file)
+  value = files.read_json(file)
   try:
     shape = dict(value["model_config"])
     for field in dataclasses.fields(model_config.ModelConfig):
@@ -148,7 +148,7 @@ def open_arrays(
   _check_seal(workdir, step, _INDEX_BYTES)
   check = functools.cache(lambda: _check_seal(workdir, step))
   folder = (workdir / CHECKPOINTS / str(step) / PARAMS).absolute()
-  metadata = safetensors_io.read_json(folder / "_METADATA")
+  metadata = files.read_json(folder / "_METADATA")
   try:
     stored = {
       "/".join(part["key"] for part in leaf["key_metadata"])
@@ -242,7 +242,7 @@ def write_params(
       "key_metadata": [{"key": key, "key_type": 2} for key in keys],  # 2: of a dict
       "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False},
     }
-  safetensors_io.write_json(
+  files.write_json(
     target / PARAMS / "_METADATA",
     {
       "tree_metadata": tree,
@@ -255,7 +255,7 @@ def write_params(
   handler = (
     "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
   )
-  safetensors_io.write_json(
+  files.write_json(
     target / _COMMITTED,
     {
       "item_handlers": {PARAMS: handler},

@@ -22,11 +22,11 @@ from skipalign_jax.hf import (
   gguf,
   gguf_tokenizer,
   native,
-  safetensors_io,
+  safetensors_files,
   weights,
 )
 from skipalign_jax.model import model_config
-from skipalign_jax.runtime import errors, untrusted
+from skipalign_jax.runtime import errors, files, untrusted
 
 FORMS = """a model reference is one of
   org/name or org/name@revision   a model on the Hugging Face hub
@@ -165,17 +165,17 @@ def _open(reference: str, above: tuple[pathlib.Path, ...]) -> Model:
       config, hf_config = source.config, source.hf_config
       parameters = weights.stacked(config, source)
     case "hf":
-      hf_config = safetensors_io.read_json(location.path / "config.json")
+      hf_config = files.read_json(location.path / "config.json")
       config = model_config.from_hf(hf_config, str(location.path / "config.json"))
       if "quantization_config" in hf_config:
         raise errors.UserError(
           f"{location.path}: config.json has a quantization_config; quantised HF "
           "checkpoints are not supported, take the unquantised model"
         )
-      folder = safetensors_io.SafetensorsFolder(location.path)
+      folder = safetensors_files.SafetensorsFolder(location.path)
       parameters = weights.stacked(config, folder)
       if (location.path / "generation_config.json").is_file():
-        generation = safetensors_io.read_json(location.path / "generation_config.json")
+        generation = files.read_json(location.path / "generation_config.json")
     case "workdir":
       described = native.read_config(location.path)
       config, hf_config = described.model_config, described.hf_config

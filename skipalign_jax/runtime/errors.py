@@ -10,6 +10,11 @@ class UserError(ValueError):
   """A mistake in a config, a file or a flag: says what, where, what to do."""
 
 
+def first_line(error: BaseException) -> str:
+  """The first line of an exception's message, or its type where it has none."""
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def run_command(main: Callable[[], int | None]) -> None:
   """Runs `main` and exits: 0, its own status, 2 on UserError, 130 on Ctrl-C."""
   try:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from skipalign_jax.evals import heatmap, intervals, keys
-from skipalign_jax.hf import safetensors_io
+from skipalign_jax.runtime import files
 from skipalign_jax.sweep import chosen_tables, rows
 
 MISALIGNMENT = {"SCE": "sce", "symmetric KL": "symmetric_kl"}  # as told, and its key
@@ -51,7 +51,7 @@ def gather(plan: rows.Plan, names: Sequence[str]) -> Found:
       }
       path = plan.evaluation(name, "misalignment") / "results.json"
       if path.exists():
-        summary = safetensors_io.read_json(path)["summary"]
+        summary = files.read_json(path)["summary"]
         found[name] |= {key: summary[key]["mean"] for key in MISALIGNMENT.values()}
       if "eval_loss" in (last := plan.last_metrics(name)):
         found[name]["held_out_loss"] = last["eval_loss"]
@@ -110,10 +110,12 @@ def _items(
     item
     for evaluation in evaluations
     if plan.is_evaluated(name, evaluation)
-    for item in safetensors_io.read_json(
-      plan.evaluation(name, evaluation) / "results.json"
-    )["items"]
+    for item in _results(plan, name, evaluation)["items"]
   ]
+
+
+def _results(plan: rows.Plan, name: str, evaluation: str) -> dict[str, Any]:
+  return files.read_json(plan.evaluation(name, evaluation) / "results.json")
 
 
 def _pairs(plan: rows.Plan, found: Found) -> list[Found]:

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from skipalign_jax.evals import compare, compare_table, curves
-from skipalign_jax.hf import safetensors_io
-from skipalign_jax.runtime import errors, terminal
+from skipalign_jax.runtime import errors, files, terminal
 from skipalign_jax.sweep import chosen, chosen_tables, rows
 
 TRAINING = ("steps", "loss", "held-out loss")
@@ -47,7 +46,7 @@ def run(plan: rows.Plan, stem: str, console: terminal.Console) -> None:
   written = [".md", ".json", ".csv"]
   try:
     path(".md").write_text(text + "\n", encoding="utf-8")
-    safetensors_io.write_json(path(".json"), content)
+    files.write_json(path(".json"), content)
     write_csv(content, path(".csv"))
     if any(point["score"] is not None and point["at"] for point in content["points"]):
       draw(content, path(".png"))

@@ -26,8 +26,8 @@ import numpy as np
 
 from skipalign_jax import cli
 from skipalign_jax import config as config_lib
-from skipalign_jax.hf import native, safetensors_io
-from skipalign_jax.runtime import errors
+from skipalign_jax.hf import native
+from skipalign_jax.runtime import errors, files
 from skipalign_jax.training import metrics, resolve, workdir
 
 Value = str | int | float | bool
@@ -232,7 +232,7 @@ class Plan:
     for target in self.targets(name):
       path = self.evaluation(name, f"{CHOOSE}@{target}") / "results.json"
       if path.exists():
-        by_length = safetensors_io.read_json(path)["summary"]["log_p"]
+        by_length = files.read_json(path)["summary"]["log_p"]
         scores[target] = float(np.mean([cell["mean"] for cell in by_length.values()]))
     return scores
 

@@ -30,9 +30,9 @@ import ml_collections
 import transformers
 from rich import console as rich_console
 
-from skipalign_jax.hf import adapters, card, export, native, reference, safetensors_io
+from skipalign_jax.hf import adapters, card, export, native, reference
 from skipalign_jax.model import model_config
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, files
 
 STEPS = "steps.json"
 LOCK = ".lock"
@@ -156,14 +156,14 @@ def writing(folder: pathlib.Path) -> Iterator[None]:
 
 def write_steps(folder: pathlib.Path, steps: int) -> None:
   """Notes how many steps the run has, so that others can tell whether it is done."""
-  safetensors_io.write_json(folder / STEPS, {"steps": steps})
+  files.write_json(folder / STEPS, {"steps": steps})
 
 
 def read_steps(folder: pathlib.Path) -> int | None:
   """What `write_steps` noted; None where no run has begun."""
   if not (folder / STEPS).exists():
     return None
-  steps = safetensors_io.read_json(folder / STEPS).get("steps")
+  steps = files.read_json(folder / STEPS).get("steps")
   if not isinstance(steps, int):
     raise errors.UserError(
       f"{folder / STEPS} is damaged: it has no steps; run the training's command again"

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from rich import console as rich_console
 
-from skipalign_jax.hf import card, safetensors_io
-from skipalign_jax.runtime import compile_cache, errors, terminal
+from skipalign_jax.hf import card
+from skipalign_jax.runtime import compile_cache, errors, files, terminal
 from studies.length import figure, tasks, training, verdict
 
 AGAIN = "delete it or name another folder"
@@ -49,9 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     if content is None:
       compile_cache.enable()
       content = run(args.seeds, args.steps, console)
-      safetensors_io.write_json(folder / "results.json", content)
+      files.write_json(folder / "results.json", content)
     # Read back, so that the figure cannot show what the file does not hold.
-    content = safetensors_io.read_json(folder / "results.json")
+    content = files.read_json(folder / "results.json")
     report = verdict.report(content)
     figure.draw(content, folder / "figure.png")
   except OSError as error:
@@ -89,7 +89,7 @@ def earlier(path: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any] | None
   if not path.exists():
     return None
   try:
-    content = safetensors_io.read_json(path)
+    content = files.read_json(path)
   except errors.UserError as error:
     raise errors.UserError(f"{error}; {AGAIN}") from error
   found = content.get("protocol")

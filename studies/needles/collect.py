@@ -10,7 +10,8 @@ import numpy as np
 from scipy import stats
 
 from skipalign_jax.evals import intervals
-from skipalign_jax.hf import card, safetensors_io
+from skipalign_jax.hf import card
+from skipalign_jax.runtime import files
 from studies.needles import pieces, recipes, statistics
 
 # What each claim compares: the first row is said to be better.
@@ -58,7 +59,7 @@ def collect(study: pieces.Study) -> dict[str, Any]:
         if all(m.get(key) is not None for m in found)
       }
   return {
-    "settings": safetensors_io.read_json(study.folder / "settings.json"),
+    "settings": files.read_json(study.folder / "settings.json"),
     "versions": card.library_versions(),
     "seeds": seeds,
     "chosen": chosen,
@@ -82,7 +83,7 @@ def _models(study: pieces.Study) -> Iterator[dict[str, Any]]:
       path = study.result(seed, row, target, kind)
       if not path.exists():
         continue
-      content = safetensors_io.read_json(path)
+      content = files.read_json(path)
       found = {"row": row, "seed": seed, "s": target, "needles": kind}
       for form in ("chat", "text"):
         if form in content:
@@ -98,7 +99,7 @@ def _models(study: pieces.Study) -> Iterator[dict[str, Any]]:
             }
       own = study.result(seed, row, target, pieces.VALIDATION)
       if row != recipes.BASE and own.exists():
-        sft = safetensors_io.read_json(own)["sft"]
+        sft = files.read_json(own)["sft"]
         found["held_out_loss"] = _short(sft["held_out_loss"][0])
       if "misalignment" in content:
         found |= {k: _short(v) for k, v in content["misalignment"].items()}
@@ -153,7 +154,7 @@ def _pairs(study, models, chosen, wanted) -> dict[str, Any]:
     differences = []
     for seed in seeds:
       asked = [
-        safetensors_io.read_json(study.result(seed, row, chosen[row], pieces.TEST))
+        files.read_json(study.result(seed, row, chosen[row], pieces.TEST))
         for row in (one, other)
       ]
       for n in map(str, study.settings.tested[1:]):

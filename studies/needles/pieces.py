@@ -25,8 +25,7 @@ import numpy as np
 from rich import console as rich_console
 
 from skipalign_jax import train
-from skipalign_jax.hf import safetensors_io
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, files
 from skipalign_jax.training import metrics
 from studies.needles import needles, recipes, words
 
@@ -68,7 +67,7 @@ class Study:
     path = folder / "settings.json"
     try:
       if path.exists():
-        if (found := safetensors_io.read_json(path)) != wanted:
+        if (found := files.read_json(path)) != wanted:
           keys = [k for k in wanted if found.get(k) != wanted[k]]
           raise errors.UserError(
             f"--out={folder} holds a study of other settings ({', '.join(keys)}); name "
@@ -76,7 +75,7 @@ class Study:
           )
         return
       words.tokenizer().save_pretrained(folder / "tokenizer")
-      safetensors_io.write_json(path, wanted)
+      files.write_json(path, wanted)
     except OSError as error:
       raise errors.UserError(f"--out={folder} cannot be used: {error}") from error
 
@@ -132,7 +131,7 @@ class Study:
     path = self.base_result(seed)
     if not path.exists():
       return None
-    asked = safetensors_io.read_json(path)["text"]["1"]
+    asked = files.read_json(path)["text"]["1"]
     return accuracy(asked) >= self.settings.retrieves
 
   def chosen(self, row: str) -> int | None:
@@ -148,7 +147,7 @@ class Study:
       paths = [self.result(seed, row, target, VALIDATION) for seed in pilots]
       if not all(path.exists() for path in paths):
         return None
-      found = [safetensors_io.read_json(path)[form_of(row)] for path in paths]
+      found = [files.read_json(path)[form_of(row)] for path in paths]
       means[target] = np.mean([self.beyond(asked) for asked in found])
     return max(means, key=lambda target: (means[target], -target))
 
@@ -329,7 +328,7 @@ def run(study: Study, console: rich_console.Console) -> bool:
         began = time.monotonic()
         content = piece.make()
         seconds = round(time.monotonic() - began, 1)
-        safetensors_io.write_json(piece.result, content | {"seconds": seconds})
+        files.write_json(piece.result, content | {"seconds": seconds})
         made += 1
         told = piece.result.relative_to(study.folder / "results")
         console.print(f"{seconds:6.1f} s  {told}")

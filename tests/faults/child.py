@@ -20,8 +20,8 @@ import orbax.checkpoint as ocp
 
 from skipalign_jax import convert, train
 from skipalign_jax.data import pipeline
-from skipalign_jax.hf import safetensors_io
-from skipalign_jax.runtime import checksums, errors
+from skipalign_jax.hf import safetensors_files
+from skipalign_jax.runtime import checksums, errors, files
 from skipalign_jax.training import step
 
 # What a moment begins with: (owner, name).
@@ -31,8 +31,9 @@ MOMENTS = {
   "save": (ocp.CheckpointManager, "save"),
   "seal": (checksums, "_measure"),
   "evaluate": (None, "eval_step"),
-  "export": (safetensors_io, "write_tensors"),
-  "exported": (safetensors_io, "_umask"),  # all is written but has no name yet
+  "export": (safetensors_files, "write_tensors"),
+  # Of the one shard and of the folder, which is then whole but not renamed yet.
+  "exported": (files, "set_usual_permissions"),
   "claim": (train.workdir.native, "write_config"),
 }
 

@@ -72,7 +72,7 @@ def test_a_killed_data_worker_is_reported_and_the_run_resumes(
   tiny_runs.assert_same_order(tmp_path / "batches", longer / "batches")
 
 
-@pytest.mark.parametrize("moment", ["export:1:0", "exported:1:0"])
+@pytest.mark.parametrize("moment", ["export:1:0", "exported:2:0"])
 def test_a_killed_export_leaves_nothing_that_looks_whole(moment, whole, tmp_path):
   args = ["export", f"--model={whole / 'run'}"]
   status, printed = tiny_runs.run([*args, f"--out={tmp_path / 'a'}"], moment, "convert")

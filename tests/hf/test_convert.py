@@ -15,9 +15,9 @@ import tiny_files as tiny
 import transformers
 
 from skipalign_jax import convert
-from skipalign_jax.hf import card, export, native, reference, safetensors_io
+from skipalign_jax.hf import card, export, native, reference
 from skipalign_jax.model import rope
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, files
 
 
 def run(command, ref, out=None, *more):
@@ -78,8 +78,8 @@ def test_import_is_a_checkpoint_that_orbax_reads(tmp_path):
 
 def test_a_damaged_import_is_not_exported(tmp_path):
   run("import", tiny.hf_folder(tmp_path / "hf"), tmp_path / "native")
-  files = (tmp_path / "native/checkpoints/0/params").rglob("d/*")
-  path = max(files, key=lambda path: path.stat().st_size)
+  stored = (tmp_path / "native/checkpoints/0/params").rglob("d/*")
+  path = max(stored, key=lambda path: path.stat().st_size)
   damaged = bytearray(path.read_bytes())
   damaged[len(damaged) // 2] ^= 1
   path.write_bytes(damaged)
@@ -134,14 +134,14 @@ def test_export_of_training_writes_both_rope_spellings_and_stops(tmp_path):
   run("export", tmp_path / "run", tmp_path / "out", "--max_shard_gb=0.00001")
   out = tmp_path / "out"
   assert len(list(out.glob("model-*.safetensors"))) > 2
-  written = safetensors_io.read_json(out / "config.json")
+  written = files.read_json(out / "config.json")
   theta = rope.ntk_theta(config.rope.theta, 4.0, config.head_dim)
   assert written["rope_theta"] == written["rope_parameters"]["rope_theta"] == theta
   assert written["max_position_embeddings"] == config.window
   assert written["torch_dtype"] == written["dtype"] == "bfloat16"
   tok = tiny.tokenizer()
   stops = [tok.eos_token_id, tok.convert_tokens_to_ids("<|im_end|>")]
-  generation = safetensors_io.read_json(out / "generation_config.json")
+  generation = files.read_json(out / "generation_config.json")
   assert generation["eos_token_id"] == written["eos_token_id"] == stops
   ours = reference.open_model(str(out))
   norm = ours.weights["norm/weight"]
@@ -167,7 +167,7 @@ def test_model_card_tells_the_recipe_and_no_more(tmp_path):
 def test_exported_tokenizer_is_the_same_for_anyone(tmp_path):
   source = tiny.hf_folder(tmp_path / "hf")
   run("export", source, tmp_path / "out")
-  config = safetensors_io.read_json(tmp_path / "out/tokenizer_config.json")
+  config = files.read_json(tmp_path / "out/tokenizer_config.json")
   assert config["tokenizer_class"] == "PreTrainedTokenizerFast"  # v4 knows it
   assert config["chat_template"] == tiny.TEMPLATE
   assert "local_files_only" not in config

@@ -89,13 +89,13 @@ def test_exported_folder_loads_in_transformers(name, tmp_path):
   torch = pytest.importorskip("torch")
   import transformers
 
-  from skipalign_jax.hf import safetensors_io
+  from skipalign_jax.hf import safetensors_files
 
   hf = make_goldens.MODELS[name]
   config = model_config.from_hf(hf)
   seed = list(make_goldens.MODELS).index(name)
   drawn = make_goldens.weights(names.hf_shapes(config), seed)
-  safetensors_io.write_tensors(tmp_path, drawn.items(), 4096)
+  safetensors_files.write_tensors(tmp_path, drawn.items(), 4096)
   written = model_config.to_hf(config) | {"pad_token_id": None}  # as export writes it
   (tmp_path / "config.json").write_text(json.dumps(written))
   theirs, loading = transformers.AutoModelForCausalLM.from_pretrained(

@@ -8,21 +8,16 @@ Format: https://github.com/huggingface/safetensors#format
 """
 
 import dataclasses
-import json
 import math
 import os
 import pathlib
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterable
 
 import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from skipalign_jax.runtime import errors, untrusted
+from skipalign_jax.runtime import errors, files, untrusted
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DEFAULT_SHARD_BYTES = 5 * 10**9  # what transformers uses
@@ -64,7 +59,7 @@ class SafetensorsFolder:
     self.where = str(folder)
     self._entries: dict[str, _Entry] = {}
     index = _weight_map(folder)
-    for file in _files(folder, index):
+    for file in _weight_files(folder, index):
       for name, entry in _read_header(file).items():
         if name in self._entries:
           raise errors.UserError(
@@ -114,7 +109,7 @@ def _weight_map(folder: pathlib.Path) -> dict[str, str]:
   path = folder / INDEX
   if (folder / SINGLE).is_file() or not path.is_file():
     return {}
-  index = read_json(path)
+  index = files.read_json(path)
   weight_map = index.get("weight_map")
   if not isinstance(weight_map, dict) or not weight_map:
     raise errors.UserError(f"{path}: has no weight_map")
@@ -126,16 +121,16 @@ def _weight_map(folder: pathlib.Path) -> dict[str, str]:
   return weight_map
 
 
-def _files(folder: pathlib.Path, index: dict[str, str]) -> list[pathlib.Path]:
+def _weight_files(folder: pathlib.Path, index: dict[str, str]) -> list[pathlib.Path]:
   if index:
-    files = [folder / name for name in sorted(set(index.values()))]
-    missing = [file.name for file in files if not file.is_file()]
+    shards = [folder / name for name in sorted(set(index.values()))]
+    missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
       raise errors.UserError(
-        f"{folder}: {len(missing)} of {len(files)} shards are missing: "
+        f"{folder}: {len(missing)} of {len(shards)} shards are missing: "
         f"{', '.join(missing[:5])}. Finish the download"
       )
-    return files
+    return shards
   if (folder / SINGLE).is_file():
     return [folder / SINGLE]
   found = sorted(p.name for p in folder.iterdir() if p.suffix == ".safetensors")
@@ -189,26 +184,6 @@ def _read_header(file: pathlib.Path) -> dict[str, _Entry]:
   return entries
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """A JSON object from a file; UserError when it is not one."""
-  try:
-    value = untrusted.parse_json(untrusted.read(path, untrusted.MOST_JSON))
-  except OSError as error:
-    raise errors.UserError(f"{path}: {error.strerror}") from error
-  except ValueError as error:
-    raise errors.UserError(f"{path}: not valid JSON ({error})") from error
-  if not isinstance(value, dict):
-    raise errors.UserError(f"{path}: expected a JSON object")
-  return value
-
-
-def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
-  """Writes `value` as indented JSON, all of it or nothing."""
-  new = path.with_name(f".{path.name}.new")
-  new.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
-  new.replace(path)
-
-
 def write_tensors(
   folder: pathlib.Path,
   tensors: Iterable[tuple[str, np.ndarray]],
@@ -233,7 +208,7 @@ def write_tensors(
     # "format": transformers insists on the key and "pt" is what every reader,
     # torch or not, accepts.
     safetensors.numpy.save_file(held, part, metadata={"format": "pt"})
-    part.chmod(0o666 & ~_umask())  # the library makes it private
+    files.set_usual_permissions(part)  # the library makes it private
     names_of_shard.append(list(held))
     held.clear()
 
@@ -255,45 +230,7 @@ def write_tensors(
     file_name = f"model-{i + 1:05d}-of-{len(names_of_shard):05d}.safetensors"
     (folder / f"part-{i}").rename(folder / file_name)
     weight_map |= dict.fromkeys(shard_names, file_name)
-  write_json(
+  files.write_json(
     folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map}
   )
   return total
-
-
-@contextmanager
-def atomic_folder(out: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-  """A temporary sibling that becomes `out` when the block ends well.
-
-  On any exception the sibling is deleted and `out` stays as it was.
-
-  Raises:
-    UserError: `out` exists and is not an empty folder, or cannot be written.
-  """
-  out = pathlib.Path(out).absolute()
-  if out.exists() and (not out.is_dir() or any(out.iterdir())):
-    raise errors.UserError(
-      f"{out}: exists and is not an empty folder; choose another --out or remove it"
-    )
-  try:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(
-      tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent)
-    )
-  except OSError as error:
-    raise errors.UserError(f"{out}: cannot be created ({error.strerror})") from error
-  try:
-    yield temporary
-    temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private
-    temporary.replace(out)
-  except BaseException as error:
-    shutil.rmtree(temporary, ignore_errors=True)
-    if isinstance(error, OSError):  # a full disk, a lost mount
-      raise errors.UserError(f"{out}: not written ({error})") from error
-    raise
-
-
-def _umask() -> int:
-  mask = os.umask(0)
-  os.umask(mask)
-  return mask

@@ -1,0 +1,146 @@
+"""Files of our own: JSON, JSON Lines, and files that are replaced whole or not at all.
+
+A process may be killed at any moment. A reader then finds the old file or the new one,
+never half of one; only a file that grows line by line may end in half a line.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from skipalign_jax.runtime import errors, untrusted
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """A JSON object from a file; UserError when it is not one."""
+  try:
+    value = untrusted.parse_json(untrusted.read(path, untrusted.MOST_JSON))
+  except OSError as error:
+    raise errors.UserError(f"{path}: {error.strerror}") from error
+  except ValueError as error:
+    raise errors.UserError(f"{path}: not valid JSON ({error})") from error
+  if not isinstance(value, dict):
+    raise errors.UserError(f"{path}: expected a JSON object")
+  return value
+
+
+def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+  """Writes `value` as indented JSON, all of it or nothing."""
+  with replacing(path) as new:
+    new.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def read_json_lines(
+  path: pathlib.Path, check: Callable[[Any], None] = lambda value: None
+) -> list[Any]:
+  """The values of a file with one JSON value per line.
+
+  A last line without its line break, as a killed process leaves it, is left out.
+
+  Args:
+    path: of the file.
+    check: raises ValueError, LookupError, TypeError or AttributeError for a value that
+      does not belong into the file.
+
+  Raises:
+    UserError: the file cannot be read, or one of its whole lines is damaged.
+  """
+  try:
+    *lines, _ = path.read_bytes().split(b"\n")
+  except OSError as error:
+    raise errors.UserError(f"{path} cannot be read ({error.strerror})") from error
+  values = []
+  for number, line in enumerate(lines, 1):
+    try:
+      values.append(untrusted.parse_json(line))
+      check(values[-1])
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+      raise errors.UserError(
+        f"{path}, line {number}, is damaged ({error!r}); remove that line"
+      ) from error
+  return values
+
+
+def cut_half_line(path: pathlib.Path) -> None:
+  """Removes a last line without its line break, before other lines are appended."""
+  data = path.read_bytes()
+  os.truncate(path, data.rfind(b"\n") + 1)
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path, shared: bool = False) -> Iterator[pathlib.Path]:
+  """A path next to `path`; what the block writes there becomes `path` when it ends.
+
+  On any exception it is deleted and `path` stays as it was.
+
+  Args:
+    path: of a file, or of a folder that does not exist yet.
+    shared: whether other processes may write `path` at the same time. Each then has a
+      name of its own, so that what a kill leaves is not overwritten by the next try.
+  """
+  name = f"{path.name}.{uuid.uuid4().hex}" if shared else path.name
+  new = path.with_name(unfinished(name))
+  _remove(new)
+  try:
+    yield new
+    new.replace(path)
+  except BaseException:
+    _remove(new)
+    raise
+
+
+def unfinished(name: str) -> str:
+  """Name under which `replacing` writes a file that is not shared."""
+  return f".{name}.new"
+
+
+def _remove(path: pathlib.Path) -> None:
+  if path.is_dir():
+    shutil.rmtree(path, ignore_errors=True)
+  else:
+    path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(out: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+  """A temporary folder next to `out` that becomes `out` when the block ends.
+
+  On any exception it is deleted and `out` stays as it was.
+
+  Raises:
+    UserError: `out` exists and is not an empty folder, or cannot be written.
+  """
+  out = pathlib.Path(out).absolute()
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    raise errors.UserError(
+      f"{out}: exists and is not an empty folder; choose another --out or remove it"
+    )
+  try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(
+      tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent)
+    )
+  except OSError as error:
+    raise errors.UserError(f"{out}: cannot be created ({error.strerror})") from error
+  try:
+    yield temporary
+    set_usual_permissions(temporary)  # mkdtemp makes it private
+    temporary.replace(out)
+  except BaseException as error:
+    shutil.rmtree(temporary, ignore_errors=True)
+    if isinstance(error, OSError):  # a full disk, a lost mount
+      raise errors.UserError(f"{out}: not written ({error})") from error
+    raise
+
+
+def set_usual_permissions(path: pathlib.Path) -> None:
+  """Gives a file or folder the permissions that the process's umask leaves."""
+  mask = os.umask(0)
+  os.umask(mask)
+  path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

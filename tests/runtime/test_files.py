@@ -1,0 +1,111 @@
+"""Files are whole or not there, whenever a process is killed."""
+
+import pytest
+
+from skipalign_jax.runtime import errors, files
+
+GOOD = b'{"step": 1}\n'
+
+
+def names(folder):
+  return sorted(path.name for path in folder.iterdir())
+
+
+def test_json_comes_back(tmp_path):
+  files.write_json(tmp_path / "x.json", {"a": [1, "é"]})
+  assert files.read_json(tmp_path / "x.json") == {"a": [1, "é"]}
+  assert (tmp_path / "x.json").read_text("utf-8").endswith("\n")
+  assert names(tmp_path) == ["x.json"]
+
+
+@pytest.mark.parametrize(
+  ("content", "problem"),
+  [(b"{", "not valid JSON"), (b"\xff", "not valid JSON"), (b"[1]", "a JSON object")],
+)
+def test_other_json_is_refused(tmp_path, content, problem):
+  (tmp_path / "x.json").write_bytes(content)
+  with pytest.raises(errors.UserError, match=rf"x\.json: .*{problem}"):
+    files.read_json(tmp_path / "x.json")
+  with pytest.raises(errors.UserError, match="No such file"):
+    files.read_json(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_failed_replacement_leaves_the_old_file(tmp_path, shared):
+  path = tmp_path / "x"
+  path.write_text("old")
+  with pytest.raises(KeyboardInterrupt), files.replacing(path, shared) as new:
+    new.write_text("half")
+    raise KeyboardInterrupt
+  assert path.read_text() == "old" and names(tmp_path) == ["x"]
+  with files.replacing(path, shared) as new:
+    new.write_text("new")
+    assert path.read_text() == "old"
+  assert path.read_text() == "new" and names(tmp_path) == ["x"]
+
+
+def test_what_a_kill_leaves_does_not_disturb_the_next_try(tmp_path):
+  for name in ("file", "folder"):
+    left = tmp_path / files.unfinished(name)
+    left.mkdir()
+    (left / "half").write_text("x")
+  with files.replacing(tmp_path / "file") as new:
+    new.write_text("whole")
+  with files.replacing(tmp_path / "folder") as new:
+    new.mkdir()
+    (new / "whole").write_text("x")
+  assert names(tmp_path) == ["file", "folder"]
+  assert names(tmp_path / "folder") == ["whole"]
+
+
+def test_processes_that_write_the_same_file_do_not_meet(tmp_path):
+  path = tmp_path / "x"
+  with files.replacing(path, shared=True) as one:
+    one.write_text("one")
+    with files.replacing(path, shared=True) as other:
+      other.write_text("other")
+  assert path.read_text() == "one" and names(tmp_path) == ["x"]
+
+
+def test_half_a_last_line_is_left_out(tmp_path):
+  path = tmp_path / "x.jsonl"
+  for half in (b"", b"{", b'{"step": 2}', b"\0\0"):
+    path.write_bytes(GOOD + half)
+    assert files.read_json_lines(path) == [{"step": 1}]
+    files.cut_half_line(path)
+    assert path.read_bytes() == GOOD
+  path.write_bytes(b"{")
+  assert files.read_json_lines(path) == []
+  files.cut_half_line(path)
+  assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("bad", [b"", b"{", b"\xff", b"[" * 100_000, b'{"loss": 1}'])
+def test_the_number_of_a_damaged_line_is_reported(tmp_path, bad):
+  path = tmp_path / "x.jsonl"
+  path.write_bytes(GOOD + bad + b"\n" + GOOD)
+  with pytest.raises(errors.UserError, match=r"x\.jsonl, line 2, is damaged"):
+    files.read_json_lines(path, check=lambda value: value["step"])
+
+
+def test_lines_of_a_file_that_is_not_there(tmp_path):
+  with pytest.raises(errors.UserError, match=r"x\.jsonl cannot be read"):
+    files.read_json_lines(tmp_path / "x.jsonl")
+
+
+def test_a_new_folder_is_whole_or_not_there(tmp_path):
+  with pytest.raises(RuntimeError), files.new_folder(tmp_path / "x") as new:
+    (new / "file").write_text("half")
+    raise RuntimeError
+  assert names(tmp_path) == []
+  with files.new_folder(tmp_path / "x") as new:
+    (new / "file").write_text("whole")
+  assert names(tmp_path) == ["x"]
+  plain = tmp_path / "plain"
+  plain.mkdir()
+  assert (tmp_path / "x").stat().st_mode == plain.stat().st_mode
+  with (
+    pytest.raises(errors.UserError, match=r"x: .*--out"),
+    files.new_folder(tmp_path / "x"),
+  ):
+    pass
