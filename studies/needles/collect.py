@@ -161,9 +161,8 @@ def _pairs(study, models, chosen, wanted) -> dict[str, Any]:
         a, b = (content["chat"][n]["hits"] for content in asked)
         counts = [(x.count("1"), y.count("1")) for x, y in zip(a, b, strict=True)]
         differences.append(np.subtract(*np.array(counts).T))
-    found[name]["p_haystacks"] = statistics.sign_flip_of_items(
-      np.concatenate(differences)
-    )
+    # The questions of a haystack are not independent, haystacks are.
+    found[name]["p_haystacks"] = statistics.sign_flip(np.concatenate(differences))
   return found
 
 

@@ -119,7 +119,17 @@ def test_sign_flips():
   # Many pairs of one size: a binomial test.
   d = np.array([1] * 30 + [-1] * 14 + [0] * 100)
   exact = stats.binomtest(30, 44).pvalue
-  assert statistics.sign_flip_of_items(d) == pytest.approx(exact, rel=0.15)
+  assert statistics.sign_flip(d) == pytest.approx(exact, rel=0.15)
+  # Of a difference that no random sign reaches, p is the smallest there is.
+  assert statistics.sign_flip([1] * 200) == 1 / (statistics.FLIPS + 1)
+
+
+def test_sign_flips_of_the_results():
+  content = json.loads((RESULTS / "study_b.json").read_text())
+  for pair in (content["claims"] | content["others"]).values():
+    for where in ("beyond", "longest", "window"):
+      found = statistics.sign_flip(pair[where]["by_seed"])
+      assert found == pytest.approx(pair[where]["p_seeds"])
 
 
 def test_verdicts():
