@@ -1,16 +1,20 @@
 """Writes an HF folder that transformers v4 and v5 load without this project."""
 
+from __future__ import annotations
+
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import transformers
 
 from skipalign_jax.hf import card, native, reference, safetensors_files, weights
 from skipalign_jax.model import model_config
 from skipalign_jax.runtime import errors, files
+
+if TYPE_CHECKING:
+  import transformers
 
 DTYPES = ("bfloat16", "float32", "float16", "keep")
 

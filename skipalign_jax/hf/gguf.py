@@ -6,17 +6,21 @@ interleaved. Reading undoes that. Quantised blocks become fp32.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+from __future__ import annotations
+
 import os
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gguf
 import numpy as np
 
 from skipalign_jax.hf import gguf_header, names
 from skipalign_jax.model import families, model_config, rope
 from skipalign_jax.runtime import errors
+
+if TYPE_CHECKING:
+  import gguf
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")  # as the families of these names
 
@@ -80,6 +84,8 @@ class GGUFFile:
   def _dequantize(
     self, gguf_name: str, rows: slice | np.ndarray = slice(None)
   ) -> np.ndarray:
+    import gguf  # takes 0.2 s to load
+
     tensor = self._tensors[gguf_name]
     try:
       if len(tensor.shape) == 1:
@@ -98,6 +104,8 @@ def _hf_row_order(rows: int, heads: int) -> np.ndarray:
 
 
 def _open(path: pathlib.Path) -> gguf.GGUFReader:
+  import gguf
+
   try:
     with path.open("rb") as file:
       if file.read(4) != b"GGUF":

@@ -4,10 +4,11 @@ llama.cpp stores vocabulary, merges or scores, and only the *name* of the
 splitting rule (`tokenizer.ggml.pre`); the rules themselves are written out here.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
-import transformers
 from tokenizers import (
   AddedToken,
   Regex,
@@ -19,6 +20,9 @@ from tokenizers import (
 )
 
 from skipalign_jax.runtime import errors
+
+if TYPE_CHECKING:
+  import transformers
 
 # tokenizer.ggml.token_type
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
@@ -42,6 +46,8 @@ def build(metadata: dict[str, Any], where: str) -> transformers.PreTrainedTokeni
   Raises:
     UserError: no tokenizer in the file, or a kind whose rules are not known.
   """
+  import transformers  # takes a second to load
+
   tokens = metadata.get("tokenizer.ggml.tokens")
   if not tokens:
     raise errors.UserError(

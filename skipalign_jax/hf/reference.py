@@ -4,17 +4,17 @@
 a 7B model opens in a moment and loads one parameter at a time.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import pathlib
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
-import transformers
 
 from skipalign_jax.hf import (
   adapters,
@@ -27,6 +27,9 @@ from skipalign_jax.hf import (
 )
 from skipalign_jax.model import model_config
 from skipalign_jax.runtime import errors, files, untrusted
+
+if TYPE_CHECKING:
+  import transformers
 
 FORMS = """a model reference is one of
   org/name or org/name@revision   a model on the Hugging Face hub
@@ -127,6 +130,8 @@ def _locate_folder(path: pathlib.Path, step: int | None) -> Location:
 
 
 def _download(reference: str) -> pathlib.Path:
+  import huggingface_hub  # here and below: libraries that take long to load
+
   name, _, revision = reference.partition("@")
   try:
     folder = huggingface_hub.snapshot_download(
@@ -280,6 +285,8 @@ def load_tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
 
 
 def _tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
+  import transformers
+
   folder = pathlib.Path(reference).expanduser()
   if not (folder / "tokenizer.json").is_file():  # else a folder with just that
     location = locate(reference)

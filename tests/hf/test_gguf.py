@@ -8,6 +8,7 @@ import make_goldens
 import numpy as np
 import pytest
 import tiny_files as tiny
+from gguf import quants
 
 from skipalign_jax.hf import gguf, gguf_tokenizer, reference
 from skipalign_jax.model import decoder, rope
@@ -176,7 +177,7 @@ def test_a_quantisation_that_the_library_cannot_read_is_told(tmp_path, monkeypat
   def refuse(data, kind):
     raise NotImplementedError(kind)
 
-  monkeypatch.setattr(gguf.gguf.quants, "dequantize", refuse)
+  monkeypatch.setattr(quants, "dequantize", refuse)
   with pytest.raises(errors.UserError, match=r"is stored as .*, which cannot be read"):
     reference.load_params(opened)
 
