@@ -34,6 +34,8 @@ from skipalign_jax.method import positions
 from skipalign_jax.model import decoder, model_config, sharding
 from skipalign_jax.planning import flops as flops_lib
 from skipalign_jax.training import optimizer, resolve
+from skipalign_jax.training import recipe as recipe_lib
+from skipalign_jax.training import state as state_lib
 from skipalign_jax.training import step as step_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -387,13 +389,13 @@ def cut_into_samples(batch: dict[str, np.ndarray], turns: int) -> dict[str, np.n
 
 def make_recipe(
   config: model_config.ModelConfig, changes: Mapping[str, Any], dtype: str, remat: str
-) -> step_lib.Recipe:
+) -> recipe_lib.Recipe:
   """The step's recipe: the defaults of config.py but for what is varied here."""
   c = config_lib.default()
   c.update_from_flattened_dict(changes)
   c.model.compute_dtype, c.model.remat = dtype, remat
   position_recipe = positions.PositionConfig(**c.positions)
-  return step_lib.recipe_from(c, config, position_recipe, "cpu")
+  return recipe_lib.from_config(c, config, position_recipe, "cpu")
 
 
 class Steps:
@@ -427,9 +429,9 @@ class Steps:
       s: step_lib.compile_steps(recipe, self._update, schedule, self.mesh)[0]
       for s, recipe in self.recipes.items()
     }
-    _, at = step_lib.state_shardings(self.mesh, self._update, opened.config)
+    _, at = state_lib.shardings(self.mesh, self._update, opened.config)
     with jax.set_mesh(self.mesh):
-      self.state = step_lib.init_state(
+      self.state = state_lib.create(
         reference.load_params(opened, "float32"), self._update, at
       )
 

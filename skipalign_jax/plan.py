@@ -29,7 +29,8 @@ from skipalign_jax.planning import (
   search,
 )
 from skipalign_jax.runtime import errors, terminal
-from skipalign_jax.training import resolve, step
+from skipalign_jax.training import recipe as recipe_lib
+from skipalign_jax.training import resolve
 
 USAGE = """python -m skipalign_jax.plan --config=FILE[:variant] --topology=T[,T…]
     [--out=DIR] [--job=train|generate --length=N [--part=N]] [--samples=N]
@@ -86,7 +87,7 @@ def run(
   jobs = []
   for topology in where:
     platform = topology.hardware.platform
-    recipe = step.recipe_from(config, shape, position_recipe, platform)
+    recipe = recipe_lib.from_config(config, shape, position_recipe, platform)
     jobs.append(_job(config, given, recipe, topology))
   steps, note = run_steps(config, given["samples"])
   records = []

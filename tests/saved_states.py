@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from skipalign_jax.training import checkpoint, step
+from skipalign_jax.training import checkpoint
+from skipalign_jax.training import state as state_lib
 
 
 def state(value):
   # So many that Orbax gives them a file of their own.
   params = {"norm": {"weight": value * jnp.sqrt(jnp.arange(2000, dtype=jnp.float32))}}
-  return step.TrainState(jnp.int32(value), params, {"mu": jnp.full(3, -value)})
+  return state_lib.TrainState(jnp.int32(value), params, {"mu": jnp.full(3, -value)})
 
 
 def save_all(folder, losses, keep, keep_best):

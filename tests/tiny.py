@@ -22,6 +22,8 @@ from skipalign_jax.model import (
   sharding,
 )
 from skipalign_jax.training import metrics, optimizer
+from skipalign_jax.training import recipe as recipe_lib
+from skipalign_jax.training import state as state_lib
 from skipalign_jax.training import step as step_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -124,7 +126,7 @@ def recipe(**changes):
     loss_chunk=7,
     grad_accum=1,
   )
-  return step_lib.Recipe(**fields | changes)
+  return recipe_lib.Recipe(**fields | changes)
 
 
 class Run:
@@ -140,7 +142,7 @@ class Run:
       self.train_step, self.eval_step = step_lib.compile_steps(
         self.recipe, update, schedule, self.mesh
       )
-    _, self.shardings = step_lib.state_shardings(
+    _, self.shardings = state_lib.shardings(
       self.mesh, update, self.recipe.model, self.recipe.adapters
     )
     self.update = update
@@ -158,7 +160,7 @@ class Run:
       start,
       self.shardings.params,
     )
-    self.state = step_lib.init_state(placed, self.update, self.shardings, base)
+    self.state = state_lib.create(placed, self.update, self.shardings, base)
 
   def step(self, local_batch):
     """One step on (this process' rows of) a batch; the metrics as numpy."""

@@ -5,7 +5,7 @@ import importlib.util
 import tiny
 from rich import console as rich_console
 
-from skipalign_jax import train
+from skipalign_jax.training import run as run_lib
 
 
 def load(name, variant="tiny"):
@@ -22,4 +22,4 @@ def quiet():
 
 
 def run(config, folder):
-  return train.run(config, folder, quiet())
+  return run_lib.run(config, folder, quiet())

@@ -18,7 +18,6 @@ if TYPE_CHECKING:  # to check config.evals needs none of these
   from rich import console as rich_console
 
   from skipalign_jax.model import decoder, model_config
-  from skipalign_jax.training import metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,50 +57,54 @@ def schedule(config: ml_collections.ConfigDict) -> list[Scheduled]:
 DEFAULTS = {"every": 0, "limit": 0, "batch_tokens": 16_384}
 
 
-def run(
-  scheduled: Scheduled,
-  step: int,
-  params: decoder.Params,
-  config: model_config.ModelConfig,
-  compute_dtype: str,
-  tokenizer: transformers.PreTrainedTokenizerFast,
-  mesh: Mesh,
-  workdir: pathlib.Path,
-  console: rich_console.Console,
-) -> metrics.Record:
-  """Runs one task on the weights of a step.
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+  """Runs tasks on the weights of a run: what stays the same from step to step."""
 
-  Results go to workdir/evals/NAME/STEP, which is begun anew: weights of a step that is
-  trained again may differ.
+  config: model_config.ModelConfig
+  compute_dtype: str
+  tokenizer: transformers.PreTrainedTokenizerFast
+  mesh: Mesh
+  workdir: pathlib.Path
+  console: rich_console.Console
 
-  Returns:
-    The numbers of the summary, as "NAME/KEY".
-  """
-  from skipalign_jax.evals import runner
-  from skipalign_jax.model import inference
-  from skipalign_jax.runtime import distributed
+  def run(
+    self, scheduled: Scheduled, step: int, params: decoder.Params
+  ) -> dict[str, int | float]:
+    """Runs one task on the weights of a step.
 
-  folder = workdir / "evals" / scheduled.name / str(step)
-  if distributed.is_first():
-    shutil.rmtree(folder, ignore_errors=True)
-  name = f"{workdir}@{step}"
-  subject = subject_lib.Subject(
-    inference.Engine(params, config, compute_dtype, mesh if mesh.size > 1 else None),
-    tokenizer,
-    subject_lib.identity(name, config, tokenizer, compute_dtype),
-    scheduled.batch_tokens,
-  )
-  results = runner.run(
-    scheduled.task,
-    tasks.module(scheduled.task),
-    scheduled.options,
-    subject,
-    folder,
-    console,
-    scheduled.limit,
-  )
-  return {
-    f"{scheduled.name}/{key}": value
-    for key, value in results["summary"].items()
-    if isinstance(value, (int, float))
-  }
+    Results go to workdir/evals/NAME/STEP, whose earlier files are removed: the weights
+    of a step that is trained again may differ.
+
+    Returns:
+      The numbers of the summary, as "NAME/KEY".
+    """
+    from skipalign_jax.evals import runner
+    from skipalign_jax.model import inference
+    from skipalign_jax.runtime import distributed
+
+    folder = self.workdir / "evals" / scheduled.name / str(step)
+    if distributed.is_first():
+      shutil.rmtree(folder, ignore_errors=True)
+    name = f"{self.workdir}@{step}"
+    mesh = self.mesh if self.mesh.size > 1 else None
+    subject = subject_lib.Subject(
+      inference.Engine(params, self.config, self.compute_dtype, mesh),
+      self.tokenizer,
+      subject_lib.identity(name, self.config, self.tokenizer, self.compute_dtype),
+      scheduled.batch_tokens,
+    )
+    results = runner.run(
+      scheduled.task,
+      tasks.module(scheduled.task),
+      scheduled.options,
+      subject,
+      folder,
+      self.console,
+      scheduled.limit,
+    )
+    return {
+      f"{scheduled.name}/{key}": value
+      for key, value in results["summary"].items()
+      if isinstance(value, (int, float))
+    }

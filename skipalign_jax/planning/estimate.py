@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from skipalign_jax.model import decoder, lora_state
 from skipalign_jax.planning import flops, hardware
-from skipalign_jax.training import step
+from skipalign_jax.training import recipe as recipe_lib
 
 # Share of a chip's peak that large products reach, lower and upper end. An
 # assumption; the estimate is no better than it.
@@ -34,7 +34,7 @@ class Job:
   """
 
   kind: str
-  recipe: step.Recipe
+  recipe: recipe_lib.Recipe
   optim: tuple[tuple[str, float], ...]
   mesh: tuple[tuple[str, int], ...]
   rows: int

@@ -12,6 +12,7 @@ from skipalign_jax.data import packing
 from skipalign_jax.model import backends, decoder, inference, sharding
 from skipalign_jax.planning import estimate
 from skipalign_jax.training import optimizer, step
+from skipalign_jax.training import state as state_lib
 
 
 def abstract_mesh(job: estimate.Job) -> AbstractMesh:
@@ -45,7 +46,7 @@ def _train(job, mesh):
   update = optimizer.make(config, job.steps)
   schedule = optimizer.schedule(config, job.steps)
   train_step, _ = step.compile_steps(job.recipe, update, schedule, mesh)
-  state, state_at = step.state_shardings(
+  state, state_at = state_lib.shardings(
     mesh, update, job.recipe.model, job.recipe.adapters
   )
   rows = sharding.batch_sharding(mesh)

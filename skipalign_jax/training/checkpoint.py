@@ -18,7 +18,7 @@ from rich import console as rich_console
 
 from skipalign_jax.hf import native
 from skipalign_jax.runtime import checksums, distributed, errors
-from skipalign_jax.training import step
+from skipalign_jax.training import state as state_lib
 
 # So that an export reads a layer of a stacked parameter, not all of them.
 CHUNK_BYTES = 2**28
@@ -85,7 +85,7 @@ class Checkpoints:
 
   def save(
     self,
-    state: step.TrainState,
+    state: state_lib.TrainState,
     at: int,
     iterator_state: Any,
     eval_loss: float | None,
@@ -132,8 +132,8 @@ class Checkpoints:
       ) from error
 
   def restore(
-    self, abstract: step.TrainState, shardings: step.TrainState, at: int
-  ) -> tuple[step.TrainState, Any]:
+    self, abstract: state_lib.TrainState, shardings: state_lib.TrainState, at: int
+  ) -> tuple[state_lib.TrainState, Any]:
     """(state, iterator state) after `at` steps, laid out as `shardings` say.
 
     The state comes without the base of adapters.
@@ -157,7 +157,7 @@ class Checkpoints:
         f"checkpoint {self._manager.directory / str(at)} cannot be read: {error}\n"
         "Remove that folder to go on from an earlier one, or use a new --workdir."
       ) from error
-    state = step.TrainState(found.opt["step"], found.params, found.opt["opt"])
+    state = state_lib.TrainState(found.opt["step"], found.params, found.opt["opt"])
     return state, found.data["iterator"]
 
   def wait(self) -> None:

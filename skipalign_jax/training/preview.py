@@ -1,18 +1,19 @@
-"""What the first batch looks like: blocks and their positions, drawn and told."""
+"""The first batch: its blocks and their positions, in words and in a picture."""
 
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib import ticker
+from skipalign_jax.runtime import plotting
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
 
 ROWS = 12  # samples in the picture
-TOLD = 12  # blocks of a sample in words
+MAX_BLOCKS = 12  # of a sample in words
 INSTRUCTION, RESPONSE = "#0072B2", "#E69F00"  # colour-blind safe
 
 
@@ -56,13 +57,13 @@ def describe(blocks: list[Span]) -> str:
   """
   # Every chat that is trained on has a response; in a text nobody speaks.
   other = "user" if any(span.is_response for span in blocks) else "text"
-  told = [
+  words = [
     f"{'assistant' if span.is_response else other} {span.first}-{span.last}"
     for span in blocks
   ]
-  if len(told) > TOLD:
-    told[TOLD - 1 : -1] = [f"… {len(told) - TOLD} more …"]
-  return ", ".join(told)
+  if (more := len(words) - MAX_BLOCKS) > 0:
+    words[MAX_BLOCKS - 1 : -1] = [f"… {more} more …"]
+  return ", ".join(words)
 
 
 def draw(
@@ -83,6 +84,7 @@ def draw(
   """
   chosen = chosen[:ROWS]
   counts = [f"{sum(span.tokens for span in blocks)} tokens" for blocks in chosen]
+  plt = plotting.pyplot()
   figure, axes = plt.subplots(figsize=(9, 1.2 + 0.32 * len(chosen)))
   bars(axes, chosen, max_position, labels or counts)
   axes.set(xlabel="position id (blocks are drawn wider than they are)", title=title)
@@ -93,9 +95,9 @@ def draw(
 
 
 def bars(
-  axes: plt.Axes, chosen: list[list[Span]], max_position: int, labels: Sequence[str]
+  axes: "Axes", chosen: list[list[Span]], max_position: int, labels: Sequence[str]
 ) -> None:
-  """A line per sample with a bar per block, coloured by who speaks."""
+  """A line per sample with a bar per block, colored by who speaks."""
   for row, blocks in enumerate(chosen):
     axes.hlines(row, 0, blocks[-1].last, color="#BBBBBB", linewidth=1, zorder=1)
     for span, (left, width) in zip(blocks, _places(blocks, max_position), strict=True):
@@ -104,7 +106,7 @@ def bars(
   for color, name in ((INSTRUCTION, "instruction"), (RESPONSE, "response")):
     axes.barh(0, 0, color=color, label=name)
   axes.set(xlim=(0, max_position), yticks=range(len(chosen)), yticklabels=labels)
-  axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+  axes.xaxis.set_major_formatter("{x:,.0f}")
   axes.invert_yaxis()
   axes.spines[["top", "right", "left"]].set_visible(False)
   axes.tick_params(axis="y", length=0)
@@ -112,8 +114,8 @@ def bars(
 
 def _places(blocks: list[Span], max_position: int) -> list[tuple[float, float]]:
   """Where each block is drawn, and how wide: wide enough to show, and none hidden."""
-  least = 0.012 * max_position
-  widths = [max(span.tokens, least) for span in blocks]
+  narrowest = 0.012 * max_position
+  widths = [max(span.tokens, narrowest) for span in blocks]
   lefts, free = [], 0.0
   for span, width in zip(blocks, widths, strict=True):
     lefts.append(max(span.first, free))

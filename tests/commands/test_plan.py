@@ -247,7 +247,7 @@ class FakeCompiler:
 def asked(**changes):
   (topology,) = hardware.parse("a100-40gb:8")
   config = llama(**changes)
-  recipe = plan.step_lib.recipe_from(
+  recipe = plan.recipe_lib.from_config(
     config, plan.model_shape(config), plan.resolve.check(config), "cuda"
   )
   return plan._job(config, GIVEN, recipe, topology)

@@ -17,10 +17,10 @@ from rich import console as rich_console
 from tiny_train import load, run
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import train
 from skipalign_jax.hf import reference
 from skipalign_jax.runtime import errors, terminal
-from skipalign_jax.training import resolve
+from skipalign_jax.training import optimizer, resolve
+from skipalign_jax.training import run as run_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = sorted(  # the others are sweeps over these
@@ -125,7 +125,7 @@ def test_interrupt_saves_and_the_run_goes_on(finished, config, cache_dir, tmp_pa
   process.send_signal(signal.SIGINT)
   printed, _ = process.communicate(timeout=120)
   assert process.returncode == 130, printed
-  assert "the same command goes on" in printed
+  assert "run the same command again" in printed
   assert run(config, folder) == 0
   assert tiny.records(folder) == tiny.records(finished)
 
@@ -151,7 +151,7 @@ def test_skip_outer_on_single_turns_is_told(config, tmp_path):
   config.data.train, config.data.eval = str(tmp_path / "chats.jsonl"), ""
   config.steps, config.batch_size, config.data.packing = 1, 1, False
   file = io.StringIO()
-  train.run(config, tmp_path / "run", terminal.Console(file=file))
+  run_lib.run(config, tmp_path / "run", terminal.Console(file=file))
   assert "nothing will skip" in file.getvalue() and tiny.is_plain(file.getvalue())
   assert tiny.records(tmp_path / "run")[0]["skipped_fraction"] == 0
 
@@ -194,7 +194,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_is_the_same(
     if path.is_file() and path.stat().st_size > 1000:
       path.write_bytes(path.read_bytes()[:100])
   file = io.StringIO()
-  assert train.run(config, folder, rich_console.Console(file=file)) == 0
+  assert run_lib.run(config, folder, rich_console.Console(file=file)) == 0
   assert "checkpoint 30 is damaged" in file.getvalue()
   assert "continuing after step 28" in file.getvalue()
   assert tiny.records(folder) == tiny.records(finished)
@@ -203,9 +203,9 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_is_the_same(
 
 def test_nan_steps_are_skipped_then_stop_the_run(config, tmp_path, monkeypatch):
   config.steps, config.optim.max_nonfinite_steps = 6, 2
-  real = train.optimizer.schedule
+  real = optimizer.schedule
   monkeypatch.setattr(  # the second step ruins the weights
-    train.optimizer,
+    optimizer,
     "schedule",
     lambda c, steps: (
       lambda step: jax.numpy.where(step == 1, 1e38, real(c, steps)(step))

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 
 from skipalign_jax import convert, train
 from skipalign_jax.data import pipeline
-from skipalign_jax.hf import safetensors_files
+from skipalign_jax.hf import native, safetensors_files
 from skipalign_jax.runtime import checksums, errors, files
 from skipalign_jax.training import step
 
@@ -34,7 +34,7 @@ MOMENTS = {
   "export": (safetensors_files, "write_tensors"),
   # Of the one shard and of the folder, which is then whole but not renamed yet.
   "exported": (files, "set_usual_permissions"),
-  "claim": (train.workdir.native, "write_config"),
+  "claim": (native, "write_config"),
 }
 
 

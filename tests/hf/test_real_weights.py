@@ -17,7 +17,7 @@ from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import reference
 from skipalign_jax.method import positions
 from skipalign_jax.model import backends, inference, losses, rope
-from skipalign_jax.training import step
+from skipalign_jax.training import objective
 
 pytestmark = [pytest.mark.weights, pytest.mark.torch]
 
@@ -136,9 +136,9 @@ def test_first_loss_equals_transformers_masked_loss(
   )
   positions_BL = positions.synthesize(recipe.positions, 0, batch)
   assert (int(positions_BL.max()) > 5_000) == (strategy == "skip_outer")
-  total, weight = jax.jit(lambda p: step.loss_sum(recipe, p, batch, positions_BL))(
-    params
-  )
+  total, weight = jax.jit(
+    lambda p: objective.cross_entropy_sum(recipe, p, batch, positions_BL)
+  )(params)
   ours = float(total / weight)
 
   inv_freq_P, _ = rope.inverse_frequencies(scaled, shape.head_dim)

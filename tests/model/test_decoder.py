@@ -13,7 +13,7 @@ import tiny
 from skipalign_jax.hf import names
 from skipalign_jax.method import positions
 from skipalign_jax.model import backends, decoder, sharding
-from skipalign_jax.training import step
+from skipalign_jax.training import objective
 
 CONFIG = tiny.config()
 PARAMS = tiny.params(CONFIG)
@@ -134,7 +134,7 @@ def test_remat_changes_nothing():
   values, programs = {}, {}
   for remat in decoder.REMAT:
     recipe = tiny.recipe(model=CONFIG, remat=remat)
-    loss = lambda params, recipe=recipe: step.loss_sum(
+    loss = lambda params, recipe=recipe: objective.cross_entropy_sum(
       recipe, params, batch, positions_BL
     )[0]
     traced = jax.jit(jax.value_and_grad(loss)).trace(PARAMS)
@@ -158,7 +158,7 @@ def test_dots_keeps_what_fused_kernels_return():
   for remat in decoder.REMAT:
     backend = backends.Backend("triton", 4)
     recipe = tiny.recipe(model=CONFIG, remat=remat, attention=backend)
-    loss = lambda params, recipe=recipe: step.loss_sum(
+    loss = lambda params, recipe=recipe: objective.cross_entropy_sum(
       recipe, params, batch, np.arange(L)[None]
     )[0]
     program = str(jax.make_jaxpr(jax.grad(loss))(PARAMS))

@@ -16,13 +16,14 @@ from jax.sharding import AbstractMesh
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import convert, train
+from skipalign_jax import convert
 from skipalign_jax.hf import adapters, native, reference
 from skipalign_jax.method import positions
 from skipalign_jax.model import decoder, lora, lora_state, quantized, sharding
 from skipalign_jax.planning import flops
 from skipalign_jax.runtime import errors
-from skipalign_jax.training import resolve, step
+from skipalign_jax.training import initial_weights, objective, resolve, run
+from skipalign_jax.training import state as state_lib
 
 CONFIG = tiny.config()
 ADAPTERS = lora.Config(3, 6.0, ("q", "v", "o", "up", "down"), "bfloat16")
@@ -112,7 +113,7 @@ def test_gradients_are_those_of_the_whole_matrix_projected():
   base = stored(params)
   ours = jax.jit(
     jax.grad(
-      lambda adapters: step.loss_sum(
+      lambda adapters: objective.cross_entropy_sum(
         recipe, lora.join(ADAPTERS, adapters, base), batch, positions_BL
       )[0]
     )
@@ -156,9 +157,11 @@ def test_no_product_makes_a_gradient_of_frozen_weights():
       lambda x: jax.ShapeDtypeStruct(x.shape, np.float32), decoder.definition(CONFIG)[1]
     )
     if adapters is None:
-      loss = lambda params: step.loss_sum(recipe, params, batch, batch["tokens"])[0]
+      loss = lambda params: objective.cross_entropy_sum(
+        recipe, params, batch, batch["tokens"]
+      )[0]
       return flops.executed(jax.make_jaxpr(jax.grad(loss))(params))
-    loss = lambda trained, base: step.loss_sum(
+    loss = lambda trained, base: objective.cross_entropy_sum(
       recipe, lora.join(adapters, trained, base), batch, batch["tokens"]
     )[0]
     pair = (
@@ -260,7 +263,7 @@ def finished(tmp_path_factory, cache_dir):
   c.batch_size, c.steps, c.checkpoint.every, c.checkpoint.keep = 2, 4, 2, 4
   c.lora.rank, c.lora.alpha, c.lora.base = 4, 8.0, "int8"
   c.optim.learning_rate = 0.02
-  assert train.run(c, root / "run", rich_console.Console(quiet=True)) == 0
+  assert run.run(c, root / "run", rich_console.Console(quiet=True)) == 0
   return c, root / "run"
 
 
@@ -287,7 +290,7 @@ def test_a_run_goes_on_bit_for_bit(finished, tmp_path):
   copy = tmp_path / "copy"
   shutil.copytree(folder, copy)
   shutil.rmtree(copy / "checkpoints" / "4")
-  assert train.run(c, copy, rich_console.Console(quiet=True)) == 0
+  assert run.run(c, copy, rich_console.Console(quiet=True)) == 0
   assert tiny.records(copy) == tiny.records(folder)
   jax.tree.map(np.testing.assert_array_equal, load(copy), load(folder))
 
@@ -331,8 +334,12 @@ def test_evaluations_during_training_ask_the_merged_model(finished):
   trained = jax.tree_util.tree_map_with_path(
     lambda path, _: pairs[sharding.path_of(path)], like
   )
-  base = train.frozen_base(recipe, reference.open_model(c.model.init_from), at)
-  found = train.plain_params(recipe, step.TrainState(4, trained, None, base), mesh)
+  base = initial_weights.frozen_base(
+    recipe, reference.open_model(c.model.init_from), at
+  )
+  found = state_lib.merged_params(
+    recipe, state_lib.TrainState(4, trained, None, base), mesh
+  )
   near = lambda one, other: np.testing.assert_allclose(one, other, atol=1e-6)
   jax.tree.map(near, found, load(folder))
 

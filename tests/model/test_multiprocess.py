@@ -50,10 +50,10 @@ def train_as_one_of_two(process, port, split):
 
 def check_initial_weights(run):
   """Drawn weights are those of one process; given ones are read in shards."""
-  from skipalign_jax import train
+  from skipalign_jax.training import initial_weights
 
   shape, shardings = run.recipe.model, run.shardings.params
-  drawn = train.initial_params(None, shape, 3, shardings)
+  drawn = initial_weights.full(None, shape, 3, shardings)
   compare = lambda array, whole: [
     np.testing.assert_allclose(shard.data, np.asarray(whole)[shard.index], rtol=1e-6)
     for shard in array.addressable_shards
@@ -73,7 +73,7 @@ def check_initial_weights(run):
     parameters[path] = weights.Parameter(path, value.shape, value.dtype, read)
   location = reference.Location("hf", pathlib.Path())
   opened = reference.Model("stub", location, shape, {}, None, parameters)
-  jax.tree.map(compare, train.initial_params(opened, shape, 3, shardings), given)
+  jax.tree.map(compare, initial_weights.full(opened, shape, 3, shardings), given)
   for path, at in ((sharding.path_of(p), x) for p, x in
                    jax.tree_util.tree_leaves_with_path(shardings)):  # fmt: skip
     spread = any(at.spec)

@@ -74,7 +74,7 @@ def test_a_save_that_fails_is_told_and_leaves_the_others(tmp_path, monkeypatch):
   def full(_):
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(checkpoint.seal, "write", full)
+  monkeypatch.setattr(checkpoint.checksums, "write", full)
   saved = checkpoint.Checkpoints(tmp_path, 2, False)
   saved.save(state(2.0), 2, {"next": 2}, None)
   with pytest.raises(errors.UserError, match=r"step 2 .* is not written: .*No space"):

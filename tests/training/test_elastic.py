@@ -18,7 +18,7 @@ import pytest
 import tiny
 from rich import console as rich_console
 
-from skipalign_jax import train
+from skipalign_jax.training import run
 
 pytestmark = pytest.mark.multidevice
 
@@ -47,7 +47,7 @@ def run_here(folder, cache_dir):
   spec.loader.exec_module(module)
   config = module.get_config("tiny")
   config.update_from_flattened_dict(OVERRIDES | {"data.cache_dir": cache_dir})
-  assert train.run(config, folder, rich_console.Console(quiet=True)) == 0
+  assert run.run(config, folder, rich_console.Console(quiet=True)) == 0
 
 
 def start_local(folder, cache_dir, **changes):
@@ -134,7 +134,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(by_two):
   folder, printed, status = by_two
   assert status == 128 + signal.SIGTERM, printed
   assert "8 cpu device(s) of 2 processes" in printed
-  assert printed.count("the same command goes on from here") == 1
+  assert printed.count("run the same command again to resume") == 1
   last = tiny.records(folder)[-1]["step"]
   assert 5 <= last < 24
   assert max(int(p.name) for p in (folder / "checkpoints").iterdir()) == last

@@ -22,8 +22,8 @@ def test_a_sample_of_many_blocks_is_told_in_one_short_line():
   told = preview.describe(many)
   assert told.startswith("user 0-0, assistant 1-1, ")
   assert told.endswith("user 10-10, … 388 more …, assistant 399-399")
-  assert told.count("-") == preview.TOLD
-  assert "more" not in preview.describe(many[: preview.TOLD])
+  assert told.count("-") == preview.MAX_BLOCKS
+  assert "more" not in preview.describe(many[: preview.MAX_BLOCKS])
 
 
 def test_draw_writes_a_picture(tmp_path):

@@ -15,14 +15,14 @@ from skipalign_jax.training import report
     (dict(strategy="contiguous"), "contiguous"),
     (
       dict(skip_below=900),
-      "skip_outer up to 2,000, p=1.0 a block, sequential gaps, samples of 900 tokens "
+      "skip_outer up to 2,000, p=1.0 per block, sequential gaps, samples of 900 tokens "
       "or more stay contiguous",
     ),
     (dict(strategy="pose", chunks=3), "pose up to 2,000, 3 chunks"),
     (dict(strategy="randpos"), "randpos up to 2,000"),
     (
       dict(strategy="cream", resample="epoch"),
-      "cream up to 2,000, drawn anew each epoch",
+      "cream up to 2,000, drawn again each epoch",
     ),
   ],
 )

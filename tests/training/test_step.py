@@ -9,6 +9,7 @@ import tiny
 from skipalign_jax import config
 from skipalign_jax.data import packing
 from skipalign_jax.method import positions
+from skipalign_jax.training import recipe as recipe_lib
 from skipalign_jax.training import step
 
 OPTIM = tiny.optim(weight_decay=0.05)
@@ -140,11 +141,11 @@ def test_without_mask_a_row_is_one_long_sample(run, naive_sums):
 
 def test_metrics_by_hand():
   batch = {
-    "segment_ids": jnp.array([[1, 1, 1, 2, 2, 2, 3, 0], [1, 1, 1, 1, 1, 1, 0, 0]])
+    "segment_ids": jnp.array([[1, 1, 1, 2, 2, 2, 3, 0], [1, 1, 1, 1, 1, 1, 0, 0]]),
+    "positions": jnp.array([[0, 7, 8, 0, 1, 2, 0, 0], [0, 1, 5, 6, 90, 91, 0, 0]]),
   }
   weight_BL = jnp.array([[1.0, 0, 0, 1, 0.5, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0, 0]])
-  positions_BL = jnp.array([[0, 7, 8, 0, 1, 2, 0, 0], [0, 1, 5, 6, 90, 91, 0, 0]])
-  metrics = step.describe(batch, weight_BL, positions_BL)
+  metrics = step.describe(batch, weight_BL)
   assert metrics == {
     "tokens": 13,
     "target_fraction": pytest.approx(4 / 13),
@@ -260,5 +261,5 @@ def test_the_config_says_what_is_cropped():
   c = config.default()
   for window, crop in ((0, 0), (8192, 4096)):
     c.data.text_window = window
-    recipe = step.recipe_from(c, tiny.config(), tiny.SKIPS, "cpu")
+    recipe = recipe_lib.from_config(c, tiny.config(), tiny.SKIPS, "cpu")
     assert recipe.crop == crop

@@ -27,7 +27,7 @@ def described(config):
 def test_a_second_run_is_refused_until_the_first_has_died(tmp_path):
   code = (
     "import pathlib, sys, time; from rich import console\n"
-    "from skipalign_jax import workdir\n"
+    "from skipalign_jax.training import workdir\n"
     "held = workdir._lock(pathlib.Path(sys.argv[1]), console.Console(quiet=True))\n"
     "print('held', flush=True)\n"
     "time.sleep(60)"
@@ -118,7 +118,7 @@ def test_starts_tell_what_changed_and_refuse_other_data(tmp_path):
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_asks_and_the_second_ends(first):
   code = (
-    "import time; from skipalign_jax import signals\n"
+    "import time; from skipalign_jax.runtime import signals\n"
     "with signals.Stop() as stop:\n"
     "  print('ready', flush=True)\n"
     "  while not stop.requested: time.sleep(0.01)\n"
@@ -143,7 +143,7 @@ def test_the_second_signal_does_not_wait_for_an_answer_to_the_first(second):
   """As while XLA compiles: one call into C, during which Python calls no handler."""
   code = """if True:
     import ctypes, sys, threading
-    from skipalign_jax import signals
+    from skipalign_jax.runtime import signals
     lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
     lock(mutex)
     sys.setswitchinterval(1000)  # only the call into C lets the other thread speak

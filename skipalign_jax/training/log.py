@@ -1,0 +1,146 @@
+"""The numbers of a run while it trains: read, written, shown and checked."""
+
+import pathlib
+import time
+
+import jax
+import numpy as np
+from rich import console as rich_console
+
+from skipalign_jax import config as config_lib
+from skipalign_jax.data import pipeline
+from skipalign_jax.runtime import distributed
+from skipalign_jax.training import health, metrics
+from skipalign_jax.training import state as state_lib
+
+
+class Log:
+  """Reads the numbers of finished steps; writes, shows and checks them.
+
+  Reading a step's numbers waits for the device; so those of step t are read after step
+  t + 1 was dispatched.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.ConfigDict,
+    folder: pathlib.Path,
+    console: rich_console.Console,
+    start: int,
+    steps: int,
+  ):
+    self._pending: tuple[int, state_lib.Metrics, pipeline.Batch] | None = None
+    self.eval_losses: dict[int, float] = {}
+    self._config, self._folder, self._console = config, folder, console
+    self._start, self._steps, self._done = start, steps, start
+    self._writer = metrics.NoWriter()
+    if distributed.is_first():
+      self._writer = metrics.Writer(folder, start or -1)
+    self._bar = metrics.Progress(console, start, steps)
+    self._read_at = time.monotonic()
+    self._losses: list[float] = []
+    self._rates: list[float] = []
+    self._nonfinite = health.Nonfinite(
+      folder, config.optim.max_nonfinite_steps, jax.process_index()
+    )
+    # The writer has dropped the records of steps that will run again.
+    self._spikes = health.Spikes(folder / "metrics.jsonl")
+
+  def __enter__(self) -> "Log":
+    self._bar.__enter__()
+    return self
+
+  def __exit__(self, *raised) -> None:
+    self._bar.__exit__(*raised)
+    self._writer.close()
+
+  def dispatched(
+    self, step: int, numbers: state_lib.Metrics, batch: pipeline.Batch
+  ) -> None:
+    """Records the step before, and takes the numbers of this one, to be read later.
+
+    Args:
+      step: that was dispatched.
+      numbers: its metrics, on the devices.
+      batch: this process' rows of it.
+    """
+    self._read_pending()
+    self._pending = (step, numbers, batch)
+
+  def _read_pending(self) -> None:
+    """Waits for the numbers of the pending step and records them."""
+    if self._pending is None:
+      return
+    step, numbers, batch = self._pending
+    self._pending = None
+    record = {"step": step} | {
+      name: value.item() for name, value in jax.device_get(numbers).items()
+    }
+    now = time.monotonic()
+    record["tokens_per_second"] = record["tokens"] / (now - self._read_at)
+    self._read_at = now
+    self._done = step
+    self._losses.append(record["loss"])
+    self._rates.append(record["tokens_per_second"])
+    if step % self._config.log_every == 0 or step == self._steps:
+      self._writer.write(record)
+      self._check_spike(record)
+    self._bar.update(record)
+    self._nonfinite.check(record, batch, self._console.print)
+
+  def _check_spike(self, record: metrics.Record) -> None:
+    """Writes a loss spike after its record."""
+    if (sigmas := self._spikes.sigmas(record["loss"])) is None:
+      return
+    self._writer.write({"step": record["step"], "loss_spike": sigmas})
+    self._console.print(
+      f"step {record['step']}: loss {record['loss']:.4f} is {sigmas:.1f} standard "
+      "deviations above the recent ones"
+    )
+
+  def held_out(self, step: int, loss: float) -> None:
+    """Records a held-out loss."""
+    self._read_pending()
+    self.eval_losses[step] = loss
+    self._writer.write({"step": step, "eval_loss": loss})
+    self._console.print(f"step {step}: held-out loss {loss:.4f}")
+    self._read_at = time.monotonic()
+
+  def evaluated(self, step: int, numbers: metrics.Record) -> None:
+    """Records the scores of a task."""
+    self._read_pending()
+    self._writer.write({"step": step} | numbers)
+    scores = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+    self._console.print(f"step {step}: {scores}")
+    self._read_at = time.monotonic()
+
+  def flush(self) -> None:
+    """Puts all records so far on disk."""
+    self._read_pending()
+    self._writer.flush()
+
+  def summary(self) -> str:
+    """What a run reports at its end."""
+    lines = []
+    if self._losses:
+      rate = float(np.median(self._rates))
+      lines.append(
+        f"trained    steps {self._start + 1}-{self._done} of {self._steps}, loss "
+        f"{self._losses[0]:.4f} -> {self._losses[-1]:.4f}, median {rate:,.0f} tok/s"
+      )
+    if self._nonfinite.total:
+      lines.append(f"skipped    {self._nonfinite.total} steps that were not finite")
+    if len(self.eval_losses) > 1:
+      first, *_, last = self.eval_losses.values()
+      lines.append(f"held out   loss {first:.4f} -> {last:.4f}")
+    if self._done < self._steps:
+      lines.append("stopped    saved; run the same command again to resume")
+    else:
+      lines.append(
+        f"done       {self._folder}: metrics.jsonl, checkpoints/, tensorboard/"
+      )
+      lines.append(
+        f"next       python -m skipalign_jax.generate --model={self._folder} "
+        "--prompt='Hello'"
+      )
+    return "\n".join(lines)

@@ -1,0 +1,105 @@
+"""The training loop: dispatches step t, then reads the numbers of step t − 1."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from skipalign_jax.data import pipeline
+from skipalign_jax.evals import scheduled
+from skipalign_jax.model import sharding
+from skipalign_jax.runtime import distributed, signals
+from skipalign_jax.training import checkpoint, step
+from skipalign_jax.training import log as log_lib
+from skipalign_jax.training import setup as setup_lib
+from skipalign_jax.training import state as state_lib
+
+
+@dataclasses.dataclass
+class Loop:
+  """A run between its first step and its last, or a signal.
+
+  Attributes:
+    setup: of the run.
+    state: before the next step.
+    iterator: the batches of the steps to come.
+    log: takes the numbers.
+    saved: takes the checkpoints.
+  """
+
+  setup: setup_lib.Setup
+  state: state_lib.TrainState
+  iterator: pipeline.TrainIterator
+  log: log_lib.Log
+  saved: checkpoint.Checkpoints
+
+  def __post_init__(self):
+    setup = self.setup
+    self._train_step, self._eval_step = step.compile_steps(
+      setup.recipe, setup.optimizer, setup.schedule, setup.mesh
+    )
+    self._evaluator = scheduled.Evaluator(
+      setup.recipe.model,
+      setup.recipe.compute_dtype,
+      setup.tokenizer,
+      setup.mesh,
+      setup.folder,
+      setup.console,
+    )
+
+  def run(self, start: int, stop: signals.Stop) -> int:
+    """Trains the steps after `start`; returns 0, or 128 + the number of a signal."""
+    config, steps = self.setup.config, self.setup.data.steps
+    if not start:
+      self._evaluate(0, last=False)
+    votes = distributed.Votes()
+    for at in range(start + 1, steps + 1):
+      batch = next(self.iterator)
+      self.state, numbers = self._train_step(self.state, self._place(batch))
+      self.log.dispatched(at, numbers, batch)
+      self._evaluate(at, last=at == steps)
+      status = votes.cast(stop.status)
+      if _due(at, config.checkpoint.every) or at == steps or status:
+        self._save(at)
+      if status:
+        return status
+    return 0
+
+  def _place(self, batch: pipeline.Batch) -> state_lib.Batch:
+    """A batch on all devices; this process has its rows."""
+    rows = sharding.batch_sharding(self.setup.mesh)
+    return {
+      name: jax.make_array_from_process_local_data(rows, x) for name, x in batch.items()
+    }
+
+  def _evaluate(self, at: int, last: bool) -> None:
+    """The held-out loss and the scheduled tasks, where they are due."""
+    always = last or at == 0
+    if self.setup.data.eval_batches and (
+      always or _due(at, self.setup.config.eval.every)
+    ):
+      self.log.held_out(at, self._held_out_loss())
+    tasks = [t for t in self.setup.evaluations if always or _due(at, t.every)]
+    if not tasks:
+      return
+    params = state_lib.merged_params(self.setup.recipe, self.state, self.setup.mesh)
+    for task in tasks:
+      self.log.evaluated(at, self._evaluator.run(task, at, params))
+
+  def _held_out_loss(self) -> float:
+    """Mean loss of the held-out targets, nats."""
+    params = state_lib.full_params(self.setup.recipe, self.state)
+    batches = map(self._place, self.setup.data.eval_batches)
+    sums = [self._eval_step(params, batch) for batch in batches]
+    total, weight = np.sum(np.array(jax.device_get(sums)), axis=0)
+    return float(total / weight)
+
+  def _save(self, at: int) -> None:
+    self.log.flush()  # the records of a saved step are on disk before the state
+    loss = self.log.eval_losses.get(at)
+    self.saved.save(self.state, at, self.iterator.get_state(), loss)
+
+
+def _due(at: int, every: int) -> bool:
+  """Whether something that happens every so many steps happens now; 0 is never."""
+  return every > 0 and at % every == 0

@@ -1,0 +1,152 @@
+"""A training run, stage by stage."""
+
+import contextlib
+import dataclasses
+import pathlib
+from typing import TextIO
+
+import jax
+import numpy as np
+from rich import console as rich_console
+
+from skipalign_jax import config as config_lib
+from skipalign_jax.data import pipeline
+from skipalign_jax.method import positions
+from skipalign_jax.runtime import distributed, signals
+from skipalign_jax.training import (
+  checkpoint,
+  initial_weights,
+  loop,
+  preview,
+  report,
+  starts,
+  workdir,
+)
+from skipalign_jax.training import log as log_lib
+from skipalign_jax.training import setup as setup_lib
+from skipalign_jax.training import state as state_lib
+
+
+def run(
+  config: config_lib.ConfigDict, folder: pathlib.Path, console: rich_console.Console
+) -> int:
+  """Trains to the end, or until a signal; returns the exit status.
+
+  Raises:
+    UserError: see `setup.prepare` and `workdir.claim`; or writing or data fails.
+  """
+  with distributed.together():
+    setup = setup_lib.prepare(config, folder, console)
+  lock = claim(setup)
+  saved = checkpoint.Checkpoints(
+    folder, config.checkpoint.keep, config.checkpoint.keep_best
+  )
+  start = saved.latest() or 0
+  announce(setup, start)
+  if start:
+    state, iterator = restore(setup, saved, start)
+  else:
+    state, iterator = begin(setup)
+  log = log_lib.Log(config, folder, console, start, setup.data.steps)
+  with (
+    signals.Stop(distributed.is_first()) as stop,
+    workdir.writing(folder),
+    jax.set_mesh(setup.mesh),
+    contextlib.closing(saved),
+    contextlib.closing(iterator),
+    log,
+  ):
+    status = loop.Loop(setup, state, iterator, log, saved).run(start, stop)
+  console.print(log.summary())
+  if lock is not None:
+    lock.close()
+  return status
+
+
+def claim(setup: setup_lib.Setup) -> TextIO | None:
+  """Makes the folder this run's workdir, or checks that it is.
+
+  Returns:
+    The lock on it, in the first process.
+  """
+  lock, folder, config = None, setup.folder, setup.config
+  with distributed.together():
+    if distributed.is_first():
+      lock = workdir.claim(
+        folder,
+        config,
+        setup.recipe.model,
+        setup.opened,
+        setup.tokenizer,
+        setup.console,
+      )
+      workdir.write_steps(folder, setup.data.steps)
+      checkpoint.set_damaged_aside(folder, setup.console)
+  claimed = distributed.exchange(workdir.identity(folder))[0]
+  with distributed.together():
+    workdir.check_shared(folder, claimed)
+  return lock
+
+
+def announce(setup: setup_lib.Setup, start: int) -> None:
+  """Prints what is about to be trained, and records this start in the workdir."""
+  setup.console.print(report.describe(setup, start))
+  with distributed.together():
+    if distributed.is_first():
+      this = starts.describe(setup.config, setup.data.fingerprint, start)
+      for change in starts.add(setup.folder, this):
+        setup.console.print(f"NOTE       since the last start, {change}")
+
+
+def restore(
+  setup: setup_lib.Setup, saved: checkpoint.Checkpoints, start: int
+) -> tuple[state_lib.TrainState, pipeline.TrainIterator]:
+  """The state and the batches after step `start`, from its checkpoint."""
+  recipe = setup.recipe
+  abstract, shardings = state_lib.shardings(
+    setup.mesh, setup.optimizer, recipe.model, recipe.adapters
+  )
+  base = initial_weights.frozen_base(recipe, setup.opened, shardings.base)
+  state, iterator_state = saved.restore(abstract, shardings, start)
+  state = dataclasses.replace(state, base=base)
+  return state, setup.data.train_iterator(iterator_state)
+
+
+def begin(
+  setup: setup_lib.Setup,
+) -> tuple[state_lib.TrainState, pipeline.TrainIterator]:
+  """The state and the batches of a new run."""
+  recipe = setup.recipe
+  _, shardings = state_lib.shardings(
+    setup.mesh, setup.optimizer, recipe.model, recipe.adapters
+  )
+  base = initial_weights.frozen_base(recipe, setup.opened, shardings.base)
+  if recipe.adapters:
+    params = initial_weights.zero_adapters(recipe, shardings.params)
+  else:
+    params = initial_weights.full(
+      setup.opened, recipe.model, recipe.seed, shardings.params
+    )
+  state = state_lib.create(params, setup.optimizer, shardings, base)
+  if distributed.is_first():
+    show_first_batch(setup)
+  return state, setup.data.train_iterator()
+
+
+def show_first_batch(setup: setup_lib.Setup) -> None:
+  """Prints and draws the positions of the first batch."""
+  recipe = setup.recipe.positions
+  batch = setup.data.first_rows(min(setup.config.batch_size, preview.ROWS))
+  positions_BL = np.asarray(positions.synthesize(recipe, setup.recipe.seed, batch))
+  found = preview.samples(batch, positions_BL)
+  found.sort(key=len, reverse=True)  # long dialogues show more
+  limit = int(positions_BL.max()) + 1
+  if recipe.strategy != "contiguous":
+    limit = max(recipe.max_position, limit)
+  picture = setup.folder / "positions.png"
+  title = f"Positions of the first batch: {recipe.strategy}"
+  preview.draw(found, limit, title, picture)
+  setup.console.print(
+    f"positions  drawn in {picture}; the longest dialogue of this batch:\n"
+    f"           {preview.describe(found[0])}"
+  )

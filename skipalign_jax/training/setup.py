@@ -1,0 +1,89 @@
+"""From a config to everything that a run needs before its first step.
+
+Every contradiction is refused here, before anything is written.
+"""
+
+import dataclasses
+import pathlib
+
+import jax
+import optax
+import transformers
+from rich import console as rich_console
+
+from skipalign_jax import config as config_lib
+from skipalign_jax.data import pipeline
+from skipalign_jax.data import tokenizer as tokenizer_lib
+from skipalign_jax.evals import scheduled
+from skipalign_jax.hf import reference
+from skipalign_jax.model import sharding
+from skipalign_jax.training import optimizer as optimizer_lib
+from skipalign_jax.training import recipe as recipe_lib
+from skipalign_jax.training import resolve
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """All of a run that does not change while it trains.
+
+  Attributes:
+    config: the resolved config.
+    folder: the workdir.
+    console: of this process; quiet in all but the first.
+    opened: the model that the run starts from; None from scratch.
+    tokenizer: of the model.
+    mesh: all devices.
+    recipe: of the step.
+    data: rows to train on and held-out batches.
+    schedule: learning rate of each step.
+    optimizer: what turns gradients into updates.
+    evaluations: tasks that run during training.
+  """
+
+  config: config_lib.ConfigDict
+  folder: pathlib.Path
+  console: rich_console.Console
+  opened: reference.Model | None
+  tokenizer: transformers.PreTrainedTokenizerFast
+  mesh: jax.sharding.Mesh
+  recipe: recipe_lib.Recipe
+  data: pipeline.Data
+  schedule: optax.Schedule
+  optimizer: optax.GradientTransformation
+  evaluations: list[scheduled.Scheduled]
+
+
+def prepare(
+  config: config_lib.ConfigDict, folder: pathlib.Path, console: rich_console.Console
+) -> Setup:
+  """Checks the config, opens the model and reads the data.
+
+  Raises:
+    UserError: a key contradicts another key, the model, the data or the devices.
+  """
+  positions = resolve.check(config)
+  evaluations = scheduled.schedule(config)
+  name = config.model.init_from
+  opened = reference.open_model(name) if name else None
+  tokenizer = tokenizer_lib.resolve(config)
+  shape = resolve.model_from(config, opened and opened.config, len(tokenizer))
+  reference.check_vocabulary(tokenizer, shape)
+  mesh = sharding.make_mesh(dict(config.mesh))
+  resolve.check_mesh(config, shape, mesh.shape)
+  platform = mesh.devices.flat[0].platform
+  recipe = recipe_lib.from_config(config, shape, positions, platform)
+  share = sharding.process_share(mesh)
+  data = pipeline.build(config, tokenizer, *share, console)
+  return Setup(
+    config=config,
+    folder=folder,
+    console=console,
+    opened=opened,
+    tokenizer=tokenizer,
+    mesh=mesh,
+    recipe=recipe,
+    data=data,
+    schedule=optimizer_lib.schedule(config.optim, data.steps),
+    optimizer=optimizer_lib.make(config.optim, data.steps),
+    evaluations=evaluations,
+  )
