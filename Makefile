@@ -1,14 +1,14 @@
 # make test        set up .venv, run the default suite
-# make quickstart  fine-tune SmolLM2-135M-Instruct on this CPU, export it, ask it
+# make quickstart  fine-tune SmolLM2-135M-Instruct on this CPU, export it, prompt it
 # make parity      tests against PyTorch and the real weights (installs torch)
-# make test-plan   compiles for GPUs and TPUs that are not there (installs several GB)
-# make colabs      executes the notebooks on this CPU (installs the extra docs)
-# make docs        the documentation site, into build/site
-# make study-a     SmolLM2 fine-tuned in many ways and tested (hours; docs/results.md)
-# make study-b     SkipAlign in miniature with many seeds (hours; goes on where it stopped)
-# make lint        ruff, as CI runs it
-# make lock        requirements.lock from requirements.txt, with hashes
-# make audit       known vulnerabilities of what is locked (asks pypi.org)
+# make test-plan   compile for GPUs and TPUs that this machine lacks (installs several GB)
+# make colabs      execute the notebooks on this CPU (installs the extra docs)
+# make docs        build the documentation site in build/site
+# make study-a     study A: SmolLM2-135M fine-tuned in many ways and tested (hours; resumes where it stopped)
+# make study-b     study B: a tiny model, many seeds (hours; resumes where it stopped)
+# make lint        ruff, as in CI
+# make lock        write requirements.lock from requirements.txt, with hashes
+# make audit       look for known vulnerabilities of the locked packages (pypi.org)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -22,7 +22,7 @@ RUN := runs/quickstart
 
 setup: $(VENV)/.ready
 $(VENV)/.ready: requirements.lock requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed; name one with make PYTHON=…" if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed; choose one with make PYTHON=…" if sys.version_info < (3, 11) else 0)'
 	@echo "installing into $(VENV) (about a minute)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
@@ -40,7 +40,8 @@ colabs: setup weights
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -m colabs -n 2
 
-# The allocator's variables keep freed memory: a fifth of the time goes into pages.
+# The allocator's variables keep freed memory; without them page faults take a fifth of
+# the time.
 study-b: setup
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000 \
 	  $(BIN)/python -m studies.needles --out=runs/study_b
@@ -50,13 +51,13 @@ study-b: setup
 docs: setup
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
-	@! grep -rE '<(script|link)[^>]*"https?:' build/site --include='*.html'  # nothing from elsewhere
+	@! grep -rE '<(script|link)[^>]*"https?:' build/site --include='*.html'  # nothing is loaded from elsewhere
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# No index is named in it, so that it serves mirrors too. dateutil: what lm_eval needs.
+# The lock names no index, so it works with mirrors too. dateutil: lm_eval needs < 3.
 lock: setup
 	@$(BIN)/pip install --quiet --disable-pip-version-check pip-tools==7.6.2
 	CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --generate-hashes \

@@ -1,4 +1,4 @@
-"""Study A: does SkipAlign do on a real model what its paper says? See docs/results.md.
+"""Study A: does SkipAlign do on a real model what its paper says? See README.md here.
 
 SmolLM2-135M-Instruct (window 8192), fine-tuned on 98,000 tokens of short dialogues, is
 asked for keys in texts of up to 16,384 tokens. All rows see the same data, tokens and

@@ -6,8 +6,8 @@ import shutil
 
 import numpy as np
 import tiny
-from rich import console as rich_console
 
+from skipalign_jax.runtime import terminal
 from skipalign_jax.sweep import collect, rows
 
 
@@ -19,7 +19,7 @@ def test_study_a_page_is_what_its_results_say(tmp_path, monkeypatch):
   text = (made / "study_a.md").read_text()
   (made / "study_a.md").unlink()
   sweep = rows.load(str(tiny.ROOT / "studies/smollm2/study_a.py"))
-  console = rich_console.Console(quiet=True)
+  console = terminal.Console(quiet=True)
   collect.run(rows.Plan(sweep, made), "study_a", console)
   assert (made / "study_a.md").read_text() == text
 
@@ -30,7 +30,7 @@ def test_study_a_in_the_layout_of_table_1_is_what_its_results_say():
   results = lambda name, task: json.loads(
     (plan.evaluation(name, task) / "results.json").read_text()
   )
-  page = (tiny.ROOT / "docs/results.md").read_text(encoding="utf-8")
+  page = (tiny.ROOT / "studies/smollm2/README.md").read_text(encoding="utf-8")
   table = page.partition("Table 1: an average")[2].partition("The averages come")[0]
   lines = [[c.strip() for c in x.strip("|").split("|")] for x in table.splitlines()]
   told = {name: cells for name, *cells in lines if name in sweep.rows}
