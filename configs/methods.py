@@ -9,40 +9,40 @@ Commands:
 Hardware: two CPU cores (hours) or one GPU. Not run by us but for :tiny.
 """
 
-from skipalign_jax.sweep import rows
+from skipalign_jax.sweep import runs
 
 CONFIG = "configs/smollm2_ntk.py"
 WEIGHTS = ".cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def get_sweep(variant: str = "") -> rows.Sweep:
+def get_sweep(variant: str = "") -> runs.Sweep:
   at = lambda name: {"positions.strategy": name}
   sequences = {"loss.reduction": "sequence"}
   table = {
-    "base": rows.Row(
+    "base": runs.Run(
       model=WEIGHTS, evaluate={"rope.kind": "ntk", "rope.target_length": 32_768}
     ),
-    "Normal-SFT": rows.Row(CONFIG, at("contiguous")),
-    "PackedSFT": rows.Row(CONFIG, at("contiguous") | {"data.packing_mask": False}),
-    "LongAlign, packed": rows.Row(CONFIG, at("contiguous") | sequences),
-    "LongAlign, sorted": rows.Row(
+    "Normal-SFT": runs.Run(CONFIG, at("contiguous")),
+    "PackedSFT": runs.Run(CONFIG, at("contiguous") | {"data.packing_mask": False}),
+    "LongAlign, packed": runs.Run(CONFIG, at("contiguous") | sequences),
+    "LongAlign, sorted": runs.Run(
       CONFIG,
       at("contiguous")
       | sequences
       | {"data.packing": False, "data.batching": "sorted", "batch_size": 4},
     ),
-    "Skip-All": rows.Row(CONFIG, at("skip_all")),
-    "Skip-Inner": rows.Row(CONFIG, at("skip_inner")),
-    "SkipAlign": rows.Row(CONFIG),
-    "SkipAlign, uniform gaps": rows.Row(CONFIG, {"positions.gaps": "uniform"}),
-    "SkipAlign, LoRA": rows.Row(CONFIG, {"lora.rank": 16}),
-    "SkipAlign, Long-Short": rows.Row(CONFIG, {"long_short.alpha": 0.1}),
-    "PoSE": rows.Row(CONFIG, at("pose")),
-    "RandPos": rows.Row(CONFIG, at("randpos")),
-    "CREAM": rows.Row(CONFIG, at("cream")),
+    "Skip-All": runs.Run(CONFIG, at("skip_all")),
+    "Skip-Inner": runs.Run(CONFIG, at("skip_inner")),
+    "SkipAlign": runs.Run(CONFIG),
+    "SkipAlign, uniform gaps": runs.Run(CONFIG, {"positions.gaps": "uniform"}),
+    "SkipAlign, LoRA": runs.Run(CONFIG, {"lora.rank": 16}),
+    "SkipAlign, Long-Short": runs.Run(CONFIG, {"long_short.alpha": 0.1}),
+    "PoSE": runs.Run(CONFIG, at("pose")),
+    "RandPos": runs.Run(CONFIG, at("randpos")),
+    "CREAM": runs.Run(CONFIG, at("cream")),
   }
   for alpha in (0.1, 0.3, 0.5, 1.0):  # of Long-Short Alignment's table; 0: Normal-SFT
     changes = at("contiguous") | {"long_short.alpha": alpha}
-    table[f"Long-Short, alpha={alpha}"] = rows.Row(CONFIG, changes)
+    table[f"Long-Short, alpha={alpha}"] = runs.Run(CONFIG, changes)
   needle = {"task": "needle", "lengths": "1024,4096,8192,12288,16384", "depths": 5}
-  return rows.sweep("Methods", table, {"needle": needle}, variant, "methods")
+  return runs.sweep("Methods", table, {"needle": needle}, variant, "methods")

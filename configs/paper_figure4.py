@@ -11,27 +11,27 @@ Commands:
 Hardware: 8 x A100 80 GB a row. Not run by us but for :tiny.
 """
 
-from skipalign_jax.sweep import rows
+from skipalign_jax.sweep import runs
 
 YI = "configs/yi_6b_200k.py"
 
 
-def get_sweep(variant: str = "") -> rows.Sweep:
+def get_sweep(variant: str = "") -> runs.Sweep:
   table = {
-    "Yi-6B-200K + Normal-SFT": rows.Row(
+    "Yi-6B-200K + Normal-SFT": runs.Run(
       YI, {"positions.strategy": "contiguous"}, paper={"Avg.": 43.7}
     )
   }
   for L in (50_000, 100_000, 150_000):
     for p in (0.2, 0.5, 0.8):
       if (L, p) == (100_000, 0.5):  # the paper's own choice
-        row = rows.Row(YI, paper={"Avg.": 45.3}, point=(L, p))
+        row = runs.Run(YI, paper={"Avg.": 45.3}, point=(L, p))
         table["Yi-6B-200K + SkipAlign"] = row
       else:
         changes = {"positions.max_position": L, "positions.skip_prob": p}
-        table[f"Yi-6B-200K + SkipAlign, L={L // 1000}K p={p}"] = rows.Row(
+        table[f"Yi-6B-200K + SkipAlign, L={L // 1000}K p={p}"] = runs.Run(
           YI, changes, point=(L, p)
         )
-  return rows.sweep(
-    "Figure 4: LongBench over L and p", table, {"longbench": rows.LONGBENCH}, variant
+  return runs.sweep(
+    "Figure 4: LongBench over L and p", table, {"longbench": runs.LONGBENCH}, variant
   )

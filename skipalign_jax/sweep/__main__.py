@@ -19,7 +19,8 @@ import subprocess
 import sys
 
 from skipalign_jax.runtime import errors, terminal
-from skipalign_jax.sweep import collect, rows
+from skipalign_jax.sweep import collect, runs
+from skipalign_jax.sweep import plan as plan_lib
 
 WHAT = {
   "list": "the rows, and how far each has come (without any of these, too)",
@@ -49,11 +50,11 @@ def main(argv: list[str] | None = None) -> int:
     what.add_argument(f"--{name}", action="store_true", help=does)
   args, others = parser.parse_known_args(argv)
   overrides, options = _split(others)
-  sweep = rows.load(args.config)
+  sweep = runs.load(args.config)
   if args.rows:
-    sweep = rows.select(sweep, args.rows.split(","))
+    sweep = runs.select(sweep, args.rows.split(","))
   out = pathlib.Path(args.out or sweep.out)
-  plan = rows.Plan(sweep, out, overrides, options)
+  plan = plan_lib.Plan(sweep, out, overrides, options)
   console = terminal.Console()
   if args.run:
     return run(plan, console)
@@ -83,20 +84,20 @@ def _split(arguments: list[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
   return overrides, options
 
 
-def show(plan: rows.Plan, console: terminal.Console) -> None:
+def show(plan: plan_lib.Plan, console: terminal.Console) -> None:
   """Prints a paragraph a row; a row that cannot run says why."""
-  console.print(f"{plan.sweep.title}: {len(plan.sweep.rows)} rows in {plan.out}\n")
-  for name, row in plan.sweep.rows.items():
+  console.print(f"{plan.sweep.title}: {len(plan.sweep.runs)} rows in {plan.out}\n")
+  for name, row in plan.sweep.runs.items():
     console.print(f"{name}: {_status(plan, name)}")
     what = row.config or f"model {row.model}"
-    console.print(f"  {what} {rows.describe(row.changes)}".rstrip())
+    console.print(f"  {what} {runs.describe(row.changes)}".rstrip())
     if row.config:
       console.print(f"  {plan.workdir(name)}")
   evaluations = ", ".join(plan.sweep.evaluations) or "none"
   console.print(f"\nevaluations of each: {evaluations}")
 
 
-def _status(plan: rows.Plan, name: str) -> str:
+def _status(plan: plan_lib.Plan, name: str) -> str:
   try:
     plan.check(name)
   except errors.UserError as error:
@@ -104,7 +105,7 @@ def _status(plan: rows.Plan, name: str) -> str:
   return plan.status(name)
 
 
-def run(plan: rows.Plan, console: terminal.Console) -> int:
+def run(plan: plan_lib.Plan, console: terminal.Console) -> int:
   """Makes what is missing, row by row.
 
   A row that fails is told at the end, the others go on.
@@ -113,8 +114,8 @@ def run(plan: rows.Plan, console: terminal.Console) -> int:
     0, 1 if a row failed, 128 + its number after a signal.
   """
   failed: dict[str, str] = {}
-  count = len(plan.sweep.rows)
-  for i, name in enumerate(plan.sweep.rows, 1):
+  count = len(plan.sweep.runs)
+  for i, name in enumerate(plan.sweep.runs, 1):
     console.print(f"row {i} of {count}, {name}: {plan.status(name)}")
     try:
       plan.check(name)
@@ -129,10 +130,10 @@ def run(plan: rows.Plan, console: terminal.Console) -> int:
         console.print("stopped; the same command goes on from here")
         return stopped
       if status:
-        task = command[2] if command[1] == rows.EVALUATE else "training"
+        task = command[2] if command[1] == plan_lib.EVALUATE else "training"
         failed[name] = f"{task} ended with status {status}"
         console.print(f"  failed: {failed[name]}")
-        if command[1] == rows.TRAIN:
+        if command[1] == plan_lib.TRAIN:
           break  # nothing to evaluate
   if failed:
     told = "\n".join(f"  {name}: {why}" for name, why in failed.items())
@@ -167,7 +168,7 @@ def call(command: list[str]) -> tuple[int, int]:
       signal.signal(number, handler)
 
 
-def write_commands(plan: rows.Plan, console: terminal.Console) -> None:
+def write_commands(plan: plan_lib.Plan, console: terminal.Console) -> None:
   """Writes OUT/commands.txt, a shell line a row, and prints it."""
   if plan.sweep.targets:
     raise errors.UserError(
@@ -175,12 +176,12 @@ def write_commands(plan: rows.Plan, console: terminal.Console) -> None:
       "--run --rows=NAME on each machine"
     )
   lines = []
-  for name in plan.sweep.rows:
+  for name in plan.sweep.runs:
     try:
       plan.check(name)
     except errors.UserError as error:
       raise errors.UserError(f"row {name!r}: {error}") from error
-    commands = [plan.train_command(name)] if plan.sweep.rows[name].config else []
+    commands = [plan.train_command(name)] if plan.sweep.runs[name].config else []
     commands += [plan.evaluate_command(name, e) for e in plan.sweep.evaluations]
     lines.append(" && ".join(shlex.join(["python", *c]) for c in commands))
   path = plan.out / "commands.txt"

@@ -1,7 +1,7 @@
-"""A sweep's results in the paper's tables, beside the paper's numbers.
+"""A sweep's results in the paper's tables, next to the paper's numbers.
 
 Reads results.json of the evaluations and metrics.jsonl of the trainings; writes
-Markdown, JSON, CSV and, for sweeps whose rows are points, curves over L and p.
+Markdown, JSON, CSV and, for sweeps whose runs are points, curves over L and p.
 """
 
 import csv
@@ -12,26 +12,27 @@ from typing import Any
 
 from skipalign_jax.evals import compare, compare_table, curves
 from skipalign_jax.runtime import errors, files, terminal
-from skipalign_jax.sweep import chosen, chosen_tables, rows
+from skipalign_jax.sweep import plan as plan_lib
+from skipalign_jax.sweep import retrieval, retrieval_tables
 
 TRAINING = ("steps", "loss", "held-out loss")
 
 
-def run(plan: rows.Plan, stem: str, console: terminal.Console) -> None:
+def run(plan: plan_lib.Plan, stem: str, console: terminal.Console) -> None:
   """Prints the tables, and writes OUT/STEM.md, .json, .csv and .png.
 
   Raises:
-    UserError: nothing is there yet, a result is damaged, or OUT cannot be written.
+    UserError: there are no results yet, one is damaged, or OUT cannot be written.
   """
   names, refused = usable(plan)
   tables, missing = gather(plan, names)
   missing = refused + missing
-  keys = chosen.gather(plan, names) if plan.sweep.targets else None
+  keys = retrieval.gather(plan, names) if plan.sweep.targets else None
   if not tables and not (keys and keys["rows"]):
     raise errors.UserError(f"{plan.out} has no results of this sweep yet; use --run")
   text = "\n\n".join([f"## {plan.sweep.title}", *map(compare_table.markdown, tables)])
   if keys:
-    text += "\n\n" + chosen_tables.markdown(keys)
+    text += "\n\n" + retrieval_tables.markdown(keys)
   if missing:
     text += "\n\nMissing: " + "; ".join(missing)
   console.print_markdown(text)
@@ -40,7 +41,7 @@ def run(plan: rows.Plan, stem: str, console: terminal.Console) -> None:
     "tables": [compare_table.as_json(table) for table in tables],
     "missing": missing,
     "points": points(plan, names),
-    **({"keys": chosen.without_items(keys)} if keys else {}),
+    **({"keys": retrieval.without_items(keys)} if keys else {}),
   }
   path = lambda ending: plan.out / f"{stem}{ending}"
   written = [".md", ".json", ".csv"]
@@ -52,7 +53,7 @@ def run(plan: rows.Plan, stem: str, console: terminal.Console) -> None:
       draw(content, path(".png"))
       written.append(".png")
     if keys and keys["rows"]:
-      chosen.draw(keys, path("_keys.png"))
+      retrieval.draw(keys, path("_keys.png"))
       written.append("_keys.png")
   except OSError as error:
     raise errors.UserError(f"--out={plan.out} cannot be written: {error}") from error
@@ -61,10 +62,10 @@ def run(plan: rows.Plan, stem: str, console: terminal.Console) -> None:
   )
 
 
-def usable(plan: rows.Plan) -> tuple[list[str], list[str]]:
-  """Rows whose results are theirs, and why the others are left out."""
+def usable(plan: plan_lib.Plan) -> tuple[list[str], list[str]]:
+  """Runs whose results can be used, and why the others are left out."""
   names, refused = [], []
-  for name in plan.sweep.rows:
+  for name in plan.sweep.runs:
     try:
       plan.check(name)
       names.append(name)
@@ -74,27 +75,27 @@ def usable(plan: rows.Plan) -> tuple[list[str], list[str]]:
 
 
 def gather(
-  plan: rows.Plan, names: Sequence[str]
+  plan: plan_lib.Plan, names: Sequence[str]
 ) -> tuple[list[compare_table.Table], list[str]]:
-  """All tables that have rows, and the evaluations, or whole rows, that are missing."""
+  """All tables that have rows, and the evaluations, or whole runs, that are missing."""
   found, trained, missing = [], [], []
   for name in names:
-    row, lacks = plan.sweep.rows[name], []
+    lacks = []
     for evaluation, options in plan.sweep.evaluations.items():
       if not plan.is_evaluated(name, evaluation):
         lacks.append(evaluation)
-      elif not (plan.sweep.targets and options["task"] in chosen.TASKS):
+      elif not (plan.sweep.targets and options["task"] in retrieval.TASKS):
         found.append(_results(plan, name, evaluation))
     if len(lacks) == len(plan.sweep.evaluations):
       missing.append(name)
     elif lacks:
       missing.append(f"{name} ({', '.join(lacks)})")
-    if row.config and (cells := training_cells(plan, name)):
+    if plan.sweep.runs[name].config and (cells := training_cells(plan, name)):
       trained.append((_results_of_training(plan, name), cells))
   tables = compare.tables(found)
   if trained:
     tables.append(compare_table.join("Training", TRAINING, trained, ".4g"))
-  printed = {n: row.paper for n, row in plan.sweep.rows.items() if row.paper}
+  printed = {n: run.paper for n, run in plan.sweep.runs.items() if run.paper}
   if tables and printed:
     columns = list(dict.fromkeys(c for cells in printed.values() for c in cells))
     tables.append(
@@ -117,20 +118,20 @@ def gather(
   return tables, missing
 
 
-def _results(plan: rows.Plan, name: str, evaluation: str) -> compare_table.Results:
-  """An evaluation under its row's name."""
+def _results(plan: plan_lib.Plan, name: str, evaluation: str) -> compare_table.Results:
+  """An evaluation under its run's name."""
   one = compare.read(str(plan.evaluation(name, evaluation)))
   return dataclasses.replace(one, protocol=one.protocol | {"model": name})
 
 
-def _results_of_training(plan: rows.Plan, name: str) -> compare_table.Results:
+def _results_of_training(plan: plan_lib.Plan, name: str) -> compare_table.Results:
   return compare_table.Results(
     plan.workdir(name), {"task": "train", "model": name, "options": {}}, {}, [], []
   )
 
 
-def training_cells(plan: rows.Plan, name: str) -> dict[str, compare_table.Cell]:
-  """What metrics.jsonl says last; a run that goes on is marked."""
+def training_cells(plan: plan_lib.Plan, name: str) -> dict[str, compare_table.Cell]:
+  """The last numbers of metrics.jsonl; those of an unfinished run are marked."""
   last = plan.last_metrics(name)
   if not last:
     return {}
@@ -145,9 +146,10 @@ def training_cells(plan: rows.Plan, name: str) -> dict[str, compare_table.Cell]:
   }
 
 
-def points(plan: rows.Plan, names: Sequence[str]) -> list[dict[str, Any]]:
-  """A score a row: its first evaluation's headline; None if it is not there."""
-  if not plan.sweep.evaluations or not any(r.point for r in plan.sweep.rows.values()):
+def points(plan: plan_lib.Plan, names: Sequence[str]) -> list[dict[str, Any]]:
+  """A score per run: its first evaluation's headline; None if it is not there."""
+  has_points = any(run.point for run in plan.sweep.runs.values())
+  if not plan.sweep.evaluations or not has_points:
     return []
   first = next(iter(plan.sweep.evaluations))
   found = []
@@ -157,13 +159,13 @@ def points(plan: rows.Plan, names: Sequence[str]) -> list[dict[str, Any]]:
       cells = compare.headline(_results(plan, name, first))
       column, score = next(((c, cell.value) for c, cell in cells.items()), ("", None))
     found.append(
-      {"row": name, "at": plan.sweep.rows[name].point, "score": score, "what": column}
+      {"row": name, "at": plan.sweep.runs[name].point, "score": score, "what": column}
     )
   return found
 
 
 def write_csv(content: dict[str, Any], path: pathlib.Path) -> None:
-  """A line a number: table, row, column, value, and why it is partial."""
+  """A line per number: table, row, column, value, and why it is partial."""
   with path.open("w", encoding="utf-8", newline="") as file:
     writer = csv.writer(file)
     writer.writerow(["table", "row", "column", "value", "partial"])
@@ -176,7 +178,7 @@ def write_csv(content: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def draw(content: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
-  """Scores over L for each p and over p for each L; rows without them as levels."""
+  """Scores over L for each p and over p for each L; runs without them as levels."""
   from matplotlib import figure as figure_lib  # slow to load
 
   there = [p for p in content["points"] if p["score"] is not None]

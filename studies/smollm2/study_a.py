@@ -22,7 +22,7 @@ five times that without AVX-512.
 
 import dataclasses
 
-from skipalign_jax.sweep import rows
+from skipalign_jax.sweep import runs
 
 CONFIG = "configs/smollm2_ntk.py"
 WEIGHTS = ".cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -86,14 +86,14 @@ PAIRS = (  # the claims: the first is said to find more
 )
 
 
-def get_sweep(variant: str = "") -> rows.Sweep:
-  row = lambda *changes: rows.Row(CONFIG, {k: v for c in changes for k, v in c.items()})
+def get_sweep(variant: str = "") -> runs.Sweep:
+  row = lambda *changes: runs.Run(CONFIG, {k: v for c in changes for k, v in c.items()})
   table = {
-    "base, NTK": rows.Row(model=WEIGHTS),
+    "base, NTK": runs.Run(model=WEIGHTS),
     "Normal-SFT": row(CONTIGUOUS),
     "SkipAlign": row(SHORT),
     "PackedSFT-16k": row(PACKED, {"data.packing_mask": False}),
-    "base": rows.Row(model=WEIGHTS, evaluate={"rope.kind": "model"}),
+    "base": runs.Run(model=WEIGHTS, evaluate={"rope.kind": "model"}),
     "Skip-All": row(SHORT, {"positions.strategy": "skip_all"}),
     "Skip-Inner": row(SHORT, {"positions.strategy": "skip_inner"}),
     "SkipAlign, uniform gaps": row(SHORT, {"positions.gaps": "uniform"}),
@@ -108,18 +108,18 @@ def get_sweep(variant: str = "") -> rows.Sweep:
     "Normal-SFT, 48 steps": row(CONTIGUOUS, {"steps": 48}),
     "SkipAlign, 48 steps": row(SHORT, {"steps": 48}),
     # Not at the targets that they chose: ten keys left little between the two best.
-    "Normal-SFT, at 65,536": rows.Row(
+    "Normal-SFT, at 65,536": runs.Run(
       model="studies/smollm2/results/rows/normal-sft",
       evaluate={"rope.kind": "ntk", "rope.target_length": 65_536},
     ),
-    "Normal-SFT, 48 steps, at 32,768": rows.Row(
+    "Normal-SFT, 48 steps, at 32,768": runs.Run(
       model="studies/smollm2/results/rows/normal-sft_48_steps",
       evaluate={"rope.kind": "ntk", "rope.target_length": 32_768},
     ),
     "Normal-SFT, 48 steps, seed 1": row(CONTIGUOUS, {"steps": 48, "seed": 1}),
     "SkipAlign, 48 steps, seed 1": row(SHORT, {"steps": 48, "seed": 1}),
     "Normal-SFT, rate 5e-4": row(CONTIGUOUS, {"optim.learning_rate": 5e-4}),
-    "Normal-SFT, rate 5e-4, at 32,768": rows.Row(  # it chose 65,536
+    "Normal-SFT, rate 5e-4, at 32,768": runs.Run(  # it chose 65,536
       model="studies/smollm2/results/rows/normal-sft_rate_5e-4",
       evaluate={"rope.kind": "ntk", "rope.target_length": 32_768},
     ),
@@ -183,10 +183,10 @@ def get_sweep(variant: str = "") -> rows.Sweep:
   targets = (16_384, 32_768, 65_536)
   if variant == "tiny":
     contiguous = {"positions.strategy": "contiguous"}
-    table = {"Normal-SFT": rows.Row(CONFIG, contiguous), "SkipAlign": rows.Row(CONFIG)}
+    table = {"Normal-SFT": runs.Run(CONFIG, contiguous), "SkipAlign": runs.Run(CONFIG)}
     choose = dict(task="keys", lengths="900", depths=2, seed=1000)
     targets = (32_768, 65_536)
-  sweep = rows.sweep("Study A", table, tests, variant, "study_a")
+  sweep = runs.sweep("Study A", table, tests, variant, "study_a")
   return dataclasses.replace(
     sweep,
     targets=targets,

@@ -21,7 +21,7 @@ from skipalign_jax import analyze, cli
 from skipalign_jax import config as config_lib
 from skipalign_jax.analysis import training
 from skipalign_jax.runtime import errors
-from skipalign_jax.sweep import rows
+from skipalign_jax.sweep import plan as plan_lib
 from skipalign_jax.training import resolve
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -115,7 +115,7 @@ def parse(monkeypatch):
   monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_flags)
   monkeypatch.setattr(training, "read", stop)
   monkeypatch.setattr(analyze, "redraw", stop)
-  monkeypatch.setattr(rows, "Plan", stop)
+  monkeypatch.setattr(plan_lib, "Plan", stop)
   monkeypatch.chdir(ROOT)
 
   def run(module, words):

@@ -8,7 +8,8 @@ import numpy as np
 import tiny
 
 from skipalign_jax.runtime import terminal
-from skipalign_jax.sweep import collect, rows
+from skipalign_jax.sweep import collect, runs
+from skipalign_jax.sweep import plan as plan_lib
 
 
 def test_study_a_page_is_what_its_results_say(tmp_path, monkeypatch):
@@ -18,22 +19,22 @@ def test_study_a_page_is_what_its_results_say(tmp_path, monkeypatch):
   shutil.copytree(tiny.ROOT / made, made)
   text = (made / "study_a.md").read_text()
   (made / "study_a.md").unlink()
-  sweep = rows.load(str(tiny.ROOT / "studies/smollm2/study_a.py"))
+  sweep = runs.load(str(tiny.ROOT / "studies/smollm2/study_a.py"))
   console = terminal.Console(quiet=True)
-  collect.run(rows.Plan(sweep, made), "study_a", console)
+  collect.run(plan_lib.Plan(sweep, made), "study_a", console)
   assert (made / "study_a.md").read_text() == text
 
 
 def test_study_a_in_the_layout_of_table_1_is_what_its_results_say():
-  sweep = rows.load(str(tiny.ROOT / "studies/smollm2/study_a.py"))
-  plan = rows.Plan(sweep, tiny.ROOT / sweep.out)
+  sweep = runs.load(str(tiny.ROOT / "studies/smollm2/study_a.py"))
+  plan = plan_lib.Plan(sweep, tiny.ROOT / sweep.out)
   results = lambda name, task: json.loads(
     (plan.evaluation(name, task) / "results.json").read_text()
   )
   page = (tiny.ROOT / "studies/smollm2/README.md").read_text(encoding="utf-8")
   table = page.partition("Table 1: an average")[2].partition("The averages come")[0]
   lines = [[c.strip() for c in x.strip("|").split("|")] for x in table.splitlines()]
-  told = {name: cells for name, *cells in lines if name in sweep.rows}
+  told = {name: cells for name, *cells in lines if name in sweep.runs}
   assert len(told) == 18
   for name, cells in told.items():
     items = results(name, "keys")["items"] + results(name, "keys_far")["items"]

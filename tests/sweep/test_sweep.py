@@ -24,8 +24,8 @@ from skipalign_jax import evaluate
 from skipalign_jax.evals import tasks
 from skipalign_jax.runtime import errors, terminal
 from skipalign_jax.sweep import __main__ as command
-from skipalign_jax.sweep import chosen as chosen_lib
-from skipalign_jax.sweep import chosen_tables, collect, rows
+from skipalign_jax.sweep import collect, retrieval, retrieval_tables, runs
+from skipalign_jax.sweep import plan as plan_lib
 
 PAPER = {"paper_table1": 12, "paper_table2": 5, "paper_figure4": 10}  # rows
 FILES = {
@@ -38,7 +38,7 @@ SWEEPS = sorted(FILES)
 
 
 def load(name, variant=""):
-  return rows.load(f"{FILES[name]}:{variant}")
+  return runs.load(f"{FILES[name]}:{variant}")
 
 
 @pytest.fixture(autouse=True)
@@ -47,17 +47,17 @@ def in_the_repository(monkeypatch):
 
 
 def resolved(sweep, name):
-  return rows.Plan(sweep, pathlib.Path("out")).check(name)
+  return plan_lib.Plan(sweep, pathlib.Path("out")).check(name)
 
 
 @pytest.mark.parametrize("variant", ["", "tiny"])
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_row_is_a_config(name, variant):
   sweep = load(name, variant)
-  assert variant or len(sweep.rows) == PAPER.get(name, len(sweep.rows))
-  for row in sweep.rows:
+  assert variant or len(sweep.runs) == PAPER.get(name, len(sweep.runs))
+  for row in sweep.runs:
     config = resolved(sweep, row)
-    assert (config is None) == bool(sweep.rows[row].model)
+    assert (config is None) == bool(sweep.runs[row].model)
     if variant:
       assert config.model.num_layers == 2 and config.steps == 8
 
@@ -65,9 +65,9 @@ def test_every_row_is_a_config(name, variant):
 @pytest.mark.parametrize("variant", ["", "tiny"])
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_evaluation_is_a_command(name, variant):
-  plan = rows.Plan(load(name, variant), pathlib.Path("out"))
+  plan = plan_lib.Plan(load(name, variant), pathlib.Path("out"))
   parser = evaluate._parser()
-  for row in plan.sweep.rows:
+  for row in plan.sweep.runs:
     for evaluation in plan.sweep.evaluations:
       args = parser.parse_args(plan.evaluate_command(row, evaluation)[2:])
       assert args.model and pathlib.Path(args.out).parts[:2] == ("out", "evals")
@@ -103,7 +103,7 @@ def test_rows_are_the_papers():
     assert resolved(two, f"Yi-6B-200K + {name}").positions.strategy == strategy
   found = {
     (config.positions.max_position, config.positions.skip_prob): row.point
-    for name, row in four.rows.items()
+    for name, row in four.runs.items()
     if row.point and (config := resolved(four, name))
   }
   assert found == {at: at for at in found} and len(found) == 9
@@ -113,14 +113,14 @@ def test_rows_are_the_papers():
 
 def test_rows_of_one_name_are_one_row():
   """Sweeps share folders, so a row must be the same in all of them."""
-  plans = [rows.Plan(load(name), pathlib.Path("out")) for name in PAPER]
+  plans = [plan_lib.Plan(load(name), pathlib.Path("out")) for name in PAPER]
   seen = {}
   for plan in plans:
-    for name in plan.sweep.rows:
+    for name in plan.sweep.runs:
       made = (plan.train_command(name), plan.evaluate_command(name, "longbench"))
       assert seen.setdefault(name, made) == made
   assert len(seen) == sum(PAPER.values()) - 5
-  slugs = {rows.slug(name) for name in seen}
+  slugs = {runs.slug(name) for name in seen}
   assert len(slugs) == len(seen)
 
 
@@ -131,17 +131,17 @@ QUICK = "configs/llama2_ntk.py"
 def plan(tmp_path):
   """Three trained rows, one of them impossible, and a model as it is."""
   table = {
-    "A & co": rows.Row(QUICK, paper={"Avg.": 41.5}),
-    "bad": rows.Row(QUICK, {"positions.strateggy": "skip_all"}),
-    "B": rows.Row(QUICK, {"positions.max_position": 50_000}, point=(50_000, 0.5)),
-    "base": rows.Row(model="some/model", evaluate={"chat": False}),
+    "A & co": runs.Run(QUICK, paper={"Avg.": 41.5}),
+    "bad": runs.Run(QUICK, {"positions.strateggy": "skip_all"}),
+    "B": runs.Run(QUICK, {"positions.max_position": 50_000}, point=(50_000, 0.5)),
+    "base": runs.Run(model="some/model", evaluate={"chat": False}),
   }
   evaluations = {
     "long": {"task": "longbench", "per_set": 2},
     "keys": {"task": "needle"},
   }
-  sweep = rows.Sweep("A table", table, evaluations, "runs/x", "tiny")
-  return rows.Plan(
+  sweep = runs.Sweep("A table", table, evaluations, "runs/x", "tiny")
+  return plan_lib.Plan(
     sweep, tmp_path / "out", ["--config.seed=3"], {"keys": {"depths": 2}}
   )
 
@@ -203,7 +203,7 @@ def test_a_row_that_was_changed_after_its_training_is_refused(plan):
   content = {"format": "skipalign_jax", "config": tree}
   content["model_config"] = dataclasses.asdict(tiny.config())
   (plan.workdir("B") / "config.json").write_text(json.dumps(content))
-  with pytest.raises(errors.UserError, match="max_position=70000, the row says 50000"):
+  with pytest.raises(errors.UserError, match=r"max_position=70000, .* 50000"):
     plan.check("B")
   names, refused = collect.usable(plan)
   assert names == ["A & co", "base"]
@@ -220,7 +220,7 @@ def test_a_sweep_goes_on_and_failures_do_not_stop_it(plan, monkeypatch):
 
   def call(arguments):
     _, _, module, *rest = arguments
-    task = "train" if module == rows.TRAIN else rest[0]
+    task = "train" if module == plan_lib.TRAIN else rest[0]
     folder = next(a for a in rest if a.startswith(("--workdir=", "--out=")))
     called.append((task, pathlib.Path(folder.split("=")[1]).relative_to(plan.out)))
     return (1 if task == "train" or "needle" in rest else 0), 0
@@ -248,7 +248,7 @@ def test_a_sweep_goes_on_and_failures_do_not_stop_it(plan, monkeypatch):
       if not plan.is_evaluated(name, evaluation):
         evaluated(plan, name, evaluation)
   trained(plan, "A & co", 8, 8)
-  del plan.sweep.rows["bad"]
+  del plan.sweep.runs["bad"]
   monkeypatch.setattr(command, "call", lambda _: pytest.fail("done already"))
   assert command.run(plan, quiet()) == 0
 
@@ -266,8 +266,8 @@ def test_commands_say_what_is_run(plan):
   ]
   with pytest.raises(errors.UserError, match="row 'bad': config has no key"):
     command.write_commands(plan, quiet())
-  del plan.sweep.rows["bad"]
-  plan.sweep.rows["A & co"].changes["data.system_prompt"] = "it's $HOME"
+  del plan.sweep.runs["bad"]
+  plan.sweep.runs["A & co"].changes["data.system_prompt"] = "it's $HOME"
   command.write_commands(plan, quiet())
   lines = (plan.out / "commands.txt").read_text().splitlines()
   assert len(lines) == 3
@@ -440,15 +440,15 @@ def test_files_that_cannot_be_sweeps_are_refused(tmp_path):
   broken = tmp_path / "broken.py"
   broken.write_text("import nothing_like_it")
   with pytest.raises(errors.UserError, match="cannot be loaded: ModuleNotFound"):
-    rows.load(str(broken))
+    runs.load(str(broken))
   twice = tmp_path / "twice.py"
   twice.write_text(
-    "from skipalign_jax.sweep import rows\n"
-    "row = rows.Row(model='m')\n"
-    "get_sweep = lambda _: rows.sweep('t', {'a b': row, 'A_B': row}, {}, '')\n"
+    "from skipalign_jax.sweep import runs\n"
+    "row = runs.Run(model='m')\n"
+    "get_sweep = lambda _: runs.sweep('t', {'a b': row, 'A_B': row}, {}, '')\n"
   )
   with pytest.raises(errors.UserError, match="'a b' and 'A_B' would share a folder"):
-    rows.load(str(twice))
+    runs.load(str(twice))
 
 
 @pytest.mark.slow
@@ -456,11 +456,11 @@ def test_tiny_sweep(tmp_path, cache_dir):
   """Two rows for real: trained, evaluated, collected; the second time nothing is."""
   file = tmp_path / "two.py"
   file.write_text(
-    "from skipalign_jax.sweep import rows\n"
+    "from skipalign_jax.sweep import runs\n"
     "def get_sweep(variant):\n"
-    "  table = {name: rows.Row('configs/yi_6b_200k.py', "
+    "  table = {name: runs.Run('configs/yi_6b_200k.py', "
     "{'positions.strategy': name}) for name in ('contiguous', 'skip_all')}\n"
-    "  return rows.sweep('Two', table, {}, variant)\n"
+    "  return runs.sweep('Two', table, {}, variant)\n"
   )
   run = lambda what: subprocess.run(
     [
@@ -486,15 +486,15 @@ def test_tiny_sweep(tmp_path, cache_dir):
 def choosing(tmp_path):
   """A trained row and a model with its own rope, in a sweep with two NTK targets."""
   table = {
-    "A": rows.Row(QUICK),
-    "base": rows.Row(model="some/model", evaluate={"rope.kind": "model"}),
+    "A": runs.Run(QUICK),
+    "base": runs.Run(model="some/model", evaluate={"rope.kind": "model"}),
   }
-  sweep = rows.Sweep("A table", table, {"keys": {"task": "keys"}}, "runs/x", "tiny")
+  sweep = runs.Sweep("A table", table, {"keys": {"task": "keys"}}, "runs/x", "tiny")
   choose = {"task": "keys", "seed": 7}
   sweep = dataclasses.replace(
     sweep, targets=(512, 1024), choose=choose, window=1000, claimed=(1200,)
   )
-  return rows.Plan(sweep, tmp_path / "out")
+  return plan_lib.Plan(sweep, tmp_path / "out")
 
 
 def chosen(plan, target, *log_p):
@@ -535,9 +535,9 @@ def test_each_row_is_tested_at_the_target_that_it_did_best_at(choosing, monkeypa
 
 def test_tables_of_chosen_targets_pair_keys(choosing, tmp_path):
   """Rows, two lengths, two texts of two keys: shares, choice, differences by hand."""
-  table = choosing.sweep.rows | {"B": rows.Row(QUICK)}
-  sweep = dataclasses.replace(choosing.sweep, rows=table, pairs=(("A", "B"),))
-  plan = rows.Plan(sweep, choosing.out)
+  table = choosing.sweep.runs | {"B": runs.Run(QUICK)}
+  sweep = dataclasses.replace(choosing.sweep, runs=table, pairs=(("A", "B"),))
+  plan = plan_lib.Plan(sweep, choosing.out)
   for name, found in (("A", [1.0, 1.0]), ("B", [1.0, 0.0]), ("base", [0.0, 0.0])):
     trained(plan, name, 8, 8)
     for target, log_p in ((512, -3.0), (1024, -2.0)) if name != "base" else ():
@@ -584,8 +584,8 @@ def test_tables_of_chosen_targets_pair_keys(choosing, tmp_path):
     "| +25 (+25 to +25) | +50 (+50 to +50) | 2 |" in text
   )
   assert "cells" not in content["rows"]["A"]  # they are in the evaluations' results
-  found = chosen_lib.gather(plan, ["A", "B"])["rows"]
-  assert chosen_lib.difference(found["A"], found["B"], [1300]) == {}
+  found = retrieval.gather(plan, ["A", "B"])["rows"]
+  assert retrieval.difference(found["A"], found["B"], [1300]) == {}
   assert (plan.out / "study_keys.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -628,21 +628,21 @@ def test_keys_of_several_evaluations_are_paired_where_both_rows_have_them(choosi
       for n, score in zip((1200, 2400), scores, strict=True)
     ]
     path.write_text(json.dumps({"items": items}))
-  content = chosen_lib.gather(plan, ["A", "base"])
+  content = retrieval.gather(plan, ["A", "base"])
   found = content["rows"]
-  text = chosen_tables.markdown(content)
+  text = retrieval_tables.markdown(content)
   columns = ("any, 1,200", "any, 1,200", "right, 1,200", "right, 1,200", "same, 1,200")
-  assert f"| row | {' | '.join(columns)} |" in text  # claimed is the only length
+  assert f"| run | {' | '.join(columns)} |" in text  # claimed is the only length
   assert "| base | own rope | 0 |  | 0 (0 to 66, n 2) |" in text  # 2,400: not asked
-  whose, single = text.split("Whose key")[1].split("single key")
+  whose, single = text.split("Which key")[1].split("single key")
   assert "| A | 75 | 75 | 50 | 50 | 2.0 |" in whose and "| base | " not in whose
-  assert "| row | 1,200 | 2,400 | 1,200, % |" in single
+  assert "| run | 1,200 | 2,400 | 1,200, % |" in single
   assert "| A | 2 of 2 | 1 of 2 | 100 (34 to 100, n 2) |" in single
   assert "| base | 0 of 1 | 0 of 1 | 0 (0 to 79, n 1) |" in single
   assert [len(row["cells"]) for row in found.values()] == [6, 2]
-  pair = chosen_lib.difference(found["A"], found["base"], [1200])
+  pair = retrieval.difference(found["A"], found["base"], [1200])
   assert pair["score"] == {"mean": 0.5, "low": None, "high": None, "n": 1}
-  assert chosen_tables.interval(pair["score"], 100, ".0f") == "+50"
+  assert retrieval_tables.interval(pair["score"], 100, ".0f") == "+50"
   assert pair["needles"] == {"one": 1, "other": 0, "n": 1, "p": 1.0}
   said = lambda *scores: [
     {"length": 1200, "text": str(i // 2), "key": str(i), "score": score}
@@ -650,7 +650,7 @@ def test_keys_of_several_evaluations_are_paired_where_both_rows_have_them(choosi
   ]
   one = {"cells": [], "whose": [], "needles": said(*[1.0] * 7, 0.0, 1.0)}
   other = one | {"needles": said(*[0.0] * 6, 1.0, 1.0)}  # not asked for the last one
-  needles = chosen_lib.difference(one, other, [1200])["needles"]
+  needles = retrieval.difference(one, other, [1200])["needles"]
   # Two keys a place: 3 places to nothing and, of the last, one key that `other` says.
   assert needles == {"one": 3, "other": 1, "n": 4, "p": pytest.approx(2 * 5 / 2**4)}
 
@@ -680,20 +680,20 @@ def test_keys_in_another_haystack_stand_by_themselves(choosing):
     item |= {"found": [found] * 2, "log_p": [-1.0 - found, -2.0]}
     item["log_p_of_keys"] = np.log([[right, 0.3], [0.3, right]]).tolist()
     path.write_text(json.dumps({"items": [item]}))
-  content = chosen_lib.gather(plan, ["A", "base"])
+  content = retrieval.gather(plan, ["A", "base"])
   assert [pair["score"]["mean"] for pair in content["pairs"]] == [-1.0]
   assert list(content["others"]) == ["other"]
   (pair,) = content["others"]["other"]["pairs"]
   assert pair["score"]["mean"] == 1.0 and pair["log_p"]["mean"] == -0.5
   assert pair["any_key"]["mean"] == pytest.approx(0.25) and "needles" not in pair
-  ours, other = chosen_tables.markdown(content).split("### In another text (other)")
+  ours, other = retrieval_tables.markdown(content).split("### In another text (other)")
   assert "| A | own rope | 0 | 0 (0 to 49, n 4) |" in ours
   row = "| A | 100 | 100 (34 to 100, n 2) | -2.00 | -2.00 | 80 | 80 | 100 | 100 | 1.0 |"
   assert row in other
   assert "| A - base | +100 | -0.50 | 1 | +25 | +100 | 1 |\n" in other + "\n"
   option = {"other": {"haystack": "a.txt"}}  # now it is the first one's
   plan = dataclasses.replace(plan, options=option)
-  assert not chosen_lib.gather(plan, ["A"])["others"]
+  assert not retrieval.gather(plan, ["A"])["others"]
 
 
 def test_a_row_without_results_is_missing_as_a_whole(choosing):
@@ -707,7 +707,7 @@ def test_misalignment_is_ranked_against_what_rows_find():
     "cells": [cell(900, -9.0 * kl), cell(1200, log_p)],
   }
   measured = [row(0.1, -1.0), row(0.2, -2.0), row(0.3, -5.0), row(0.4, -4.0)]
-  rank = lambda rows: chosen_lib.correlation(rows, "sce", [1200])
+  rank = lambda rows: retrieval.correlation(rows, "sce", [1200])
   found = rank([*measured, {"cells": []}, {"sce": 0.5, "cells": [cell(900, -1.0)]}])
   assert found["rows"] == 4 and found["log_p"] == pytest.approx(-0.8)
   assert found["score"] == pytest.approx(stats.spearmanr([1, 2, 3, 4], [1, 1, 0, 0])[0])
@@ -717,11 +717,11 @@ def test_misalignment_is_ranked_against_what_rows_find():
 
 def test_losses_are_ranked_over_rows_of_the_same_data(choosing):
   same, other = {"steps": 2}, {"data.seq_len": 512}
-  row = lambda changes: rows.Row("configs/smollm2_ntk.py", changes)
+  row = lambda changes: runs.Run("configs/smollm2_ntk.py", changes)
   table = {name: row(same) for name in "ABCD"} | {name: row(other) for name in "EF"}
-  table["base"] = rows.Row(model="some/model")
+  table["base"] = runs.Run(model="some/model")
   plan = dataclasses.replace(
-    choosing, sweep=dataclasses.replace(choosing.sweep, rows=table, claimed=(1200,))
+    choosing, sweep=dataclasses.replace(choosing.sweep, runs=table, claimed=(1200,))
   )
   # In A to D the held-out loss rises as log p falls; misalignment does so over all.
   numbers = {
@@ -733,7 +733,7 @@ def test_losses_are_ranked_over_rows_of_the_same_data(choosing):
     cell = {"length": 1200, "score": log_p > -2.5, "log_p": log_p}
     found[name] = {"sce": -kl, "symmetric_kl": kl, "cells": [cell]}
     found[name] |= {} if loss is None else {"held_out_loss": loss}
-  ranks = chosen_lib._correlations(plan, found)
+  ranks = retrieval._correlations(plan, found)
   assert {measure: rank["rows"] for measure, rank in ranks.items()} == {
     "SCE": 7,
     "symmetric KL": 7,
@@ -746,13 +746,13 @@ def test_losses_are_ranked_over_rows_of_the_same_data(choosing):
   every = stats.spearmanr([[kl, log_p] for kl, _, log_p in numbers.values()])[0]
   assert ranks["symmetric KL"]["log_p"] == pytest.approx(every) and every < -0.7
   assert ranks["SCE"]["log_p"] == pytest.approx(-every)
-  assert not chosen_lib._correlations(plan, {"base": found["base"]})
+  assert not retrieval._correlations(plan, {"base": found["base"]})
 
 
 def test_a_row_can_be_given_its_target(choosing):
   given = {"rope.kind": "ntk", "rope.target_length": 2048}
-  row = rows.Row(model="some/model", evaluate=given)
-  sweep = dataclasses.replace(choosing.sweep, rows={"given": row})
+  row = runs.Run(model="some/model", evaluate=given)
+  sweep = dataclasses.replace(choosing.sweep, runs={"given": row})
   plan = dataclasses.replace(choosing, sweep=sweep)
   assert plan.target("given") == 2048 and not plan.targets("given")
   (command,) = plan.todo("given")  # asked at once
@@ -770,7 +770,7 @@ def test_a_target_that_could_not_be_tried_leaves_the_row_untested(choosing):
 
 
 def test_some_rows_by_the_names_of_their_folders(plan):
-  kept = rows.select(plan.sweep, ["base", "a_co"])
-  assert list(kept.rows) == ["A & co", "base"]
-  with pytest.raises(errors.UserError, match="no row 'A'; there are a_co, bad"):
-    rows.select(plan.sweep, ["A"])
+  kept = runs.select(plan.sweep, ["base", "a_co"])
+  assert list(kept.runs) == ["A & co", "base"]
+  with pytest.raises(errors.UserError, match="no run 'A'; there are a_co, bad"):
+    runs.select(plan.sweep, ["A"])

@@ -1,9 +1,9 @@
-"""Rows that chose their NTK targets: which, what they found there, paired differences.
+"""What runs retrieve at their own NTK targets, and paired differences.
 
-For sweeps with `targets`, whose evaluations of the task "keys" ask every row for the
-same keys; those with rivals also say whose keys are taken. Beside them "needle" asks
-for the only key of a text, and "misalignment" and the held-out loss are held against
-what the rows find.
+For sweeps with `targets`. Their evaluations of the task "keys" prompt every run for the
+same keys; those with rivals also record whose key is the likeliest. The task "needle"
+prompts for the only key of a text. "misalignment" and the held-out loss are correlated
+with the keys found.
 """
 
 import pathlib
@@ -15,28 +15,29 @@ import numpy as np
 
 from skipalign_jax.evals import heatmap, intervals, keys
 from skipalign_jax.runtime import files
-from skipalign_jax.sweep import chosen_tables, rows
+from skipalign_jax.sweep import plan as plan_lib
+from skipalign_jax.sweep import retrieval_tables
 
-MISALIGNMENT = {"SCE": "sce", "symmetric KL": "symmetric_kl"}  # as told, and its key
-TASKS = ("keys", "needle")  # whose results are shown here
-Found = chosen_tables.Found
+MISALIGNMENT = {"SCE": "sce", "symmetric KL": "symmetric_kl"}  # name → key
+TASKS = ("keys", "needle")  # the tasks whose results are shown here
+Found = retrieval_tables.Found
 
 
-def gather(plan: rows.Plan, names: Sequence[str]) -> Found:
-  """Rows whose keys are asked, and differences of the sweep's pairs, as JSON.
+def gather(plan: plan_lib.Plan, names: Sequence[str]) -> Found:
+  """Results of the runs, and differences of the sweep's pairs, as JSON.
 
   Evaluations in the haystack of the sweep's first keys are taken together; those in
-  another one stand by themselves, in `others`: their names → rows and pairs.
+  another one are separate, in `others`: their names → rows and pairs.
 
   Args:
     plan: the sweep in its folder.
-    names: rows whose results are theirs.
+    names: runs whose results are usable.
   """
   found, others = {}, {}
   first, *further = _by_haystack(plan) or [[]]
   for name in names:
-    if asked := _asked(plan, name, first):
-      found[name] = asked | {
+    if answers := _answers(plan, name, first):
+      found[name] = answers | {
         "target": plan.target(name),
         "log_p_by_target": {str(t): x for t, x in plan.target_scores(name).items()},
         "needles": [
@@ -56,8 +57,8 @@ def gather(plan: rows.Plan, names: Sequence[str]) -> Found:
       if "eval_loss" in (last := plan.last_metrics(name)):
         found[name]["held_out_loss"] = last["eval_loss"]
   for evaluations in further:
-    there = {name: _asked(plan, name, evaluations) for name in names}
-    there = {name: row | {"needles": []} for name, row in there.items() if row}
+    there = {name: _answers(plan, name, evaluations) for name in names}
+    there = {name: run | {"needles": []} for name, run in there.items() if run}
     if there:
       others[", ".join(evaluations)] = {"rows": there, "pairs": _pairs(plan, there)}
   claimed = plan.sweep.claimed
@@ -72,22 +73,22 @@ def gather(plan: rows.Plan, names: Sequence[str]) -> Found:
 
 
 def without_items(content: Found) -> Found:
-  """Of `gather`'s what is not, item by item, in the evaluations' own results."""
+  """The content of `gather` without the items of the evaluations' own results."""
   items = ("cells", "whose", "needles")
   short = {
-    name: {key: value for key, value in row.items() if key not in items}
-    for name, row in content["rows"].items()
+    name: {key: value for key, value in run.items() if key not in items}
+    for name, run in content["rows"].items()
   }
   others = {name: {"pairs": x["pairs"]} for name, x in content["others"].items()}
   return content | {"rows": short, "others": others}
 
 
-def _of_task(plan: rows.Plan, task: str) -> list[str]:
+def _of_task(plan: plan_lib.Plan, task: str) -> list[str]:
   """The sweep's evaluations of a task."""
   return [name for name, opts in plan.sweep.evaluations.items() if opts["task"] == task]
 
 
-def _by_haystack(plan: rows.Plan) -> list[list[str]]:
+def _by_haystack(plan: plan_lib.Plan) -> list[list[str]]:
   """The evaluations of the task "keys", those in the same haystack together."""
   together: dict[Any, list[str]] = {}
   for name in _of_task(plan, "keys"):
@@ -96,16 +97,16 @@ def _by_haystack(plan: rows.Plan) -> list[list[str]]:
   return list(together.values())
 
 
-def _asked(plan: rows.Plan, name: str, evaluations: Sequence[str]) -> Found:
-  """What a row answers in these evaluations of the task "keys"; {} before any."""
+def _answers(plan: plan_lib.Plan, name: str, evaluations: Sequence[str]) -> Found:
+  """A run's results in these evaluations of the task "keys"; {} before any."""
   texts = _items(plan, name, evaluations)
   return {"cells": keys.cells(texts), "whose": keys.whose(texts)} if texts else {}
 
 
 def _items(
-  plan: rows.Plan, name: str, evaluations: Sequence[str]
+  plan: plan_lib.Plan, name: str, evaluations: Sequence[str]
 ) -> list[dict[str, Any]]:
-  """The items of those of a row's evaluations that have ended."""
+  """The items of those of a run's evaluations that have ended."""
   return [
     item
     for evaluation in evaluations
@@ -114,12 +115,12 @@ def _items(
   ]
 
 
-def _results(plan: rows.Plan, name: str, evaluation: str) -> dict[str, Any]:
+def _results(plan: plan_lib.Plan, name: str, evaluation: str) -> dict[str, Any]:
   return files.read_json(plan.evaluation(name, evaluation) / "results.json")
 
 
-def _pairs(plan: rows.Plan, found: Found) -> list[Found]:
-  """Differences of the sweep's pairs, where both rows were asked."""
+def _pairs(plan: plan_lib.Plan, found: Found) -> list[Found]:
+  """Differences of the sweep's pairs, where both runs have results."""
   return [
     {"rows": [one, other], **differences}
     for one, other in plan.sweep.pairs
@@ -128,27 +129,27 @@ def _pairs(plan: rows.Plan, found: Found) -> list[Found]:
   ]
 
 
-def _correlations(plan: rows.Plan, found: Found) -> Found:
-  """What ranks rows as the keys do that they find: measure → `correlation`.
+def _correlations(plan: plan_lib.Plan, found: Found) -> Found:
+  """Rank correlations with the keys that runs find: measure → `correlation`.
 
-  Losses are compared between rows that hold out the same dialogues only: between those
-  whose settings of data are the commonest.
+  Losses are compared only between runs that hold out the same dialogues: those with the
+  most common settings of data.
   """
-  changes = lambda name: plan.sweep.rows[name].changes.items()
+  changes = lambda name: plan.sweep.runs[name].changes.items()
   data = {
     name: tuple(sorted((k, v) for k, v in changes(name) if k.startswith("data.")))
-    for name, row in found.items()
-    if "held_out_loss" in row
+    for name, run in found.items()
+    if "held_out_loss" in run
   }
-  commonest = statistics.mode(data.values()) if data else ()
-  alike = [found[name] for name, settings in data.items() if settings == commonest]
+  common = statistics.mode(data.values()) if data else ()
+  alike = [found[name] for name, settings in data.items() if settings == common]
   claimed = plan.sweep.claimed
   ranks = {
-    told: correlation(list(found.values()), key, claimed)
-    for told, key in MISALIGNMENT.items()
+    measure: correlation(list(found.values()), key, claimed)
+    for measure, key in MISALIGNMENT.items()
   } | {
-    f"{told}, same data": correlation(alike, key, claimed)
-    for told, key in (MISALIGNMENT | {"held-out loss": "held_out_loss"}).items()
+    f"{measure}, same data": correlation(alike, key, claimed)
+    for measure, key in (MISALIGNMENT | {"held-out loss": "held_out_loss"}).items()
   }
   return {measure: rank for measure, rank in ranks.items() if rank}
 
@@ -156,20 +157,20 @@ def _correlations(plan: rows.Plan, found: Found) -> Found:
 def correlation(
   found: Sequence[Found], measure: str, lengths: Sequence[int]
 ) -> Found | None:
-  """Spearman's, over rows: a measure of theirs against keys of texts of these lengths.
+  """Spearman's rank correlation, over runs, of a measure with keys at these lengths.
 
-  None with fewer than four rows, or where all are alike.
+  None with fewer than four runs, or where all have the same value.
   """
   from scipy import stats  # slow to load
 
-  asked = lambda row: [c for c in row["cells"] if c["length"] in lengths]
-  measured = [row for row in found if measure in row and asked(row)]
+  cells = lambda run: [c for c in run["cells"] if c["length"] in lengths]
+  measured = [run for run in found if measure in run and cells(run)]
   if len(measured) < 4:
     return None
-  x = [row[measure] for row in measured]
+  x = [run[measure] for run in measured]
   ranks: Found = {"rows": len(measured)}
   for what in ("score", "log_p"):
-    y = [np.mean([c[what] for c in asked(row)]) for row in measured]
+    y = [np.mean([c[what] for c in cells(run)]) for run in measured]
     if len(set(x)) == 1 or len(set(y)) == 1:
       return None
     ranks[what] = float(stats.spearmanr(x, y).statistic)
@@ -179,14 +180,14 @@ def correlation(
 def difference(one: Found, other: Found, lengths: Sequence[int]) -> dict[str, Any]:
   """one − other at these lengths together, paired by key.
 
-  Keys that only one of them was asked for are left out. Intervals are over texts: the
-  keys of one text are not independent.
+  Keys that only one of them was prompted for are left out. Intervals are over texts:
+  the keys of one text are not independent.
 
   Returns:
     score (share found), log_p in nats, and any_key and own_key of `keys.whose`, each
     as of `intervals.of_values`, n texts; needles: at how many places of a text, of `n`,
     `one` and `other` found more, and the two-sided p of the sign test.
-    Each where both rows were asked; nothing without such keys.
+    Each where both runs have results; nothing without such keys.
   """
   from scipy import stats  # slow to load
 
@@ -213,7 +214,7 @@ def _gains(
   what: str,
   lengths: Sequence[int],
 ) -> dict[str, list[float]]:
-  """Text → ours − theirs for its keys, of these lengths, that both were asked for."""
+  """Text → ours − theirs, for each key at these lengths that both have."""
   a, b = (
     {(c["text"], c["key"]): c[what] for c in cells if c["length"] in lengths}
     for cells in (ours, theirs)
@@ -226,17 +227,12 @@ def _gains(
 
 
 def draw(content: Found, path: pathlib.Path) -> pathlib.Path:
-  """A heat map a row, as in SkipAlign's Figure 3, and the share at claimed lengths."""
+  """A heat map per run, as SkipAlign's Figure 3, and the share at claimed lengths."""
   panels = []
-  for name, row in content["rows"].items():
-    told = f"NTK to {row['target']:,}" if row["target"] else "own rope"
-    if found := chosen_tables.share(row["cells"], content["claimed"]):
-      told += f"; {found}"
-    panels.append(
-      {
-        "title": f"{name}\n{told}",
-        "window": content["window"],
-        "cells": row["cells"],
-      }
-    )
+  for name, run in content["rows"].items():
+    title = f"{name}\n"
+    title += f"NTK to {run['target']:,}" if run["target"] else "own rope"
+    if found := retrieval_tables.share(run["cells"], content["claimed"]):
+      title += f"; {found}"
+    panels.append({"title": title, "window": content["window"], "cells": run["cells"]})
   return heatmap.draw(panels, path)

@@ -1,0 +1,216 @@
+"""A sweep in a folder: the commands of each run, and how far it has come.
+
+A run is made by the ordinary commands, `train` and `evaluate`, in folders of its own:
+
+  OUT/rows/RUN          workdir of its training
+  OUT/evals/RUN/EVAL    of its evaluations
+
+so a sweep can be run in part here and in part elsewhere, and sweeps with the same OUT
+share the runs that have the same name.
+
+Where a sweep has NTK targets, each run is evaluated by `choose` at each of them
+(OUT/evals/RUN/CHOOSE@TARGET), and by everything else at the target that did best there:
+runs differ in the target they need, and one for all would favour some.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from skipalign_jax import cli
+from skipalign_jax import config as config_lib
+from skipalign_jax.hf import native
+from skipalign_jax.runtime import errors, files
+from skipalign_jax.sweep import runs
+from skipalign_jax.training import metrics, resolve, workdir
+
+TRAIN, EVALUATE = "skipalign_jax.train", "skipalign_jax.evaluate"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """A sweep in a folder, with what its user changes in all runs.
+
+  Attributes:
+    sweep: what is to be done.
+    out: where.
+    overrides: arguments --config.KEY=VALUE for every training; a run's own win.
+    options: evaluation → options of `evaluate` that replace the sweep's.
+  """
+
+  sweep: runs.Sweep
+  out: pathlib.Path
+  overrides: Sequence[str] = ()
+  options: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    for name in self.options:
+      if name not in self.sweep.evaluations:
+        raise errors.UserError(
+          f"--eval.{name}: the sweep has no such evaluation; it has "
+          f"{', '.join(self.sweep.evaluations)}"
+        )
+
+  def workdir(self, name: str) -> pathlib.Path:
+    """The folder that a run is trained in."""
+    return self.out / "rows" / runs.slug(name)
+
+  def evaluation(self, name: str, evaluation: str) -> pathlib.Path:
+    """The folder of an evaluation of a run."""
+    return self.out / "evals" / runs.slug(name) / evaluation
+
+  def train_command(self, name: str) -> list[str]:
+    """Arguments of Python that train a run; [] for a model as it is."""
+    run = self.sweep.runs[name]
+    if not run.config:
+      return []
+    variant = f":{self.sweep.variant}" if self.sweep.variant else ""
+    changes = [f"--config.{key}={value}" for key, value in run.changes.items()]
+    return [
+      *("-m", TRAIN, f"--config={run.config}{variant}"),
+      *(f"--workdir={self.workdir(name)}", *self.overrides, *changes),
+    ]
+
+  def targets(self, name: str) -> Sequence[int]:
+    """NTK targets that a run is evaluated at; none where it has its own rope."""
+    own = "rope.kind" in self.sweep.runs[name].evaluate
+    return () if own else self.sweep.targets
+
+  def target_scores(self, name: str) -> dict[int, float]:
+    """NTK target → mean log p of `choose`, of the targets that are evaluated."""
+    scores = {}
+    for target in self.targets(name):
+      path = self.evaluation(name, f"{runs.CHOOSE}@{target}") / "results.json"
+      if path.exists():
+        by_length = files.read_json(path)["summary"]["log_p"]
+        scores[target] = float(np.mean([cell["mean"] for cell in by_length.values()]))
+    return scores
+
+  def target(self, name: str) -> int | None:
+    """The run's NTK target, given or chosen.
+
+    None if there is none, or before all are evaluated.
+    """
+    if given := self.sweep.runs[name].evaluate.get("rope.target_length"):
+      return int(given)
+    scores = self.target_scores(name)
+    if not scores or len(scores) < len(self.targets(name)):
+      return None
+    return max(scores, key=lambda target: (scores[target], -target))
+
+  def evaluate_command(
+    self, name: str, evaluation: str, target: int | None = None
+  ) -> list[str]:
+    """Arguments of Python that evaluate a run; `target` is of its NTK rope."""
+    run = self.sweep.runs[name]
+    known = self.sweep.evaluations | {f"{runs.CHOOSE}@{target}": self.sweep.choose}
+    scaled = {"rope.kind": "ntk", "rope.target_length": target} if target else {}
+    options = {
+      **known[evaluation],
+      **scaled,
+      **run.evaluate,
+      **self.options.get(evaluation, {}),
+    }
+    task = str(options.pop("task"))
+    return [
+      *("-m", EVALUATE, task, f"--model={run.model or self.workdir(name)}"),
+      f"--out={self.evaluation(name, evaluation)}",
+      *(f"--{key}={value}" for key, value in options.items()),
+    ]
+
+  def todo(self, name: str) -> Iterator[list[str]]:
+    """Commands that a run still needs, each made when those before it have ended.
+
+    A run whose evaluations are all there needs none, even if its workdir is gone.
+    """
+    if self.sweep.evaluations and all(
+      self.is_evaluated(name, evaluation) for evaluation in self.sweep.evaluations
+    ):
+      return
+    if self.sweep.runs[name].config and not self.is_trained(name):
+      yield self.train_command(name)
+    for target in self.targets(name):
+      if not self.is_evaluated(name, f"{runs.CHOOSE}@{target}"):
+        yield self.evaluate_command(name, f"{runs.CHOOSE}@{target}", target)
+    target = self.target(name)
+    if self.targets(name) and target is None:
+      return  # a target could not be evaluated
+    for evaluation in self.sweep.evaluations:
+      if not self.is_evaluated(name, evaluation):
+        yield self.evaluate_command(name, evaluation, target)
+
+  def is_trained(self, name: str) -> bool:
+    """Whether the last step of a run's training is saved."""
+    done, steps = self.progress(name)
+    return steps is not None and done >= steps
+
+  def last_metrics(self, name: str) -> dict[str, Any]:
+    """The last value of each number in a run's metrics.jsonl; {} before training."""
+    path = self.workdir(name) / "metrics.jsonl"
+    last: dict[str, Any] = {}
+    for record in metrics.read(path) if path.exists() else ():
+      last |= record
+    return last
+
+  def is_evaluated(self, name: str, evaluation: str) -> bool:
+    """Whether an evaluation of a run is finished."""
+    return (self.evaluation(name, evaluation) / "results.json").exists()
+
+  def progress(self, name: str) -> tuple[int, int | None]:
+    """Steps saved, and steps of the whole run; None if it never started."""
+    saved = native.steps(self.workdir(name))
+    return (saved[-1] if saved else 0), workdir.read_steps(self.workdir(name))
+
+  def status(self, name: str) -> str:
+    """How far a run has come, in a few words."""
+    run = self.sweep.runs[name]
+    parts = []
+    if run.config:
+      done, steps = self.progress(name)
+      if steps is None:
+        parts.append("not started")
+      else:
+        parts.append("trained" if done >= steps else f"step {done} of {steps}")
+    count = len(self.sweep.evaluations)
+    evaluated = sum(self.is_evaluated(name, e) for e in self.sweep.evaluations)
+    if next(self.todo(name), None) is None:
+      return "done"
+    if evaluated or not run.config:
+      parts.append(f"{evaluated} of {count} evaluated")
+    return ", ".join(parts)
+
+  def check(self, name: str) -> config_lib.ConfigDict | None:
+    """The run's config; None for a model as it is.
+
+    Raises:
+      UserError: it has a key that no config has, or keys that contradict each other;
+        or its workdir was trained before the run was changed.
+    """
+    command = self.train_command(name)
+    if not command:
+      return None
+    usage = "runs change keys of their config"
+    arguments = [arg for arg in command[2:] if not arg.startswith("--workdir=")]
+    config, _ = cli.parse(["sweep", *arguments], usage)
+    resolve.check(config)
+    folder = self.workdir(name)
+    if native.is_workdir(folder):
+      trained = native.read_config(folder).config or {}
+      for key, value in self.sweep.runs[name].changes.items():
+        if (found := _value(trained, key)) != value:
+          raise errors.UserError(
+            f"{folder} was trained with {key}={found}, the sweep says {value}; "
+            "remove it or use another --out"
+          )
+    return config
+
+
+def _value(tree: Mapping[str, Any], key: str) -> Any:
+  """The value of a dotted key; None if it is not there."""
+  return functools.reduce(
+    lambda tree, part: (tree or {}).get(part), key.split("."), tree
+  )
