@@ -100,7 +100,7 @@ def redraw(path: pathlib.Path) -> pathlib.Path:
     UserError: the file cannot be read, or is something else.
   """
   try:
-    record = untrusted.parse_json(untrusted.read(path, untrusted.MOST_JSON))
+    record = untrusted.parse_json(untrusted.read(path, untrusted.MAX_JSON_BYTES))
     return pictures.draw(record, path.with_suffix(".png"))
   except errors.UserError as error:
     raise errors.UserError(f"{path} cannot be drawn: {error}") from error

@@ -79,7 +79,7 @@ def main() -> int:
   prompts = [encode(tokenizer, p, args.raw, args.system) for p in args.prompt]
   longest = max(map(len, prompts)) + args.max_new_tokens
   if longest > opened.config.window:
-    terminal.tell(
+    terminal.print_to_stderr(
       f"note: {longest} tokens are more than the model's window of "
       f"{opened.config.window}"
     )

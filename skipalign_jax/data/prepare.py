@@ -279,8 +279,8 @@ def _parse(
 ) -> list[schemas.Message] | str | schemas.BadSample:
   """The record's dialogue, its text, or why it has neither."""
   try:
-    if untrusted.size(record) > untrusted.MOST_RECORD:
-      raise schemas.BadSample(f"record over {untrusted.MOST_RECORD >> 20} MiB")
+    if untrusted.size(record) > untrusted.MAX_RECORD_BYTES:
+      raise schemas.BadSample(f"record over {untrusted.MAX_RECORD_BYTES >> 20} MiB")
     if isinstance(record, bytes):
       record = schemas.parse_line(record)
     document = text.text_of(record)

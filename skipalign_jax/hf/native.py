@@ -134,8 +134,8 @@ def open_arrays(
 ) -> dict[str, weights.Parameter]:
   """Path -> lazy parameter of one checkpoint.
 
-  Against its seal, opening checks indices and sizes of files, and the first reading of
-  a parameter all of `params`, once.
+  Opening compares the sizes of all files and the checksums of small ones, the indices.
+  The first time that a parameter is read, the checksums of all files are compared.
 
   Args:
     workdir: the folder.
@@ -145,8 +145,8 @@ def open_arrays(
   Raises:
     UserError: the checkpoint is damaged or holds something else.
   """
-  _check_seal(workdir, step, _INDEX_BYTES)
-  check = functools.cache(lambda: _check_seal(workdir, step))
+  _check_checksums(workdir, step, _INDEX_BYTES)
+  check = functools.cache(lambda: _check_checksums(workdir, step))
   folder = (workdir / CHECKPOINTS / str(step) / PARAMS).absolute()
   metadata = files.read_json(folder / "_METADATA")
   try:
@@ -179,10 +179,12 @@ def open_arrays(
   return parameters
 
 
-def _check_seal(workdir: pathlib.Path, step: int, most: int | None = None) -> None:
-  """Raises UserError where the parameters are not those that were written."""
+def _check_checksums(
+  workdir: pathlib.Path, step: int, max_bytes: int | None = None
+) -> None:
+  """Raises UserError if the parameters differ from what was written."""
   folder = workdir / CHECKPOINTS / str(step)
-  if found := checksums.damage(folder, PARAMS, most):
+  if found := checksums.damage(folder, PARAMS, max_bytes):
     others = ", ".join(str(other) for other in steps(workdir) if other != step)
     raise errors.UserError(
       f"{folder} is damaged: {found}. "

@@ -303,8 +303,8 @@ def _tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
       "tokenizer"
     )
   for file in (*folder.glob("*.json"), *folder.glob("*.jinja")):
-    if file.stat().st_size > untrusted.MOST_JSON:
-      raise errors.UserError(f"{file}: more than {untrusted.MOST_JSON >> 20} MiB")
+    if file.stat().st_size > untrusted.MAX_JSON_BYTES:
+      raise errors.UserError(f"{file}: more than {untrusted.MAX_JSON_BYTES >> 20} MiB")
   # Not AutoTokenizer: for some class names, LlamaTokenizer among them,
   # transformers 5 rebuilds the pipeline from the vocabulary and then splits
   # leading spaces otherwise than tokenizer.json says.

@@ -157,7 +157,7 @@ def _read_header(file: pathlib.Path) -> dict[str, _Entry]:
         f"{file}: is a Git LFS pointer, not the weights; run 'git lfs pull'"
       )
     length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > min(size - 8, untrusted.MOST_JSON):
+    if len(start) < 8 or length > min(size - 8, untrusted.MAX_JSON_BYTES):
       raise errors.UserError(f"{file}: truncated or not a safetensors file")
     text = stream.read(length)
   entries, last = {}, 0

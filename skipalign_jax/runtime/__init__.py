@@ -1,1 +1,1 @@
-"""What every command needs: errors, terminal, processes, files."""
+"""Used by every command: errors, terminal, processes, files."""

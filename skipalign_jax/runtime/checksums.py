@@ -1,67 +1,66 @@
-"""Seals: sizes and checksums of the files of a folder, kept in the folder.
+"""Sizes and checksums of the files of a folder, kept in the folder.
 
 Orbax notices damage in a checkpoint's indices but not in its arrays: a flipped bit
-there is a wrong weight. CRC-32 finds every single flip and every truncation, at the
-speed of memory; it is no protection against someone who means harm.
+there is a wrong weight. CRC-32 finds every single flipped bit and every truncation, as
+fast as memory is read; it does not protect against intended changes.
 """
 
-import json
 import pathlib
 import zlib
 
-from skipalign_jax.runtime import untrusted
+from skipalign_jax.runtime import files
 
 FILE = "seal.json"
-_BLOCK = 2**24
+_BLOCK_BYTES = 2**24
 
 
 def write(folder: pathlib.Path) -> None:
-  """Seals all files below the sub-folders of `folder`; its own files may change."""
-  sealed = {
-    str(path.relative_to(folder)): _measure(path)
+  """Writes the checksums of all files below the sub-folders of `folder`.
+
+  Files directly in `folder` are left out; they may change.
+  """
+  found = {
+    str(path.relative_to(folder)): _size_and_checksum(path)
     for sub in sorted(folder.iterdir())
     if sub.is_dir()
     for path in sorted(sub.rglob("*"))
     if path.is_file()
   }
-  new = folder / f".{FILE}.new"
-  new.write_text(json.dumps(sealed, indent=2) + "\n", encoding="utf-8")
-  new.replace(folder / FILE)
+  files.write_json(folder / FILE, found)
 
 
-def damage(folder: pathlib.Path, sub: str = "", most: int | None = None) -> str:
-  """What differs from the seal, in words; empty when nothing does.
+def damage(folder: pathlib.Path, sub: str = "", max_bytes: int | None = None) -> str:
+  """Describes the first file that differs from its checksum; empty if none does.
 
-  A folder without a seal has nothing to differ from.
+  A folder without checksums counts as undamaged.
 
   Args:
-    folder: what was sealed.
-    sub: the sub-folder that is looked at; "" looks at all of them.
-    most: bytes of the files whose contents are read, not just their sizes; None reads
-      all.
+    folder: whose files are checked.
+    sub: the sub-folder to check; "" checks all of them.
+    max_bytes: of larger files only the size is checked; None reads all files.
   """
   if not (folder / FILE).exists():
     return ""
   try:
-    sealed = untrusted.parse_json(untrusted.read(folder / FILE, untrusted.MOST_JSON))
-    for name, (size, checksum) in sealed.items():
+    for name, (size, checksum) in files.read_json(folder / FILE).items():
       if not name.startswith(f"{sub}/" if sub else ""):
         continue
       path = folder / name
       if not path.is_file():
         return f"{name} is missing"
       if (found := path.stat().st_size) != size:
-        return f"{name} has {found:,} of {size:,} bytes"
-      if (most is None or size <= most) and _measure(path)[1] != checksum:
-        return f"{name} has other contents than were written"
+        return f"{name} has {found:,} bytes instead of {size:,}"
+      is_read = max_bytes is None or size <= max_bytes
+      if is_read and _size_and_checksum(path)[1] != checksum:
+        return f"{name} differs from its checksum"
   except (OSError, ValueError, TypeError, AttributeError) as error:
-    return f"cannot be checked: {error}"
+    return f"its checksums cannot be compared: {error}"
   return ""
 
 
-def _measure(path: pathlib.Path) -> tuple[int, int]:
+def _size_and_checksum(path: pathlib.Path) -> tuple[int, int]:
   size = checksum = 0
   with path.open("rb") as file:
-    while block := file.read(_BLOCK):
+    while block := file.read(_BLOCK_BYTES):
       size, checksum = size + len(block), zlib.crc32(block, checksum)
   return size, checksum

@@ -1,8 +1,8 @@
-"""Several processes, one program: joining them, and ending them together.
+"""Several processes that run one program: they connect, and they end together.
 
-Every process runs the same command. They meet through JAX's coordination service,
-which process 0 hosts: over it go the texts and barriers of this file, so that a wait
-of minutes (one process tokenizes) does not run into the time limit of a collective.
+Every process runs the same command. They connect to JAX's coordination service, which
+process 0 hosts. The texts and barriers of this module use it too, so that a wait of
+minutes (one process tokenizes) does not exceed the time limit of a collective.
 """
 
 import contextlib
@@ -25,19 +25,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from skipalign_jax.runtime import errors, terminal
 
 FORMS = "auto, off or HOST:PORT,COUNT,INDEX"
-TIMEOUT = 300  # seconds for all processes to come
-HEARTBEAT = 60  # seconds of silence after which a process counts as dead
-_LAST_WORDS = 10  # seconds that a failed process waits for the others to fail too
+TIMEOUT = 300  # seconds for all processes to connect
+HEARTBEAT = 60  # seconds without a message after which a process counts as dead
+_FAILURE_MS = 10_000  # that a failed process waits for the others to fail too
 _ONE_DAY_MS = 24 * 3600 * 1000  # a dead process is noticed long before
 
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-  """How this process joins the others.
+  """How this process connects to the others.
 
   Attributes:
-    source: what told so, for messages.
-    arguments: of `jax.distributed.initialize`; what is left out JAX finds itself.
+    source: where this is known from, for messages.
+    arguments: of `jax.distributed.initialize`; JAX finds the missing ones itself.
   """
 
   source: str
@@ -45,18 +45,18 @@ class Launch:
 
 
 def decide(flag: str, environ: Mapping[str, str]) -> Launch | None:
-  """What --distributed means in this environment; None is a process on its own.
+  """What --distributed means in this environment; None means a single process.
 
-  "auto" knows Open MPI, SLURM steps and TPU slices, those that JAX can ask for the
-  rest, and only where they tell of more than one process: a shell inside an
-  allocation, or a laptop, stays alone.
+  "auto" knows Open MPI, SLURM steps and TPU slices, from which JAX can get the rest,
+  and only if they have more than one process: a shell inside an allocation, or a
+  laptop, is a single process.
 
   Args:
     flag: "auto", "off" or "HOST:PORT,COUNT,INDEX".
     environ: os.environ after jax was imported, which marks TPU machines in it.
 
   Raises:
-    UserError: an impossible flag, or processes that nothing tells how to meet.
+    UserError: an invalid flag, or several processes without an address to connect to.
   """
   if flag == "off":
     return None
@@ -65,13 +65,13 @@ def decide(flag: str, environ: Mapping[str, str]) -> Launch | None:
   if _number(environ, "OMPI_COMM_WORLD_SIZE") > 1:
     if "OMPI_MCA_orte_hnp_uri" not in environ:  # gone in Open MPI 5
       raise errors.UserError(
-        "this Open MPI does not tell where the first process is; give "
+        "this version of Open MPI does not provide the address of process 0; give "
         "--distributed=HOST:PORT,$OMPI_COMM_WORLD_SIZE,$OMPI_COMM_WORLD_RANK "
-        "(inside sh -c '…', so that each process fills in its own)"
+        "(inside sh -c '…', so that each process inserts its own)"
       )
     return Launch("Open MPI", {"cluster_detection_method": "ompi"})
   if "SLURM_STEP_NODELIST" in environ and "SLURM_PROCID" in environ:
-    # SLURM_NTASKS may be the allocation's; the step's own number is what was started.
+    # SLURM_NTASKS may be the allocation's; the step's own number was started.
     tasks = _number(environ, "SLURM_STEP_NUM_TASKS") or _number(environ, "SLURM_NTASKS")
     if tasks > 1:
       return Launch(
@@ -81,15 +81,15 @@ def decide(flag: str, environ: Mapping[str, str]) -> Launch | None:
   if _on_tpu(environ):
     hosts = environ.get("TPU_PROCESS_ADDRESSES", environ.get("TPU_WORKER_HOSTNAMES"))
     slices = _number(environ, "MEGASCALE_NUM_SLICES")
-    # Without names of hosts it is a TPU VM, which JAX asks its metadata server about.
+    # Without names of hosts it is a TPU VM; JAX asks its metadata server for them.
     if hosts is None and "TPU_SKIP_MDS_QUERY" not in environ:
       return Launch("the TPU's metadata", {})
     if hosts is not None and ("," in hosts or slices > 1):
       return Launch("the TPU slice", {"cluster_detection_method": "gketpu"})
   elif "JAX_COORDINATOR_ADDRESS" in environ:
     raise errors.UserError(
-      "JAX_COORDINATOR_ADDRESS is set, but nothing tells how many processes there "
-      "are; give --distributed=HOST:PORT,COUNT,INDEX, or off for one process"
+      "JAX_COORDINATOR_ADDRESS is set, but the number of processes is unknown; give "
+      "--distributed=HOST:PORT,COUNT,INDEX, or off for one process"
     )
   return None
 
@@ -103,12 +103,11 @@ def _explicit(flag: str) -> Launch:
   count, index = map(int, numbers)
   if not index < count or not 0 < int(port) < 65536:
     raise errors.UserError(
-      f"--distributed={flag!r}: INDEX counts from 0 and stays below COUNT, PORT is "
-      "below 65536"
+      f"--distributed={flag!r}: INDEX must be from 0 to COUNT - 1, PORT from 1 to 65535"
     )
   if count == 1:
     return None
-  # Else JAX would look for a cluster once more, for the devices of this process.
+  # Otherwise JAX would look for a cluster again, for the devices of this process.
   return Launch(
     f"--distributed={flag}",
     {
@@ -131,15 +130,15 @@ def _on_tpu(environ: Mapping[str, str]) -> bool:
 
 
 def initialize(flag: str, timeout: int = TIMEOUT) -> None:
-  """Joins the other processes, if there are any; before anything touches a device.
+  """Connects to the other processes, if there are any, before a device is used.
 
   Args:
     flag: see `decide`.
     timeout: seconds until it gives up.
 
   Raises:
-    UserError: see `decide`; or the cluster cannot be asked. When the others do not
-      come in time, the process ends with status 2, because XLA would abort it.
+    UserError: see `decide`; or the cluster does not answer. If the others do not
+      connect in time, the process ends with status 2, because XLA would abort it.
   """
   launch = decide(flag, os.environ)
   if launch is None:
@@ -154,12 +153,12 @@ def initialize(flag: str, timeout: int = TIMEOUT) -> None:
       initialization_timeout=2 * timeout + 60,
       heartbeat_timeout_seconds=HEARTBEAT,
     )
-    jax.devices()  # an exchange between all processes too: they are all here now
+    jax.devices()  # communicates with all processes: they are all connected now
   except (ValueError, RuntimeError, OSError) as error:
     raise errors.UserError(
-      f"{launch.source} tells of several processes, but this one cannot join them: "
-      f"{str(error).strip().splitlines()[0]}\nMend that, or give --distributed=off "
-      "to run alone."
+      f"{launch.source} starts several processes, but this one cannot connect to them: "
+      f"{errors.first_line(error)}\nFix that, or give --distributed=off for a single "
+      "process."
     ) from error
   finally:
     watchdog.cancel()
@@ -168,11 +167,11 @@ def initialize(flag: str, timeout: int = TIMEOUT) -> None:
 def _give_up(launch: Launch, seconds: int) -> None:
   state = service.global_state
   print(
-    f"error: {state.num_processes} processes were to meet at "
+    f"error: expected {state.num_processes} processes to connect to "
     f"{state.coordinator_address} (from {launch.source}), but after {seconds} s "
     f"process {state.process_id} still waits. Check that all of them were started, "
-    "that the address is process 0's and that its port is free and open; "
-    "--distributed=off runs alone.",
+    "that the address is the one of process 0 and that its port is free and open; "
+    "--distributed=off runs a single process.",
     file=sys.stderr,
     flush=True,
   )
@@ -180,7 +179,7 @@ def _give_up(launch: Launch, seconds: int) -> None:
 
 
 def is_first() -> bool:
-  """Whether this process writes and speaks for all."""
+  """Whether this process writes files and messages for all."""
   return jax.process_index() == 0
 
 
@@ -188,7 +187,7 @@ _exchanges = itertools.count()
 
 
 def exchange(text: str) -> list[str]:
-  """The texts of all processes, by index; each calls it equally often."""
+  """The texts of all processes, by index; all must call it equally often."""
   if jax.process_count() == 1:
     return [text]
   client, key = service.global_state.client, f"skipalign/{next(_exchanges)}"
@@ -204,22 +203,22 @@ def exchange(text: str) -> list[str]:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-  """What one process cannot do, none has done: its UserError is raised in all.
+  """A UserError that the block raises in one process is raised in all of them.
 
-  The body must not wait for other processes. Leaving it is a barrier.
+  The block must not wait for other processes. Its end is a barrier.
   """
   error = None
   try:
     yield
   except errors.UserError as raised:
     error = raised
-  told = exchange("" if error is None else str(error) or "unknown error")
-  if any(told):
-    raise errors.UserError(next(filter(None, told))) from error
+  messages = exchange("" if error is None else str(error) or "unknown error")
+  if any(messages):
+    raise errors.UserError(next(filter(None, messages))) from error
 
 
 class Votes:
-  """Whether some process was asked to stop, known to all at the same step."""
+  """Whether any process has to stop, known to all of them at the same step."""
 
   def __init__(self):
     self._cast = None
@@ -230,9 +229,10 @@ class Votes:
       self._highest = jax.jit(jnp.max, out_shardings=everywhere)
 
   def cast(self, status: int) -> int:
-    """The highest status that any process gave one call ago; alone, this one.
+    """The highest status of all processes at the previous call.
 
-    Reading the vote of this call would wait for the step that is being computed.
+    The votes of this call are not read: that would wait for the step that is being
+    computed. A single process gets back its own status at once.
     """
     if jax.process_count() == 1:
       return status
@@ -257,7 +257,7 @@ def run(work: Callable[[], int]) -> int:
     return _reported_once(error)
   except KeyboardInterrupt:
     if jax.distributed.is_initialized():  # the others may not have seen it
-      terminal.tell("interrupted")
+      terminal.print_to_stderr("interrupted")
       _leave(130)
     raise
   except Exception as error:
@@ -280,7 +280,7 @@ def _reported_once(error: errors.UserError) -> int:
   if not jax.distributed.is_initialized():
     raise error
   try:
-    service.global_state.client.wait_at_barrier("skipalign/failed", _LAST_WORDS * 1000)
+    service.global_state.client.wait_at_barrier("skipalign/failed", _FAILURE_MS)
   except jax.errors.JaxRuntimeError:
     print(f"error: process {jax.process_index()}: {error}", file=sys.stderr)
     _leave(2)

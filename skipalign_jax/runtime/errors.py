@@ -1,4 +1,4 @@
-"""The one exception for what a user can cause, and how a command ends on it."""
+"""The exception for mistakes of the user, and the exit status of a command."""
 
 import sys
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from skipalign_jax.runtime import terminal
 
 
 class UserError(ValueError):
-  """A mistake in a config, a file or a flag: says what, where, what to do."""
+  """A mistake in a config, a file or a flag: what is wrong, where, what to do."""
 
 
 def first_line(error: BaseException) -> str:
@@ -20,9 +20,9 @@ def run_command(main: Callable[[], int | None]) -> None:
   try:
     status = main() or 0
   except UserError as error:
-    terminal.tell(f"error: {error}")
+    terminal.print_to_stderr(f"error: {error}")
     status = 2
   except KeyboardInterrupt:
-    terminal.tell("interrupted")
+    terminal.print_to_stderr("interrupted")
     status = 130
   sys.exit(status)

@@ -20,7 +20,7 @@ from skipalign_jax.runtime import errors, untrusted
 def read_json(path: pathlib.Path) -> dict[str, Any]:
   """A JSON object from a file; UserError when it is not one."""
   try:
-    value = untrusted.parse_json(untrusted.read(path, untrusted.MOST_JSON))
+    value = untrusted.parse_json(untrusted.read(path, untrusted.MAX_JSON_BYTES))
   except OSError as error:
     raise errors.UserError(f"{path}: {error.strerror}") from error
   except ValueError as error:

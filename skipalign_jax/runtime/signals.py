@@ -1,4 +1,4 @@
-"""Stopping cleanly: the first signal asks, the second one insists."""
+"""Stopping cleanly: the first signal requests it, the second one ends the process."""
 
 import os
 import signal
@@ -9,19 +9,19 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
-  """Notes SIGINT and SIGTERM, so that a loop can save and leave.
+  """Notes SIGINT and SIGTERM, so that a loop can save and end.
 
-  The second signal ends the process at once, whatever it waits for; what it leaves is
-  what a kill leaves, and the next start copes with that.
+  The second signal ends the process at once, whatever it waits for. It leaves the same
+  files as a kill, and the next start handles them.
 
   Attributes:
     status: exit status, 0 or 128 + the signal's number.
   """
 
-  def __init__(self, told: bool = True):
-    """`told`: whether the first signal is answered on the terminal."""
+  def __init__(self, announce: bool = True):
+    """`announce`: whether the first signal prints a message."""
     self.status = 0
-    self._told = told
+    self._announce = announce
     self._previous = {}
 
   @property
@@ -31,11 +31,12 @@ class Stop:
 
   def __enter__(self) -> "Stop":
     # Python calls handlers between its own instructions only, which may be minutes
-    # apart while XLA compiles. Numbers of signals go down this pipe at once.
+    # apart while XLA compiles. The numbers of signals enter this pipe at once.
     reading, self._writing = os.pipe()
     os.set_blocking(self._writing, False)
     self._wakeup = signal.set_wakeup_fd(self._writing)
-    threading.Thread(target=_insist, args=(reading,), daemon=True).start()
+    thread = threading.Thread(target=_end_at_second, args=(reading,), daemon=True)
+    thread.start()
     for number in _SIGNALS:
       self._previous[number] = signal.signal(number, self._note)
     return self
@@ -50,19 +51,20 @@ class Stop:
     self.status = 128 + number
     for each in self._previous:
       signal.signal(each, signal.SIG_DFL)
-    if self._told:
-      # A progress bar hides the cursor, and nobody shows it after a second signal.
+    if self._announce:
+      # A progress bar hides the cursor, and nothing shows it after a second signal.
       cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
       print(
-        f"{cursor}\nstopping after this step; once more to stop at once", flush=True
+        f"{cursor}\nstopping after this step; press Ctrl-C again to stop now",
+        flush=True,
       )
 
 
-def _insist(reading: int) -> None:
-  """Ends the process at the second signal that comes down the pipe."""
-  asked = 0
+def _end_at_second(reading: int) -> None:
+  """Ends the process at the second signal that comes through the pipe."""
+  count = 0
   with os.fdopen(reading, "rb", buffering=0) as pipe:
     while number := pipe.read(1):
-      asked += number[0] in _SIGNALS
-      if asked == 2:
+      count += number[0] in _SIGNALS
+      if count == 2:
         os._exit(128 + number[0])

@@ -1,7 +1,8 @@
-"""What commands say: wrapped at words on a terminal, in whole lines elsewhere.
+"""Output of commands: wrapped at words on a terminal, in whole lines elsewhere.
 
-A log or a pipe gets no colour, no bar and no line break that the text does not have; so
-it can be searched. Paths are never broken, for a terminal copies what it wraps itself.
+A log or a pipe gets no colour, no bar and no line break that the text does not have, so
+that it can be searched. Paths are never broken: a line that the terminal itself wraps
+can be copied.
 """
 
 import argparse
@@ -19,7 +20,7 @@ _COMMAND = re.compile(r"\b(?:python -m|sbatch) ")
 
 
 class Console(rich_console.Console):
-  """A console for texts that mean what they say: no markup in them."""
+  """A console for plain texts, without markup."""
 
   def __init__(self, quiet: bool = False, **options: Any):
     """As rich's; `quiet` prints nothing."""
@@ -34,9 +35,9 @@ class Console(rich_console.Console):
     super().print(*objects, **options)
 
   def print_markdown(self, text: str) -> None:
-    """A text with tables: drawn on a terminal, as it is elsewhere."""
+    """A Markdown text: rendered on a terminal, as it is elsewhere."""
     if self.is_terminal:
-      from rich import markdown  # it takes as long to import as all the rest
+      from rich import markdown  # takes as long to load as the rest of rich
 
       super().print(markdown.Markdown(text))
     else:
@@ -44,10 +45,10 @@ class Console(rich_console.Console):
 
 
 def fold(text: str, width: int) -> str:
-  """The text in lines of at most `width`, but for words that are longer.
+  """The text in lines of at most `width`; longer words have a line of their own.
 
-  What goes on hangs under the value of "name  value" and under the words of "- item".
-  A command goes on behind a backslash, so that it can be copied.
+  Further lines are indented to the value of "name  value" and to the words of "- item".
+  Lines of a command end in a backslash, so that it can be copied.
   """
   return "\n".join(_fold(line, width) for line in text.split("\n"))
 
@@ -68,13 +69,13 @@ def _fold(line: str, width: int) -> str:
   return joined.replace("\N{NO-BREAK SPACE}", " ")
 
 
-def tell(text: str) -> None:
-  """Prints one message beside what a command prints: an error, a note."""
+def print_to_stderr(text: str) -> None:
+  """Prints one message apart from a command's output: an error or a note."""
   Console(stderr=True).print(text)
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> rich_table.Table:
-  """A table to print: its first column to the left, numbers to the right."""
+  """A table to print: its first column aligned left, the others right."""
   drawn = rich_table.Table()
   first, *others = headings
   drawn.add_column(first, no_wrap=True)
@@ -101,7 +102,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def size(count: float) -> str:
-  """Bytes for people: "512 B", "35.4 MiB", "2.20 GiB"."""
+  """A number of bytes as text: "512 B", "35.4 MiB", "2.20 GiB"."""
   for unit in ("B", "KiB", "MiB"):
     if count < 1000:
       return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"

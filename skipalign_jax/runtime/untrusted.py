@@ -1,8 +1,8 @@
-"""Reads files of unknown origin without trusting what they say about their size.
+"""Reads files of unknown origin without trusting the sizes that they claim.
 
-No file is read further than a limit, packed or not, and no line is held that is longer
-than one. Damage is an OSError, EOFError, zlib.error or ValueError (`BROKEN`), which the
-callers turn into a message that says what the file was for.
+No file, compressed or not, and no line of one is kept in memory beyond a limit. Damage
+is an OSError, EOFError, zlib.error or ValueError (`BROKEN`), which callers turn into a
+message that says what the file was for.
 """
 
 import gzip
@@ -13,70 +13,72 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-MOST_RECORD = 64 << 20  # bytes of a line, or of a text file
-MOST_JSON = 100 << 20  # bytes of a config or header, as in the safetensors library
-# Text shrinks to a third or a fifth. What grows more than this is made to fill a disk.
-_MOST_GROWTH = 200
-_ALWAYS_FINE = 16 << 20  # bytes that a packed file may hold however small it is
+MAX_RECORD_BYTES = 64 << 20  # of a line, or of a text file
+MAX_JSON_BYTES = 100 << 20  # of a config or an index
+# Text is compressed to a third or a fifth of its size. A file that grows more than this
+# was made to fill a disk.
+_MAX_GROWTH = 200
+_ALWAYS_ALLOWED_BYTES = 16 << 20  # that a compressed file of any size may contain
 
 BROKEN = (OSError, EOFError, zlib.error, ValueError)
 
 
-def read(path: pathlib.Path, most: int = MOST_RECORD) -> bytes:
-  """The whole file, unpacked if its name ends in .gz.
+def read(path: pathlib.Path, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
+  """The content of a file, decompressed if its name ends in .gz.
 
   Raises:
-    ValueError: it holds more than `most` bytes.
+    ValueError: it has more than `max_bytes`.
     OSError, EOFError, zlib.error: it cannot be read.
   """
   with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-    data = file.read(most + 1)
-  if len(data) > most:
-    raise ValueError(f"it holds more than {most >> 20} MiB, which is the most")
+    data = file.read(max_bytes + 1)
+  if len(data) > max_bytes:
+    raise ValueError(f"it has more than {max_bytes >> 20} MiB, the limit")
   return data
 
 
 def lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
-  """Lines that are not blank, with their numbers from 1; unpacked if .gz.
+  """Lines that are not blank, with their numbers from 1; decompressed if .gz.
 
-  Of a line longer than `MOST_RECORD`, its first `MOST_RECORD` + 1 bytes; so its length
-  tells. The rest of it is passed over.
+  Of a line longer than `MAX_RECORD_BYTES` only the first `MAX_RECORD_BYTES` + 1 bytes,
+  so that its length shows it. The rest is skipped.
 
   Raises:
-    ValueError: packed text that unpacks to implausibly much.
+    ValueError: the file decompresses to implausibly many bytes.
     OSError, EOFError, zlib.error: it cannot be read to its end.
   """
-  packed = path.suffix == ".gz"
+  compressed = path.suffix == ".gz"
   file_size, total = path.stat().st_size, 0
-  with gzip.open(path) if packed else path.open("rb") as file:
+  with gzip.open(path) if compressed else path.open("rb") as file:
     for number in itertools.count(1):
-      line = part = file.readline(MOST_RECORD + 1)
+      line = part = file.readline(MAX_RECORD_BYTES + 1)
       if not line:
         return
       total += len(line)
-      while part and not part.endswith(b"\n"):  # the rest of it, or the file's end
+      while part and not part.endswith(b"\n"):  # to the end of the line or file
         part = file.readline(1 << 20)
         total += len(part)
-        if packed:
+        if compressed:
           check_growth(total, file_size)
-      if packed:
+      if compressed:
         check_growth(total, file_size)
       if number == 1:
         line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
-      if line.strip() or len(line) > MOST_RECORD:
+      if line.strip() or len(line) > MAX_RECORD_BYTES:
         yield number, line
 
 
-def check_growth(unpacked: int, packed: int) -> None:
-  """ValueError where so many bytes cannot have come from honest packing."""
-  if unpacked > max(_ALWAYS_FINE, _MOST_GROWTH * packed):
+def check_growth(decompressed: int, compressed: int) -> None:
+  """Raises ValueError if real data does not compress to so few bytes."""
+  if decompressed > max(_ALWAYS_ALLOWED_BYTES, _MAX_GROWTH * compressed):
     raise ValueError(
-      f"its {packed:,} bytes unpack to {unpacked:,} or more; no text shrinks like that"
+      f"its {compressed:,} bytes decompress to {decompressed:,} or more, which no text "
+      "does"
     )
 
 
 def parse_json(text: str | bytes) -> Any:
-  """A JSON value; ValueError for all that is none, too deep nesting included."""
+  """A JSON value; ValueError if the text is not JSON or nested too deeply."""
   try:
     return json.loads(text)
   except RecursionError as error:
@@ -84,7 +86,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def size(value: Any) -> int:
-  """Bytes and characters of all texts in a record."""
+  """Total length of all texts in a record, in bytes or characters."""
   if isinstance(value, str | bytes):
     return len(value)
   if isinstance(value, dict):

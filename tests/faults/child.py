@@ -29,7 +29,7 @@ MOMENTS = {
   "step": (pipeline.TrainIterator, "__next__"),
   "worker": (pipeline.TrainIterator, "__next__"),
   "save": (ocp.CheckpointManager, "save"),
-  "seal": (checksums, "_measure"),
+  "checksums": (checksums, "_size_and_checksum"),
   "evaluate": (None, "eval_step"),
   "export": (safetensors_files, "write_tensors"),
   # Of the one shard and of the folder, which is then whole but not renamed yet.

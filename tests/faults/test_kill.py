@@ -12,14 +12,15 @@ import tiny_runs
 pytestmark = pytest.mark.slow
 
 # Moments of a run of 14 steps, saved every third: between and inside steps, inside
-# asynchronous saves, over their seals, inside evaluations, while a workdir is claimed.
+# asynchronous saves, while their checksums are written, inside evaluations, while a
+# workdir is claimed.
 RNG = random.Random(20)
 TRAINING = [
   *((f"step:{RNG.randint(1, 14)}:{RNG.uniform(0, 0.02):.4f}", 0) for _ in range(6)),
   *((f"save:{RNG.randint(1, 5)}:{RNG.uniform(0, 0.25):.4f}", 0) for _ in range(5)),
   *((f"step:{RNG.randint(1, 14)}:{RNG.uniform(0, 0.02):.4f}", 2) for _ in range(3)),
   *((f"evaluate:{RNG.randint(1, 8)}:{RNG.uniform(0, 0.01):.4f}", 0) for _ in range(2)),
-  (f"seal:{RNG.randint(3, 60)}:0", 0),
+  (f"checksums:{RNG.randint(3, 60)}:0", 0),
   ("claim:1:0.0005", 0),
 ]
 # Of data workers themselves, in a run that is longer than what they have in store.

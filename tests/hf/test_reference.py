@@ -183,8 +183,9 @@ def test_a_damaged_checkpoint_is_not_read(tmp_path, monkeypatch):
     path.write_bytes(whole)
   # Opening does not read the arrays; the first reading does, once, and all of them.
   monkeypatch.setattr(native, "_INDEX_BYTES", largest.stat().st_size - 1)
-  measured, measure = [], checksums._measure
-  monkeypatch.setattr(checksums, "_measure", lambda p: measured.append(p) or measure(p))
+  measured, measure = [], checksums._size_and_checksum
+  noted = lambda path: measured.append(path) or measure(path)
+  monkeypatch.setattr(checksums, "_size_and_checksum", noted)
   (folder / "checkpoints/20/opt/_METADATA").write_text("x")
   opened = reference.open_model(str(folder))
   assert largest not in measured and params / "manifest.ocdbt" in measured
@@ -196,7 +197,7 @@ def test_a_damaged_checkpoint_is_not_read(tmp_path, monkeypatch):
   largest.write_bytes(flipped)
   opened = reference.open_model(str(folder))
   for path in ("embed/weight", "norm/weight"):
-    with pytest.raises(errors.UserError, match=r"20 is damaged: .* other contents"):
+    with pytest.raises(errors.UserError, match=r"20 is damaged: .* its checksum"):
       opened.weights[path].read()
   shutil.rmtree(folder / "checkpoints/4")
   monkeypatch.setattr(native, "_INDEX_BYTES", 2**30)

@@ -1,4 +1,4 @@
-"""What starts as many processes, what as one, and how it ends when they do not meet."""
+"""What starts as several processes, what as one, and what happens if they fail."""
 
 import socket
 import subprocess
@@ -27,10 +27,10 @@ ORTE = {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1"}
     TPU | {"TPU_WORKER_HOSTNAMES": "localhost"},
     TPU | {"TPU_SKIP_MDS_QUERY": "1"},
     TPU | {"JAX_PLATFORMS": "cpu", "TPU_WORKER_HOSTNAMES": "a,b"},
-    {"TPU_WORKER_HOSTNAMES": "a,b"},  # names of TPU hosts, and no TPU here
+    {"TPU_WORKER_HOSTNAMES": "a,b"},  # names of TPU hosts, but no TPU
   ],
 )
-def test_alone(environ):
+def test_a_single_process(environ):
   assert distributed.decide("auto", environ) is None
 
 
@@ -44,7 +44,7 @@ def test_alone(environ):
     (TPU | {"TPU_WORKER_HOSTNAMES": "a,b"}, "gketpu"),
     (TPU | {"TPU_PROCESS_ADDRESSES": "a:1,b:1"}, "gketpu"),
     (TPU | {"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, "gketpu"),
-    (TPU, None),  # a TPU VM: JAX asks its metadata server
+    (TPU, None),  # a TPU VM, which has a metadata server
     (TPU | {"JAX_PLATFORMS": "tpu,cpu"}, None),
   ],
 )
@@ -54,12 +54,12 @@ def test_clusters_that_jax_knows(environ, method):
   assert distributed.decide("off", environ) is None
 
 
-def test_the_steps_own_number_of_tasks_counts():
+def test_the_number_of_tasks_is_the_one_of_the_step():
   launch = distributed.decide("auto", SLURM | {"SLURM_STEP_NUM_TASKS": "2"})
   assert launch.arguments["num_processes"] == 2
 
 
-def test_an_explicit_address_asks_no_cluster():
+def test_an_explicit_address_needs_no_cluster():
   launch = distributed.decide("[::1]:99,4,3", SLURM)
   assert launch.arguments == {
     "coordinator_address": "[::1]:99",
@@ -77,21 +77,25 @@ def test_an_explicit_address_asks_no_cluster():
     ("host,2,0", {}, "give auto, off or HOST:PORT,COUNT,INDEX"),
     ("host:99,2", {}, "give auto, off or HOST:PORT,COUNT,INDEX"),
     ("host:99,2,x", {}, "give auto, off or HOST:PORT,COUNT,INDEX"),
-    ("host:99,2,2", {}, "INDEX counts from 0 and stays below COUNT"),
-    ("host:99,0,0", {}, "INDEX counts from 0 and stays below COUNT"),
-    ("host:70000,2,0", {}, "PORT is below 65536"),
-    ("auto", MPI, "Open MPI does not tell where the first process is"),
-    ("auto", {"JAX_COORDINATOR_ADDRESS": "a:1"}, "nothing tells how many processes"),
+    ("host:99,2,2", {}, "INDEX must be from 0 to COUNT - 1"),
+    ("host:99,0,0", {}, "INDEX must be from 0 to COUNT - 1"),
+    ("host:70000,2,0", {}, "PORT from 1 to 65535"),
+    ("auto", MPI, "Open MPI .* address of process 0; give --distributed"),
+    (
+      "auto",
+      {"JAX_COORDINATOR_ADDRESS": "a:1"},
+      "processes is unknown; give --distr",
+    ),
   ],
 )
-def test_what_cannot_meet_is_told(flag, environ, message):
+def test_processes_that_cannot_connect_are_an_error(flag, environ, message):
   with pytest.raises(errors.UserError, match=message):
     distributed.decide(flag, environ)
 
 
 @pytest.mark.multidevice
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_process_whose_others_stay_away_gives_up_with_one_message(index):
+def test_a_process_that_waits_in_vain_gives_up_with_one_message(index):
   with socket.socket() as found:
     found.bind(("127.0.0.1", 0))
     port = found.getsockname()[1]
@@ -114,7 +118,7 @@ def test_a_process_whose_others_stay_away_gives_up_with_one_message(index):
   assert "Check failure" not in done.stderr
 
 
-def test_alone_there_is_nobody_to_ask():
+def test_a_single_process_does_not_communicate():
   assert distributed.exchange("x") == ["x"]
   assert distributed.Votes().cast(143) == 143
   with pytest.raises(errors.UserError, match="once"), distributed.together():
@@ -122,7 +126,7 @@ def test_alone_there_is_nobody_to_ask():
 
 
 def cached(monkeypatch, folder):
-  """Folders that `enable` has named."""
+  """The updates of JAX's configuration by `enable`."""
   named = []
   monkeypatch.setattr(compile_cache, "FOLDER", str(folder))
   monkeypatch.setattr(
@@ -140,8 +144,8 @@ def test_programs_are_kept_unless_the_environment_names_a_folder(monkeypatch, tm
   assert cached(monkeypatch, folder) == []
 
 
-def test_cpu_processes_compile_for_themselves(monkeypatch, tmp_path):
-  """A program that XLA loads for CPUs has no order among its collectives."""
+def test_cpu_processes_have_no_cache(monkeypatch, tmp_path):
+  """A program that XLA loads for CPUs runs its collectives in any order."""
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
   monkeypatch.setattr(compile_cache.jax, "process_count", lambda: 2)
   assert cached(monkeypatch, tmp_path) == [("jax_enable_compilation_cache", False)]

@@ -122,7 +122,8 @@ def _questions(path: pathlib.Path) -> Iterator[dict[str, Any]]:
   if path.suffix == ".jsonl":
     records = [untrusted.parse_json(line) for _, line in untrusted.lines(path)]
   else:
-    articles = untrusted.parse_json(untrusted.read(path, untrusted.MOST_JSON))["data"]
+    text = untrusted.read(path, untrusted.MAX_JSON_BYTES)
+    articles = untrusted.parse_json(text)["data"]
     records = [
       {"title": article.get("title", ""), "context": paragraph["context"], **question}
       for article in articles

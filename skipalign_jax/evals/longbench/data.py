@@ -48,11 +48,11 @@ def records(data: str, name: str, most: int) -> list[dict[str, Any]]:
   at = 0
   try:
     with file:
-      while line := file.readline(untrusted.MOST_RECORD + 1):
+      while line := file.readline(untrusted.MAX_RECORD_BYTES + 1):
         at += 1
-        if len(line) > untrusted.MOST_RECORD:
+        if len(line) > untrusted.MAX_RECORD_BYTES:
           raise errors.UserError(
-            f"{where}:{at}: longer than {untrusted.MOST_RECORD >> 20} MiB"
+            f"{where}:{at}: longer than {untrusted.MAX_RECORD_BYTES >> 20} MiB"
           )
         if most and len(found) == most:
           break
@@ -186,7 +186,7 @@ def _official(folder: pathlib.Path, names: list[str]) -> Prompts:
   for file, kind in ((PROMPTS, str), (LENGTHS, int)):
     path = folder / file
     try:
-      data = untrusted.read(path, untrusted.MOST_JSON)
+      data = untrusted.read(path, untrusted.MAX_JSON_BYTES)
       table = untrusted.parse_json(data)
     except (OSError, ValueError) as error:
       raise errors.UserError(
