@@ -1,11 +1,10 @@
-"""What mkdocs does not do by itself (mkdocs.yml names this file; `make docs` builds).
+"""Additions to mkdocs (mkdocs.yml names this file; `make docs` builds the site).
 
-The configuration reference is written from `skipalign_jax/config.py`. Pages that live
-outside docs/ (README, CONTRIBUTING, notes of benchmarks …) and the notebooks join the
+The configuration reference is written from `skipalign_jax/config.py`. Pages outside
+docs/ (README, CONTRIBUTING, notes of benchmarks …) and the notebooks are added to the
 site, and links between files of the repository become links between pages.
 """
 
-import ast
 import os
 import pathlib
 import re
@@ -13,7 +12,6 @@ import re
 from skipalign_jax import config as config_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
-MODULE = ROOT / "skipalign_jax" / "config.py"
 REFERENCE = "configuration.md"
 # Files outside docs/ that are pages, or that pages show or link to.
 PATTERNS = (
@@ -27,16 +25,17 @@ PATTERNS = (
 OPENING = "<!-- the opening of README.md -->"
 _LINK = re.compile(r"\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 INTRODUCTION = (
-  "Written from `skipalign_jax/config.py` when this site was built. Set a key in a "
-  "config file (`c.optim.learning_rate = 2e-5`) or behind a command "
-  "(`--config.optim.learning_rate=2e-5`); an unknown key, or a value that cannot be, "
-  'is an error that says what to do. "Unset" keys follow the model, or must be given '
-  "where the comment says so. Nothing has a second default elsewhere."
+  "Written from `skipalign_jax/config.py` when this site was built; "
+  "`python -m skipalign_jax.train --help` prints the same. Set a key in a config file "
+  "(`c.optim.learning_rate = 2e-5`) or on the command line "
+  "(`--config.optim.learning_rate=2e-5`). An unknown key or a value that is not "
+  "allowed is an error that says what to do. Numbers must be finite. No other file has "
+  "a default of a key."
 )
 
 
 def outside() -> dict[str, str]:
-  """Files outside docs/ that the site has → their pages."""
+  """Files outside docs/ that are part of the site → their pages."""
   pages = {
     "README.md": "readme.md",
     "CONTRIBUTING.md": "contributing.md",
@@ -58,8 +57,8 @@ def linked(text: str, source: str, page: str) -> str:
     page: its page, from the root of the site.
 
   Raises:
-    ValueError: a link leads to no file. A file that the site does not have keeps
-      its words and loses its link.
+    ValueError: a link to a file that does not exist. A link to a file that is not
+      part of the site becomes plain text.
   """
   pages = outside()
 
@@ -90,53 +89,28 @@ def opening() -> str:
 
 
 def reference() -> str:
-  """Every key of the config with its default and comments, as Markdown.
-
-  A comment above a key, or behind it, is that key's; above a group, the group's.
-  """
-  lines = MODULE.read_text(encoding="utf-8").splitlines()
-  function = next(
-    node
-    for node in ast.parse("\n".join(lines)).body
-    if isinstance(node, ast.FunctionDef) and node.name == "default"
-  )
-  told = ["# Configuration", "", INTRODUCTION]
-  table = ["", "| key | default | |", "|---|---|---|"]
-  told += table
-  defaults = config_lib.default()
-  for node in function.body:
-    if not isinstance(node, ast.Assign) or not isinstance(
-      node.targets[0], ast.Attribute
-    ):
-      continue
-    name = ast.unparse(node.targets[0]).removeprefix("c.")
-    value = defaults
-    for part in name.split("."):
-      value = value[part]
-    comment = _comment(lines, node)
-    if isinstance(value, config_lib.ConfigDict):
-      told += ["", f"## {name}", "", comment]
-      told += table if len(value) else []
-    else:
-      told.append(f"| `{name}` | {_shown(value)} | {comment} |")
-  return "\n".join(told) + "\n"
-
-
-def _comment(lines: list[str], node: ast.stmt) -> str:
-  """What stands above a statement and behind it; no sign of it is Markdown's."""
-  above, at = [], node.lineno - 2
-  while lines[at].strip().startswith("#"):
-    above.insert(0, lines[at].strip().lstrip("# "))
-    at -= 1
-  behind = lines[node.end_lineno - 1][node.end_col_offset :].strip().lstrip("# ")
-  text = " ".join([*above, behind] if behind else above)
-  return re.sub(r"([|*<])", r"\\\1", text)
+  """Every key of the config with its default, allowed values and meaning."""
+  lines = ["# Configuration", "", INTRODUCTION]
+  for part in config_lib.SECTIONS:
+    lines += ["", f"## {part.name}"] if part.name else []
+    lines += ["", _escaped(part.meaning)]
+    if part.keys:
+      lines += ["", "| key | default | allowed | meaning |", "|---|---|---|---|"]
+    for name, key in part.full_names().items():
+      allowed, meaning = _escaped(key.allowed()), _escaped(key.meaning)
+      lines.append(f"| `{name}` | {_shown(key.default)} | {allowed} | {meaning} |")
+  return "\n".join(lines) + "\n"
 
 
 def _shown(value: object) -> str:
   if value is None:
     return "unset"
   return f'`"{value}"`' if isinstance(value, str) else f"`{value}`"
+
+
+def _escaped(text: str) -> str:
+  """The text without signs that Markdown would read."""
+  return re.sub(r"([|*<\[\]])", r"\\\1", text)
 
 
 def on_files(files, config):
@@ -157,13 +131,13 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-  """Puts README's opening into its place, and rewrites the links of docs/."""
+  """Inserts README's opening where a page asks for it; rewrites links of docs/."""
   if page.file.generated_by:
     return markdown
   if OPENING in markdown:
     first = linked(opening(), "README.md", page.file.src_uri)
-    before, behind = markdown.split(OPENING)
+    before, after = markdown.split(OPENING)
     source = f"docs/{page.file.src_uri}"
-    rest = (linked(part, source, page.file.src_uri) for part in (before, behind))
+    rest = (linked(part, source, page.file.src_uri) for part in (before, after))
     return first.join(rest)
   return linked(markdown, f"docs/{page.file.src_uri}", page.file.src_uri)

@@ -1,164 +1,496 @@
-"""Experiment configs: every key with its default, variants, and validation.
+"""The config of a run: every key with its default, meaning and allowed values.
 
-A file in `configs/` starts from `default()`, changes what its experiment is
-about, and hands the `:variant` argument to `apply_variant`. No module reads a
-key that is not declared here, so the resolved config is the whole recipe.
+`SECTIONS` is the only list of the keys. `default` builds a config from it, `check`
+refuses values that it does not allow, and `--help` and the documentation print it. No
+module reads a key that is not in it, so the resolved config is the whole recipe.
+
+A file in `configs/` starts from `default()`, changes what its experiment needs, and
+passes the `:variant` argument to `apply_variant`.
 """
 
+import difflib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
+from skipalign_jax import config_keys
 from skipalign_jax.runtime import errors
 
 ConfigDict = ml_collections.ConfigDict
+key, section = config_keys.key, config_keys.section
 
+INT32 = 2**31 - 1  # the largest index or step number
+POSITIONS = 2**30  # positions are below this; differences of two fit int32
 
-def optional(kind: type) -> Any:
-  """A key that may stay None but, when set, has the given type."""
-  return ml_collections.config_dict.placeholder(kind)
+# Defaults are the recipe of the SkipAlign paper where it states one. A default of None
+# means that the key is unset.
+SECTIONS = (
+  section(
+    "",
+    "The run as a whole.",
+    seed=key(0, "Seed of all random choices.", at_least=0, at_most=2**32 - 1),
+    batch_size=key(
+      128,
+      "Rows per optimizer step, over all devices. The paper gives none; this is the "
+      "value of Tülu 2.",
+      at_least=1,
+    ),
+    grad_accum=key(
+      1,
+      "Microbatches per step, computed one after the other to save memory. Divides "
+      "batch_size.",
+      at_least=1,
+    ),
+    steps=key(
+      None,
+      "Optimizer steps of the run. Set either steps or epochs.",
+      int,
+      at_least=1,
+      at_most=INT32,
+    ),
+    epochs=key(
+      None,
+      "Passes over the training data. Set either steps or epochs.",
+      int,
+      at_least=1,
+    ),
+    log_every=key(1, "Steps between records in metrics.jsonl.", at_least=1),
+  ),
+  section(
+    "model",
+    "The model that is trained. With init_from, unset keys follow the model that it "
+    "names, and a value that is set must agree with it. Without, training starts from "
+    "random weights and needs the keys from num_layers to window, and rope.theta.",
+    init_from=key(
+      "",
+      "Where the weights come from: a name on the Hugging Face hub, a folder of that "
+      "format, a .gguf file, or a workdir of train, with @STEP for one of its "
+      "checkpoints. Empty: random weights.",
+    ),
+    vocab_size=key(
+      None,
+      "Entries of the vocabulary. From scratch, by default those of the tokenizer.",
+      int,
+      at_least=1,
+      at_most=INT32,
+    ),
+    # Every tensor's name is listed in memory; no known model has 1000 layers.
+    num_layers=key(None, "Decoder layers.", int, at_least=1, at_most=10_000),
+    embed_dim=key(
+      None, "Width of the residual stream.", int, at_least=1, at_most=INT32
+    ),
+    ffn_dim=key(None, "Width of the gated MLP.", int, at_least=1, at_most=INT32),
+    num_heads=key(None, "Query heads.", int, at_least=1, at_most=INT32),
+    num_kv_heads=key(
+      None, "Key and value heads. Divides num_heads.", int, at_least=1, at_most=INT32
+    ),
+    head_dim=key(
+      None, "Width of one head; an even number.", int, at_least=2, at_most=INT32
+    ),
+    norm_eps=key(None, "Epsilon of RMSNorm.", float, above=0, below=1),
+    tie_embeddings=key(
+      None, "Whether the output matrix is the embedding matrix.", bool
+    ),
+    attention_bias=key(
+      None, "Biases on q, k and v and, except in the family qwen2, on o.", bool
+    ),
+    mlp_bias=key(None, "Biases on the three matrices of the MLP.", bool),
+    window=key(
+      None,
+      "Number of positions that the model was built for.",
+      int,
+      at_least=1,
+      at_most=INT32,
+    ),
+    family=key(
+      None,
+      "Architecture: a model_type of transformers. From scratch, by default llama.",
+      str,
+      choices=("llama", "mistral", "qwen2", "qwen3", "smollm3"),
+    ),
+    nope_layers=key(
+      None, "Indices of the layers without rope (family smollm3 only).", tuple
+    ),
+    compute_dtype=key(
+      "bfloat16",
+      "Type of the activations and of matrix products. Master weights are always "
+      "float32.",
+      choices=("bfloat16", "float32"),
+    ),
+    remat=key(
+      "full",
+      "What the forward pass of a layer keeps for the backward pass. none: "
+      "everything; dots: matrix products; full: only the input of the layer, the rest "
+      "is computed again.",
+      choices=("none", "dots", "full"),
+    ),
+  ),
+  section(
+    "rope",
+    "Rotary position embeddings.",
+    kind=key(
+      "model",
+      "model: as the model's own config has it. none: must be unscaled. The others "
+      "scale it from the model's window to target_length. Dynamic NTK is not here: "
+      "its base depends on the longest position seen so far, so it cannot be trained.",
+      choices=("model", "none", "linear", "ntk", "yarn", "llama3"),
+    ),
+    theta=key(
+      None, "Base of the frequencies. From scratch it must be set.", float, above=1
+    ),
+    target_length=key(
+      None,
+      "Number of positions that a scaled rope covers. By default "
+      "positions.max_position, or the model's window if that is larger.",
+      int,
+      at_least=1,
+      at_most=INT32,
+    ),
+  ),
+  section(
+    "data",
+    "Samples and how they become rows of a batch. A source is builtin:recall[:N], "
+    "builtin:text[:N], hub:NAME[:SPLIT], or a .jsonl, .jsonl.gz, .parquet, .txt or "
+    ".txt.gz file. *w after a source repeats it w times per epoch. Several sources are "
+    'separated by commas or given as a tuple: ("a.jsonl*2", "hub:org/chats"). A '
+    "record with messages is a chat. A record with a text column, and each .txt file, "
+    "is a document, which is cut into pieces of seq_len tokens.",
+    train=key("builtin:recall", "Sources of the training data.", object),
+    eval=key(
+      "holdout:64",
+      "Held-out data: sources, holdout:N for N samples taken out of the training data, "
+      "or empty for none.",
+      object,
+    ),
+    seq_len=key(
+      4096,
+      "Tokens per row. Longer chats are truncated.",
+      at_least=2,
+      at_most=POSITIONS,
+    ),
+    packing=key(False, "Put several samples into a row. Each attends only to itself."),
+    packing_mask=key(
+      True,
+      "False: the samples of a packed row attend to each other, as one long sample (as "
+      "in LongChat).",
+    ),
+    batching=key(
+      "shuffled",
+      "sorted: samples of similar length form a batch, and the batches are shuffled "
+      "(LongAlign, 2401.18058). The rows of a batch are then as long as its longest "
+      "sample needs: seq_len, or a half, a quarter or an eighth of it.",
+      choices=("shuffled", "sorted"),
+    ),
+    text_blocks=key(
+      "none",
+      "What may skip in a document. none: the document is one block.",
+      choices=("none", "sentences", "paragraphs"),
+    ),
+    text_window=key(
+      0,
+      "Tokens of a piece of text that the step crops to seq_len (strategies pose and "
+      "cream). 0: pieces of seq_len tokens. Only for plain text that is not packed and "
+      "is shuffled.",
+      at_least=0,
+      at_most=POSITIONS,
+    ),
+    template=key(
+      "model",
+      "Chat template. model: that of the tokenizer.",
+      choices=("model", "tulu"),
+    ),
+    tokenizer=key(
+      "",
+      "Where the tokenizer comes from: a reference as in model.init_from, or bytes for "
+      "one token per byte. Empty: as model.init_from.",
+    ),
+    system_prompt=key("", "System message added to chats that have none."),
+    max_bad_fraction=key(
+      0.01,
+      "Share of unusable records that is accepted. More stop the run.",
+      at_least=0,
+      at_most=1,
+    ),
+    max_message_bytes=key(
+      1_000_000, "A chat with a longer message is unusable.", at_least=1
+    ),
+    workers=key(0, "Processes per host that read data. 0: a thread reads.", at_least=0),
+    cache_dir=key(
+      "", "Folder of the tokenized samples. Empty: ~/.cache/skipalign_jax."
+    ),
+  ),
+  section(
+    "positions",
+    "Position ids of the training samples (SkipAlign, arXiv 2405.03939). L, p and the "
+    "random number ε are those of the paper's equations.",
+    strategy=key(
+      "skip_outer",
+      "Which blocks of a sample skip ahead. contiguous: none; skip_all: all; "
+      "skip_inner: responses; skip_outer: instructions. Methods of other papers: "
+      "pose, randpos, cream. LongRecipe is skip_all with skip_prob=1 and gaps=uniform "
+      "on data.text_blocks=sentences.",
+      choices=(
+        "contiguous",
+        "skip_all",
+        "skip_inner",
+        "skip_outer",
+        "pose",
+        "randpos",
+        "cream",
+      ),
+    ),
+    max_position=key(
+      100_000,
+      "Every position is below this L.",
+      at_least=1,
+      below=POSITIONS,
+    ),
+    skip_prob=key(
+      0.5, "Probability p that a block that may skip does.", at_least=0, at_most=1
+    ),
+    prob_per=key(
+      "block",
+      "Draw ε of equation 4 for each block, or once per sample.",
+      choices=("block", "sample"),
+    ),
+    resample=key(
+      "never",
+      "never: a sample has the same positions in all epochs. epoch: new ones in each.",
+      choices=("never", "epoch"),
+    ),
+    gaps=key(
+      "sequential",
+      "How long gaps are. sequential: equation 3, whose first gaps take most of the "
+      "room; uniform: all layouts of the gaps are equally likely.",
+      choices=("sequential", "uniform"),
+    ),
+    chunks=key(2, "Chunks per sample (strategy pose).", at_least=2),
+    skip_below=key(
+      0,
+      "Samples of at least this number of tokens stay contiguous. 0: no limit.",
+      at_least=0,
+    ),
+  ),
+  section(
+    "long_short",
+    "Long-Short Alignment (arXiv 2506.11769): a regulariser that makes predictions "
+    "from a short context similar to those from the long one. It costs a second "
+    "forward and backward pass.",
+    alpha=key(
+      0.0,
+      "Weight of the regulariser. 0 turns it off; 0.1 to 0.3 is best in the paper.",
+      at_least=0,
+    ),
+    stop_gradient=key(
+      "none",
+      "The side that is a fixed target, without a gradient. none: both sides move.",
+      choices=("none", "long", "short"),
+    ),
+    min_context=key(
+      0, "Minimum number of tokens of a short context that counts.", at_least=0
+    ),
+  ),
+  section(
+    "lora",
+    "Low-rank adapters (LoRA, 2106.09685): W x + alpha/rank · B (A x). Only A and B "
+    "are trained; they are float32.",
+    rank=key(0, "Rank of A and B. 0: train all weights, without adapters.", at_least=0),
+    alpha=key(16.0, "The product of A and B counts alpha/rank.", above=0),
+    targets=key(
+      "q,k,v,o,gate,up,down",
+      "Linear layers that have adapters: some of q, k, v, o, gate, up and down, "
+      "separated by commas.",
+    ),
+    base=key(
+      "bfloat16",
+      "How the frozen weights W are stored. int8, int4 and nf4 (4-bit NormalFloat, "
+      "QLoRA, 2305.14314) need the extra lora.",
+      choices=("bfloat16", "int8", "int4", "nf4"),
+    ),
+  ),
+  section(
+    "optim",
+    "AdamW; the learning rate rises linearly, then falls linearly to 0.",
+    learning_rate=key(1e-5, "Highest learning rate.", at_least=0),
+    warmup_fraction=key(
+      0.03,
+      "Share of the steps in which the learning rate rises.",
+      at_least=0,
+      at_most=1,
+    ),
+    beta1=key(0.9, "Decay of Adam's first moment.", at_least=0, below=1),
+    beta2=key(0.999, "Decay of Adam's second moment.", at_least=0, below=1),
+    eps=key(1e-8, "Epsilon of Adam.", above=0),
+    weight_decay=key(0.0, "Decoupled weight decay of AdamW.", at_least=0),
+    clip_norm=key(
+      1.0, "Largest global norm of the gradient. 0: no clipping.", at_least=0
+    ),
+    max_nonfinite_steps=key(
+      3,
+      "Consecutive steps with a loss or gradient that is not finite, after which the "
+      "run stops. The updates of such steps are skipped.",
+      at_least=1,
+    ),
+  ),
+  section(
+    "attention",
+    "Kernels of attention.",
+    backend=key(
+      "auto",
+      "auto: cudnn on NVIDIA GPUs (triton for packed rows), splash on TPUs, otherwise "
+      "blockwise. xla holds all L x L scores in memory.",
+      choices=("auto", "xla", "blockwise", "cudnn", "triton", "splash"),
+    ),
+  ),
+  section(
+    "loss",
+    "The training loss. Held-out losses are always means over tokens.",
+    reduction=key(
+      "token",
+      "token: mean over all targets. sequence: mean of each sample first, then over "
+      "the samples (LongAlign, 2401.18058).",
+      choices=("token", "sequence"),
+    ),
+    chunk=key(
+      512, "Tokens per row whose logits are in memory at one time.", at_least=1
+    ),
+  ),
+  section(
+    "eval",
+    "The held-out loss during training.",
+    every=key(
+      100,
+      "Steps between held-out losses. 0: only before the first step and after the "
+      "last.",
+      at_least=0,
+    ),
+  ),
+  section(
+    "evals",
+    "Tasks of evaluate during training; also before the first step and after the last. "
+    "A key of this section is the name of an evaluation, its value "
+    "dict(task=…, every=STEPS, limit=0, batch_tokens=16384) and options of the task: "
+    'c.evals.passkey = dict(task="needle", every=100, lengths="1024,2048").',
+  ),
+  section(
+    "checkpoint",
+    "What the workdir keeps of the run.",
+    every=key(
+      500, "Steps between checkpoints. 0: only after the last step.", at_least=0
+    ),
+    keep=key(2, "Number of the latest checkpoints that are kept.", at_least=1),
+    keep_best=key(True, "Keep also the checkpoint with the lowest held-out loss."),
+  ),
+  section(
+    "mesh",
+    "Number of devices along each axis. One axis can be -1: it takes all devices that "
+    "the others leave.",
+    data=key(
+      1,
+      "Each device has a copy of the parameters and its own rows.",
+      at_least=1,
+      or_value=-1,
+    ),
+    fsdp=key(
+      -1,
+      "Parameters, gradients and Adam's moments are sharded (as in ZeRO-3); each "
+      "device has its own rows.",
+      at_least=1,
+      or_value=-1,
+    ),
+    tensor=key(
+      1, "Attention heads and the MLP's width are split.", at_least=1, or_value=-1
+    ),
+    context=key(
+      1,
+      "The tokens of a row are split, for rows that do not fit on one device; "
+      "parameters are sharded as along fsdp.",
+      at_least=1,
+      or_value=-1,
+    ),
+  ),
+)
 
-
-def text_or_tuple(value: str) -> Any:
-  """A key that holds a string, or a tuple of strings."""
-  return ml_collections.FieldReference(value, field_type=object)
+KEYS = {name: key for part in SECTIONS for name, key in part.full_names().items()}
 
 
 def default() -> ConfigDict:
-  """All keys. Values are the SkipAlign paper's recipe where it states one."""
+  """A config with all keys at their defaults."""
   c = ConfigDict()
-  c.seed = 0
-  c.batch_size = 128  # rows per optimizer step, all devices (Tülu 2's value)
-  c.grad_accum = 1  # microbatches per step; divides batch_size
-  c.steps = optional(int)  # exactly one of steps and epochs
-  c.epochs = optional(int)
-  c.log_every = 1  # steps between records in metrics.jsonl
-
-  # Where the weights come from: hub id, HF folder, .gguf file, workdir[@step].
-  # Empty trains from scratch and needs every shape field below; otherwise the
-  # fields come from the reference, and a value set here must agree with it.
-  c.model = ConfigDict()
-  c.model.init_from = ""
-  c.model.vocab_size = optional(int)
-  c.model.num_layers = optional(int)
-  c.model.embed_dim = optional(int)
-  c.model.ffn_dim = optional(int)
-  c.model.num_heads = optional(int)
-  c.model.num_kv_heads = optional(int)
-  c.model.head_dim = optional(int)
-  c.model.norm_eps = optional(float)
-  c.model.tie_embeddings = optional(bool)
-  c.model.attention_bias = optional(bool)  # on q, k, v and, but for qwen2, o
-  c.model.mlp_bias = optional(bool)
-  c.model.window = optional(int)  # positions the model was built for
-  c.model.family = optional(str)  # mistral, qwen2, qwen3, smollm3; from scratch llama
-  c.model.nope_layers = optional(tuple)  # layers without rope; smollm3 only
-  c.model.compute_dtype = "bfloat16"  # master weights are always float32
-  c.model.remat = "full"  # none | dots (keep products) | full (keep layer inputs)
-
-  # "model" keeps what the reference says. ntk, linear, yarn and llama3 scale it
-  # to target_length positions, by default to positions.max_position.
-  c.rope = ConfigDict()
-  c.rope.kind = "model"
-  c.rope.theta = optional(float)  # base when training from scratch
-  c.rope.target_length = optional(int)
-
-  # A source is "builtin:recall[:N]", "builtin:text[:N]", "hub:NAME[:SPLIT]" or a
-  # .jsonl, .jsonl.gz, .parquet, .txt or .txt.gz file; "*w" behind it repeats it w
-  # times an epoch. Several are separated by commas, or stand in a tuple:
-  # ("a.jsonl*2", "hub:org/chats"). A record with messages is a chat, one with a text
-  # column (and each .txt file) a document, cut into pieces of seq_len tokens.
-  c.data = ConfigDict()
-  c.data.train = text_or_tuple("builtin:recall")
-  c.data.eval = text_or_tuple("holdout:64")  # source, "holdout:N" of train, or ""
-  c.data.seq_len = 4096
-  c.data.packing = False  # several samples a row, each attending to itself
-  c.data.packing_mask = True  # False: a packed row is one sample (LongChat's way)
-  # "sorted" puts samples of like length into a batch and shuffles the batches
-  # (LongAlign); a batch is as long as the first of `buckets` that holds it.
-  c.data.batching = "shuffled"
-  c.data.text_blocks = "none"  # what may skip in a text: none, sentences, paragraphs
-  # Tokens of a piece of text, and of a row, that the step crops to seq_len (PoSE,
-  # CREAM); 0: pieces of seq_len. Only for plain text, unpacked and shuffled.
-  c.data.text_window = 0
-  c.data.template = "model"  # "model": the tokenizer's own; "tulu"
-  c.data.tokenizer = ""  # reference to take the tokenizer from; "bytes"; "": model's
-  c.data.system_prompt = ""  # put before samples that have none
-  c.data.max_bad_fraction = 0.01  # of unusable records; more stops the run
-  c.data.max_message_bytes = 1_000_000  # longer messages make a chat unusable
-  c.data.workers = 0  # Grain worker processes a host; 0 reads in a thread
-  c.data.cache_dir = ""  # tokenized samples; "": ~/.cache/skipalign_jax
-
-  c.positions = ConfigDict()
-  # contiguous | skip_all | skip_inner | skip_outer; of other papers: pose | randpos |
-  # cream. LongRecipe is skip_all, skip_prob 1, uniform gaps, on sentences.
-  c.positions.strategy = "skip_outer"
-  c.positions.max_position = 100_000  # L: positions stay below it
-  c.positions.skip_prob = 0.5  # p
-  c.positions.prob_per = "block"  # eq. 4's ε for each block, or one a "sample"
-  c.positions.resample = "never"  # a new draw every "epoch", or "never"
-  c.positions.gaps = "sequential"  # the paper's eq. 3, or "uniform" layouts
-  c.positions.chunks = 2  # of PoSE
-  c.positions.skip_below = 0  # longer samples stay as they are; 0: none does
-
-  # Long-Short Alignment (arXiv 2506.11769): the answer of a short context is to be
-  # that of the long one. Costs a second forward and backward pass.
-  c.long_short = ConfigDict()
-  c.long_short.alpha = 0.0  # its weight; 0 is off, the paper's best are 0.1 to 0.3
-  c.long_short.stop_gradient = "none"  # the side taken as given: none | long | short
-  c.long_short.min_context = 0  # tokens that the short context has at least
-
-  # W x + alpha/rank · B (A x), only A and B trained. W is kept as lora.base says;
-  # int8, int4 and nf4 need the extra `lora`. Adapters are float32 like all masters.
-  c.lora = ConfigDict()
-  c.lora.rank = 0  # 0 trains all weights
-  c.lora.alpha = 16.0
-  c.lora.targets = "q,k,v,o,gate,up,down"  # linear layers that have adapters
-  c.lora.base = "bfloat16"  # frozen weights: bfloat16 | int8 | int4 | nf4
-
-  c.optim = ConfigDict()
-  c.optim.learning_rate = 1e-5
-  c.optim.warmup_fraction = 0.03  # linear warm-up, then linear decay to 0
-  c.optim.beta1 = 0.9
-  c.optim.beta2 = 0.999
-  c.optim.eps = 1e-8
-  c.optim.weight_decay = 0.0
-  c.optim.clip_norm = 1.0  # global gradient norm; 0 leaves gradients alone
-  c.optim.max_nonfinite_steps = 3  # NaN steps in a row: skipped, then stop
-
-  # auto: cudnn on NVIDIA (triton for packed rows), splash on TPU, else blockwise.
-  c.attention = ConfigDict()
-  c.attention.backend = "auto"  # or xla (all L x L scores), or one of these names
-
-  # "token" averages over all targets. "sequence" averages each sample first and then
-  # the samples (LongAlign, 2401.18058). Held-out losses are token means always.
-  c.loss = ConfigDict()
-  c.loss.reduction = "token"
-  c.loss.chunk = 512  # tokens a row whose logits exist at one time
-
-  c.eval = ConfigDict()
-  c.eval.every = 100  # steps between held-out losses; 0 only at the end
-
-  # Tasks of `evaluate` during training: name → dict(task=…, every=steps, limit=0,
-  # batch_tokens=16384 and the task's options); once before and once at the end, too.
-  # c.evals.passkey = dict(task="needle", every=100, lengths="1024,2048")
-  c.evals = ConfigDict()
-
-  c.checkpoint = ConfigDict()
-  c.checkpoint.every = 500  # steps; 0 saves at the end only
-  c.checkpoint.keep = 2  # latest ones
-  c.checkpoint.keep_best = True  # and the one of the lowest held-out loss
-
-  # Devices along each axis; -1 takes what is left. fsdp shards parameters,
-  # gradients and Adam's moments as ZeRO-3 does; tensor splits heads and ffn;
-  # context splits the places of a row, for rows that do not fit one device.
-  c.mesh = ConfigDict()
-  c.mesh.data = 1
-  c.mesh.fsdp = -1
-  c.mesh.tensor = 1
-  c.mesh.context = 1
+  for part in SECTIONS:
+    group = c
+    if part.name:
+      group = c[part.name] = ConfigDict()
+    for name, entry in part.keys.items():
+      group[name] = entry.field()
   return c
+
+
+def check(c: ConfigDict) -> None:
+  """Checks every key by itself. `training.resolve.check` compares keys, too.
+
+  Raises:
+    UserError: keys that `SECTIONS` does not have, or lacks; values that it does not
+      allow. One line for each.
+  """
+  given = flatten(c)
+  extra = [name for name in given if name not in KEYS and not _is_open(name)]
+  missing = [name for name in KEYS if name not in given]
+  _refuse(
+    [unknown(name) for name in extra]
+    + [f"config has no {name}; start from config.default()" for name in missing]
+    + _problems({name: given[name] for name in KEYS if name in given})
+  )
+
+
+def check_section(name: str, values: Mapping[str, Any]) -> None:
+  """Checks values of some keys of a section.
+
+  Args:
+    name: of the section.
+    values: key of the section → value.
+
+  Raises:
+    UserError: values that `SECTIONS` does not allow.
+  """
+  _refuse(_problems({f"{name}.{key}": value for key, value in values.items()}))
+
+
+def _problems(values: Mapping[str, Any]) -> list[str]:
+  return [
+    KEYS[name].problem(name, value)
+    for name, value in values.items()
+    if not KEYS[name].accepts(value)
+  ]
+
+
+def _refuse(problems: list[str]) -> None:
+  if problems:
+    raise errors.UserError("\n".join(problems))
+
+
+def _is_open(name: str) -> bool:
+  return any(not part.keys and name.startswith(f"{part.name}.") for part in SECTIONS)
+
+
+def unknown(name: str) -> str:
+  """Says that the config has no key `name`, and which one is closest."""
+  close = difflib.get_close_matches(name, KEYS, n=1)
+  hint = f"; did you mean {close[0]}?" if close else ""
+  return f"config has no key {name!r}{hint} (all keys: skipalign_jax/config.py)"
+
+
+def flatten(c: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """ "section.key" → value, in order."""
+  found: dict[str, Any] = {}
+  for name, value in c.items():
+    if isinstance(value, ConfigDict):
+      found |= flatten(value, f"{prefix}{name}.")
+    else:
+      found[prefix + name] = value
+  return found
 
 
 def tiny(c: ConfigDict) -> ConfigDict:

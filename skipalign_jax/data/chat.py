@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import numpy as np
 
+from skipalign_jax import config as config_lib
 from skipalign_jax.data import schemas
 from skipalign_jax.hf import chat_template
 from skipalign_jax.runtime import errors
@@ -89,6 +90,7 @@ def set_template(tokenizer: transformers.PreTrainedTokenizerFast, name: str) -> 
   Raises:
     UserError: unknown name, or the tokenizer lacks what the template needs.
   """
+  config_lib.check_section("data", {"template": name})
   if name == "model":
     if not tokenizer.chat_template:
       raise errors.UserError(
@@ -96,8 +98,6 @@ def set_template(tokenizer: transformers.PreTrainedTokenizerFast, name: str) -> 
         "base model); set data.template=tulu"
       )
     return
-  if name != "tulu":
-    raise errors.UserError(f"data.template={name!r} is unknown; use model or tulu")
   if tokenizer.eos_token is None:
     raise errors.UserError(
       "data.template=tulu ends replies with the eos token, which the tokenizer lacks; "

@@ -27,13 +27,12 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from skipalign_jax import config as config_lib
 from skipalign_jax.method import positions
 from skipalign_jax.model import losses, products
-from skipalign_jax.runtime import errors
 
 TOO_STRONG = 0.5  # from this α on the paper sees worse long-context scores
 STREAM = 2  # of random numbers, beside the positions'
-SIDES = ("none", "long", "short")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,17 +51,7 @@ class LongShortConfig:
   min_context: int
 
   def __post_init__(self):
-    if not 0 <= self.alpha < float("inf"):
-      raise errors.UserError(f"long_short.alpha={self.alpha} must be at least 0")
-    if self.stop_gradient not in SIDES:
-      raise errors.UserError(
-        f"long_short.stop_gradient={self.stop_gradient!r} is unknown; choose one of "
-        f"{', '.join(SIDES)}"
-      )
-    if self.min_context < 0:
-      raise errors.UserError(
-        f"long_short.min_context={self.min_context} is a number of tokens"
-      )
+    config_lib.check_section("long_short", vars(self))
 
 
 def windows(

@@ -29,8 +29,8 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from skipalign_jax import config as config_lib
 from skipalign_jax.method import baselines
-from skipalign_jax.runtime import errors
 
 # DO_SKIP of each strategy, given whether a block is a response. Block 0 of a
 # sample never moves. skip_outer, the paper's default, leaves a single turn as
@@ -41,7 +41,6 @@ DO_SKIP = {
   "skip_inner": lambda is_response: is_response,
   "skip_outer": lambda is_response: ~is_response,
 }
-STRATEGIES = (*DO_SKIP, *baselines.METHODS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +48,7 @@ class PositionConfig:
   """How positions are drawn.
 
   Attributes:
-    strategy: one of `STRATEGIES`.
+    strategy: a key of `DO_SKIP` or of `baselines.METHODS`.
     max_position: L; every position is below it.
     skip_prob: p, the share of eligible blocks (or samples) that skip.
     prob_per: "block" draws ε for each block (eq. 4), "sample" once a sample.
@@ -73,30 +72,7 @@ class PositionConfig:
   skip_below: int = 0
 
   def __post_init__(self):
-    choices = dict(
-      strategy=STRATEGIES,
-      prob_per=("block", "sample"),
-      resample=("never", "epoch"),
-      gaps=("sequential", "uniform"),
-    )
-    for name, known in choices.items():
-      value = getattr(self, name)
-      if value not in known:
-        raise errors.UserError(
-          f"positions.{name}={value!r} is unknown; choose one of {', '.join(known)}"
-        )
-    if not 0 <= self.skip_prob <= 1:
-      raise errors.UserError(f"positions.skip_prob={self.skip_prob} is not in [0, 1]")
-    if not 0 < self.max_position < 2**30:
-      raise errors.UserError(
-        f"positions.max_position={self.max_position} is not in [1, 2^30)"
-      )
-    if self.chunks < 2:
-      raise errors.UserError(f"positions.chunks={self.chunks} must be at least 2")
-    if self.skip_below < 0:
-      raise errors.UserError(
-        f"positions.skip_below={self.skip_below} is a number of tokens, or 0"
-      )
+    config_lib.check_section("positions", vars(self))
 
 
 def synthesize(

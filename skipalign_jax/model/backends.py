@@ -13,6 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from skipalign_jax import config as config_lib
 from skipalign_jax.model import attention, cpu, sharding
 from skipalign_jax.runtime import errors
 
@@ -77,6 +78,7 @@ def choose(
   Raises:
     UserError: the kernel does not exist for these; says what it needs.
   """
+  config_lib.check_section("attention", {"backend": name})
   platform = "gpu" if platform == "cuda" else platform
   packed, narrow, whole = max_segments > 2, dtype == "bfloat16", length % TILE == 0
   needs = {
@@ -100,10 +102,6 @@ def choose(
     first = "triton" if packed else "cudnn"
     fitting = [other for other in (first, "splash") if needs[other][0]]
     return Backend(fitting[0] if fitting else "blockwise", max_segments)
-  if name not in BACKENDS:
-    raise errors.UserError(
-      f"attention.backend={name!r}; choose one of auto, {', '.join(BACKENDS)}"
-    )
   fits, what = needs.get(name, (True, ""))
   if not fits:
     raise errors.UserError(

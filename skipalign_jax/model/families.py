@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from skipalign_jax import config as config_lib
 from skipalign_jax.runtime import errors
 
 
@@ -96,7 +97,7 @@ SUPPORTED = (
   "smollm3"
 )
 
-MOST_LAYERS = 10_000  # every tensor's name is listed; none is known with 1000
+MAX_LAYERS = config_lib.KEYS["model.num_layers"].at_most
 
 # Keys that would change the mathematics, and the values with which they do not.
 _NEUTRAL = {
@@ -136,10 +137,10 @@ def complete(hf: Mapping[str, Any], where: str) -> tuple[Family, dict[str, Any]]
         f"{where}: {key} {hf[key]!r} is not supported and would be ignored; expected "
         f"{neutral[-1]!r}"
       )
-  if not 1 <= int(hf["num_hidden_layers"]) <= MOST_LAYERS:
+  if not 1 <= int(hf["num_hidden_layers"]) <= MAX_LAYERS:
     raise errors.UserError(
       f"{where}: num_hidden_layers={hf['num_hidden_layers']} must be at least 1 and at "
-      f"most {MOST_LAYERS}"
+      f"most {MAX_LAYERS}"
     )
   _refuse_windows(family, hf, where)
   if not family.nope and not all(hf.get("no_rope_layers") or ()):

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from skipalign_jax import config as config_lib
 from skipalign_jax.model import cpu, products, quantized, sharding
 from skipalign_jax.runtime import errors
 
@@ -58,15 +59,10 @@ def from_config(given: Mapping[str, Any]) -> Config | None:
   Raises:
     UserError: a value out of range, an unknown target, or no qwix where it is needed.
   """
+  config_lib.check_section("lora", given)
   rank, alpha, targets = given["rank"], given["alpha"], given["targets"]
-  if rank < 0:
-    raise errors.UserError(
-      f"lora.rank={rank} must be positive, or 0 to train all weights"
-    )
   if rank == 0:
     return None
-  if alpha <= 0:
-    raise errors.UserError(f"lora.alpha={alpha} must be positive")
   names = tuple(name for name in re.split(r"[,\s]+", targets) if name)
   unknown = [name for name in names if name not in MATRICES]
   if unknown or not names or len(set(names)) < len(names):

@@ -4,10 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from skipalign_jax import config as config_lib
 from skipalign_jax.model import families, rope
 from skipalign_jax.runtime import errors
-
-_MOST = 2**31 - 1  # positions and indices are int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,26 +48,15 @@ class ModelConfig:
   nope_layers: tuple[int, ...] = ()
 
   def __post_init__(self):
-    sizes = ("vocab_size", "num_layers", "embed_dim", "ffn_dim", "num_heads")
-    for name in (*sizes, "num_kv_heads", "head_dim", "window"):
-      if not 1 <= getattr(self, name) <= _MOST:
-        raise errors.UserError(f"model.{name} must be in 1 … {_MOST:,}")
-    if self.num_layers > families.MOST_LAYERS:
-      raise errors.UserError(f"model.num_layers must be at most {families.MOST_LAYERS}")
-    if not 0 < self.norm_eps < 1:
-      raise errors.UserError(f"model.norm_eps={self.norm_eps} must be in (0, 1)")
-    if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
+    own = {name: value for name, value in vars(self).items() if name != "rope"}
+    config_lib.check_section("model", own)
+    if self.num_heads % self.num_kv_heads:
       raise errors.UserError(
         f"model.num_kv_heads={self.num_kv_heads} must divide "
         f"model.num_heads={self.num_heads}"
       )
-    if self.head_dim < 2 or self.head_dim % 2:
+    if self.head_dim % 2:
       raise errors.UserError(f"model.head_dim={self.head_dim} must be even")
-    if self.family not in families.TABLE:
-      raise errors.UserError(
-        f"model.family={self.family!r} is unknown; choose one of "
-        f"{', '.join(families.TABLE)}"
-      )
     for name, value in families.TABLE[self.family].fixed.items():
       if getattr(self, name) != value:
         raise errors.UserError(

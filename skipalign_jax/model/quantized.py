@@ -12,12 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from skipalign_jax import config as config_lib
 from skipalign_jax.runtime import errors
 
 Stored = Any  # a jax.Array, or a qwix.QArray of arrays
 
-# "nf4": the 16 quantiles of a normal distribution (QLoRA, 2305.14314, appendix E).
-STORAGE = ("bfloat16", "int8", "int4", "nf4")
 TILE = 64  # QLoRA's
 # qwix lays the largest integers of a tile halfway between two (127.5, 7.5), where
 # rounding differs between machines; so much more room makes them 127 and 7.
@@ -30,8 +29,7 @@ def check(storage: str) -> None:
   Raises:
     UserError: an unknown storage, or one whose library is not installed.
   """
-  if storage not in STORAGE:
-    raise errors.UserError(f"lora.base={storage!r}; choose one of {', '.join(STORAGE)}")
+  config_lib.check_section("lora", {"base": storage})
   if storage != "bfloat16" and importlib.util.find_spec("qwix") is None:
     raise errors.UserError(
       f"lora.base={storage} needs qwix: pip install -e '.[lora]'; or take "

@@ -15,9 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from skipalign_jax import config as config_lib
 from skipalign_jax.runtime import errors
 
-KINDS = ("none", "linear", "ntk", "yarn", "llama3")
+# "model" stands for one of the others.
+KINDS = tuple(kind for kind in config_lib.KEYS["rope.kind"].choices if kind != "model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +56,7 @@ class RopeConfig:
       raise errors.UserError(
         f"rope.kind={self.kind!r} is unknown; choose one of {', '.join(KINDS)}"
       )
-    if not 1 < self.theta < math.inf:
-      raise errors.UserError(f"rope.theta={self.theta} must be above 1")
+    config_lib.check_section("rope", {"theta": self.theta})
     if not 1 <= self.factor < math.inf:
       raise errors.UserError(f"rope factor {self.factor} must be at least 1")
     bands = ("beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor")

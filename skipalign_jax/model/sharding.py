@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from skipalign_jax import config as config_lib
 from skipalign_jax.runtime import errors
 
 AXES = ("data", "fsdp", "tensor", "context")
@@ -43,10 +44,9 @@ TABLE = (
 
 def make_mesh(sizes: dict[str, int], devices: list[Any] | None = None) -> Mesh:
   """A mesh over all devices; one size may be -1 and takes what is left."""
+  check_sizes(sizes)
   devices = jax.devices() if devices is None else devices
   shape = [sizes[axis] for axis in AXES]
-  if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
-    raise errors.UserError(f"mesh {sizes}: sizes are positive; one of them may be -1")
   fixed = int(np.prod([size for size in shape if size != -1]))
   if -1 in shape and len(devices) % fixed == 0:
     shape[shape.index(-1)] = len(devices) // fixed
@@ -56,6 +56,21 @@ def make_mesh(sizes: dict[str, int], devices: list[Any] | None = None) -> Mesh:
     )
   kinds = (AxisType.Auto,) * len(AXES)
   return jax.make_mesh(shape, AXES, kinds, devices=devices)
+
+
+def check_sizes(sizes: dict[str, int]) -> None:
+  """Checks the sizes of a mesh without its devices.
+
+  Raises:
+    UserError: a size that the config does not allow, or more than one -1.
+  """
+  config_lib.check_section("mesh", sizes)
+  open_axes = [f"mesh.{axis}=-1" for axis, size in sizes.items() if size == -1]
+  if len(open_axes) > 1:
+    raise errors.UserError(
+      f"{' and '.join(open_axes)}: only one axis can take the devices that the others "
+      "leave; set the size of the other"
+    )
 
 
 def process_share(mesh: Mesh) -> tuple[int, int]:

@@ -103,5 +103,5 @@ def test_row_number_out_of_range(config):
 
 def test_a_config_that_cannot_train_is_told(config):
   config.steps = None
-  with pytest.raises(errors.UserError, match="set one of steps and epochs"):
+  with pytest.raises(errors.UserError, match="exactly one of steps and epochs"):
     printed(config)

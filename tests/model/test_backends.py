@@ -89,7 +89,11 @@ def test_auto(platform, dtype, length, segments, chosen):
 @pytest.mark.parametrize(
   ("name", "platform", "message"),
   [
-    ("flash", "gpu", "choose one of auto, xla, blockwise, cudnn, triton, splash"),
+    (
+      "flash",
+      "gpu",
+      "one of auto, xla, blockwise, cudnn, triton, splash",
+    ),
     ("cudnn", "cpu", "needs an NVIDIA GPU"),
     ("splash", "gpu", "needs a TPU"),
     ("triton", "tpu", "needs an NVIDIA GPU"),

@@ -306,7 +306,7 @@ def test_keys_that_are_left_out_mean_what_they_mean_to_transformers(model_type):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"family": "gemma"}, "model.family='gemma' is unknown; choose one of llama"),
+    ({"family": "gemma"}, "model.family='gemma' .*one of llama"),
     ({"family": "qwen2"}, "with model.family=qwen2 it is True"),
     ({"family": "mistral", "mlp_bias": True}, "with model.family=mistral it is False"),
     ({"nope_layers": (1,)}, "model.family=llama has no layers without rope"),

@@ -127,9 +127,9 @@ def test_minus_one_takes_the_devices_that_are_left():
     ((1, 16, 1, 1), "does not fit 8 devices"),
     ((1, -1, 3, 1), "does not fit 8 devices"),
     ((1, -1, 16, 1), "does not fit 8 devices"),
-    ((-1, -1, 1, 1), "one of them may be -1"),
-    ((1, 0, 8, 1), "sizes are positive"),
-    ((1, -2, 8, 1), "sizes are positive"),
+    ((-1, -1, 1, 1), "mesh.data=-1 and mesh.fsdp=-1"),
+    ((1, 0, 8, 1), "mesh.fsdp=0 .*at least 1"),
+    ((1, -2, 8, 1), "mesh.fsdp=-2 .*at least 1, or -1"),
   ],
 )
 def test_sizes_that_do_not_fit_are_refused(sizes, message):

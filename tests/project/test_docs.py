@@ -169,38 +169,30 @@ def test_wrong_commands_are_noticed(parse, text):
     parse(module, words)
 
 
-def config_keys(tree, prefix=""):
-  """(dotted key, default) of every key of a config."""
-  for name, value in tree.items():
-    if isinstance(value, config_lib.ConfigDict):
-      yield from config_keys(value, f"{prefix}{name}.")
-    else:
-      yield f"{prefix}{name}", value
-
-
 def test_reference_has_every_key(hooks):
   text = hooks.reference()
-  rows = dict(re.findall(r"^\| `([\w.]+)` \| (.*)$", text, re.MULTILINE))
-
-  defaults = dict(config_keys(config_lib.default()))
-  assert rows.keys() == defaults.keys()
+  table_row = r"^\| `([\w.]+)` \| (.*) \| (.*) \| (.*) \|$"
+  rows = {name: rest for name, *rest in re.findall(table_row, text, re.MULTILINE)}
+  assert list(rows) == list(config_lib.KEYS)
   assert text.count("\n| `") == len(rows)
-  assert rows["optim.learning_rate"] == "`1e-05` |  |"
-  assert rows["positions.skip_prob"] == "`0.5` | p |"
-  assert rows["model.window"] == "unset | positions the model was built for |"
-  assert rows["model.remat"].endswith(
-    r"none \| dots (keep products) \| full (keep layer inputs) |"
-  )
-  # A comment of several lines, above its key; and one of a group.
-  assert "of text, and of a row, that the step crops" in rows["data.text_window"]
-  group = text.partition("## data\n")[2].partition("|")[0]
-  assert "repeats it w times an epoch. Several are separated" in group
-  # No comment of default() is lost.
-  source = hooks.MODULE.read_text(encoding="utf-8")
-  body = source.partition("def default")[2].partition("\ndef ")[0]
-  plain = re.sub(r"\\([|*<])", r"\1", text)
-  for comment in re.findall(r"# (.*)", body):
-    assert comment in plain, comment
+  plain = lambda escaped: re.sub(r"\\([|*<\[\]])", r"\1", escaped)
+  for name, (_, allowed, meaning) in rows.items():
+    assert plain(meaning) == config_lib.KEYS[name].meaning
+    assert plain(allowed) == config_lib.KEYS[name].allowed()
+  assert rows["optim.learning_rate"][:2] == ["`1e-05`", "at least 0"]
+  assert rows["data.eval"][:2] == ['`"holdout:64"`', ""]
+  assert rows["model.window"][0] == "unset"
+  assert rows["model.remat"][:2] == ['`"full"`', "one of none, dots, full"]
+
+
+def test_reference_has_every_section(hooks):
+  text = hooks.reference()
+  for part in config_lib.SECTIONS:
+    if part.name:
+      meaning = text.partition(f"\n## {part.name}\n\n")[2].partition("\n")[0]
+      assert re.sub(r"\\([|*<\[\]])", r"\1", meaning) == part.meaning
+    else:
+      assert part.meaning in text
 
 
 def test_links_lead_somewhere(hooks):
@@ -249,7 +241,7 @@ DATA_NAME = r".*\.(?:jsonl?|txt|npz|png|parquet|lock|md)(?:\.gz)?"
 
 def stale(text, sources):
   """Files, tests and functions that a text names in backticks and we do not have."""
-  keys = set(dict(config_keys(config_lib.default())))
+  keys = config_lib.KEYS
   wrong = []
   for span in re.findall(r"`([^`\n]+)`", text):
     files = re.findall(FILE_NAME, span)

@@ -10,6 +10,7 @@ import browser
 import numpy as np
 import pytest
 
+from skipalign_jax import config as config_lib
 from skipalign_jax.analysis import distances
 from skipalign_jax.method import positions
 
@@ -101,7 +102,7 @@ def counted(sizes, place_L, limit):
   return counter.pairs()
 
 
-@pytest.mark.parametrize("strategy", positions.STRATEGIES)
+@pytest.mark.parametrize("strategy", config_lib.KEYS["positions.strategy"].choices)
 def test_every_strategy_is_shown_as_drawn(page, strategy):
   sizes = (9, 20, 4, 23)  # randpos has a row a token, and 60 of them are shown
   text = "\n".join(f"{who}: {n}" for who, n in zip("uaua", sizes, strict=True))

@@ -5,6 +5,7 @@ import pathlib
 
 GROUPS = (
   {"runtime"},
+  {"config_keys"},
   {"config"},
   {"cli", "model"},
   {"hf", "method"},
