@@ -1,46 +1,24 @@
 """What a run needs before it is rented: python -m skipalign_jax.plan --config=FILE
 --topology=a100-80gb:8.
 
-Compiles the real training step (or prefill and decode) for hardware that is not
-there; docs/design.md says what is counted and what is assumed.
+Compiles the real training step (or prefill and decode) for hardware that this machine
+does not have; docs/design.md says what is counted and what is assumed.
 """
 
-import dataclasses
-import json
-import pathlib
-import re
 import sys
 
-import jax
-import ml_collections
-from rich import console as rich_console
-
 from skipalign_jax import cli
-from skipalign_jax.data import tokenizer
-from skipalign_jax.hf import reference
-from skipalign_jax.model import decoder, known_models, model_config, sharding
-from skipalign_jax.planning import (
-  compiler,
-  estimate,
-  flops,
-  hardware,
-  programs,
-  report,
-  search,
-)
+from skipalign_jax.planning import hardware
 from skipalign_jax.runtime import errors, terminal
-from skipalign_jax.training import recipe as recipe_lib
-from skipalign_jax.training import resolve
 
 USAGE = """python -m skipalign_jax.plan --config=FILE[:variant] --topology=T[,T…]
     [--out=DIR] [--job=train|generate --length=N [--part=N]] [--samples=N]
     [--search=0|1] [--config.some.key=value …]"""
-TULU_SAMPLES = 326_154  # of allenai/tulu-v2-sft-mixture, by its dataset card
 
 
 def main() -> int:
-  jax.config.update("jax_platforms", "cpu")  # a plan never touches an accelerator
-  config, given = cli.parse(
+  """Prints a plan per topology; returns the exit status."""
+  config, flags = cli.parse(
     sys.argv,
     USAGE,
     topology="",
@@ -51,230 +29,40 @@ def main() -> int:
     samples=0,
     search=1,
   )
-  console = terminal.Console()
-  records = run(config, given, console)
-  report.show(records, console)
-  if given["out"]:
-    path = pathlib.Path(given["out"]) / "plan.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    console.print(f"written to {path}")
-  return 0
+  check(flags)
+  # Imported once the command line is understood: JAX takes a second to load.
+  from skipalign_jax.commands import plan
+
+  return plan.run(config, flags, terminal.Console())
 
 
-def run(
-  config: ml_collections.ConfigDict,
-  given: dict[str, str | int],
-  console: rich_console.Console,
-) -> list[report.Record]:
-  """Plans a config on each topology.
-
-  Args:
-    config: the whole config.
-    given: the command's own flags, by name.
-    console: told what is being compiled.
-
-  Returns:
-    One record a topology, with the keys of `report.topology`.
+def check(flags: dict[str, str | int]) -> None:
+  """Checks the command's own flags.
 
   Raises:
-    UserError: flags or keys that contradict each other.
+    UserError: a flag is missing, or flags contradict each other.
   """
-  _check(given)
-  where = hardware.parse(given["topology"])
-  position_recipe = resolve.check(config)
-  shape = model_shape(config)
-  jobs = []
-  for topology in where:
-    platform = topology.hardware.platform
-    recipe = recipe_lib.from_config(config, shape, position_recipe, platform)
-    jobs.append(_job(config, given, recipe, topology))
-  steps, note = run_steps(config, given["samples"])
-  records = []
-  missing = [t.name for t in where if not compiler.available(t.hardware)]
-  if missing:
-    console.print(
-      f"{', '.join(missing)}: the compiler is not installed, so what follows is "
-      f"arithmetic only; to compile: {compiler.INSTALL}"
-    )
-  for topology, job in zip(where, jobs, strict=True):
-    records.append(_plan(job, topology, bool(given["search"]), steps, note, console))
-  return records
-
-
-def _check(given: dict[str, str | int]) -> None:
-  if given["job"] not in ("train", "generate"):
-    raise errors.UserError(f"--job={given['job']}: choose train or generate")
-  if given["job"] == "generate" and given["length"] < 2:
+  hardware.parse(flags["topology"])
+  if flags["job"] not in ("train", "generate"):
+    raise errors.UserError(f"--job={flags['job']}: choose train or generate")
+  if flags["job"] == "generate" and flags["length"] < 2:
     raise errors.UserError(
       "--job=generate needs --length=N, the tokens that the KV cache holds"
     )
-  if given["job"] == "train" and given["length"]:
+  if flags["job"] == "train" and flags["length"]:
     raise errors.UserError(
       "--length is for --job=generate; the rows of training have "
       "--config.data.seq_len tokens"
     )
-  if given["part"] and (
-    given["job"] == "train" or given["part"] < 2 or given["length"] % given["part"]
+  if flags["part"] and (
+    flags["job"] == "train" or flags["part"] < 2 or flags["length"] % flags["part"]
   ):
     raise errors.UserError(
-      f"--part={given['part']}: the places of a prompt that --job=generate reads at a "
-      f"time, at least 2; they must divide --length={given['length']}"
+      f"--part={flags['part']}: the tokens of a prompt that --job=generate reads at a "
+      f"time, at least 2; they must divide --length={flags['length']}"
     )
-  if given["samples"] < 0:
-    raise errors.UserError(f"--samples={given['samples']} must be positive")
-
-
-def model_shape(config: ml_collections.ConfigDict) -> model_config.ModelConfig:
-  """The model of a config: known by its name, from its reference, or from fields."""
-  name, vocab_size = config.model.init_from, 0
-  base = known_models.KNOWN.get(name)
-  if base is None and name:
-    try:
-      base = reference.open_model(name).config
-    except errors.UserError as error:
-      known = ", ".join(known_models.KNOWN)
-      raise errors.UserError(f"{error}\nknown without their files: {known}") from error
-  if base is None:
-    vocab_size = config.model.vocab_size or len(tokenizer.resolve(config))
-  return resolve.model_from(config, base, vocab_size)
-
-
-def _job(config, given, recipe, topology) -> estimate.Job:
-  stand_ins = jax.devices()[:1] * topology.devices
-  mesh = sharding.make_mesh(dict(config.mesh), stand_ins)
-  rows, length, kind = config.batch_size, config.data.seq_len, "train"
-  if given["job"] == "train":
-    resolve.check_mesh(config, recipe.model, mesh.shape)
-  else:
-    resolve.check_heads(recipe.model, mesh.shape)
-    rows, length, kind = sharding.row_shards(mesh), given["length"], "decode"
-  return estimate.Job(
-    kind=kind,
-    recipe=recipe,
-    optim=tuple(config.optim.items()),
-    mesh=tuple(mesh.shape.items()),
-    rows=rows,
-    length=length,
-    steps=config.steps or 1000,
-    part=given["part"],
-  )
-
-
-def _plan(job, topology, searching, steps, note, console) -> report.Record:
-  kinds = ("train",) if job.kind == "train" else ("prefill", "decode")
-  jobs = [_of_kind(job, kind) for kind in kinds]
-  tell = lambda text: console.print(text, style="dim")
-  compiles = compiler.available(topology.hardware)
-  searched, parts = None, []
-  with compiler.Compiler(topology) as build:
-    for one in jobs:
-      measured = None
-      if compiles:
-        tell(f"compiling {one.kind} for {topology.name}")
-        measured = build.measure(one)
-        tell(f"  {measured.refused or 'done'} ({measured.seconds:.0f} s)")
-      executed = measured.executed if measured else 0
-      if not executed:
-        # Kernels of an accelerator cannot be traced without its libraries.
-        portable = one.with_recipe(attention=decoder.BLOCKWISE)
-        traced = programs.trace(portable, programs.abstract_mesh(one))
-        executed = flops.executed(traced.jaxpr)
-      parts.append(report.program(one, topology, measured, executed))
-    advice = [f"the compiler says: {p['refused']}" for p in parts if p["refused"]]
-    hopeless = _too_large(job, topology)
-    advice += hopeless
-    if compiles and searching and not hopeless:
-      searched, more = _search(build, jobs, parts, tell)
-      advice += more
-  advice += report.allocator_advice(parts, topology)
-  duration = None
-  if job.kind == "train":
-    seconds = parts[0]["estimate"]["seconds"]
-    hours = [steps * s / 3600 for s in seconds] if steps else None
-    duration = {"steps": steps, "hours": hours, "note": note}
-    if note:
-      advice.append(note)
-  return report.topology(job, topology, parts, advice, searched, duration)
-
-
-def _of_kind(job, kind) -> estimate.Job:
-  return dataclasses.replace(job, kind=kind)
-
-
-def _too_large(job, topology) -> list[str]:
-  """Says so when no setting can help: what must be kept is more than there is."""
-  kind = topology.hardware
-  free = kind.memory - sum(kind.reserve.values())
-  kept = 16 * estimate.trained_params(job) + estimate.base_bytes(job)  # and gradients
-  if job.kind != "train" or kept <= free * topology.devices:
-    return []
-  return [
-    f"weights, Adam's moments and gradients alone need {-(-kept // free)} such "
-    "devices; no setting makes them smaller"
-  ]
-
-
-def _search(build, jobs, parts, tell) -> tuple[report.Record, list[str]]:
-  """The largest microbatch, and what to change if the config does not fit."""
-  advice, tried, rows = [], [], None
-  for job, part in zip(jobs, parts, strict=True):
-    if job.kind == "train":
-      rows, tried = search.largest_microbatch(build, job, tell)
-    if not part["fits"]:
-      found, more = search.remedy(build, job, tell)
-      tried += [t for t in more if t not in tried]
-      if found:
-        change = " ".join(f"--config.{k}={v}" for k, v in found.settings.items())
-        advice.append(
-          f"{part['program']} does not fit; it does with {change} "
-          f"({found.needed / hardware.GIB:.1f} GiB with the reserve, compiled)"
-        )
-      else:
-        advice.append(
-          f"{part['program']} does not fit, and none of {len(more)} other settings "
-          "does; take more devices or larger ones"
-        )
-  searched = {
-    "largest_rows_per_device": rows,
-    "tried": [vars(t) for t in tried],
-  }
-  return searched, advice
-
-
-def run_steps(
-  config: ml_collections.ConfigDict, samples: int
-) -> tuple[int | None, str]:
-  """Steps of the whole run, and what to say about that number.
-
-  Args:
-    config: the whole config.
-    samples: what --samples says; 0 if it was not given.
-
-  Returns:
-    Steps, None if the number of samples is not known; and a note or "".
-  """
-  if config.steps:
-    return config.steps, ""
-  samples = samples or _builtin_samples(config)
-  if not samples:
-    return None, (
-      "how long the run takes depends on the number of samples: add --samples=N "
-      f"(allenai/tulu-v2-sft-mixture has {TULU_SAMPLES:,})"
-    )
-  steps = max(1, config.epochs * samples // config.batch_size)
-  note = "packing puts several samples in a row: the run is shorter than this"
-  return steps, note if config.data.packing else ""
-
-
-def _builtin_samples(config) -> int:
-  """Training samples of a builtin source; 0 for any other."""
-  source = config.data.train
-  found = re.fullmatch(r"builtin:recall(?::(\d+))?", str(source))
-  if not found:
-    return 0
-  held = re.fullmatch(r"holdout:(\d+)", config.data.eval)
-  return int(found[1] or 1000) - (int(held[1]) if held else 0)
+  if flags["samples"] < 0:
+    raise errors.UserError(f"--samples={flags['samples']} must be positive")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from skipalign_jax import generate
+from skipalign_jax.commands import generate
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.model import backends, inference
 from skipalign_jax.runtime import errors
@@ -50,7 +50,7 @@ def greedy():
   return [row[-NEW:] for row in tokens]
 
 
-def test_unequal_prompts_continue_as_each_alone(greedy):
+def test_unequal_prompts_continue_like_each_alone(greedy):
   assert len({tuple(reply) for reply in greedy}) == 3  # not a constant
   assert [list(reply) for reply in zip(*replies(PROMPTS), strict=True)] == greedy
   for prompt, expected in zip(PROMPTS, greedy, strict=True):
@@ -63,7 +63,7 @@ def test_rows_end_before_a_stop_id(greedy):
     stop: [length(reply, stop) for reply in greedy] for stop in range(CONFIG.vocab_size)
   }
   early = [stop for stop, n in lengths.items() if 0 < min(n) < max(n)]
-  assert early  # one that ends a row while others go on
+  assert early  # one that ends a row while others continue
   for stop in early:
     expected = [
       [
@@ -73,7 +73,7 @@ def test_rows_end_before_a_stop_id(greedy):
       for t in range(max(lengths[stop]))
     ]
     assert replies(PROMPTS, (stop,)) == expected
-  # When all have ended, nothing more comes.
+  # After all have ended, there are no more steps.
   assert replies(PROMPTS, [reply[0] for reply in greedy]) == []
 
 
@@ -83,7 +83,7 @@ def test_sampling_is_reproducible_by_seed():
 
 
 def drawn(probabilities_V, temperature, top_p, count=4000):
-  """How often each token is chosen."""
+  """The share of draws that chose each token."""
   logits_BV = jnp.log(jnp.asarray(probabilities_V))[None] + 3.0
   logits_BV = jnp.tile(logits_BV, (count, 1))
   tokens_B = inference.choose(logits_BV, jax.random.key(0), temperature, top_p)
@@ -94,7 +94,7 @@ def drawn(probabilities_V, temperature, top_p, count=4000):
   ("top_p", "kept"),
   [(0.49, [1]), (0.6, [1, 3]), (0.81, [0, 1, 3]), (1.0, [0, 1, 2, 3])],
 )
-def test_nucleus_by_hand(top_p, kept):
+def test_nucleus_of_known_probabilities(top_p, kept):
   probabilities_V = np.array([0.15, 0.5, 0.05, 0.3])
   expected_V = np.zeros(4)
   expected_V[kept] = probabilities_V[kept] / probabilities_V[kept].sum()
@@ -128,7 +128,7 @@ def test_stream_never_splits_a_character(text):
   assert "".join(pieces) == tokenizer.decode(ids) == text
 
 
-def test_stream_goes_on_after_bytes_that_are_no_character():
+def test_stream_continues_after_bytes_that_are_not_a_character():
   tokenizer = tokenizer_lib.byte_tokenizer()
   ids = tokenizer.encode("a😀b")
   del ids[3:5]  # the character's second half

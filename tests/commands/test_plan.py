@@ -11,12 +11,13 @@ from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
 from skipalign_jax import plan
+from skipalign_jax.commands import plan as commands_plan
 from skipalign_jax.model import known_models
 from skipalign_jax.planning import compiler, hardware, hlo, report, search
 from skipalign_jax.runtime import errors, terminal
 
 LLAMA = "meta-llama/Llama-2-7b-hf"
-GIVEN = dict(
+FLAGS = dict(
   topology="a100-80gb:8", out="", job="train", length=0, part=0, samples=0, search=0
 )
 
@@ -35,11 +36,13 @@ def small(**changes):
   return c
 
 
-def run(config, **given):
-  told = rich_console.Console(file=io.StringIO(), width=200, markup=False)
-  records = plan.run(config, GIVEN | given, told)
-  report.show(records, told)
-  return records, told.file.getvalue()
+def run(config, **flags):
+  console = rich_console.Console(file=io.StringIO(), width=200, markup=False)
+  flags = FLAGS | flags
+  plan.check(flags)
+  records = commands_plan.records(config, flags, console)
+  report.show(records, console)
+  return records, console.file.getvalue()
 
 
 @pytest.fixture
@@ -71,7 +74,7 @@ def test_topologies():
     ("v6e:1x4", "first two axes are even"),
   ],
 )
-def test_what_is_no_topology_is_told(text, message):
+def test_unknown_topologies_are_errors(text, message):
   with pytest.raises(errors.UserError, match=message):
     hardware.parse(text)
 
@@ -100,14 +103,14 @@ def test_each_gpu_is_described_to_xla():
     ({"model.remat": "all"}, {}, "model.remat"),
   ],
 )
-def test_mistakes_are_told(changes, given, message):
+def test_mistakes_are_errors(changes, given, message):
   with pytest.raises(errors.UserError, match=message):
     run(llama(**changes), **given)
 
 
 def test_seven_billion_by_arithmetic(no_compiler):
   shorter = llama(**{"data.seq_len": 1024})  # four blocks of attention to trace
-  (record,), text = run(shorter, samples=plan.TULU_SAMPLES)
+  (record,), text = run(shorter, samples=commands_plan.TULU_SAMPLES)
   assert "pip install -e '.[plan]'" in text and "ANALYTIC" in text
   (step,) = record["programs"]
   memory = step["bytes_per_device"]
@@ -116,7 +119,7 @@ def test_seven_billion_by_arithmetic(no_compiler):
   assert 15 < memory["peak"] / 2**30 < 30 and step["fits"]
   # The forward pass again but for `down` and the head; blocks on the diagonal.
   assert 1.2 < step["flops"]["recompute_factor"] < 1.34
-  assert record["duration"]["steps"] == 2 * plan.TULU_SAMPLES // 128
+  assert record["duration"]["steps"] == 2 * commands_plan.TULU_SAMPLES // 128
   low, high = step["estimate"]["mfu"]
   assert 0.3 < low < high < 0.75
 
@@ -137,10 +140,10 @@ def test_adapters_by_arithmetic(no_compiler):
 
 
 def test_known_shapes_need_no_files_and_no_network(no_compiler, monkeypatch):
-  monkeypatch.setattr(plan.reference, "open_model", None)
-  assert plan.model_shape(llama()).num_params() == 6_738_415_616
+  monkeypatch.setattr(commands_plan.reference, "open_model", None)
+  assert commands_plan.model_shape(llama()).num_params() == 6_738_415_616
   for name in known_models.KNOWN:
-    assert plan.model_shape(llama(**{"model.init_from": name})).vocab_size > 0
+    assert commands_plan.model_shape(llama(**{"model.init_from": name})).vocab_size > 0
 
 
 KEYS = {
@@ -168,7 +171,7 @@ def check_keys(record):
       assert set(collective) == set(KEYS["collective"].split())
 
 
-def test_the_command_writes_a_record_a_topology(
+def test_the_command_writes_a_record_per_topology(
   no_compiler, monkeypatch, tmp_path, capsys
 ):
   monkeypatch.chdir(tiny.ROOT)
@@ -187,18 +190,18 @@ def test_the_command_writes_a_record_a_topology(
   for record in records:
     check_keys(record)
     assert record["parameters"] > 0 and record["duration"]["steps"] == 8
-  said = capsys.readouterr().out
-  assert "v5e:2x4" in said and "all of them:\n  - products" in said
-  assert tiny.is_plain(said)
+  printed = capsys.readouterr().out
+  assert "v5e:2x4" in printed and "all of them:\n  - products" in printed
+  assert tiny.is_plain(printed)
 
 
 def test_the_table_of_many_topologies_fits(no_compiler):
-  told = terminal.Console(file=io.StringIO(), width=80)
+  console = terminal.Console(file=io.StringIO(), width=80)
   names = "a100-80gb:8,v5p:2x2x2,h100:8,a100-40gb:16"
-  records = plan.run(small(batch_size=16), GIVEN | {"topology": names}, told)
-  report.show(records, told)
-  said = told.file.getvalue()
-  assert tiny.is_plain(said) and "…" not in said
+  flags = FLAGS | {"topology": names}
+  report.show(commands_plan.records(small(batch_size=16), flags, console), console)
+  printed = console.file.getvalue()
+  assert tiny.is_plain(printed) and "…" not in printed
 
 
 def test_generation_by_arithmetic(no_compiler):
@@ -224,37 +227,40 @@ def test_generation_by_arithmetic(no_compiler):
 )
 def test_steps_of_the_whole_run(changes, samples, steps):
   config = llama(**{"data.train": "hub:some/chats"} | changes)
-  found, note = plan.run_steps(config, samples)
+  found, note = commands_plan.run_steps(config, samples)
   assert found == steps
   assert ("--samples" in note) == (steps is None)
 
 
 class FakeCompiler:
-  """Needs so many GiB a row of a microbatch."""
+  """Needs `gib_per_row` GiB per row of a microbatch."""
 
-  def __init__(self, gib_a_row):
+  def __init__(self, gib_per_row):
     (self.topology,) = hardware.parse("a100-40gb:8")
-    self.compiled, self.gib_a_row = {}, gib_a_row
+    self.compiled, self.gib_per_row = {}, gib_per_row
 
   def measure(self, job):
     share = 0.5 if job.recipe.remat == "full" else 1
-    peak = round(job.micro_rows * self.gib_a_row * share / job.axes["tensor"] * 2**30)
+    peak = round(job.micro_rows * self.gib_per_row * share / job.axes["tensor"] * 2**30)
     traffic = hlo.Traffic((), 0)
     found = compiler.Measured(0, 0, peak, "", 1, traffic, 0.0)
     return self.compiled.setdefault(job, found)
 
 
-def asked(**changes):
+def job_of(**changes):
   (topology,) = hardware.parse("a100-40gb:8")
   config = llama(**changes)
-  recipe = plan.recipe_lib.from_config(
-    config, plan.model_shape(config), plan.resolve.check(config), "cuda"
+  recipe = commands_plan.recipe_lib.from_config(
+    config,
+    commands_plan.model_shape(config),
+    commands_plan.resolve.check(config),
+    "cuda",
   )
-  return plan._job(config, GIVEN, recipe, topology)
+  return commands_plan._job(config, FLAGS, recipe, topology)
 
 
 def test_search_of_the_largest_microbatch():
-  job = asked()  # 16 rows a device
+  job = job_of()  # 16 rows per device
   tell = lambda text: None
   assert search.largest_microbatch(FakeCompiler(9), job, tell)[0] == 8
   assert search.largest_microbatch(FakeCompiler(1.5), job, tell)[0] == 32
@@ -272,7 +278,7 @@ def test_search_of_the_largest_microbatch():
   ],
 )  # fmt: skip
 def test_the_first_setting_that_fits(gib, remat, settings):
-  job, build = asked(**{"model.remat": remat}), FakeCompiler(gib)
+  job, build = job_of(**{"model.remat": remat}), FakeCompiler(gib)
   if settings is None:
     assert search.fit(build.topology.hardware, build.measure(job)).fits
     return
@@ -281,7 +287,7 @@ def test_the_first_setting_that_fits(gib, remat, settings):
   assert [t.fits for t in tried] == [False] * (len(tried) - 1) + [True]
 
 
-def test_a_refusal_of_the_tpu_compiler_is_no_fit():
+def test_a_refusal_of_the_tpu_compiler_does_not_fit():
   message = (
     "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
     "temporaries (15.98G) exceeds available HBM (15.75G)."
@@ -292,12 +298,12 @@ def test_a_refusal_of_the_tpu_compiler_is_no_fit():
   assert not search.fit(hardware.HARDWARE["v5e"], measured).fits
 
 
-def test_a_gpu_that_needs_more_than_jax_takes_is_told():
+def test_advice_for_a_gpu_that_needs_more_than_jax_takes():
   (topology,) = hardware.parse("a100-80gb:8")
   part = lambda gib: {"bytes_per_device": {"peak": gib * 2**30}, "fits": True}
   assert report.allocator_advice([part(40)], topology) == []
-  (told,) = report.allocator_advice([part(67.8)], topology)
-  assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.87" in told
+  (advice,) = report.allocator_advice([part(67.8)], topology)
+  assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.87" in advice
 
 
 @pytest.mark.plan
@@ -343,7 +349,7 @@ def test_a_dead_compiler_is_an_answer(monkeypatch):
   (topology,) = hardware.parse("a100-80gb:8")
   with compiler.Compiler(topology) as build:
     monkeypatch.setattr(compiler, "measure", _die)
-    found = build.measure(asked())
+    found = build.measure(job_of())
   assert "died" in found.refused
 
 
@@ -355,14 +361,14 @@ def _die(topology, job):
 
 @pytest.mark.plan
 @pytest.mark.parametrize(
-  ("name", "rows", "most_gib", "attention"),
+  ("name", "rows", "max_gib", "attention"),
   [  # Not more than a few percent above what a bare function of this model takes.
     ("llama2_ntk", 16, 46.3, "cudnn"),
     ("yi_6b_200k", 16, 42.5, "cudnn"),
     ("llama2_packed_sft_50k", 1, 39.6, "triton"),
   ],
 )
-def test_the_recipes_fit_eight_a100(name, rows, most_gib, attention):
+def test_the_recipes_fit_eight_a100(name, rows, max_gib, attention):
   config_file = pathlib.Path(tiny.ROOT / f"configs/{name}.py")
   namespace = {}
   exec(compile(config_file.read_text(), str(config_file), "exec"), namespace)
@@ -371,6 +377,6 @@ def test_the_recipes_fit_eight_a100(name, rows, most_gib, attention):
   assert step["compiled"] and step["fits"], text
   assert record["settings"]["attention"] == attention
   assert step["rows_per_device"] == rows
-  assert most_gib / 2 < step["bytes_per_device"]["peak"] / 2**30 < most_gib
+  assert max_gib / 2 < step["bytes_per_device"]["peak"] / 2**30 < max_gib
   weights = [c for c in step["collectives"] if c["kind"] == "all-gather"]
   assert max(weights, key=lambda c: c["sent_bytes"])["dtype"] == "bf16"

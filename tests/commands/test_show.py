@@ -1,4 +1,4 @@
-"""What `show` prints is what the model will see."""
+"""What `show` prints is what the model sees."""
 
 import io
 import itertools
@@ -8,7 +8,7 @@ import pytest
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import show
+from skipalign_jax.commands import show
 from skipalign_jax.data import packing, pipeline
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.method import positions
@@ -26,17 +26,17 @@ def config(tmp_path):
 def printed(config, n=1, limit=0, width=120, every_token=False, **kwargs):
   file = io.StringIO()
   console = rich_console.Console(file=file, width=width, highlight=False, **kwargs)
-  show.show(config, n, limit, every_token, console)
+  show.run(config, n, limit, every_token, console)
   return file.getvalue()
 
 
-def test_runs_cover_the_row():
+def test_spans_cover_the_row():
   sample = dict(
     tokens=np.arange(1, 8), sample_id=9, block_starts=np.array([0, 3]),
     target_spans=np.array([4, 6]), is_text=False,
   )  # fmt: skip
   row = packing.assemble_row([sample, sample], 20, 0)
-  found = [(r.segment, r.block, r.is_target, r.begin, r.end) for r in show.runs(row)]
+  found = [(s.segment, s.block, s.is_target, s.begin, s.end) for s in show.spans(row)]
   one = [(0, False, 0, 3), (1, False, 3, 4), (1, True, 4, 6), (1, False, 6, 7)]
   assert found == [
     (segment, block, target, 7 * (segment - 1) + begin, 7 * (segment - 1) + end)
@@ -45,7 +45,7 @@ def test_runs_cover_the_row():
   ]
 
 
-def test_texts_are_no_instructions(config):
+def test_texts_are_not_instructions(config):
   config.data.train = "builtin:text:8"
   config.data.eval, config.data.text_blocks = "", "paragraphs"
   text = printed(config, width=200)
@@ -60,18 +60,18 @@ def test_shows_the_positions_and_targets_of_training(config):
   batch = {name: array[None] for name, array in row.items()}
   recipe = positions.PositionConfig(**config.positions)
   positions_L = np.asarray(positions.synthesize(recipe, config.seed, batch))[0]
-  runs = show.runs(row)
+  spans = show.spans(row)
   lines = [line for line in text.splitlines() if "│" in line]
-  ends = [(positions_L[r.begin], positions_L[r.end - 1]) for r in runs]
-  spans = [f"{first}-{last}" if last > first else f"{first}" for first, last in ends]
+  ends = [(positions_L[s.begin], positions_L[s.end - 1]) for s in spans]
+  expected = [f"{first}-{last}" if last > first else f"{first}" for first, last in ends]
   shown = [line.split("│") for line in lines]
   shown = [cells for cells in shown if cells[1].strip()]  # folded lines have no number
-  assert [cells[5].strip() for cells in shown] == spans
-  assert [cells[4].strip() == "yes" for cells in shown] == [r.is_target for r in runs]
-  assert max(positions_L) > 1000  # a skip was really seen
+  assert [cells[5].strip() for cells in shown] == expected
+  assert [cells[4].strip() == "yes" for cells in shown] == [s.is_target for s in spans]
+  assert max(positions_L) > 1000  # the row has a skip
 
 
-def test_every_token_gets_its_line_and_position(config):
+def test_every_token_gets_its_own_line_and_position(config):
   lines = [line.split("│") for line in printed(config, every_token=True).splitlines()]
   found = [int(cells[5]) for cells in lines if len(cells) > 5 and cells[1].strip()]
   assert found[0] == 0 and len(found) > 200
@@ -90,7 +90,7 @@ def test_colour_in_a_terminal(config):
   assert "\x1b[" in printed(config, force_terminal=True, color_system="truecolor")
 
 
-def test_long_blocks_lose_their_middle(config):
+def test_the_middle_of_long_blocks_is_left_out(config):
   whole, short = printed(config), printed(config, limit=10)
   assert "…" not in whole and "…" in short and len(short) < len(whole)
 
@@ -101,7 +101,7 @@ def test_row_number_out_of_range(config):
       printed(config, n=n)
 
 
-def test_a_config_that_cannot_train_is_told(config):
+def test_a_config_that_cannot_train_is_an_error(config):
   config.steps = None
   with pytest.raises(errors.UserError, match="exactly one of steps and epochs"):
     printed(config)

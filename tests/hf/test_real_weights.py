@@ -11,7 +11,8 @@ import tiny
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import convert, generate
+from skipalign_jax import convert
+from skipalign_jax.commands import generate
 from skipalign_jax.data import pipeline
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import reference

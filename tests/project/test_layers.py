@@ -1,4 +1,4 @@
-"""A group imports only groups above it in this list; nobody imports a command."""
+"""A group imports only groups above it in this list; nobody imports a command line."""
 
 import ast
 import pathlib
@@ -14,6 +14,7 @@ GROUPS = (
   {"training"},
   {"planning"},
   {"analysis", "sweep"},
+  {"commands"},
   {"analyze", "convert", "evaluate", "generate", "plan", "show", "train"},
   {"studies"},
 )

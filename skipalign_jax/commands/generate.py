@@ -1,0 +1,111 @@
+"""Generates replies to prompts and prints them."""
+
+import argparse
+from collections.abc import Iterable, Sequence
+
+import jinja2
+import transformers
+
+from skipalign_jax.data import tokenizer as tokenizer_lib
+from skipalign_jax.hf import chat_template, reference
+from skipalign_jax.model import inference
+from skipalign_jax.runtime import compile_cache, errors, terminal
+
+
+def run(args: argparse.Namespace) -> int:
+  """Prints the reply to each prompt; returns the exit status.
+
+  Args:
+    args: the flags of `skipalign_jax.generate`.
+
+  Raises:
+    UserError: the model cannot be read, or prompts and flags do not fit it.
+  """
+  compile_cache.enable()
+  opened = reference.open_model(args.model)
+  tokenizer = reference.load_tokenizer(args.model)
+  reference.check_vocabulary(tokenizer, opened.config)
+  prompts = [encode(tokenizer, p, args.raw, args.system) for p in args.prompt]
+  longest = max(map(len, prompts)) + args.max_new_tokens
+  if longest > opened.config.window:
+    terminal.print_to_stderr(
+      f"note: {longest} tokens are more than the model's window of "
+      f"{opened.config.window}"
+    )
+  params = reference.load_params(opened, args.dtype)
+  steps = inference.Engine(params, opened.config, args.dtype).generate(
+    prompts,
+    args.max_new_tokens,
+    tokenizer_lib.stop_token_ids(tokenizer),
+    args.temperature,
+    args.top_p,
+    args.seed,
+  )
+  print_replies(args.prompt, steps, [TextStream(tokenizer) for _ in prompts])
+  return 0
+
+
+def print_replies(
+  prompts: Sequence[str],
+  steps: Iterable[Sequence[int | None]],
+  streams: Sequence["TextStream"],
+) -> None:
+  """Prints a single reply while it is generated, several ones after the last token.
+
+  Args:
+    prompts: their texts.
+    steps: the next token of each reply, None after its end; see `Engine.generate`.
+    streams: an empty one per prompt.
+  """
+  for tokens in steps:
+    for stream, token in zip(streams, tokens, strict=True):
+      new = "" if token is None else stream.add(token)
+      if len(streams) == 1:
+        print(new, end="", flush=True)
+  if len(streams) == 1:
+    print()
+    return
+  for prompt, stream in zip(prompts, streams, strict=True):
+    print(f"> {prompt}\n{stream.text}\n")
+
+
+def encode(
+  tokenizer: transformers.PreTrainedTokenizerBase, prompt: str, raw: bool, system: str
+) -> list[int]:
+  """Token ids of a prompt, as a user turn of the chat template unless `raw`."""
+  if raw:
+    return tokenizer.encode(prompt)
+  if not tokenizer.chat_template:
+    raise errors.UserError("this tokenizer has no chat template; use --raw")
+  messages = [{"role": "user", "content": prompt}]
+  if system:
+    messages.insert(0, {"role": "system", "content": system})
+  try:
+    text = chat_template.render(tokenizer, messages, add_generation_prompt=True)
+  except jinja2.TemplateError as error:
+    raise errors.UserError(
+      f"the chat template refuses the prompt ({error}); use --raw"
+    ) from error
+  return tokenizer.encode(text, add_special_tokens=False)
+
+
+class TextStream:
+  """Turns growing token lists into growing text, never half a character.
+
+  Attributes:
+    text: what is certain so far.
+  """
+
+  def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase):
+    self._tokenizer = tokenizer
+    self._ids: list[int] = []
+    self.text = ""
+
+  def add(self, token: int) -> str:
+    """The text that became certain with this token."""
+    self._ids.append(token)
+    text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+    if text.endswith("\ufffd"):  # bytes of a character are still missing
+      return ""
+    new, self.text = text[len(self.text) :], text
+    return new

@@ -1,0 +1,243 @@
+"""Plans a config on each topology."""
+
+import dataclasses
+import json
+import pathlib
+import re
+
+import jax
+import ml_collections
+from rich import console as rich_console
+
+from skipalign_jax.data import tokenizer
+from skipalign_jax.hf import reference
+from skipalign_jax.model import decoder, known_models, model_config, sharding
+from skipalign_jax.planning import (
+  compiler,
+  estimate,
+  flops,
+  hardware,
+  programs,
+  report,
+  search,
+)
+from skipalign_jax.runtime import errors
+from skipalign_jax.training import recipe as recipe_lib
+from skipalign_jax.training import resolve
+
+TULU_SAMPLES = 326_154  # of allenai/tulu-v2-sft-mixture, by its dataset card
+
+
+def run(
+  config: ml_collections.ConfigDict,
+  flags: dict[str, str | int],
+  console: rich_console.Console,
+) -> int:
+  """Prints the plans and, with --out, writes plan.json; returns the exit status.
+
+  Args and errors are those of `records`.
+  """
+  jax.config.update("jax_platforms", "cpu")  # a plan never uses an accelerator
+  planned = records(config, flags, console)
+  report.show(planned, console)
+  if flags["out"]:
+    path = pathlib.Path(flags["out"]) / "plan.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(planned, indent=1) + "\n", encoding="utf-8")
+    console.print(f"written to {path}")
+  return 0
+
+
+def records(
+  config: ml_collections.ConfigDict,
+  flags: dict[str, str | int],
+  console: rich_console.Console,
+) -> list[report.Record]:
+  """Plans a config on each topology.
+
+  Args:
+    config: the whole config.
+    flags: the command's own flags, by name; see `skipalign_jax.plan.check`.
+    console: shows what is being compiled.
+
+  Returns:
+    One record per topology, with the keys of `report.topology`.
+
+  Raises:
+    UserError: keys that contradict each other or do not fit a topology.
+  """
+  topologies = hardware.parse(flags["topology"])
+  position_recipe = resolve.check(config)
+  shape = model_shape(config)
+  jobs = []
+  for topology in topologies:
+    platform = topology.hardware.platform
+    recipe = recipe_lib.from_config(config, shape, position_recipe, platform)
+    jobs.append(_job(config, flags, recipe, topology))
+  steps, note = run_steps(config, flags["samples"])
+  planned = []
+  missing = [t.name for t in topologies if not compiler.available(t.hardware)]
+  if missing:
+    console.print(
+      f"{', '.join(missing)}: the compiler is not installed, so these plans are "
+      f"arithmetic only; to compile: {compiler.INSTALL}"
+    )
+  for topology, job in zip(topologies, jobs, strict=True):
+    planned.append(_plan(job, topology, bool(flags["search"]), steps, note, console))
+  return planned
+
+
+def model_shape(config: ml_collections.ConfigDict) -> model_config.ModelConfig:
+  """The model of a config: a known name, a reference, or the config's own fields.
+
+  Raises:
+    UserError: the name is not known and cannot be read as a reference.
+  """
+  name, vocab_size = config.model.init_from, 0
+  base = known_models.KNOWN.get(name)
+  if base is None and name:
+    try:
+      base = reference.open_model(name).config
+    except errors.UserError as error:
+      known = ", ".join(known_models.KNOWN)
+      raise errors.UserError(f"{error}\nknown without their files: {known}") from error
+  if base is None:
+    vocab_size = config.model.vocab_size or len(tokenizer.resolve(config))
+  return resolve.model_from(config, base, vocab_size)
+
+
+def _job(config, flags, recipe, topology) -> estimate.Job:
+  stand_ins = jax.devices()[:1] * topology.devices
+  mesh = sharding.make_mesh(dict(config.mesh), stand_ins)
+  rows, length, kind = config.batch_size, config.data.seq_len, "train"
+  if flags["job"] == "train":
+    resolve.check_mesh(config, recipe.model, mesh.shape)
+  else:
+    resolve.check_heads(recipe.model, mesh.shape)
+    rows, length, kind = sharding.row_shards(mesh), flags["length"], "decode"
+  return estimate.Job(
+    kind=kind,
+    recipe=recipe,
+    optim=tuple(config.optim.items()),
+    mesh=tuple(mesh.shape.items()),
+    rows=rows,
+    length=length,
+    steps=config.steps or 1000,
+    part=flags["part"],
+  )
+
+
+def _plan(job, topology, searching, steps, note, console) -> report.Record:
+  kinds = ("train",) if job.kind == "train" else ("prefill", "decode")
+  jobs = [_of_kind(job, kind) for kind in kinds]
+  show = lambda text: console.print(text, style="dim")
+  compiles = compiler.available(topology.hardware)
+  searched, parts = None, []
+  with compiler.Compiler(topology) as build:
+    for one in jobs:
+      measured = None
+      if compiles:
+        show(f"compiling {one.kind} for {topology.name}")
+        measured = build.measure(one)
+        show(f"  {measured.refused or 'done'} ({measured.seconds:.0f} s)")
+      executed = measured.executed if measured else 0
+      if not executed:
+        # Kernels of an accelerator cannot be traced without its libraries.
+        portable = one.with_recipe(attention=decoder.BLOCKWISE)
+        traced = programs.trace(portable, programs.abstract_mesh(one))
+        executed = flops.executed(traced.jaxpr)
+      parts.append(report.program(one, topology, measured, executed))
+    advice = [f"the compiler reports: {p['refused']}" for p in parts if p["refused"]]
+    hopeless = _too_large(job, topology)
+    advice += hopeless
+    if compiles and searching and not hopeless:
+      searched, more = _search(build, jobs, parts, show)
+      advice += more
+  advice += report.allocator_advice(parts, topology)
+  duration = None
+  if job.kind == "train":
+    seconds = parts[0]["estimate"]["seconds"]
+    hours = [steps * s / 3600 for s in seconds] if steps else None
+    duration = {"steps": steps, "hours": hours, "note": note}
+    if note:
+      advice.append(note)
+  return report.topology(job, topology, parts, advice, searched, duration)
+
+
+def _of_kind(job, kind) -> estimate.Job:
+  return dataclasses.replace(job, kind=kind)
+
+
+def _too_large(job, topology) -> list[str]:
+  """Advice if no setting can help: the state alone needs more memory."""
+  kind = topology.hardware
+  free = kind.memory - sum(kind.reserve.values())
+  kept = 16 * estimate.trained_params(job) + estimate.base_bytes(job)  # and gradients
+  if job.kind != "train" or kept <= free * topology.devices:
+    return []
+  return [
+    f"weights, Adam's moments and gradients alone need {-(-kept // free)} such "
+    "devices; no setting makes them smaller"
+  ]
+
+
+def _search(build, jobs, parts, show) -> tuple[report.Record, list[str]]:
+  """The largest microbatch, and what to change if the config does not fit."""
+  advice, tried, rows = [], [], None
+  for job, part in zip(jobs, parts, strict=True):
+    if job.kind == "train":
+      rows, tried = search.largest_microbatch(build, job, show)
+    if not part["fits"]:
+      found, more = search.remedy(build, job, show)
+      tried += [t for t in more if t not in tried]
+      if found:
+        change = " ".join(f"--config.{k}={v}" for k, v in found.settings.items())
+        advice.append(
+          f"{part['program']} does not fit; it does with {change} "
+          f"({found.needed / hardware.GIB:.1f} GiB with the reserve, compiled)"
+        )
+      else:
+        advice.append(
+          f"{part['program']} does not fit, and none of {len(more)} other settings "
+          "does; take more devices or larger ones"
+        )
+  searched = {
+    "largest_rows_per_device": rows,
+    "tried": [vars(t) for t in tried],
+  }
+  return searched, advice
+
+
+def run_steps(
+  config: ml_collections.ConfigDict, samples: int
+) -> tuple[int | None, str]:
+  """Steps of the whole run, and a note about that number.
+
+  Args:
+    config: the whole config.
+    samples: the value of --samples; 0 if it is not given.
+
+  Returns:
+    Steps, None if the number of samples is not known; and a note or "".
+  """
+  if config.steps:
+    return config.steps, ""
+  samples = samples or _builtin_samples(config)
+  if not samples:
+    return None, (
+      "how long the run takes depends on the number of samples: add --samples=N "
+      f"(allenai/tulu-v2-sft-mixture has {TULU_SAMPLES:,})"
+    )
+  steps = max(1, config.epochs * samples // config.batch_size)
+  note = "packing puts several samples in a row: the run is shorter than this"
+  return steps, note if config.data.packing else ""
+
+
+def _builtin_samples(config) -> int:
+  """Training samples of a built-in source; 0 for any other."""
+  source = config.data.train
+  found = re.fullmatch(r"builtin:recall(?::(\d+))?", str(source))
+  if not found:
+    return 0
+  held = re.fullmatch(r"holdout:(\d+)", config.data.eval)
+  return int(found[1] or 1000) - (int(held[1]) if held else 0)

@@ -1,0 +1,44 @@
+"""Command lines read by argparse: help in paragraphs, the nearest flag after a typo."""
+
+import argparse
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from skipalign_jax.runtime import terminal
+
+
+class Parser(argparse.ArgumentParser):
+  """argparse's parser; parsers of subcommands are of this class too."""
+
+  def __init__(self, **options: Any):
+    """As argparse's, with `terminal.HelpFormatter`."""
+    self._flags: list[str] = []
+    super().__init__(formatter_class=terminal.HelpFormatter, **options)
+
+  def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+    """As argparse's."""
+    self._flags += [name for name in names if name.startswith("--")]
+    return super().add_argument(*names, **options)
+
+  def parse_known_args(self, args=None, namespace=None):
+    """As argparse's, but an unknown argument is an error of this parser.
+
+    So a subcommand's parser reports it, which knows the flags of the subcommand.
+    """
+    found, unknown = super().parse_known_args(args, namespace)
+    if unknown:
+      self.error(unexpected(unknown[0], self._flags))
+    return found, unknown
+
+
+def unexpected(argument: str, known: Iterable[str]) -> str:
+  """The error of an unknown argument, written --flag, --flag=value or value.
+
+  Args:
+    argument: what the command does not know.
+    known: what it knows.
+  """
+  close = difflib.get_close_matches(argument.partition("=")[0], list(known), n=1)
+  remedy = f"did you mean {close[0]}?" if close else "--help lists what there is"
+  return f"unexpected argument {argument!r}; {remedy}"
