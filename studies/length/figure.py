@@ -1,13 +1,10 @@
-"""The study's picture, made from results.json alone."""
+"""The study's figure, made from results.json alone."""
 
 import pathlib
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
-from matplotlib import pyplot as plt
+from matplotlib import figure as figure_lib
 
 from skipalign_jax.evals import curves
 from studies.length import tasks, training
@@ -25,7 +22,10 @@ TITLES = {
 
 
 def draw(content: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
-  """Above: the three tasks by positions. Below: lengths by what models learn of them.
+  """Draws the errors by length into a PNG.
+
+  First line of panels: the three tasks, by positions. Second line: the task "length",
+  by what the models learn.
 
   Args:
     content: of results.json.
@@ -34,7 +34,8 @@ def draw(content: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
   Returns:
     `path`.
   """
-  figure, axes = plt.subplots(2, 3, figsize=(9.6, 6.2), sharex=True, layout="tight")
+  figure = figure_lib.Figure(figsize=(9.6, 6.2), layout="tight")
+  axes = figure.subplots(2, 3, sharex=True)
   for axis, task in zip(axes[0], tasks.TASKS, strict=True):
     lines = {NAMES[e]: (task, "y", e) for e in training.ENCODINGS}
     _panel(axis, content, lines, TITLES[task])
@@ -51,8 +52,8 @@ def draw(content: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
   limits = [axis.get_ylim() for axis in axes[1]]
   for axis in axes[1]:
     axis.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-  for row in axes:
-    row[0].set_ylabel("mean squared error of the answer")
+  for line in axes:
+    line[0].set_ylabel("mean squared error of the answer")
   for axis in (*axes[0], axes[1][0]):
     axis.legend(fontsize=6.5, loc="best")
   low, high = axes[0][0].get_ylim()
@@ -64,7 +65,6 @@ def draw(content: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
     fontsize=9,
   )
   figure.savefig(path, dpi=90, pil_kwargs={"optimize": True})
-  plt.close(figure)
   return path
 
 

@@ -1,10 +1,10 @@
-"""Bit strings, what is asked about them, and how answers are encoded.
+"""Bit strings, the questions about them, and the encoding of answers.
 
 Shapes: B strings, L places: a start token, then bits, then padding.
 
-The start token is what makes lengths answerable without position encodings: one place
-among n + 1 is counted by attention's average. Without it, a string of ones looks the
-same at every length. The paper's text does not mention one (choice).
+The start token makes it possible to find lengths without position encodings: attention
+averages over n + 1 places, of which one is special. Without it, a string of ones looks
+the same at every length. The paper's text does not mention a start token (choice).
 """
 
 import dataclasses
@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-START = 2  # the token behind which the bits 0 and 1 come
+START = 2  # the token before the bits 0 and 1
 VOCAB = 3
 LONGEST_TRAINED, LONGEST_TESTED = 10, 50  # bits (paper)
-CAP = 1000.0  # no answer counts as more: 1/z² has no bound where z comes near 0
+CAP = 1000.0  # limit of answers: 1/z² has no bound near z = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +26,14 @@ class Task:
 
   Attributes:
     answer: (sum of the bits, their number) → y, fp32 arrays of any shape.
-    least: the smallest y that there is.
+    minimum: the smallest possible y.
     whole: y is an integer.
     baseline: number of bits n → mean squared error of `blind`.
-    blind: what somebody answers to whom longer strings tell nothing new.
+    blind: the answers of a solver that ignores all bits beyond those trained.
   """
 
   answer: Callable[[jax.Array, jax.Array], jax.Array]
-  least: float
+  minimum: float
   whole: bool
   baseline: Callable[[int], float]
   blind: str
@@ -47,21 +47,21 @@ def _rest(n: int) -> int:
 TASKS = {
   "mean": Task(
     answer=lambda total, n: total / n,
-    least=0.0,
+    minimum=0.0,
     whole=False,
     baseline=lambda n: 0.25 / n,
     blind="always 1/2",
   ),
   "length": Task(
     answer=lambda total, n: n + 0 * total,
-    least=1.0,
+    minimum=1.0,
     whole=True,
     baseline=lambda n: float(_rest(n) ** 2),
     blind="counts to 10",
   ),
   "sum": Task(
     answer=lambda total, n: total + 0 * n,
-    least=0.0,
+    minimum=0.0,
     whole=True,
     baseline=lambda n: _rest(n) ** 2 / 4 + _rest(n) / 4,
     blind="adds 10 bits",
@@ -73,9 +73,9 @@ TASKS = {
 class OutRep:
   """An output representation: the model learns f(x), tests read f⁻¹ of its output.
 
-  x = y − least + 1, so that x ≥ 1 and every f is defined; for lengths x = y (choice
-  for sums, which may be 0). Where f has no inverse, the nearest value that has one is
-  taken: √ and 1/√ read negative outputs as 0. Answers end at CAP.
+  x = y − minimum + 1, so that x ≥ 1 and every f is defined; for lengths x = y (choice
+  for sums, which may be 0). An output that f cannot produce is replaced by the nearest
+  one that it can: √ and 1/√ read negative outputs as 0. Answers are limited to ±CAP.
 
   Attributes:
     encode: f, on x ≥ 1.
@@ -97,28 +97,28 @@ OUTREPS = {
 
 
 def encode(task: str, outrep: str, y: jax.Array) -> jax.Array:
-  """What the model is to say when the answer is y. Means are learned as they are."""
+  """The output that the model learns for the answer y; for means, y itself."""
   if outrep == "y":
     return y
-  return OUTREPS[outrep].encode(y - TASKS[task].least + 1)
+  return OUTREPS[outrep].encode(y - TASKS[task].minimum + 1)
 
 
 def decode(task: str, outrep: str, z: jax.Array) -> jax.Array:
-  """The answer that an output means; the inverse of `encode`, up to CAP."""
+  """The answer for an output: the inverse of `encode`, limited to ±CAP."""
   if outrep != "y":
-    z = OUTREPS[outrep].decode(z) + TASKS[task].least - 1
+    z = OUTREPS[outrep].decode(z) + TASKS[task].minimum - 1
   return jnp.clip(z, -CAP, CAP)
 
 
 def draw_bits(
   key: jax.Array, length_B: jax.Array, longest: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Random strings of these lengths.
+  """Random strings of given lengths.
 
   Args:
-    key: of the draw.
+    key: for the random bits.
     length_B: bits of each string, 1 … longest.
-    longest: of them; L is one more.
+    longest: maximum length; L is longest + 1.
 
   Returns:
     tokens_BL and segment_ids_BL (1, and 0 on padding), int32, and the sums of the bits

@@ -1,10 +1,10 @@
-"""All models of the study, trained and tested side by side in one program.
+"""All models of the study, trained and tested together in one program.
 
-Shapes: S seeds, C cells (what a model learns and how it sees positions), E encodings,
-B strings, L places, T tested lengths.
+Shapes: S seeds, C cells (kinds of models), E encodings, B strings, L places, T tested
+lengths.
 
-The model is the project's own decoder; a linear head reads a number off the last
-place. All cells of a seed start from the same weights and see the same strings, so
+The model is the project's decoder with a linear head, which reads a number from the
+last place. All cells of a seed start from the same weights and see the same strings, so
 differences between cells are paired.
 """
 
@@ -40,14 +40,14 @@ MODEL = model_config.ModelConfig(
   rope=rope.RopeConfig("none", 10_000.0),
 )
 LEARNING_RATE = 3e-3
-BATCH = 64  # strings a step
+BATCH = 64  # strings per step
 TEST_STRINGS = 256  # of each length
-CHUNK = 50  # steps between signs of life
+CHUNK = 50  # steps per call of the program
 TESTED = (*range(1, 11), 12, 15, 20, 25, 30, 35, 40, 45, 50)  # lengths, bits
 
 # "none" puts all tokens at position 0, where rope rotates nothing; "skip" is rope that
-# is trained at RandPos (2305.16843), random positions below 64 in order, so that it has
-# seen all distances of the test. Tests are contiguous.
+# is trained with RandPos (2305.16843), random increasing positions below 64, so that it
+# has seen all distances of the test. Tests use contiguous positions.
 ENCODINGS = ("none", "rope", "skip")
 SKIPS = positions.PositionConfig(
   strategy="randpos",
@@ -72,15 +72,15 @@ CELLS = tuple(
   for task in tasks.TASKS
   for outrep in tasks.OUTREPS
   for encoding in ENCODINGS
-  if task != "mean" or outrep == "y"  # means are bounded as they are
+  if task != "mean" or outrep == "y"  # means are bounded without it
 )
 
-Params = dict[str, Any]  # decoder: as in model.py; head: weight [D], bias []
+Params = dict[str, Any]  # decoder: see model/decoder.py; head: weight [D], bias []
 State = tuple[Params, optax.OptState]
 
 
 def init(seed: int) -> Params:
-  """The weights from which all cells of a seed start."""
+  """The initial weights of all cells of a seed."""
   return {
     "decoder": decoder.init(MODEL, seed),
     "head": {"weight": jnp.zeros(MODEL.embed_dim), "bias": jnp.zeros(())},
@@ -93,7 +93,7 @@ def predict(
   positions_BL: jax.Array,
   segment_ids_BL: jax.Array,
 ) -> jax.Array:
-  """output_B fp32, read at the last place of each string."""
+  """output_B fp32, from the last place of each string."""
   backend = backends.Backend("xla", 2)
   hidden_BLD, _ = decoder.bind(MODEL, params["decoder"])(
     tokens_BL, positions_BL, segment_ids_BL, "float32", backend=backend
@@ -104,7 +104,7 @@ def predict(
 
 
 def encoded_positions(segment_ids_BL: jax.Array, key: jax.Array | None) -> jax.Array:
-  """positions_EBL of the encodings; without a key, as in tests, nothing skips."""
+  """positions_EBL of the encodings; without a key, as in tests, without skips."""
   contiguous_BL = positions.contiguous(segment_ids_BL)
   skipped_BL = contiguous_BL
   if key is not None:
@@ -126,13 +126,13 @@ def encoded_positions(segment_ids_BL: jax.Array, key: jax.Array | None) -> jax.A
 
 
 def _targets(total_B: jax.Array, length_B: jax.Array) -> jax.Array:
-  """target_CB: what each cell is to say."""
+  """target_CB: the output that each cell learns."""
   answers = {name: t.answer(total_B, length_B) for name, t in tasks.TASKS.items()}
   return jnp.stack([tasks.encode(c.task, c.outrep, answers[c.task]) for c in CELLS])
 
 
 def losses(params_C: Params, key: jax.Array) -> jax.Array:
-  """loss_C: mean squared error of what each cell says on the key's strings."""
+  """loss_C: mean squared error of the outputs of each cell on the key's strings."""
   keys = jax.random.split(key, 3)
   longest = tasks.LONGEST_TRAINED
   length_B = jax.random.randint(keys[0], (BATCH,), 1, longest + 1)
@@ -173,7 +173,8 @@ def start(seeds: int, steps: int) -> State:
 def train(seeds: int, steps: int) -> Iterator[tuple[Params, int, np.ndarray]]:
   """Yields (params_SC, steps done, loss_SC averaged over the last steps).
 
-  The parameters of an iteration are gone in the next: their memory is used again.
+  Do not use the parameters after the next iteration has started: it donates their
+  memory.
   """
   update, state = update_rule(steps), start(seeds, steps)
 
@@ -181,7 +182,7 @@ def train(seeds: int, steps: int) -> Iterator[tuple[Params, int, np.ndarray]]:
     def of_seed(state_C, seed):
       params_C, adam_C = state_C
       key = jax.random.fold_in(jax.random.key(seed), step)
-      # Cells do not touch each other: each gets the gradient of its own loss.
+      # Cells are independent: each gets the gradient of its own loss.
       loss_C, pull_back = jax.vjp(lambda params_C: losses(params_C, key), params_C)
       (grad_C,) = pull_back(jnp.ones_like(loss_C))
       change_C, adam_C = jax.vmap(update.update)(grad_C, adam_C, params_C)
@@ -201,18 +202,18 @@ def train(seeds: int, steps: int) -> Iterator[tuple[Params, int, np.ndarray]]:
 
 
 def test(params_SC: Params, seeds: int) -> dict[str, np.ndarray]:
-  """Errors on fresh strings at contiguous positions.
+  """Errors on new strings at contiguous positions.
 
   Returns:
     "mse" [S, C, T]: mean squared error of the decoded answers; "accuracy" [S, C, T]:
-    share of answers that are right when rounded, NaN for means.
+    share of answers that are exact when rounded, NaN for means.
   """
 
   @functools.partial(jax.jit, static_argnums=2)
   def at_length(params_SC, length, places):
     def of_seed(params_and_seed):
       params_C, seed = params_and_seed
-      # Training folds in its steps, which never come to this number.
+      # Training folds in its steps, which never reach this number.
       key = jax.random.fold_in(jax.random.key(seed), jnp.uint32(2**32 - 1))
       length_B = jnp.full(TEST_STRINGS, length)
       tokens_BL, segment_ids_BL, total_B = tasks.draw_bits(
@@ -229,11 +230,11 @@ def test(params_SC: Params, seeds: int) -> dict[str, np.ndarray]:
         y_B = task.answer(total_B, length_B.astype(jnp.float32))
         found_B = tasks.decode(cell.task, cell.outrep, output_CB[c])
         mse.append(jnp.mean((found_B - y_B) ** 2))
-        right = jnp.mean(jnp.abs(found_B - y_B) < 0.5)
-        accuracy.append(right if task.whole else jnp.nan)
+        exact = jnp.mean(jnp.abs(found_B - y_B) < 0.5)
+        accuracy.append(exact if task.whole else jnp.nan)
       return jnp.stack(mse), jnp.stack(accuracy)
 
-    # One seed after the other: all scores of all models would take gigabytes.
+    # One seed at a time: the scores of all models would take gigabytes.
     return jax.lax.map(of_seed, (params_SC, jnp.arange(seeds)))
 
   found = []

@@ -1,7 +1,7 @@
-"""What the errors say: intervals over seeds, and whether the paper's ordering appears.
+"""Intervals over seeds, and whether the paper's statements hold.
 
-Errors of one seed are compared within that seed (equal start, equal strings). Ratios
-are averaged as logarithms, with Student's interval: seeds are few.
+Errors are compared within a seed (equal start, equal strings). Ratios are averaged as
+logarithms, with Student's interval because there are few seeds.
 """
 
 import math
@@ -14,13 +14,13 @@ from skipalign_jax.evals import intervals
 from studies.length import tasks, training
 
 INTERVAL = ("mean", "low", "high")
-SMALLEST = 1e-12  # below it, errors are not told apart
+SMALLEST = 1e-12  # smaller errors count as this
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:
   """Geometric mean of positive values and its 95 % interval; two values or more."""
   logs = intervals.of_values(np.log(np.maximum(values, SMALLEST)))
-  # exp() of a wide interval of two seeds may not be a float any more.
+  # exp() of a wide interval of two seeds may overflow.
   clipped = {part: min(max(logs[part], -700.0), 700.0) for part in INTERVAL}
   return {part: math.exp(x) for part, x in clipped.items()}
 
@@ -43,7 +43,7 @@ def far_errors(content: dict[str, Any]) -> dict[training.Cell, np.ndarray]:
 
 
 def summary(content: dict[str, Any]) -> list[dict[str, Any]]:
-  """A row a cell: errors at trained and other lengths, and beside the baseline."""
+  """Per cell: errors at trained and other lengths, and relative to the baseline."""
   far = beyond(content)
   near = [i for i in range(len(content["tested"])) if i not in far]
   rows = []
@@ -68,7 +68,7 @@ def _relative(content: dict[str, Any], task: str, mse_S: np.ndarray) -> np.ndarr
 
 
 def claims(content: dict[str, Any]) -> list[dict[str, Any]]:
-  """The paper's statements, each with a ratio that is above 1 where it holds."""
+  """The paper's statements, each with a ratio that is above 1 if it holds."""
   far, found = far_errors(content), []
 
   def claim(text: str, encoding: str, ratio_S: np.ndarray) -> None:
@@ -97,7 +97,7 @@ def claims(content: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def report(content: dict[str, Any]) -> str:
-  """The tables for the terminal, in Markdown, and the verdict in words."""
+  """The tables in Markdown, and the verdicts in words."""
   first, last = content["tested"][beyond(content)[0]], content["tested"][-1]
   seeds = content["protocol"]["seeds"]
   rows = [
@@ -125,12 +125,12 @@ def report(content: dict[str, Any]) -> str:
       "",
       f"Geometric means of {seeds} seeds and 95 % intervals. Relative error: root mean "
       "square, over that of the answers.",
-      f"Of blind: MSE over that of one to whom bits beyond {tasks.LONGEST_TRAINED} "
-      f"tell nothing ({blind}).",
+      "Of blind: MSE over that of a solver that ignores bits beyond "
+      f"{tasks.LONGEST_TRAINED} ({blind}).",
       "",
       *_markdown(claim_rows),
       "",
-      "Ratios of errors, above 1 where the statement holds; open: the interval has 1.",
+      "Ratios of errors, above 1 if the statement holds; open: 1 is in the interval.",
       "",
       *_in_words(verdicts),
     ]

@@ -1,1 +1,1 @@
-"""SkipAlign in miniature: many seeds of a tiny model that is asked for needles."""
+"""SkipAlign in miniature: needles in haystacks, many seeds of a tiny model."""

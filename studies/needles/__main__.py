@@ -1,20 +1,20 @@
 """Runs the study: python -m studies.needles --out=DIR.
 
-SkipAlign's claims on a tiny model, trained from scratch here for each of several seeds.
-The same command goes on where it was stopped; started twice, it shares the work.
-DIR gets every piece's numbers, then study_b.json, from which tables and figures come.
+Tests SkipAlign's claims on a tiny model, which is trained from scratch for each of
+several seeds. The same command resumes a study that was stopped, and several processes
+share the work. The study writes the numbers of every piece into DIR, then study_b.json,
+from which the tables and figures are made.
 """
 
 import argparse
 import json
 import pathlib
 
-from skipalign_jax.runtime import compile_cache, errors, terminal
-from studies.needles import collect, figure, pieces, recipes, tables
+from skipalign_jax.runtime import errors, terminal
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Makes what is missing, then what is shown; returns the exit status."""
+  """Makes the missing pieces, then tables and figures; returns the exit status."""
   parser = argparse.ArgumentParser(
     prog="python -m studies.needles",
     description=__doc__,
@@ -22,9 +22,13 @@ def main(argv: list[str] | None = None) -> int:
   )
   parser.add_argument("--out", required=True, help="folder of the study")
   parser.add_argument(
-    "--micro", action="store_true", help="all paths, with models that learn nothing"
+    "--micro", action="store_true", help="run all code, with models that learn nothing"
   )
   args = parser.parse_args(argv)
+  # These load JAX, which --help and mistakes in the command line do not need.
+  from skipalign_jax.runtime import compile_cache
+  from studies.needles import collect, figure, pieces, recipes, tables
+
   console = terminal.Console()
   settings = recipes.MICRO if args.micro else recipes.Settings()
   study = pieces.Study(pathlib.Path(args.out).expanduser(), settings)
@@ -34,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
   except pieces.Stopped as stopped:
     return stopped.args[0]
   path = collect.write(study)
-  # Read back, so that nothing is shown that the file does not hold.
+  # Read back, so that nothing is shown that is not in the file.
   content = json.loads(path.read_text(encoding="utf-8"))
   (study.folder / "tables.md").write_text(tables.report(content), "utf-8")
   made = figure.draw(content, study.folder)

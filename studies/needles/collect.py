@@ -1,4 +1,4 @@
-"""From the pieces' files to study_b.json: every number that is shown, no items."""
+"""From the pieces' files to study_b.json: every number that is shown."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ from skipalign_jax.hf import card
 from skipalign_jax.runtime import files
 from studies.needles import pieces, recipes, statistics
 
-# What each claim compares: the first row is said to be better.
+# What each claim compares: the first row is claimed to be better.
 CLAIMS = {
   "1, Normal-SFT": (recipes.OUTER, recipes.NORMAL),
   "1, PackedSFT": (recipes.OUTER, "PackedSFT"),
@@ -22,9 +22,9 @@ CLAIMS = {
   "2, Skip-Inner": (recipes.OUTER, "Skip-Inner"),
   "3, with LSA": ("Skip-Outer + LSA", recipes.OUTER),
 }
-AGAIN = {
-  f"{name}, {told}": tuple(f"{row}, {told}" for row in rows)
-  for told in recipes.FOLLOW_UPS
+FOLLOW_UP_CLAIMS = {
+  f"{name}, {change}": tuple(f"{row}, {change}" for row in rows)
+  for change in recipes.FOLLOW_UPS
   for name, rows in CLAIMS.items()
   if set(rows) <= set(recipes.FOLLOWED)
 }
@@ -35,11 +35,11 @@ OTHERS = {
 
 
 def collect(study: pieces.Study) -> dict[str, Any]:
-  """The content of study_b.json, of whatever is there already."""
+  """The content of study_b.json, from the pieces that exist."""
   c = study.settings
   seeds = study.seeds()
   models = list(_models(study))
-  rows = (recipes.BASE, *recipes.ROWS, *recipes.AGAIN)
+  rows = (recipes.BASE, *recipes.ROWS, *recipes.FOLLOW_UP_ROWS)
   chosen = {row: study.chosen(row) for row in rows}
   chosen = {row: target for row, target in chosen.items() if target}
   shown = {recipes.BASE: (recipes.BASE, 1)}
@@ -65,7 +65,7 @@ def collect(study: pieces.Study) -> dict[str, Any]:
     "chosen": chosen,
     "table": table,
     "claims": _pairs(study, models, chosen, CLAIMS),
-    "others": _pairs(study, models, chosen, AGAIN | OTHERS),
+    "others": _pairs(study, models, chosen, FOLLOW_UP_CLAIMS | OTHERS),
     "targets": _targets(models, c.targets, seeds[: c.pilots]),
     "sweeps": _sweeps(models, chosen, seeds[: c.sweep_seeds]),
     "correlation": _correlation(models, str(max(c.tested))),
@@ -74,7 +74,7 @@ def collect(study: pieces.Study) -> dict[str, Any]:
 
 
 def _models(study: pieces.Study) -> Iterator[dict[str, Any]]:
-  """Each model that was asked: accuracies by format and length, and the rest."""
+  """Each evaluated model: accuracies by format and length, and other measures."""
   c = study.settings
   for row in (recipes.BASE, *recipes.ALL_ROWS):
     for seed, target, kind in itertools.product(
@@ -87,15 +87,15 @@ def _models(study: pieces.Study) -> Iterator[dict[str, Any]]:
       found = {"row": row, "seed": seed, "s": target, "needles": kind}
       for form in ("chat", "text"):
         if form in content:
-          asked = content[form]
-          found[f"{form}_beyond"] = _short(study.beyond(asked))
-          found[form] = {n: _short(pieces.accuracy(a)) for n, a in asked.items()}
-          found[f"{form}_questions"] = pieces.questions(next(iter(asked.values())))
+          scores = content[form]
+          found[f"{form}_beyond"] = _short(study.beyond(scores))
+          found[form] = {n: _short(pieces.accuracy(s)) for n, s in scores.items()}
+          found[f"{form}_questions"] = pieces.questions(next(iter(scores.values())))
           if form == pieces.form_of(row):
-            found["depths"] = {n: a["depths"] for n, a in asked.items()}
+            found["depths"] = {n: s["depths"] for n, s in scores.items()}
             found["words"] = {
-              n: [_short(right / pieces.questions(a)) for right in a["words"]]
-              for n, a in asked.items()
+              n: [_short(right / pieces.questions(s)) for right in s["words"]]
+              for n, s in scores.items()
             }
       own = study.result(seed, row, target, pieces.VALIDATION)
       if row != recipes.BASE and own.exists():
@@ -113,7 +113,7 @@ def _is(model: dict[str, Any], row: str, target: int, kind: str) -> bool:
 
 
 def _cells(found: list[dict[str, Any]], form: str) -> dict[str, Any]:
-  """By length, and over those beyond the window: over seeds, and Wilson's interval."""
+  """Over seeds, with Wilson's interval: per length, and the mean beyond the window."""
   by_length = {n: [m[form][n] for m in found] for n in found[0][form]}
   questions = sum(m[f"{form}_questions"] for m in found)
   cells = {}
@@ -129,7 +129,7 @@ def _cells(found: list[dict[str, Any]], form: str) -> dict[str, Any]:
 
 
 def _pairs(study, models, chosen, wanted) -> dict[str, Any]:
-  """Paired differences at each row's own target, test needles."""
+  """Paired differences on test needles, each row at its own target."""
   found, longest = {}, str(max(study.settings.tested))
   for name, (one, other) in wanted.items():
     if one not in chosen or other not in chosen:
@@ -153,12 +153,12 @@ def _pairs(study, models, chosen, wanted) -> dict[str, Any]:
     }
     differences = []
     for seed in seeds:
-      asked = [
+      contents = [
         files.read_json(study.result(seed, row, chosen[row], pieces.TEST))
         for row in (one, other)
       ]
       for n in map(str, study.settings.tested[1:]):
-        a, b = (content["chat"][n]["hits"] for content in asked)
+        a, b = (content["chat"][n]["hits"] for content in contents)
         counts = [(x.count("1"), y.count("1")) for x, y in zip(a, b, strict=True)]
         differences.append(np.subtract(*np.array(counts).T))
     # The questions of a haystack are not independent, haystacks are.
@@ -167,55 +167,55 @@ def _pairs(study, models, chosen, wanted) -> dict[str, Any]:
 
 
 def _targets(models, targets, pilots) -> dict[str, Any]:
-  """Validation accuracy by NTK target: what the choice saw (pilots)."""
+  """Validation accuracy of the pilots by NTK target: what the choice is based on."""
   found: dict[str, Any] = {}
-  for row in (recipes.BASE, *recipes.ROWS, *recipes.AGAIN):
+  for row in (recipes.BASE, *recipes.ROWS, *recipes.FOLLOW_UP_ROWS):
     form, cells = pieces.form_of(row), {}
     for target in (1, *targets):
-      asked = [
+      tested = [
         m
         for m in models
         if _is(m, row, target, pieces.VALIDATION) and m["seed"] in pilots
       ]
-      if asked:
+      if tested:
         cells[str(target)] = {
-          n: _short(np.mean([m[form][n] for m in asked])) for n in asked[0][form]
-        } | {"beyond": _short(np.mean([m[f"{form}_beyond"] for m in asked]))}
+          n: _short(np.mean([m[form][n] for m in tested])) for n in tested[0][form]
+        } | {"beyond": _short(np.mean([m[f"{form}_beyond"] for m in tested]))}
     if cells:
       found[row] = cells
   return found
 
 
 def _sweeps(models, chosen, seeds) -> dict[str, Any]:
-  """Validation accuracy, over the sweep's seeds, at Skip-Outer's NTK target."""
+  """Validation accuracy over the seeds of the sweeps, at Skip-Outer's NTK target."""
   target = chosen.get(recipes.OUTER)
   found: dict[str, Any] = {}
   for sweep, rows in recipes.SWEEPS.items():
     for row in (recipes.NORMAL, recipes.OUTER, *rows):
-      asked = [
+      tested = [
         m
         for m in models
         if _is(m, row, target, pieces.VALIDATION) and m["seed"] in seeds
       ]
-      if asked:
-        beyond = [m["chat_beyond"] for m in asked]
+      if tested:
+        beyond = [m["chat_beyond"] for m in tested]
         found.setdefault(sweep, {})[row] = {
-          n: intervals.of_values([m["chat"][n] for m in asked])
-          for n in asked[0]["chat"]
+          n: intervals.of_values([m["chat"][n] for m in tested])
+          for n in tested[0]["chat"]
         } | {"beyond": intervals.of_values(beyond) | {"by_seed": beyond}}
   return found
 
 
 def _correlation(models, longest: str) -> dict[str, Any]:
-  """Misalignment against accuracy: Spearman's, over all tested checkpoints of one task.
+  """Rank correlation (Spearman) of misalignment and accuracy over tested checkpoints.
 
-  And, beside the held-out loss, over those whose rows are one dialogue each: packed
-  ones are held out in another form.
+  "not packed" has only the checkpoints trained without packing, and the correlation of
+  the held-out loss: packed dialogues are held out in another form.
   """
   tested = [m for m in models if "sce" in m and m["row"] in recipes.OF_ONE_TASK]
   ranks = _ranks(tested, ("sce", "symmetric_kl"), longest)
-  alike = [m for m in tested if recipes.ALL_ROWS[m["row"]].packed == 1]
-  if held_out := _ranks(alike, ("sce", "symmetric_kl", "held_out_loss"), longest):
+  not_packed = [m for m in tested if recipes.ALL_ROWS[m["row"]].packed == 1]
+  if held_out := _ranks(not_packed, ("sce", "symmetric_kl", "held_out_loss"), longest):
     ranks["not packed"] = held_out
   return ranks
 
@@ -239,7 +239,7 @@ def _short(value: float) -> float:
 
 
 def write(study: pieces.Study) -> pathlib.Path:
-  """Collects into OUT/study_b.json, a model a line."""
+  """Writes OUT/study_b.json, one line per model."""
   content = collect(study)
   lines = {key: json.dumps(value) for key, value in content.items()}
   models = ",\n".join(json.dumps(model) for model in content["models"])

@@ -1,14 +1,11 @@
-"""The study's pictures, made from study_b.json alone."""
+"""The study's figures, made from study_b.json alone."""
 
 import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
-from matplotlib import pyplot as plt
+from matplotlib import figure as figure_lib
 
 from skipalign_jax.evals import curves
 from studies.needles import recipes, tables
@@ -19,19 +16,18 @@ DEPTHS_OF = (recipes.NORMAL, "PackedSFT", "Skip-Inner", recipes.OUTER)
 
 
 def draw(content: Content, folder: pathlib.Path) -> list[pathlib.Path]:
-  """All pictures that the results are enough for."""
+  """Draws every figure for which there are results; returns their files."""
   made = []
-  for name, picture in (
+  for name, draw_one in (
     ("lengths", lengths),
     ("sweeps", sweeps),
     ("depths", depths),
     ("misalignment", misalignment),
   ):
-    figure = picture(content)
+    figure = draw_one(content)
     if figure is not None:
       made.append(folder / f"study_b_{name}.png")
       figure.savefig(made[-1], dpi=100, bbox_inches="tight")
-      plt.close(figure)
   return made
 
 
@@ -61,10 +57,8 @@ def lengths(content: Content) -> Any:
   panels = {
     title: rows for title, rows in panels.items() if len(table.keys() & set(rows)) > 1
   }
-  figure, axes = plt.subplots(
-    1, len(panels), figsize=(4.8 * len(panels), 3.8), sharey=True, layout="tight"
-  )
-  axes = np.atleast_1d(axes)
+  figure = figure_lib.Figure(figsize=(4.8 * len(panels), 3.8), layout="tight")
+  axes = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
   styles = iter(range(100))
   style_of: dict[str, int] = {}
   for axis, (title, rows) in zip(axes, panels.items(), strict=True):
@@ -90,8 +84,8 @@ def _form(row: str) -> str:
 
 
 def _line(axis, cells: Content, content: Content, style: int, label: str) -> None:
-  found = [cells[n] for n in tables.asked(content)]
-  x = [int(n) for n in tables.asked(content)]
+  found = [cells[n] for n in tables.test_lengths(content)]
+  x = [int(n) for n in tables.test_lengths(content)]
   shift = 1 + 0.015 * (style - 3)  # so that error bars do not hide each other
   axis.errorbar(
     [n * shift for n in x],
@@ -112,8 +106,10 @@ def _line(axis, cells: Content, content: Content, style: int, label: str) -> Non
 
 
 def _bars(cells: Iterable[Content]) -> np.ndarray | None:
-  """95 % intervals, percent, below and above means, within 0 and 100; None with one
-  seed."""
+  """95 % intervals as percent below and above the means, cut to 0 … 100.
+
+  None with one seed.
+  """
   bars = [
     (100 * min(c["mean"], c["mean"] - c["low"]), 100 * (min(c["high"], 1) - c["mean"]))
     for c in cells
@@ -123,15 +119,14 @@ def _bars(cells: Iterable[Content]) -> np.ndarray | None:
 
 
 def sweeps(content: Content) -> Any:
-  """Accuracy beyond the window in the sweeps, a panel each: means, and dots a seed."""
+  """Accuracy beyond the window, one panel per sweep: means, and a dot per seed."""
   found = content["sweeps"]
   found = {name: rows for name, rows in found.items() if len(rows) > 2}
   if not found:
     return None
-  figure, axes = plt.subplots(
-    1, len(found), figsize=(3.1 * len(found), 3.6), sharex=True, layout="tight"
-  )
-  for axis, (name, rows) in zip(np.atleast_1d(axes), found.items(), strict=True):
+  figure = figure_lib.Figure(figsize=(3.1 * len(found), 3.6), layout="tight")
+  axes = np.atleast_1d(figure.subplots(1, len(found), sharex=True))
+  for axis, (name, rows) in zip(axes, found.items(), strict=True):
     for y, (row, cells) in enumerate(rows.items()):
       cell = cells["beyond"]
       reference = row in (recipes.NORMAL, recipes.OUTER)
@@ -147,15 +142,14 @@ def sweeps(content: Content) -> Any:
 
 
 def depths(content: Content) -> Any:
-  """Accuracy by length and depth, as the paper's Figure 3; all seeds."""
+  """Accuracy by length and depth over all seeds, as in the paper's Figure 3."""
   rows = [row for row in DEPTHS_OF if row in content["table"]]
   if not rows:
     return None
-  figure, axes = plt.subplots(
-    1, len(rows), figsize=(2.5 * len(rows), 2.9), sharey=True, layout="tight"
-  )
-  tested = tables.asked(content)
-  for axis, row in zip(np.atleast_1d(axes), rows, strict=True):
+  figure = figure_lib.Figure(figsize=(2.5 * len(rows), 2.9), layout="tight")
+  axes = np.atleast_1d(figure.subplots(1, len(rows), sharey=True))
+  tested = tables.test_lengths(content)
+  for axis, row in zip(axes, rows, strict=True):
     models = [
       m
       for m in content["models"]
@@ -174,7 +168,7 @@ def depths(content: Content) -> Any:
     names = [f"{100 * d // parts}-{100 * (d + 1) // parts} %" for d in range(parts)]
     axis.set_yticks(range(parts), names, fontsize=8)
     axis.set_title(f"{row}, s = {content['table'][row]['s']}", fontsize=9)
-  np.atleast_1d(axes)[0].set_ylabel("depth of the fact (0: first)", fontsize=8)
+  axes[0].set_ylabel("depth of the fact (0: first)", fontsize=8)
   return figure
 
 
@@ -182,7 +176,8 @@ def misalignment(content: Content) -> Any:
   """Long-short misalignment of each tested checkpoint against its accuracy."""
   if not content["correlation"]:
     return None
-  figure, axis = plt.subplots(figsize=(6.4, 3.8))
+  figure = figure_lib.Figure(figsize=(6.4, 3.8))
+  axis = figure.subplots()
   for i, row in enumerate(recipes.OF_ONE_TASK):
     models = [m for m in content["models"] if m["row"] == row and "sce" in m]
     if not models:

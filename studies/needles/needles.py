@@ -1,4 +1,4 @@
-"""Asking a model of the study: needles, losses by position, long-short misalignment."""
+"""Measures of a model: needles, losses by position, long-short misalignment."""
 
 import dataclasses
 import pathlib
@@ -14,19 +14,20 @@ from skipalign_jax.hf import reference
 from skipalign_jax.model import inference, rope
 from studies.needles import recipes, words
 
-ROWS = 64  # haystacks a batch, always, so that few shapes are compiled
+ROWS = 64  # haystacks per batch; one number, so that few shapes are compiled
 DEPTHS = 5  # equal parts of the haystack
 
 
 def open_subject(
   model: pathlib.Path, window: int, target: int | None
 ) -> subject_lib.Subject:
-  """A workdir's model, ready to be asked.
+  """The model of a workdir, ready for evaluation.
 
   Args:
     model: the workdir.
     window: W.
-    target: NTK target in windows for a base; None for what the model has, 1 for none.
+    target: NTK target in windows for a base: None for the model's own rope, 1 for no
+      scaling.
   """
   opened = reference.open_model(str(model))
   config = opened.config
@@ -40,19 +41,19 @@ def open_subject(
 
 
 def encode(
-  tokenizer: transformers.PreTrainedTokenizerFast, said: Sequence[str]
+  tokenizer: transformers.PreTrainedTokenizerFast, text: Sequence[str]
 ) -> list[int]:
-  """One id a word.
+  """One id per word.
 
   Raises:
-    AssertionError: the tokenizer reads it otherwise.
+    AssertionError: the tokenizer makes another number of tokens.
   """
-  ids = tokenizer.encode(" ".join(said), add_special_tokens=False)
-  assert len(ids) == len(said), (len(ids), len(said))
+  ids = tokenizer.encode(" ".join(text), add_special_tokens=False)
+  assert len(ids) == len(text), (len(ids), len(text))
   return ids
 
 
-def ask(
+def find(
   subject: subject_lib.Subject,
   seed: int,
   kind: int,
@@ -61,15 +62,20 @@ def ask(
   count: int,
   per_question: int = 1,
 ) -> dict[str, Any]:
-  """Hits of `count` haystacks of a length.
+  """Searches needles in `count` haystacks of a length.
 
-  A hit is a question whose whole answer is what greedy decoding says, given the right
-  answers of the questions before it.
+  A question is a hit if greedy decoding gives its whole answer, after the right answers
+  to the questions before it.
+
+  Args:
+    subject: the model.
+    seed, kind, form, length, per_question: see `words.haystack`.
+    count: number of haystacks.
 
   Returns:
-    `hits`, a word of 0 and 1 a haystack, one a question; and by part of the haystack
-    in which the fact stands, `depths`: [hits, questions]. `words`: how often the keys
-    and the values of an answer were right alone, each behind the right words.
+    `hits`: per haystack a string with 0 or 1 per question. `depths`: [hits, questions]
+    per part of the haystack in which the fact is. `words`: number of answers whose keys
+    were right, and whose values were, each word predicted after the right words.
   """
   stacks = [
     words.haystack(seed, i, kind, form, length, per_question) for i in range(count)
@@ -94,20 +100,20 @@ def ask(
 def loss_by_position(
   subject: subject_lib.Subject, seed: int, settings: recipes.Settings, count: int
 ) -> dict[str, Any]:
-  """Mean −log p, nats, of filler and of answers in long texts, by where they stand.
+  """Mean −log p, nats, of filler and of answers in long texts, by position.
 
-  Parts end at the tested lengths. Filler can be known to log(4) = 1.386.
+  Parts end at the tested lengths. The entropy of filler is log(4) = 1.386.
   """
   longest = max(settings.tested) * settings.window
   ends = [length * settings.window for length in settings.tested]
-  said = [words.text(seed, i, longest, True, words.TEST).split() for i in range(count)]
+  texts = [words.text(seed, i, longest, True, words.TEST).split() for i in range(count)]
   scored = subject.engine.score(
-    [encode(subject.tokenizer, text) for text in said], [1] * count
+    [encode(subject.tokenizer, text) for text in texts], [1] * count
   )
   found: dict[str, Any] = {"ends": ends}
   for name in ("filler", "answers"):
     sums = np.zeros((len(ends), 2))
-    for text, (log_p, _) in zip(said, scored, strict=True):
+    for text, (log_p, _) in zip(texts, scored, strict=True):
       for place, word in enumerate(text[1:], 1):
         is_answer = word.startswith("v")
         if is_answer if name == "answers" else word.startswith("w"):

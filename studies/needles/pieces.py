@@ -1,4 +1,4 @@
-"""What the study does, piece by piece; each leaves one JSON file, and is skipped there.
+"""The study in pieces: each writes one JSON file and is skipped if the file exists.
 
 OUT/
   settings.json            of the study that the folder holds
@@ -44,8 +44,8 @@ class Piece:
 
   Attributes:
     result: the file that it writes; its name is the piece's name.
-    needs: results that must be there before.
-    make: the content of the file.
+    needs: results that must exist before.
+    make: computes the content of the file.
   """
 
   result: pathlib.Path
@@ -57,10 +57,10 @@ class Study:
   """The pieces of one study in one folder."""
 
   def __init__(self, folder: pathlib.Path, settings: recipes.Settings):
-    """Claims the folder.
+    """Creates the folder, or opens it again.
 
     Raises:
-      UserError: it holds a study of other settings, or cannot be written.
+      UserError: it has a study of other settings, or cannot be written.
     """
     self.folder, self.settings = folder, settings
     wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
@@ -70,7 +70,7 @@ class Study:
         if (found := files.read_json(path)) != wanted:
           keys = [k for k in wanted if found.get(k) != wanted[k]]
           raise errors.UserError(
-            f"--out={folder} holds a study of other settings ({', '.join(keys)}); name "
+            f"--out={folder} has a study of other settings ({', '.join(keys)}); name "
             "another folder or delete it"
           )
         return
@@ -80,7 +80,7 @@ class Study:
       raise errors.UserError(f"--out={folder} cannot be used: {error}") from error
 
   def result(self, seed: int, row: str, target: int, kind: str) -> pathlib.Path:
-    """Where the numbers of a model are."""
+    """The file with the numbers of a model."""
     name = f"s{target}.{kind}.json"
     return self.folder / "results" / f"seed{seed}" / slug(row) / name
 
@@ -88,25 +88,25 @@ class Study:
     return self.folder / "results" / f"seed{seed}" / "pretrain.json"
 
   def pieces(self) -> Iterator[Piece]:
-    """All pieces that can be told now, those of the main table first.
+    """All pieces that are known now, those of the main table first.
 
-    Which NTK target a row is tested at follows from the pilots' validation needles: so
-    its later pieces exist once these do.
+    The pilots' validation needles decide at which NTK target a row is tested: its later
+    pieces are known when these are finished.
     """
     c = self.settings
     yield from map(self._pretrain, self.wanted())
     seeds = self.seeds()
     pilots = seeds[: c.pilots]
-    for row in (*recipes.ROWS, recipes.BASE, *recipes.AGAIN):
-      make = self._train if row != recipes.BASE else self._ask_base
+    for row in (*recipes.ROWS, recipes.BASE, *recipes.FOLLOW_UP_ROWS):
+      make = self._train if row != recipes.BASE else self._evaluate_base
       tried = c.targets if row != recipes.BASE else (1, *c.targets)
       for seed in pilots:
         yield from (make(seed, row, target) for target in tried)
       if target := self.chosen(row):
         for seed in seeds:
           yield make(seed, row, target)
-          yield self._ask(seed, row, target, TEST)
-    yield from (self._ask(seed, recipes.BASE, 1, TEST) for seed in seeds)
+          yield self._evaluate(seed, row, target, TEST)
+    yield from (self._evaluate(seed, recipes.BASE, 1, TEST) for seed in seeds)
     for rows in recipes.SWEEPS.values():
       for row in rows:
         if target := self.chosen(recipes.OUTER):
@@ -114,7 +114,7 @@ class Study:
             yield self._train(seed, row, target)
 
   def wanted(self) -> list[int]:
-    """Seeds that are taken or may be: the first that are not known to fail."""
+    """Seeds that are or may be used: the first that are not known to fail."""
     found = []
     for seed in self.settings.candidates:
       if self._retrieves(seed) is not False:
@@ -122,23 +122,23 @@ class Study:
     return found[: self.settings.seeds]
 
   def seeds(self) -> list[int]:
-    """Seeds that are taken, as far as all candidates before them are known."""
+    """Seeds that are used, as far as all candidates before them are known."""
     known = itertools.takewhile(lambda s: self._retrieves(s) is not None, self.wanted())
     return list(known)
 
   def _retrieves(self, seed: int) -> bool | None:
-    """Whether a base finds enough inside its window; None while it is not there."""
+    """Whether a base finds enough inside its window; None before it is trained."""
     path = self.base_result(seed)
     if not path.exists():
       return None
-    asked = files.read_json(path)["text"]["1"]
-    return accuracy(asked) >= self.settings.retrieves
+    scores = files.read_json(path)["text"]["1"]
+    return accuracy(scores) >= self.settings.retrieves
 
   def chosen(self, row: str) -> int | None:
     """The NTK target of a row: the best on the pilots' validation needles.
 
-    Best by `beyond`; of equals the smallest. None while a pilot is missing. Test
-    needles are not read here.
+    Best by `beyond`; of equals, the smallest. None before all pilots are finished. Test
+    needles are not used.
     """
     means, pilots = {}, self.seeds()[: self.settings.pilots]
     if len(pilots) < self.settings.pilots:
@@ -148,13 +148,13 @@ class Study:
       if not all(path.exists() for path in paths):
         return None
       found = [files.read_json(path)[form_of(row)] for path in paths]
-      means[target] = np.mean([self.beyond(asked) for asked in found])
+      means[target] = np.mean([self.beyond(scores) for scores in found])
     return max(means, key=lambda target: (means[target], -target))
 
-  def beyond(self, asked: dict[str, Any]) -> float:
+  def beyond(self, scores: dict[str, Any]) -> float:
     """Mean accuracy over the tested lengths beyond the window."""
     lengths = (n for n in self.settings.tested if n > 1)
-    return float(np.mean([accuracy(asked[str(n)]) for n in lengths]))
+    return float(np.mean([accuracy(scores[str(n)]) for n in lengths]))
 
   def _pretrain(self, seed: int) -> Piece:
     return Piece(self.base_result(seed), (), lambda: self._run_pretraining(seed))
@@ -164,21 +164,22 @@ class Study:
       self.result(seed, row, target, VALIDATION),
       (self.base_result(seed),),
       lambda: (
-        self._run_sft(seed, row, target) | self._asked(seed, row, target, VALIDATION)
+        self._run_sft(seed, row, target)
+        | self._run_evaluation(seed, row, target, VALIDATION)
       ),
     )
 
-  def _ask_base(self, seed: int, row: str, target: int) -> Piece:
-    return self._ask(seed, row, target, VALIDATION)
+  def _evaluate_base(self, seed: int, row: str, target: int) -> Piece:
+    return self._evaluate(seed, row, target, VALIDATION)
 
-  def _ask(self, seed: int, row: str, target: int, kind: str) -> Piece:
+  def _evaluate(self, seed: int, row: str, target: int, kind: str) -> Piece:
     needs = self.base_result(seed)
     if row != recipes.BASE:
       needs = self.result(seed, row, target, VALIDATION)
     return Piece(
       self.result(seed, row, target, kind),
       (needs,),
-      lambda: self._asked(seed, row, target, kind),
+      lambda: self._run_evaluation(seed, row, target, kind),
     )
 
   def _workdir(self, seed: int, row: str, target: int) -> pathlib.Path:
@@ -201,18 +202,22 @@ class Study:
       read[length] += count
       before = str(workdir)
     subject = needles.open_subject(pathlib.Path(before), c.window, None)
-    asked = needles.ask(subject, seed, words.VALIDATION, "text", c.window, c.validation)
-    return {"pretraining": found, "text": {"1": asked}}
+    scores = needles.find(
+      subject, seed, words.VALIDATION, "text", c.window, c.validation
+    )
+    return {"pretraining": found, "text": {"1": scores}}
 
   def _run_sft(self, seed: int, row: str, target: int) -> dict[str, Any]:
     c = self.settings
-    # Twice the steps is the most that a row takes; each dialogue is seen once.
-    most = max(r.steps for r in recipes.ALL_ROWS.values())
-    count = round(c.steps * most) * c.dialogues + 128  # and those that are held out
+    # One file has enough dialogues for all rows, each seen once, and some to hold out.
+    longest = max(r.steps for r in recipes.ALL_ROWS.values())
+    count = round(c.steps * longest) * c.dialogues + 128
     facts = recipes.ALL_ROWS[row].per_question
-    said = (words.dialogue(seed, i, c.window, per_question=facts) for i in range(count))
+    chats = (
+      words.dialogue(seed, i, c.window, per_question=facts) for i in range(count)
+    )
     path = self.folder / f"seed{seed}" / recipes.chats_of(facts)
-    write_lines(path, ({"messages": messages} for messages in said))
+    write_lines(path, ({"messages": messages} for messages in chats))
     config = recipes.sft(
       c,
       seed,
@@ -223,8 +228,10 @@ class Study:
     )
     return {"sft": run_train(config, self._workdir(seed, row, target))}
 
-  def _asked(self, seed: int, row: str, target: int, kind: str) -> dict[str, Any]:
-    """Needles in the row's own format and, for the table, all other measures."""
+  def _run_evaluation(
+    self, seed: int, row: str, target: int, kind: str
+  ) -> dict[str, Any]:
+    """Needles in the row's own format; for the tables, all other measures too."""
     c, own = self.settings, form_of(row)
     facts = recipes.ALL_ROWS[row].per_question if row != recipes.BASE else 1
     scaled_to = target if row == recipes.BASE else None
@@ -236,7 +243,7 @@ class Study:
       counts = {own: c.test, "text" if own == "chat" else "chat": c.retained}
     found: dict[str, Any] = {
       form: {
-        str(length): needles.ask(
+        str(length): needles.find(
           subject,
           seed,
           KINDS[kind],
@@ -252,8 +259,8 @@ class Study:
     if kind == TEST:
       longest = max(c.tested) * c.window
       chats = self.folder / f"seed{seed}" / f"long_{recipes.chats_of(facts)}"
-      said = (words.dialogue(seed, i, longest, words.TEST, facts) for i in range(48))
-      write_lines(chats, ({"messages": m} for m in said))
+      long = (words.dialogue(seed, i, longest, words.TEST, facts) for i in range(48))
+      write_lines(chats, ({"messages": m} for m in long))
       found["misalignment"] = needles.misaligned(subject, chats, longest // 2, 32)
       found["loss"] = needles.loss_by_position(subject, seed, c, 32)
     return found
@@ -265,33 +272,33 @@ def slug(row: str) -> str:
 
 
 def form_of(row: str) -> str:
-  """The format in which a row is asked: the base knows texts only."""
+  """The format of a row's needles: the base only knows texts."""
   return "text" if row.startswith(recipes.BASE) else "chat"
 
 
-def accuracy(asked: dict[str, Any]) -> float:
-  """Share of the questions that were hits; of `needles.ask`."""
-  hits = "".join(asked["hits"])
+def accuracy(scores: dict[str, Any]) -> float:
+  """Share of the questions that were hits; of the result of `needles.find`."""
+  hits = "".join(scores["hits"])
   return hits.count("1") / len(hits)
 
 
-def questions(asked: dict[str, Any]) -> int:
-  """How many were asked."""
-  return sum(map(len, asked["hits"]))
+def questions(scores: dict[str, Any]) -> int:
+  """Number of questions; of the result of `needles.find`."""
+  return sum(map(len, scores["hits"]))
 
 
 def write_lines(path: pathlib.Path, records: Iterator[Any]) -> None:
-  """JSON lines, unless they are there."""
+  """Writes JSON lines, unless the file exists."""
   if path.exists():
     return
   path.parent.mkdir(parents=True, exist_ok=True)
-  half = path.with_suffix(f".{os.getpid()}.new")  # others may write the same now
+  half = path.with_suffix(f".{os.getpid()}.new")  # other processes may write it now
   half.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
   half.replace(path)
 
 
 def run_train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
-  """The train command, in this process, unless it is done; the end of its metrics."""
+  """Trains in this process, if not already done; returns the last metrics."""
   done = (workdir / "checkpoints" / str(config.steps)).is_dir()
   if not done and (status := train.run(config, workdir, SILENT)):
     raise Stopped(status)
@@ -302,10 +309,10 @@ def run_train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def run(study: Study, console: rich_console.Console) -> bool:
-  """Makes the pieces that are missing; True if all are there.
+  """Makes the missing pieces; True if all are finished.
 
-  Several processes may do this at a time: a piece belongs to the one that holds its
-  lock, and the lock ends with the process.
+  Several processes may do this at the same time: a piece belongs to the process that
+  has its lock, and the lock ends with the process.
   """
   while True:
     made = 0
@@ -330,8 +337,8 @@ def run(study: Study, console: rich_console.Console) -> bool:
         seconds = round(time.monotonic() - began, 1)
         files.write_json(piece.result, content | {"seconds": seconds})
         made += 1
-        told = piece.result.relative_to(study.folder / "results")
-        console.print(f"{seconds:6.1f} s  {told}")
-        break  # in order: a piece of the main table may have become possible
+        name = piece.result.relative_to(study.folder / "results")
+        console.print(f"{seconds:6.1f} s  {name}")
+        break  # start again: an earlier piece may be possible now
     if not made:
       return not waiting

@@ -1,6 +1,7 @@
 """The study's settings, its rows, and the train config of each.
 
-A row is what SFT changes; all else (data, steps, batch tokens, learning rate) is equal.
+A row of the tables is a method of SFT; all other settings (data, steps, tokens per
+batch, learning rate) are equal.
 """
 
 import dataclasses
@@ -16,29 +17,29 @@ NORMAL, OUTER = "Normal-SFT", "Skip-Outer"
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """All that shapes the numbers.
+  """All settings that change the numbers.
 
   Attributes:
     window: W, tokens that the base is trained on.
-    theta: of the base's rope; the longest wavelength is about 17 W, Llama-2's 13 W.
-    candidates: seeds; each has a language, a base, SFT data, draws and needles of its
-      own. Those are taken, in this order, whose base retrieves inside its window.
-    retrieves: share of validation needles at W, in texts, that such a base finds.
-    seeds: number of seeds taken.
-    pilots: number of the first seeds, which try every NTK target and thereby choose it.
-    sweep_seeds: number of the first seeds that the sweeps have.
+    theta: of the base's rope; the longest wavelength is about 17 W (Llama-2: 13 W).
+    candidates: seeds; each has its own language, base, SFT data, draws and needles. The
+      first ones whose base retrieves inside its window are used.
+    retrieves: share of validation needles at W, in texts, that a base must find.
+    seeds: number of seeds used.
+    pilots: number of seeds, the first ones, that try every NTK target to choose one.
+    sweep_seeds: number of seeds, the first ones, in the sweeps.
     targets: NTK targets s, in windows.
     tested: lengths, in windows.
-    further: lengths past L, in windows, which only test needles have.
-    curriculum: (tokens a row, steps, answers that name the key again) of the
-      pretraining, one train command each.
+    further: lengths beyond L, in windows, of test needles only.
+    curriculum: (tokens per row, steps, whether answers repeat the key) of each stage of
+      the pretraining.
     pretrain_rate, sft_rate: learning rates.
-    pretrain_tokens: of a step.
-    dialogues: of a step of SFT.
+    pretrain_tokens: per step.
+    dialogues: per step of SFT.
     steps: of SFT.
     embed_dim, ffn_dim: widths of the model.
-    validation, test, retained: haystacks a length and seed, with three questions each:
-      for choosing, for the tables, and in the format that a row is not about.
+    validation, test, retained: haystacks per length and seed, of three questions each:
+      for the choice of targets, for the tables, and in the other format.
   """
 
   window: int = 64
@@ -69,7 +70,7 @@ class Settings:
   retained: int = 64
 
 
-# Enough to run every line; learns nothing.
+# Runs all code; learns nothing.
 MICRO = Settings(
   window=64,
   candidates=(0, 1),
@@ -93,15 +94,15 @@ MICRO = Settings(
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """What SFT changes.
+  """A method of SFT.
 
   Attributes:
     changes: keys of the config → values.
-    reach: L in windows, for rows whose positions move.
-    packed: dialogues a row of PackedSFT; its batches have as many tokens as all others.
+    reach: L in windows, for methods that skip positions.
+    packed: dialogues per packed row; batches have as many tokens as without packing.
     steps: of SFT, as a multiple of the settings'.
     rate: learning rate, as a multiple of the settings'.
-    per_question: facts that a question of its dialogues and needles asks for.
+    per_question: facts per question, in dialogues and needles.
   """
 
   changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -129,17 +130,17 @@ ROWS = {
   "Skip-Outer, uniform gaps": Row(at("skip_outer", **{"positions.gaps": "uniform"})),
 }
 
-# The claims again, of rows that differ from those above in one thing: replies of five
-# words, not three; twice the training.
+# The claims are also tested for rows that differ from those above in one thing: replies
+# of five words instead of three, or twice the training.
 FOLLOW_UPS = {"two facts": {"per_question": 2}, "2 x steps": {"steps": 2.0}}
 FOLLOWED = (NORMAL, OUTER, "Skip-Inner", "PackedSFT", "Skip-Outer + LSA")
-AGAIN = {
-  f"{name}, {told}": dataclasses.replace(ROWS[name], **changed)
-  for told, changed in FOLLOW_UPS.items()
+FOLLOW_UP_ROWS = {
+  f"{name}, {change}": dataclasses.replace(ROWS[name], **fields)
+  for change, fields in FOLLOW_UPS.items()
   for name in FOLLOWED
 }
 
-# One thing changed at a time; the rows above have L = 8 W, p = 0.5.
+# One setting changed at a time; the rows above have L = 8 W, p = 0.5.
 SWEEPS = {
   "L": {
     f"Skip-Outer, L = {reach} W": Row(at("skip_outer"), reach)
@@ -150,8 +151,8 @@ SWEEPS = {
     for p in (0.2, 0.8, 1.0)
   },
   "learning rate": {
-    f"{name}, rate {told}": Row(at(strategy), rate=rate)
-    for told, rate in (("/ 3", 1 / 3), ("x 2", 2.0))
+    f"{name}, rate {factor}": Row(at(strategy), rate=rate)
+    for factor, rate in (("/ 3", 1 / 3), ("x 2", 2.0))
     for name, strategy in ((NORMAL, "contiguous"), (OUTER, "skip_outer"))
   },
   "alpha": {
@@ -163,14 +164,16 @@ SWEEPS = {
   },
 }
 ALL_ROWS = {
-  name: row for rows in (ROWS, AGAIN, *SWEEPS.values()) for name, row in rows.items()
+  name: row
+  for rows in (ROWS, FOLLOW_UP_ROWS, *SWEEPS.values())
+  for name, row in rows.items()
 }
-# Rows whose accuracies may stand on one scale: a fact a question.
+# Rows whose accuracies are comparable: one fact per question.
 OF_ONE_TASK = [name for name, row in ALL_ROWS.items() if row.per_question == 1]
 
 
 def chats_of(per_question: int) -> str:
-  """The file of a seed's dialogues whose questions ask for so many facts."""
+  """Name of the file of a seed's dialogues with this many facts per question."""
   return f"chats{per_question}.jsonl"
 
 
@@ -194,7 +197,7 @@ def pretraining(
     settings: of the study.
     seed: of the base.
     stage: index into settings.curriculum.
-    before: workdir of the stage before; "" for none.
+    before: workdir of the stage before; "" in the first stage.
     folder: with tokenizer/, cache/ and the seed's texts.
   """
   length, steps, _ = settings.curriculum[stage]
@@ -224,14 +227,14 @@ def sft(
   Args:
     settings: of the study.
     seed: of the base and the dialogues.
-    row: what it changes.
+    row: the method.
     target: NTK target s, in windows.
     base: workdir of the pretrained model.
     folder: with cache/ and the seed's chats.
   """
   c = _shared(settings, seed, folder / "cache")
-  # One seed of training draws for all: programs have it inside. Draws differ by seed
-  # all the same, because they are keyed by what a dialogue says.
+  # The seed of the random positions is part of the compiled program, so it is the same
+  # for all. Draws still differ by seed: a hash of the dialogue is their key.
   c.seed = 0
   c.model.init_from = base
   c.data.train, c.data.eval = (

@@ -1,4 +1,4 @@
-"""Paired differences, and what chance would do."""
+"""Paired differences, and their sign-flip tests."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -36,7 +36,7 @@ def sign_flip(differences: Sequence[float]) -> float:
 
 
 def compare(one: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
-  """one − other, paired by seed, and the verdict that the study has agreed on."""
+  """one − other, paired by seed, and the verdict by the study's rule."""
   d = np.subtract(one, other)
   found = intervals.of_values(d.tolist()) | {"p_seeds": sign_flip(d.tolist())}
   verdict = "open"

@@ -25,10 +25,10 @@ def report(content: Content) -> str:
 
 
 def _percent(cell: Content) -> str:
-  told = f"{100 * cell['mean']:.1f}"
+  shown = f"{100 * cell['mean']:.1f}"
   if cell["high"] is not None:
-    told += f" ± {100 * (cell['high'] - cell['mean']):.1f}"
-  return told
+    shown += f" ± {100 * (cell['high'] - cell['mean']):.1f}"
+  return shown
 
 
 def _table(title: str, columns: list[str], rows: list[list[str]]) -> str:
@@ -36,19 +36,19 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> str:
   return "\n".join([f"{title}\n", *("| " + " | ".join(line) + " |" for line in lines)])
 
 
-def asked(content: Content) -> list[str]:
+def test_lengths(content: Content) -> list[str]:
   """The lengths of test needles, in windows."""
   return [str(n) for key in ("tested", "further") for n in content["settings"][key]]
 
 
 def _beyond(content: Content) -> str:
-  """What the mean beyond the window is over."""
+  """Title of the column with the mean beyond the window: the lengths in it."""
   return f"mean of {', '.join(map(str, content['settings']['tested'][1:]))} W"
 
 
 def main(content: Content, form: str, title: str) -> str:
   """Accuracy by row and length, each row at its own NTK target."""
-  tested = asked(content)
+  tested = test_lengths(content)
   rows = [
     [name, str(row["s"]), str(len(row["seeds"]))]
     + [_percent(row[form][n]) for n in ("beyond", *tested)]
@@ -59,15 +59,15 @@ def main(content: Content, form: str, title: str) -> str:
 
 
 def words(content: Content) -> str:
-  """Which word of an answer is wrong: means over seeds, test needles."""
+  """Accuracy of the words of an answer: means over seeds, test needles."""
   rows = []
   for name, row in content["table"].items():
     models = [m["words"] for m in _tested(content, name, row["s"])]
-    tested = asked(content)
-    for i, word in enumerate(("keys", "values behind the right words")):
+    tested = test_lengths(content)
+    for i, word in enumerate(("keys", "values after the right words")):
       means = [sum(m[n][i] for m in models) / len(models) for n in tested]
       rows.append([name, word, *(f"{100 * mean:.1f}" for mean in means)])
-  columns = ["row", "word", *(f"{n} W" for n in asked(content))]
+  columns = ["row", "word", *(f"{n} W" for n in test_lengths(content))]
   return _table("Words of the answers, %", columns, rows) if rows else ""
 
 
@@ -104,7 +104,7 @@ def pairs(content: Content) -> str:
 
 
 def targets(content: Content) -> str:
-  """What the choice of the NTK target saw."""
+  """Validation accuracies that decide on the NTK target."""
   rows = [
     [row, s, *(f"{100 * value:.1f}" for value in cells.values())]
     for row, by_target in content["targets"].items()
@@ -121,7 +121,7 @@ def sweeps(content: Content) -> str:
   rows = [
     [name, row, *map(_percent, cells.values()), by_seed(cells["beyond"])]
     for name, found in content["sweeps"].items()
-    if len(found) > 2  # more than what it starts from
+    if len(found) > 2  # more than the two rows of reference
     for row, cells in found.items()
   ]
   tested = [f"{n} W" for n in content["settings"]["tested"]]

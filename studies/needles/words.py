@@ -1,16 +1,16 @@
-"""The study's language: filler words, facts, and the two ways to ask for one.
+"""The study's language: filler words, facts, and two formats of questions.
 
-A fact is one word, `k12=v3`: key 12 has value 3. Around facts stands filler, a Markov
-chain with four successors a word. Two formats ask:
+A fact is one word, `k12=v3`: key 12 has value 3. Around facts there is filler, a Markov
+chain with four successors per word. Questions have two formats:
 
-  text, which pretraining shows:   … k12=v3 … Q k12 v3 … Q k12 A k12 v3 …
-  chat, which only SFT shows:      <|user|> … k12=v3 … ask k12
+  text, in pretraining:            … k12=v3 … Q k12 v3 … Q k12 A k12 v3 …
+  chat, in SFT only:               <|user|> … k12=v3 … ask k12
                                    <|assistant|> k12 v3 <|end|>
 
-A question of the chat format may ask for several facts: ask k12 k7, k12 v3 k7 v0.
+A question in the chat format may be about several facts: ask k12 k7, k12 v3 k7 v0.
 
 Everything is a pure function of (seed, kind of text, number), so no two seeds, and no
-training set and test set of a seed, share a draw. A seed has a filler chain of its own.
+training set and test set of a seed, share a draw. Each seed has its own filler chain.
 """
 
 import dataclasses
@@ -33,14 +33,14 @@ TEMPLATE = (
   "{% if add_generation_prompt %}{{ '<|assistant|> ' }}{% endif %}"
 )
 
-# What a random generator is for: the second number of its seed.
+# Purposes of random generators: the second number of their seeds.
 CHAIN, TEXT, DIALOGUE, TEST, VALIDATION = range(5)
 
 Words = list[str]
 
 
 def vocabulary() -> Words:
-  """All words; a word's place is its token id."""
+  """All words; the index of a word is its token id."""
   facts = [fact(k, v) for k in range(KEYS) for v in range(VALUES)]
   keys, values = map(key, range(KEYS)), map(value, range(VALUES))
   return [*SPECIAL, "Q", "A", "ask", "ok", *map(filler, range(FILLERS)), *keys, *values,
@@ -64,7 +64,7 @@ def fact(k: int, v: int) -> str:
 
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
-  """One token a word, with the chat template."""
+  """One token per word, with the chat template."""
   vocab = {word: i for i, word in enumerate(vocabulary())}
   backend = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="<|unk|>"))
   backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -98,7 +98,7 @@ def walk(seed: int, rng: np.random.Generator, count: int) -> Words:
 
 
 def draw_facts(rng: np.random.Generator, count: int) -> list[tuple[int, int]]:
-  """(key, value) of so many facts, no key twice."""
+  """(key, value) of `count` facts with different keys."""
   keys = rng.permutation(KEYS)[:count]
   return list(
     zip(keys.tolist(), rng.integers(VALUES, size=count).tolist(), strict=True)
@@ -106,17 +106,17 @@ def draw_facts(rng: np.random.Generator, count: int) -> list[tuple[int, int]]:
 
 
 def question(facts: Sequence[tuple[int, int]]) -> Words:
-  """What a user asks."""
+  """A question about these facts in the chat format."""
   return ["ask", *(key(k) for k, _ in facts)]
 
 
 def answer(facts: Sequence[tuple[int, int]]) -> Words:
-  """What is replied: each key, and its value."""
+  """The reply: each key and its value."""
   return [word for k, v in facts for word in (key(k), value(v))]
 
 
 def insert(words: Words, rng: np.random.Generator, parts: Sequence[Words]) -> Words:
-  """`parts`, in their order, put at random places between `words`."""
+  """Puts `parts`, in their order, at random places between `words`."""
   places = np.sort(rng.integers(len(words) + 1, size=len(parts)))
   found, done = [], 0
   for place, part in zip(places.tolist(), parts, strict=True):
@@ -128,18 +128,18 @@ def insert(words: Words, rng: np.random.Generator, parts: Sequence[Words]) -> Wo
 def text(seed: int, number: int, length: int, copies: bool, kind: int = TEXT) -> str:
   """A document of `length` words: facts, and later questions with their answers.
 
-  Half of the answers name the key again if `copies`; none else.
+  If `copies`, half of the answers repeat the key.
   """
   rng = np.random.default_rng((seed, kind, length, number))
   facts = draw_facts(rng, max(2, length // 10))
-  told, parts = 0, []
-  is_fact = rng.permutation([True] * (len(facts) - 1) + [False] * len(facts))
-  for tells in [True, *is_fact.tolist()]:
-    if tells:
-      parts.append([fact(*facts[told])])
-      told += 1
+  stated, parts = 0, []
+  order = rng.permutation([True] * (len(facts) - 1) + [False] * len(facts))
+  for is_fact in [True, *order.tolist()]:
+    if is_fact:
+      parts.append([fact(*facts[stated])])
+      stated += 1
     else:
-      k, v = facts[rng.integers(told)]
+      k, v = facts[rng.integers(stated)]
       again = ["A", key(k)] if copies and rng.integers(2) else []
       parts.append(["Q", key(k), *again, value(v)])
   fillers = walk(seed, rng, length - sum(map(len, parts)))
@@ -149,18 +149,18 @@ def text(seed: int, number: int, length: int, copies: bool, kind: int = TEXT) ->
 def dialogue(
   seed: int, number: int, length: int, kind: int = DIALOGUE, per_question: int = 1
 ) -> list[dict[str, str]]:
-  """Messages of a chat of `length` tokens at most, about 16 a turn.
+  """Messages of a chat of at most `length` tokens, about 16 per turn.
 
-  Each turn but the first ends with a question about `per_question` facts that no other
-  asks for, told in that user turn or in turns before; as many facts are never asked
-  for. The reply names each key again and its value.
+  Each turn except the first ends with a question about `per_question` facts, which are
+  stated in that user turn or earlier; no other question is about them, and as many
+  facts have no question. The reply repeats each key before its value.
   """
   rng = np.random.default_rng((seed, kind, length, number))
   typical = max(4 - per_question, length // (16 + 4 * per_question))
   turns = min(int(rng.integers(typical, typical + 3)), KEYS // per_question)
   facts = draw_facts(rng, turns * per_question)
   when = [int(rng.integers(i // per_question + 1)) for i in range(len(facts))]
-  # A turn frames what it says: <|user|> … ask k <|assistant|> k v <|end|>.
+  # The other words of a turn: <|user|> … ask k <|assistant|> k v <|end|>.
   room = length - (4 + 3 * per_question) * turns - len(facts)
   shares = np.diff(
     np.sort(rng.integers(room + 1, size=turns - 1)), prepend=0, append=room
@@ -170,15 +170,15 @@ def dialogue(
     new = [[fact(*f)] for f, at in zip(facts, when, strict=True) if at == turn]
     words = insert(walk(seed, rng, max(share, 1)), rng, new)
     wanted = facts[turn * per_question : (turn + 1) * per_question]
-    said, reply = question(wanted), answer(wanted)
+    asks, reply = question(wanted), answer(wanted)
     if not turn:
-      said, reply = [], ["ok"]
-    messages.append({"role": "user", "content": " ".join(words + said)})
+      asks, reply = [], ["ok"]
+    messages.append({"role": "user", "content": " ".join(words + asks)})
     messages.append({"role": "assistant", "content": " ".join(reply)})
   return messages
 
 
-QUESTIONS, DISTRACTORS = 3, 1  # of a haystack; facts that are not asked for
+QUESTIONS, DISTRACTORS = 3, 1  # per haystack; distractors: facts without a question
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +188,7 @@ class Haystack:
   Attributes:
     words: all of it, with control words and the right answers.
     answers: (first word, end) of each answer in `words`.
-    depths: where the (farthest) fact of each question stands in the filler, 0 (first)
+    depths: position of the (farthest) fact of each question in the filler, 0 (first)
       to 1.
   """
 
@@ -200,35 +200,35 @@ class Haystack:
 def haystack(
   seed: int, number: int, kind: int, form: str, length: int, per_question: int = 1
 ) -> Haystack:
-  """`length` words of one haystack.
+  """One haystack.
 
   Args:
-    seed: of the model that is asked.
+    seed: of the model that is evaluated.
     number: of the haystack.
     kind: TEST or VALIDATION.
     form: "chat" or "text".
-    length: of everything.
-    per_question: facts that each asks for; 1 in texts.
+    length: of the whole haystack, in words.
+    per_question: facts per question; 1 in texts.
   """
   is_chat = form == "chat"
   rng = np.random.default_rng((seed, kind, is_chat, length, number))
   facts = draw_facts(rng, QUESTIONS * per_question + DISTRACTORS)
   wanted = [facts[i * per_question : (i + 1) * per_question] for i in range(QUESTIONS)]
-  front, behind, answers = ["<|user|>"] if is_chat else [], [], []
+  front, tail, answers = ["<|user|>"] if is_chat else [], [], []
   for i, about in enumerate(wanted):
     if is_chat:
       again = [] if i == 0 else ["<|end|>", "<|user|>", *walk(seed, rng, 1)]
-      behind += [*again, *question(about), "<|assistant|>"]
+      tail += [*again, *question(about), "<|assistant|>"]
     else:
-      behind += ["Q", key(about[0][0]), "A"]
-    answers.append((len(behind), len(behind) + 2 * per_question))
-    behind += answer(about)
-  room = length - len(front) - len(behind)
-  told = [[fact(*facts[i])] for i in rng.permutation(len(facts))]
-  hay = insert(walk(seed, rng, room - len(told)), rng, told)
+      tail += ["Q", key(about[0][0]), "A"]
+    answers.append((len(tail), len(tail) + 2 * per_question))
+    tail += answer(about)
+  room = length - len(front) - len(tail)
+  stated = [[fact(*facts[i])] for i in rng.permutation(len(facts))]
+  hay = insert(walk(seed, rng, room - len(stated)), rng, stated)
   before = len(front) + room
   return Haystack(
-    words=front + hay + behind,
+    words=front + hay + tail,
     answers=[(before + start, before + end) for start, end in answers],
     depths=[min(hay.index(fact(*f)) for f in about) / (room - 1) for about in wanted],
   )

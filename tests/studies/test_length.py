@@ -1,4 +1,4 @@
-"""The synthetic study: its tasks by their definitions, its program end to end.
+"""The synthetic study: its tasks by their definitions, its command end to end.
 
 Shapes: S seeds, C cells, B strings, L places.
 """
@@ -16,7 +16,7 @@ import tiny
 
 from skipalign_jax.runtime import errors
 from studies.length import __main__ as command
-from studies.length import figure, tasks, training, verdict
+from studies.length import figure, study, tasks, training, verdict
 
 Cell = training.Cell
 
@@ -56,7 +56,7 @@ def test_answers_and_baselines():
     for name, task in tasks.TASKS.items():
       y = task.answer(bits.sum(1).astype(np.float32), np.float32(n))
       np.testing.assert_allclose(np.broadcast_to(y, len(bits)), naive[name], rtol=1e-6)
-      assert y.min() >= task.least
+      assert y.min() >= task.minimum
       error = np.mean((naive[name] - blind[name]) ** 2)
       assert task.baseline(n) == pytest.approx(error)
       square = np.mean(naive[name].astype(float) ** 2)
@@ -70,17 +70,17 @@ def test_output_representations():
     "log y": math.log,
     "1/√y": lambda x: 1 / math.sqrt(x),
   }
-  for task, least in (("length", 1), ("sum", 0)):
-    y = np.arange(least, 51, dtype=np.float32)
+  for task, minimum in (("length", 1), ("sum", 0)):
+    y = np.arange(minimum, 51, dtype=np.float32)
     for name, f in formulas.items():
       z = tasks.encode(task, name, y)
-      expected = y if name == "y" else [f(v - least + 1) for v in y]
+      expected = y if name == "y" else [f(v - minimum + 1) for v in y]
       np.testing.assert_allclose(z, expected, rtol=2e-6, atol=1e-7)
       np.testing.assert_allclose(tasks.decode(task, name, z), y, rtol=2e-6, atol=1e-5)
       wild = np.array([-1e9, -1.0, 0.0, 1e-9, 1e9], np.float32)
       found = np.asarray(tasks.decode(task, name, wild))
       assert np.isfinite(found).all() and np.abs(found).max() <= tasks.CAP
-  # An output at or below 0 means the longest there is, not the shortest.
+  # An output at or below 0 means the longest possible string, not the shortest.
   assert tasks.decode("length", "1/√y", np.float32(-0.1)) == tasks.CAP
   assert tasks.decode("length", "√y", np.float32(-0.1)) == 0
 
@@ -109,7 +109,7 @@ CELLS = (
 
 @pytest.fixture
 def small(monkeypatch):
-  """Little to compile and to compute: one cell of a task, short strings."""
+  """A small program: one cell per task, short strings."""
   for name, value in dict(
     MODEL=tiny.config(vocab_size=3, num_layers=1, tie_embeddings=True),
     CELLS=CELLS,
@@ -145,7 +145,7 @@ def test_losses_are_the_squared_errors_of_a_naive_model(small):
     "length": lambda bits: 1 / math.sqrt(len(bits)),
     "sum": lambda bits: math.log(bits.sum() + 1),
   }
-  shape = tiny.config(vocab_size=3, num_layers=1)  # the head stands for the lm_head
+  shape = tiny.config(vocab_size=3, num_layers=1)  # the head replaces the lm_head
   naive = jax.jit(
     jax.vmap(lambda p, *x: tiny.naive_logits(p, shape, *x), (None, 0, 0, None))
   )
@@ -162,7 +162,7 @@ def test_losses_are_the_squared_errors_of_a_naive_model(small):
 
 
 def content(mse):
-  """results.json as far as verdicts need it; mse: cell → errors of three seeds."""
+  """The parts of results.json that verdicts use; mse: cell → errors of three seeds."""
   return {
     "tested": [10, 20],
     "protocol": {"seeds": 3, "steps": 1},
@@ -190,7 +190,7 @@ def test_intervals_are_students():
 
 
 def test_claims_compare_within_a_seed():
-  """1/√y is always half as wrong as y of its seed, √y twice, log y as often as not."""
+  """The error of 1/√y is half that of y in each seed, of √y twice; log y varies."""
   of_seed = np.array([1.0, 30.0, 900.0])
   factor = {"y": 1.0, "√y": 2.0, "log y": np.array([0.5, 1.0, 2.0]), "1/√y": 0.5}
 
@@ -217,7 +217,7 @@ def test_claims_compare_within_a_seed():
 
 
 def test_command(small, tmp_path, monkeypatch, capsys):
-  # Verdicts and the figure need all cells: they are tested on contents of their own.
+  # Verdicts and the figure need all cells; other tests check them.
   monkeypatch.setattr(verdict, "claims", lambda content: [])
   monkeypatch.setattr(verdict, "report", lambda content: "the report")
   shown = []
@@ -229,7 +229,7 @@ def test_command(small, tmp_path, monkeypatch, capsys):
     raise KeyboardInterrupt
 
   with monkeypatch.context() as killed:  # while results.json is written
-    killed.setattr(command, "run", lambda *_: {"protocol": {}})
+    killed.setattr(study, "run", lambda *_: {"protocol": {}})
     killed.setattr(pathlib.Path, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
       command.main(argv)
@@ -248,8 +248,8 @@ def test_command(small, tmp_path, monkeypatch, capsys):
     assert (cell["accuracy"] is None) == (cell["task"] == "mean")
   assert found["cells"][1]["mse"][0] != found["cells"][1]["mse"][1]  # seeds differ
 
-  # Results that are there are shown, not made again; nor replaced by other settings.
-  monkeypatch.setattr(command, "run", lambda *_: pytest.fail("trained again"))
+  # Existing results are shown, not made again, and not replaced by other settings.
+  monkeypatch.setattr(study, "run", lambda *_: pytest.fail("trained again"))
   assert command.main(argv) == 0 and len(shown) == 2
   with pytest.raises(errors.UserError, match="steps 4, now 5"):
     command.main([argv[0], "--steps=5", "--seeds=2"])
@@ -271,7 +271,7 @@ def test_figure_and_report_come_from_the_content(tmp_path):
   assert "OutRep helps (length): 9 open (of 9 comparisons)" in text
 
 
-def test_the_note_says_what_its_numbers_say():
+def test_the_readme_has_the_numbers_of_the_results():
   found = json.loads(
     (tiny.ROOT / "studies/length/results/results.json").read_text("utf-8")
   )
@@ -282,7 +282,7 @@ def test_the_note_says_what_its_numbers_say():
   for line in (line for line in lines if line.startswith("|") or "comparisons" in line):
     assert line in note
   steps, seeds = found["protocol"]["steps"], found["protocol"]["seeds"]
-  wanted = json.loads(json.dumps(command.protocol(seeds, steps)))
+  wanted = json.loads(json.dumps(study.protocol(seeds, steps)))
   assert found["protocol"] == wanted and f"{steps} steps, {seeds} seeds" in note
 
 

@@ -30,32 +30,32 @@ def tokenizer():
   return words.tokenizer()
 
 
-def facts_of(said):
-  return [tuple(word.split("=")) for word in said if "=" in word]
+def facts_of(text):
+  return [tuple(word.split("=")) for word in text if "=" in word]
 
 
-def test_a_word_is_a_token(tokenizer):
+def test_each_word_is_one_token(tokenizer):
   vocabulary = words.vocabulary()
   assert len(set(vocabulary)) == len(vocabulary) == len(tokenizer)
   assert needles.encode(tokenizer, vocabulary) == list(range(len(vocabulary)))
 
 
-def test_texts_ask_for_what_they_told():
+def test_questions_in_texts_are_about_stated_facts():
   for number in range(50):
-    said = words.text(3, number, 63, copies=number % 2).split()
-    assert len(said) == 63
-    told = {}
-    for place, word in enumerate(said):
+    text = words.text(3, number, 63, copies=number % 2).split()
+    assert len(text) == 63
+    stated = {}
+    for place, word in enumerate(text):
       if "=" in word:
         key, value = word.split("=")
-        assert key not in told
-        told[key] = value
+        assert key not in stated
+        stated[key] = value
       if word == "Q":
-        key, answer = said[place + 1], said[place + 2 : place + 5]
+        key, answer = text[place + 1], text[place + 2 : place + 5]
         if answer[0] == "A":
           assert number % 2 and answer.pop(0) == "A" and answer.pop(0) == key
-        assert told[key] == answer[0]
-    assert said.count("Q") == len(told) == 6
+        assert stated[key] == answer[0]
+    assert text.count("Q") == len(stated) == 6
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -64,39 +64,39 @@ def test_dialogues_fit_and_ask_for_each_fact_once(count, tokenizer):
   dialogues = [
     words.dialogue(3, number, 64, per_question=count) for number in range(200)
   ]
-  said = [[(m["role"], m["content"]) for m in messages] for messages in dialogues]
-  for messages, sample in zip(said, encoder(said), strict=True):
+  chats = [[(m["role"], m["content"]) for m in messages] for messages in dialogues]
+  for messages, sample in zip(chats, encoder(chats), strict=True):
     assert 54 <= len(sample.tokens) <= 64
-    told, asked = {}, set()
+    stated, asked_for = {}, set()
     for (_, question), (_, reply) in zip(messages[::2], messages[1::2], strict=True):
-      told |= dict(facts_of(question.split()))
+      stated |= dict(facts_of(question.split()))
       if reply == "ok":
         assert "ask" not in question
         continue
       keys, values = reply.split()[::2], reply.split()[1::2]
       assert question.endswith(" ".join(["ask", *keys])) and len(keys) == count
-      assert [told[key] for key in keys] == values
-      assert not asked & set(keys)
-      asked |= set(keys)
-    assert len(told) == len(asked) + count == count * len(messages) // 2
+      assert [stated[key] for key in keys] == values
+      assert not asked_for & set(keys)
+      asked_for |= set(keys)
+    assert len(stated) == len(asked_for) + count == count * len(messages) // 2
     targets = tokenizer.decode(sample.tokens[sample.targets])
     assert targets == " ".join(f"{reply} <|end|>" for _, reply in messages[1::2])
 
 
-@pytest.mark.parametrize("form, asked", [("chat", 1), ("chat", 2), ("text", 1)])
+@pytest.mark.parametrize("form, count", [("chat", 1), ("chat", 2), ("text", 1)])
 @pytest.mark.parametrize("length", [64, 512])
-def test_haystacks_hold_each_answer_once(form, asked, length, tokenizer):
+def test_haystacks_have_each_answer_once(form, count, length, tokenizer):
   for number in range(20):
-    stack = words.haystack(3, number, words.TEST, form, length, asked)
+    stack = words.haystack(3, number, words.TEST, form, length, count)
     assert len(stack.words) == length
     facts = dict(facts_of(stack.words))
-    assert len(facts) == 3 * asked + 1 == len(facts_of(stack.words))
+    assert len(facts) == 3 * count + 1 == len(facts_of(stack.words))
     keys = []
     for (start, end), depth in zip(stack.answers, stack.depths, strict=True):
       answer = stack.words[start:end]
       keys += answer[::2]
       assert answer[1::2] == [facts[key] for key in answer[::2]] and 0 <= depth <= 1
-    assert len(set(keys)) == len(keys) == 3 * asked
+    assert len(set(keys)) == len(keys) == 3 * count
 
 
 def test_seeds_and_kinds_share_no_draw():
@@ -112,7 +112,7 @@ def test_seeds_and_kinds_share_no_draw():
 
 
 def test_sign_flips():
-  # Of 32 signs, those whose sum is as far from 0 as 0.7 of 0.9.
+  # Of the 32 combinations of signs, 6 sums are at least 0.7 away from 0.
   assert statistics.sign_flip([0.3, -0.1, 0.2, 0.25, 0.05]) == 6 / 32
   assert statistics.sign_flip([1, 2, 3, 4, 5]) == 1 / 16
   assert statistics.sign_flip([0.4]) == 1
@@ -139,7 +139,7 @@ def test_verdicts():
   assert statistics.compare([0.9, 0.1, 0.5], worse)["verdict"] == "open"
 
 
-def asked(accuracy):
+def scores(accuracy):
   hits = round(100 * accuracy)
   return {
     "hits": ["1"] * hits + ["0"] * (100 - hits),
@@ -151,7 +151,7 @@ def asked(accuracy):
 def put(study, seed, row, target, kind, accuracy):
   path = study.result(seed, row, target, kind)
   path.parent.mkdir(parents=True, exist_ok=True)
-  content = {"chat": {"1": asked(1.0), "2": asked(accuracy)}}
+  content = {"chat": {"1": scores(1.0), "2": scores(accuracy)}}
   content["sft"] = {"held_out_loss": [0.5]}
   path.write_text(json.dumps(content))
 
@@ -175,7 +175,7 @@ def study(tmp_path):
 def put_base(study, seed, accuracy):
   path = study.base_result(seed)
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps({"text": {"1": asked(accuracy)}}))
+  path.write_text(json.dumps({"text": {"1": scores(accuracy)}}))
 
 
 def test_seeds_are_the_first_whose_base_retrieves(study):
@@ -196,16 +196,16 @@ def test_targets_are_chosen_on_validation_needles_of_the_pilots(study):
     assert study.chosen(row) is None
     for target, accuracy in by_target.items():
       put(study, seed, row, target, pieces.VALIDATION, accuracy)
-      # What test needles or other seeds would choose.
+      # Test needles and other seeds would choose the other target.
       put(study, seed, row, target, pieces.TEST, 0.1 if target == 16 else 1.0)
       put(study, 2, row, target, pieces.VALIDATION, 0.1 if target == 16 else 1.0)
   assert study.chosen(row) == 16
-  asked_at = {
+  tested_at = {
     p.result.name
     for p in study.pieces()
     if p.result.parent.name == "skip_outer" and p.result.name.endswith("test.json")
   }
-  assert asked_at == {"s16.test.json"}
+  assert tested_at == {"s16.test.json"}
 
 
 def test_differences_are_paired_by_seed(study):
@@ -257,13 +257,13 @@ def test_misalignment_is_ranked_over_rows_of_one_task():
   assert collect._correlation(models[:2], "8") == {}
 
 
-def test_a_folder_holds_one_study(study):
+def test_a_folder_has_one_study(study):
   pieces.Study(study.folder, study.settings)
   with pytest.raises(errors.UserError, match="other settings"):
     pieces.Study(study.folder, recipes.Settings())
 
 
-def test_what_is_done_is_skipped_and_what_runs_elsewhere_left(tmp_path):
+def test_finished_pieces_are_skipped(tmp_path):
   made = []
 
   def piece(name, *needs):
@@ -284,12 +284,12 @@ def test_what_is_done_is_skipped_and_what_runs_elsewhere_left(tmp_path):
   assert pieces.run(Some(), silent) and made[3:] == ["first"]
 
 
-def test_the_tables_that_are_shown_are_those_of_the_results():
+def test_the_committed_tables_are_those_of_the_results():
   content = json.loads((RESULTS / "study_b.json").read_text())
   assert (RESULTS / "tables.md").read_text() == tables.report(content)
 
 
-def test_all_pictures_are_made_from_the_results(tmp_path):
+def test_all_figures_are_made_from_the_results(tmp_path):
   content = json.loads((RESULTS / "study_b.json").read_text())
   made = figure.draw(content, tmp_path)
   names = ("lengths", "sweeps", "depths", "misalignment")
@@ -306,18 +306,18 @@ def test_a_whole_study_and_its_second_run(tmp_path, capsys):
     recipes.BASE,
     recipes.BASE_NTK,
     *recipes.ROWS,
-    *recipes.AGAIN,
+    *recipes.FOLLOW_UP_ROWS,
   }
   assert all(len(row["seeds"]) == 2 for row in content["table"].values())
   assert all(len(content["sweeps"][name]) == len(rows) + 2
              for name, rows in recipes.SWEEPS.items())  # fmt: skip
   assert content["claims"].keys() == collect.CLAIMS.keys()
-  assert content["others"].keys() == collect.AGAIN.keys() | collect.OTHERS
+  assert content["others"].keys() == collect.FOLLOW_UP_CLAIMS.keys() | collect.OTHERS
   assert content["table"]["Skip-Outer, two facts"]["chat"].keys() == {
     *("1", "2", "4", "beyond")
   }
   assert "Skip-Outer" in (tmp_path / "tables.md").read_text()
-  for name in ("lengths", "sweeps", "depths"):  # nothing is found, so no correlation
+  for name in ("lengths", "sweeps", "depths"):  # no needle is found, so no correlation
     assert (tmp_path / f"study_b_{name}.png").stat().st_size > 5000
   times = {p: p.stat().st_mtime for p in tmp_path.rglob("results/**/*.json")}
   assert __main__.main(command) == 0

@@ -1,4 +1,4 @@
-"""Study A's pages say what its committed results say."""
+"""Study A's pages have the numbers of its committed results."""
 
 import json
 import pathlib
@@ -12,7 +12,7 @@ from skipalign_jax.sweep import collect, runs
 from skipalign_jax.sweep import plan as plan_lib
 
 
-def test_study_a_page_is_what_its_results_say(tmp_path, monkeypatch):
+def test_study_a_page_is_made_from_its_results(tmp_path, monkeypatch):
   made = pathlib.Path("studies/smollm2/results")
   monkeypatch.chdir(tmp_path)  # the results name their folders
   pathlib.Path("configs").symlink_to(tiny.ROOT / "configs")
@@ -25,7 +25,7 @@ def test_study_a_page_is_what_its_results_say(tmp_path, monkeypatch):
   assert (made / "study_a.md").read_text() == text
 
 
-def test_study_a_in_the_layout_of_table_1_is_what_its_results_say():
+def test_study_a_in_the_layout_of_table_1_has_the_numbers_of_its_results():
   sweep = runs.load(str(tiny.ROOT / "studies/smollm2/study_a.py"))
   plan = plan_lib.Plan(sweep, tiny.ROOT / sweep.out)
   results = lambda name, task: json.loads(
@@ -34,9 +34,9 @@ def test_study_a_in_the_layout_of_table_1_is_what_its_results_say():
   page = (tiny.ROOT / "studies/smollm2/README.md").read_text(encoding="utf-8")
   table = page.partition("Table 1: an average")[2].partition("The averages come")[0]
   lines = [[c.strip() for c in x.strip("|").split("|")] for x in table.splitlines()]
-  told = {name: cells for name, *cells in lines if name in sweep.runs}
-  assert len(told) == 18
-  for name, cells in told.items():
+  shown = {name: cells for name, *cells in lines if name in sweep.runs}
+  assert len(shown) == 18
+  for name, cells in shown.items():
     items = results(name, "keys")["items"] + results(name, "keys_far")["items"]
     keys = [hit for i in items if i["length"] in sweep.claimed for hit in i["found"]]
     needles = results(name, "needle")["items"]
