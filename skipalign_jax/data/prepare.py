@@ -14,7 +14,6 @@ import fcntl
 import hashlib
 import json
 import pathlib
-import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from rich import progress
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import chat, schemas, sources, text
-from skipalign_jax.runtime import errors, untrusted
+from skipalign_jax.runtime import errors, files, untrusted
 
 if TYPE_CHECKING:
   import datasets
@@ -122,8 +121,8 @@ def prepare(
       folder.mkdir(parents=True, exist_ok=True)
       with _one_at_a_time(path.with_suffix(".lock")):
         if not path.exists():
-          with _new_file(path) as half:
-            _write(half, source, config, tokenizer, console)
+          with files.replacing(path, shared=True) as new:
+            _write(new, source, config, tokenizer, console)
     except OSError as error:
       raise errors.UserError(
         f"data.cache_dir={folder} cannot be written: {error}"
@@ -149,7 +148,7 @@ def _one_at_a_time(lock: pathlib.Path) -> Iterator[None]:
   """Other processes, of this run or another, wait here until the work is done.
 
   The lock ends with its process. Where the filesystem has no locks every process does
-  the work, which is slower but not wrong: `_new_file` only shows complete files.
+  the work, which is slower but not wrong: only complete files appear.
   """
   with lock.open("w") as file:
     with contextlib.suppress(OSError):
@@ -158,18 +157,6 @@ def _one_at_a_time(lock: pathlib.Path) -> Iterator[None]:
       yield
     finally:
       lock.unlink(missing_ok=True)  # processes that wait have the file open
-
-
-@contextlib.contextmanager
-def _new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A path to write to; the file becomes `path` only when the block succeeds."""
-  # Two hosts that share the folder may have the same process id.
-  half = path.with_suffix(f".{uuid.uuid4().hex}.half")
-  try:
-    yield half
-    half.replace(path)
-  finally:
-    half.unlink(missing_ok=True)
 
 
 def tokenizer_identity(tokenizer: transformers.PreTrainedTokenizerFast) -> str:

@@ -246,7 +246,6 @@ def write(study: pieces.Study) -> pathlib.Path:
   lines["models"] = f"[\n{models}\n]"
   text = ",\n".join(f'"{key}": {line}' for key, line in lines.items())
   path = study.folder / "study_b.json"
-  new = path.with_suffix(".new")
-  new.write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
-  new.replace(path)
+  with files.replacing(path, shared=True) as new:
+    new.write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
   return path

@@ -14,7 +14,6 @@ import dataclasses
 import fcntl
 import itertools
 import json
-import os
 import pathlib
 import re
 import time
@@ -292,9 +291,8 @@ def write_lines(path: pathlib.Path, records: Iterator[Any]) -> None:
   if path.exists():
     return
   path.parent.mkdir(parents=True, exist_ok=True)
-  half = path.with_suffix(f".{os.getpid()}.new")  # other processes may write it now
-  half.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-  half.replace(path)
+  with files.replacing(path, shared=True) as new:
+    new.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
 
 
 def run_train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:

@@ -389,6 +389,9 @@ def test_no_module_imports_jax_when_loaded():
     assert not any(name.split(".")[0] in ("jax", "flax") for name in names), file
     plain = tuple(
       f"skipalign_jax.{name}"
-      for name in ("runtime.errors", "runtime.untrusted", "config", "data.", "hf.chat")
+      for name in (
+        *("runtime.errors", "runtime.files", "runtime.untrusted"),
+        *("config", "data.", "hf.chat"),
+      )
     )
     assert all(name.startswith(plain) for name in ours), file
