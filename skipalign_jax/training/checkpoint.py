@@ -1,9 +1,9 @@
-"""Checkpoints: what is trained, optimizer and data iterator, in the background.
+"""Checkpoints: trained weights, optimizer and data iterator, written in the background.
 
-A workdir holds `checkpoints/<step>/{params,opt,data}`, Orbax items that appear
-under their final name only when complete, with a seal over their files. `params` alone
-is what conversion and generation read. The frozen base under adapters is not saved: it
-is read again from where the run took it.
+A workdir holds `checkpoints/<step>/{params,opt,data}`, Orbax items that appear under
+their final name only when complete, with the checksums of their files. Conversion and
+generation read only `params`. The frozen base under adapters is not saved: it is read
+again from where the run took it.
 """
 
 import contextlib
@@ -20,18 +20,16 @@ from skipalign_jax.hf import native
 from skipalign_jax.runtime import checksums, distributed, errors
 from skipalign_jax.training import state as state_lib
 
-# So that an export reads a layer of a stacked parameter, not all of them.
+# So that an export reads one layer of a stacked parameter, not all of them.
 CHUNK_BYTES = 2**28
-
-
 DAMAGED = "damaged"
 
 
 def set_damaged_aside(workdir: pathlib.Path, console: rich_console.Console) -> None:
-  """Moves the latest checkpoints away until the latest one is as it was written.
+  """Moves damaged checkpoints away until the latest one is as it was written.
 
   Raises:
-    UserError: none is.
+    UserError: all are damaged.
   """
   found = (workdir / native.CHECKPOINTS).glob("*")
   steps = sorted((int(p.name) for p in found if p.name.isdecimal()), reverse=True)
@@ -47,8 +45,8 @@ def set_damaged_aside(workdir: pathlib.Path, console: rich_console.Console) -> N
     console.print(f"checkpoint {at} is damaged and now in {kept}: {found}")
   if steps:
     raise errors.UserError(
-      f"--workdir={workdir} has no checkpoint left that is as it was written; they "
-      f"are in {workdir / DAMAGED}. The same command starts from the beginning."
+      f"--workdir={workdir} has no undamaged checkpoint left; the damaged ones are "
+      f"in {workdir / DAMAGED}. The same command starts from the beginning."
     )
 
 
@@ -56,7 +54,7 @@ class Checkpoints:
   """The checkpoints of one workdir."""
 
   def __init__(self, workdir: pathlib.Path, keep: int, keep_best: bool):
-    """Keeps the latest `keep` and, if asked, the one of the lowest eval loss."""
+    """Keeps the latest `keep` and, with `keep_best`, the one of the lowest loss."""
     managers = ocp.checkpoint_managers
     policies = [managers.LatestN(keep)]
     if keep_best:
@@ -70,7 +68,7 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(
       preservation_policy=managers.AnyPreservationPolicy(policies),
       cleanup_tmp_directories=True,
-      async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
     )
     self._saving = 0
     self._manager = ocp.CheckpointManager(
@@ -90,15 +88,15 @@ class Checkpoints:
     iterator_state: Any,
     eval_loss: float | None,
   ) -> None:
-    """Starts writing the state after `at` steps; the caller may go on training."""
+    """Starts writing the state after `at` steps; the caller may continue training."""
     if self.latest() == at:
       return
-    self.wait()  # as Orbax would; `_seal` must not see the next step's number
+    self.wait()  # as Orbax would; `_write_checksums` reads `_saving`
     self._saving = at
     chunked = jax.tree.map(
       lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), state.params
     )
-    with self._told():
+    with self._reporting():
       self._manager.save(
         at,
         args=ocp.args.Composite(
@@ -106,37 +104,37 @@ class Checkpoints:
           opt=ocp.args.StandardSave({"step": state.step, "opt": state.opt}),
           data=ocp.args.JsonSave({"iterator": iterator_state}),
         ),
-        # A NaN has no place in an order.
+        # A NaN cannot be ordered.
         metrics={"eval_loss": eval_loss}
         if eval_loss is not None and math.isfinite(eval_loss)
         else None,
         force=True,
       )
 
-  def _seal(self) -> None:
-    """Called by Orbax when all is written and before it gets its final name."""
+  def _write_checksums(self) -> None:
+    """Called by Orbax when all files are written, before the folder is renamed."""
     if distributed.is_first():
       pattern = f"{self._saving}.orbax-checkpoint-tmp*"
       for half in pathlib.Path(self._manager.directory).glob(pattern):
         checksums.write(half)
 
   @contextlib.contextmanager
-  def _told(self) -> Iterator[None]:
+  def _reporting(self) -> Iterator[None]:
     try:
       yield
-    except Exception as error:  # Orbax has many kinds, and none of its own
+    except Exception as error:  # Orbax raises many kinds, none of its own
       raise errors.UserError(
         f"the checkpoint of step {self._saving} in {self._manager.directory} is not "
-        f"written: {error}\nEarlier ones are untouched. Mend that (is the disk full?); "
-        "the same command goes on from the latest."
+        f"written: {error}\nEarlier ones are untouched. Fix that (is the disk full?); "
+        "the same command resumes from the latest."
       ) from error
 
   def restore(
     self, abstract: state_lib.TrainState, shardings: state_lib.TrainState, at: int
   ) -> tuple[state_lib.TrainState, Any]:
-    """(state, iterator state) after `at` steps, laid out as `shardings` say.
+    """(state, iterator state) after `at` steps, on the devices of `shardings`.
 
-    The state comes without the base of adapters.
+    The state has no base of adapters.
     """
     placed = jax.tree.map(
       lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
@@ -155,17 +153,17 @@ class Checkpoints:
     except Exception as error:  # damaged files raise nearly anything
       raise errors.UserError(
         f"checkpoint {self._manager.directory / str(at)} cannot be read: {error}\n"
-        "Remove that folder to go on from an earlier one, or use a new --workdir."
+        "Remove that folder to resume from an earlier one, or use a new --workdir."
       ) from error
     state = state_lib.TrainState(found.opt["step"], found.params, found.opt["opt"])
     return state, found.data["iterator"]
 
   def wait(self) -> None:
-    """Blocks until what was started is on disk; raises what went wrong."""
-    with self._told():
+    """Waits until what was started is on disk; raises its error."""
+    with self._reporting():
       self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits, then lets go of the workdir."""
-    with self._told():
+    """Waits, then closes the manager."""
+    with self._reporting():
       self._manager.close()

@@ -9,7 +9,7 @@ from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import pipeline
-from skipalign_jax.runtime import distributed
+from skipalign_jax.runtime import distributed, progress
 from skipalign_jax.training import health, metrics
 from skipalign_jax.training import state as state_lib
 
@@ -36,7 +36,7 @@ class Log:
     self._writer = metrics.NoWriter()
     if distributed.is_first():
       self._writer = metrics.Writer(folder, start or -1)
-    self._bar = metrics.Progress(console, start, steps)
+    self._bar = progress.Progress(console, "training", steps, start, both_ends=True)
     self._read_at = time.monotonic()
     self._losses: list[float] = []
     self._rates: list[float] = []
@@ -85,8 +85,20 @@ class Log:
     if step % self._config.log_every == 0 or step == self._steps:
       self._writer.write(record)
       self._check_spike(record)
-    self._bar.update(record)
+    self._show(record)
     self._nonfinite.check(record, batch, self._console.print)
+
+  def _show(self, record: metrics.Record) -> None:
+    """Moves the progress bar, or prints a line from time to time."""
+    loss, rate = (
+      f"loss {record['loss']:.4f}",
+      f"{record['tokens_per_second']:,.0f} tok/s",
+    )
+    line = (
+      f"step {record['step']}/{self._steps}  {loss}  "
+      f"lr {record['learning_rate']:.2e}  {rate}"
+    )
+    self._bar.update(int(record["step"]), line, f"{loss} {rate}")
 
   def _check_spike(self, record: metrics.Record) -> None:
     """Writes a loss spike after its record."""

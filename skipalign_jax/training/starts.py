@@ -1,7 +1,7 @@
-"""What ran when: starts.jsonl, one line for each start of a run.
+"""The starts of a run: starts.jsonl has one line for each.
 
-A run that goes on elsewhere, with other libraries or another commit, is told so; one
-whose data has changed is refused, because it would be another run.
+A run that is resumed on other hardware, with other libraries or another commit, reports
+it; one whose data has changed is refused, because it would be another run.
 """
 
 import datetime
@@ -15,7 +15,7 @@ import jax
 import ml_collections
 
 from skipalign_jax.hf import card
-from skipalign_jax.runtime import errors, untrusted
+from skipalign_jax.runtime import errors, files
 
 FILE = "starts.jsonl"
 
@@ -23,7 +23,7 @@ FILE = "starts.jsonl"
 def describe(
   config: ml_collections.ConfigDict, data_fingerprint: str, step: int
 ) -> dict[str, Any]:
-  """This start; `step` is the one that it continues after."""
+  """This start; `step` is the one after which it continues."""
   devices = jax.devices()
   return {
     "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -54,9 +54,9 @@ def add(workdir: pathlib.Path, start: dict[str, Any]) -> list[str]:
   if before is not None:
     if before["data"] != start["data"]:
       raise errors.UserError(
-        f"--workdir={workdir}: the data is not what this run began with (fingerprint "
-        f"{before['data']}, now {start['data']}), so the batches would be others. "
-        "Restore it, or start a new --workdir with model.init_from on this one."
+        f"--workdir={workdir}: the data differs from that of the first start "
+        f"(fingerprint {before['data']}, now {start['data']}). "
+        "Restore the data, or start a new --workdir with model.init_from on this one."
       )
     changes = _differences(before, start)
   with path.open("a", encoding="utf-8") as file:
@@ -65,23 +65,17 @@ def add(workdir: pathlib.Path, start: dict[str, Any]) -> list[str]:
 
 
 def _last(path: pathlib.Path) -> dict[str, Any] | None:
+  """The start before this one; half a line that a kill left is removed."""
   if not path.exists():
     return None
-  data = path.read_bytes()
-  whole = data[: data.rfind(b"\n") + 1]  # a kill may leave half a line
-  if whole != data:
-    path.write_bytes(whole)
-  lines = whole.splitlines()
-  if not lines:
-    return None
-  try:
-    last = untrusted.parse_json(lines[-1])
-    last["data"], last["commit"], last["versions"].items(), last["hardware"].items()
-  except (ValueError, LookupError, TypeError, AttributeError) as error:
-    raise errors.UserError(
-      f"{path}: its last line is damaged ({error!r}); remove that line"
-    ) from error
-  return last
+  files.cut_half_line(path)
+  starts = files.read_json_lines(path, _check)
+  return starts[-1] if starts else None
+
+
+def _check(start: Any) -> None:
+  """Raises what `files.read_json_lines` reports where a start is not whole."""
+  start["data"], start["commit"], start["versions"].items(), start["hardware"].items()
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

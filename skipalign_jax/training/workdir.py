@@ -6,10 +6,10 @@ workdir/
   steps.json     how many steps the run has
   tokenizer/     as transformers saves it
   checkpoints/   see checkpoint.py
-  evals/         NAME/STEP/: what config.evals found
+  evals/         NAME/STEP/: results of config.evals
   metrics.jsonl, tensorboard/, positions.png
-  starts.jsonl   see manifest.py
-  nonfinite/, damaged/   batches and checkpoints that were put aside, if any
+  starts.jsonl   see starts.py
+  nonfinite/, damaged/   batches and checkpoints that were moved away, if any
   .lock          held by the process that writes here
 """
 
@@ -37,7 +37,7 @@ from skipalign_jax.runtime import errors, files
 STEPS = "steps.json"
 LOCK = ".lock"
 
-# Keys that may change when a run goes on; all others shape its numbers.
+# Keys that may change when a run is resumed; all others change its numbers.
 FREE = (
   "log_every",
   "eval.every",
@@ -60,11 +60,11 @@ def claim(
   """Makes `folder` the workdir of this config, or checks that it is.
 
   Returns:
-    The lock on it: closing it, or the end of this process however it comes, lets go.
+    The lock on it; closing it, or the end of this process, releases it.
 
   Raises:
-    UserError: it belongs to another config or to a run that goes on, is something
-      else, or cannot be written.
+    UserError: it belongs to another config or to a run that is still running, is not a
+      workdir, or cannot be written.
   """
   try:
     if (folder / "config.json").exists():
@@ -73,11 +73,11 @@ def claim(
       if base is not None:
         adapters.check_base(folder, native.read_config(folder), base.weights)
     else:
-      # A start that was killed may leave these.
+      # A start that was killed may leave these files.
       ours = {LOCK, ".config.json.new"}
       if folder.exists() and {path.name for path in folder.iterdir()} - ours:
         raise errors.UserError(
-          f"--workdir={folder} has files but no run in it; name a new folder"
+          f"--workdir={folder} has files but no run in it; give a new folder"
         )
       folder.mkdir(parents=True, exist_ok=True)
       held = _lock(folder, console)
@@ -103,15 +103,14 @@ def claim(
     raise errors.UserError(f"--workdir={folder} cannot be used: {error}") from error
 
 
-# What filesystems without record locks say: NFS without its lock service, and FUSE.
+# Errors of filesystems without record locks: NFS without its lock service, and FUSE.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def _lock(folder: pathlib.Path, console: rich_console.Console) -> TextIO:
-  """Takes the lock of a workdir; tells where there are none.
+  """Takes the lock of a workdir; reports a filesystem that has no locks.
 
-  A record lock, not flock: data workers, should they outlive their parent, do not
-  inherit it.
+  A record lock, not flock: data workers that outlive their parent do not inherit it.
   """
   file = (folder / LOCK).open("a+", encoding="utf-8")
   try:
@@ -129,7 +128,7 @@ def _lock(folder: pathlib.Path, console: rich_console.Console) -> TextIO:
     file.seek(0)
     raise errors.UserError(
       f"--workdir={folder} is being written by {file.read().strip() or 'another run'}; "
-      "wait for it, stop it, or name a new folder"
+      "wait for it, stop it, or give a new folder"
     ) from error
   file.truncate(0)
   file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -142,25 +141,25 @@ _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 @contextlib.contextmanager
 def writing(folder: pathlib.Path) -> Iterator[None]:
-  """Tells what the user can mend when storage fails inside the block."""
+  """Reports what the user can do when storage fails inside the block."""
   try:
     yield
   except OSError as error:
     if error.errno not in _STORAGE:
       raise
     raise errors.UserError(
-      f"--workdir={folder} cannot be written any more: {error}\nCheckpoints in it are "
-      "untouched. Make room; the same command goes on from the latest."
+      f"--workdir={folder} can no longer be written: {error}\nCheckpoints in it are "
+      "untouched. Free some space; the same command resumes from the latest."
     ) from error
 
 
 def write_steps(folder: pathlib.Path, steps: int) -> None:
-  """Notes how many steps the run has, so that others can tell whether it is done."""
+  """Writes how many steps the run has, so that others can see whether it is done."""
   files.write_json(folder / STEPS, {"steps": steps})
 
 
 def read_steps(folder: pathlib.Path) -> int | None:
-  """What `write_steps` noted; None where no run has begun."""
+  """The number of steps that `write_steps` wrote; None where no run has begun."""
   if not (folder / STEPS).exists():
     return None
   steps = files.read_json(folder / STEPS).get("steps")
@@ -190,7 +189,7 @@ def check_shared(folder: pathlib.Path, written: str) -> None:
 
 
 def identity(folder: pathlib.Path) -> str:
-  """Tells one claimed folder from another; empty without one."""
+  """A digest that differs between claimed folders; empty without one."""
   file = folder / "config.json"
   return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
 
@@ -201,21 +200,21 @@ def _check_same(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None
     or (found := native.read_config(folder)).config is None
   ):
     raise errors.UserError(
-      f"--workdir={folder} is a model, not a training run; name a new folder"
+      f"--workdir={folder} is a model, not a training run; give a new folder"
     )
   theirs = _flatten(found.config)
   ours = _flatten(json.loads(json.dumps(config.to_dict())))  # tuples become lists
-  told = lambda flat, key: repr(flat[key]) if key in flat else "no such key"
+  shown = lambda flat, key: repr(flat[key]) if key in flat else "no such key"
   different = [
-    f"  {key}: the run has {told(theirs, key)}, now {told(ours, key)}"
+    f"  {key}: the run has {shown(theirs, key)}, now {shown(ours, key)}"
     for key in sorted(theirs.keys() | ours.keys())
-    if told(theirs, key) != told(ours, key) and not key.startswith(FREE)
+    if shown(theirs, key) != shown(ours, key) and not key.startswith(FREE)
   ]
   if different:
     raise errors.UserError(
-      f"--workdir={folder} holds a run of another config:\n"
+      f"--workdir={folder} holds a run with another config:\n"
       + "\n".join(different)
-      + "\nName a new folder, or give the same values to continue that run."
+      + "\nGive a new folder, or the same values to resume that run."
     )
 
 

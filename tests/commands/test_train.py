@@ -118,7 +118,7 @@ def test_kill_and_rerun_equals_an_uninterrupted_run(
   jax.tree.map(np.testing.assert_array_equal, params(folder), params(finished))
 
 
-def test_interrupt_saves_and_the_run_goes_on(finished, config, cache_dir, tmp_path):
+def test_an_interrupted_run_saves_and_resumes(finished, config, cache_dir, tmp_path):
   folder = tmp_path / "interrupted"
   process = start(folder, cache_dir)
   wait_for_step(folder, 2, process)
@@ -136,7 +136,7 @@ def test_finished_run_does_nothing_more(finished, config):
   assert (finished / "metrics.jsonl").read_text() == before
 
 
-def test_killed_before_the_first_checkpoint_starts_anew(finished, config, tmp_path):
+def test_killed_before_the_first_checkpoint_starts_again(finished, config, tmp_path):
   folder = tmp_path / "copy"
   shutil.copytree(finished, folder)
   shutil.rmtree(folder / "checkpoints")
@@ -144,7 +144,7 @@ def test_killed_before_the_first_checkpoint_starts_anew(finished, config, tmp_pa
   assert tiny.records(folder) == tiny.records(finished)
 
 
-def test_skip_outer_on_single_turns_is_told(config, tmp_path):
+def test_skip_outer_on_single_turns_is_reported(config, tmp_path):
   turn = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
   lines = [json.dumps({"id": i, "messages": turn}) for i in range(8)]
   (tmp_path / "chats.jsonl").write_text("\n".join(lines))
@@ -211,7 +211,9 @@ def test_nan_steps_are_skipped_then_stop_the_run(config, tmp_path, monkeypatch):
       lambda step: jax.numpy.where(step == 1, 1e38, real(c, steps)(step))
     ),
   )
-  with pytest.raises(errors.UserError, match="2 steps in a row without a finite loss"):
+  with pytest.raises(
+    errors.UserError, match="2 consecutive steps without a finite loss"
+  ):
     run(config, tmp_path / "nan")
   last = tiny.records(tmp_path / "nan")[-1]
   assert not last["finite"]

@@ -84,7 +84,7 @@ def test_results_of_the_length_study_that_are_none(tmp_path, bad):
 def test_manifests(tmp_path, bad):
   start = starts.describe(config.default(), "a", 0)
   (tmp_path / starts.FILE).write_bytes(bad + b"\n")
-  with pytest.raises(errors.UserError, match="its last line is damaged"):
+  with pytest.raises(errors.UserError, match="line 1, is damaged"):
     starts.add(tmp_path, start)
 
 

@@ -31,7 +31,7 @@ def test_restores_state_and_iterator(tmp_path):
     assert one.dtype == other.dtype
 
 
-def test_a_missing_step_is_told(tmp_path):
+def test_a_missing_step_is_reported(tmp_path):
   save_all(tmp_path, {7: None}, keep=1, keep_best=True)
   with pytest.raises(errors.UserError, match="8 cannot be read"):
     restore(tmp_path, 8)
@@ -53,9 +53,9 @@ def test_a_flipped_bit_or_a_cut_file_is_set_aside(tmp_path):
   path.write_bytes(damaged)
   path = arrays(tmp_path, 2)
   path.write_bytes(path.read_bytes()[:-1])
-  told = set_aside(tmp_path)
-  assert "checkpoint 3 is damaged" in told and "its checksum" in told
-  assert "checkpoint 2 is damaged" in told and " bytes" in told
+  printed = set_aside(tmp_path)
+  assert "checkpoint 3 is damaged" in printed and "its checksum" in printed
+  assert "checkpoint 2 is damaged" in printed and " bytes" in printed
   assert {p.name for p in (tmp_path / "damaged").iterdir()} == {"2", "3"}
   found, iterator = restore(tmp_path, 1)
   assert iterator == {"next": 1} and float(found.step) == 1
@@ -64,11 +64,11 @@ def test_a_flipped_bit_or_a_cut_file_is_set_aside(tmp_path):
 def test_without_a_whole_checkpoint_the_run_does_not_start_silently(tmp_path):
   save_all(tmp_path, {1: None}, keep=1, keep_best=False)
   arrays(tmp_path, 1).unlink()
-  with pytest.raises(errors.UserError, match="no checkpoint left"):
+  with pytest.raises(errors.UserError, match="no undamaged checkpoint"):
     set_aside(tmp_path)
 
 
-def test_a_save_that_fails_is_told_and_leaves_the_others(tmp_path, monkeypatch):
+def test_a_save_that_fails_is_reported_and_leaves_the_others(tmp_path, monkeypatch):
   save_all(tmp_path, {1: None}, keep=2, keep_best=False)
 
   def full(_):

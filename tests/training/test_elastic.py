@@ -1,4 +1,4 @@
-"""A run goes on with other numbers of processes and devices, as if nothing happened.
+"""A run resumes with other numbers of processes and devices, as if nothing happened.
 
 The chain: one device; then two processes of four devices, which one signal stops;
 then one process with one or four devices. All against one run on one device.
@@ -111,7 +111,7 @@ def whole(tmp_path_factory, cache_dir):
 
 @pytest.fixture(scope="module")
 def by_two(whole, cache_dir):
-  """(workdir, output, status): steps from 5 on by two processes, one of them told to
+  """(workdir, output, status): steps from 5 on by two processes, one of them asked to
   stop."""
   folder = copy_until(whole, whole.parent / "by_two", 4)
   process = start_local(folder, cache_dir)
@@ -141,7 +141,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(by_two):
 
 
 @pytest.mark.parametrize("devices", [1, pytest.param(4, marks=pytest.mark.slow)])
-def test_other_numbers_of_processes_and_devices_go_on(
+def test_a_run_resumes_with_other_numbers_of_processes_and_devices(
   whole, by_two, cache_dir, tmp_path, devices
 ):
   folder = shutil.copytree(by_two[0], tmp_path / "next")
@@ -164,7 +164,7 @@ def test_other_numbers_of_processes_and_devices_go_on(
       assert one[name] == other[name]  # the very same rows and draws
 
 
-def test_a_refusal_ends_all_processes_and_is_told_once(cache_dir, tmp_path):
+def test_a_refusal_ends_all_processes_and_is_reported_once(cache_dir, tmp_path):
   (tmp_path / "thesis.tex").write_text("dear")
   process = start_local(tmp_path, cache_dir)
   printed = finish(process)

@@ -39,7 +39,7 @@ def test_spikes_are_those_of_the_rule():
   assert {60, 150} <= found.keys() and 5 not in found
 
 
-def test_a_run_that_goes_on_has_the_rule_of_one_that_was_not_stopped(tmp_path):
+def test_a_resumed_run_finds_spikes_as_an_uninterrupted_one(tmp_path):
   losses, whole = curve(), health.Spikes()
   expected = [whole.sigmas(loss) for loss in losses]
   lines = [{"step": i, "loss": loss} for i, loss in enumerate(losses[:140])]
@@ -51,20 +51,22 @@ def test_a_run_that_goes_on_has_the_rule_of_one_that_was_not_stopped(tmp_path):
 
 
 def test_bad_steps_are_kept_and_counted_up_to_the_limit(tmp_path):
-  seen, told = health.Nonfinite(tmp_path, limit=3, process=1), []
+  seen, reported = health.Nonfinite(tmp_path, limit=3, process=1), []
   record = lambda step, finite: {
     "step": step, "finite": finite, "loss": np.nan, "grad_norm": 1.0
   }  # fmt: skip
   batch = {"sample_ids": np.arange(6, dtype=np.uint32).reshape(2, 3)}
   for step, finite in enumerate([False, False, True, False, False]):
-    seen.check(record(step, finite), batch, told.append)
-  with pytest.raises(errors.UserError, match="3 steps in a row without a finite loss"):
-    seen.check(record(7, False), batch, told.append)
-  assert seen.total == 5 and len(told) == 5
+    seen.check(record(step, finite), batch, reported.append)
+  with pytest.raises(
+    errors.UserError, match="3 consecutive steps without a finite loss"
+  ):
+    seen.check(record(7, False), batch, reported.append)
+  assert seen.total == 5 and len(reported) == 5
   with np.load(tmp_path / "nonfinite" / "step_7_process_1.npz") as kept:
     assert kept["step"] == 7
     np.testing.assert_array_equal(kept["sample_ids"], batch["sample_ids"])
   lenient = health.Nonfinite(tmp_path, limit=99, process=1)
   for step in range(20, 40):
-    lenient.check(record(step, False), batch, told.append)
-  assert len(list((tmp_path / "nonfinite").iterdir())) == health.DUMPS
+    lenient.check(record(step, False), batch, reported.append)
+  assert len(list((tmp_path / "nonfinite").iterdir())) == health.MAX_BATCHES

@@ -17,12 +17,12 @@ def test_samples_gives_blocks_with_their_positions():
   assert preview.describe(first[::2]) == "text 0-1, text 900-900"
 
 
-def test_a_sample_of_many_blocks_is_told_in_one_short_line():
+def test_a_sample_of_many_blocks_is_described_in_one_short_line():
   many = [preview.Span(i % 2 == 1, 1, i, i) for i in range(400)]
-  told = preview.describe(many)
-  assert told.startswith("user 0-0, assistant 1-1, ")
-  assert told.endswith("user 10-10, … 388 more …, assistant 399-399")
-  assert told.count("-") == preview.MAX_BLOCKS
+  reported = preview.describe(many)
+  assert reported.startswith("user 0-0, assistant 1-1, ")
+  assert reported.endswith("user 10-10, … 388 more …, assistant 399-399")
+  assert reported.count("-") == preview.MAX_BLOCKS
   assert "more" not in preview.describe(many[: preview.MAX_BLOCKS])
 
 

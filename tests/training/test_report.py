@@ -10,7 +10,7 @@ from skipalign_jax.training import report
 
 
 @pytest.mark.parametrize(
-  ("changes", "told"),
+  ("changes", "reported"),
   [
     (dict(strategy="contiguous"), "contiguous"),
     (
@@ -26,14 +26,14 @@ from skipalign_jax.training import report
     ),
   ],
 )
-def test_positions_tell_the_parameters_that_the_strategy_has(changes, told):
+def test_positions_are_described_with_the_parameters_of_the_strategy(changes, reported):
   fixed = dataclasses.replace(tiny.SKIPS, resample="never")
-  assert report.describe_positions(dataclasses.replace(fixed, **changes)) == told
+  assert report.describe_positions(dataclasses.replace(fixed, **changes)) == reported
 
 
 @pytest.mark.parametrize(("alpha", "lines"), [(0.0, 0), (0.3, 1), (0.5, 2)])
-def test_a_strong_regulariser_is_told(alpha, lines):
-  told = report.describe_long_short(long_short.LongShortConfig(alpha, "none", 0))
-  assert len(told) == lines
-  assert all(f"alpha {alpha}" in line for line in told[:1])
-  assert all("NOTE" in line and "worse" in line for line in told[1:])
+def test_a_strong_regulariser_is_reported(alpha, lines):
+  reported = report.describe_long_short(long_short.LongShortConfig(alpha, "none", 0))
+  assert len(reported) == lines
+  assert all(f"alpha {alpha}" in line for line in reported[:1])
+  assert all("NOTE" in line and "worse" in line for line in reported[1:])

@@ -165,7 +165,7 @@ def test_metrics_of_a_real_batch(run):
   assert metrics["finite"] and metrics["learning_rate"] == pytest.approx(0.01)
 
 
-def test_a_batch_without_targets_is_no_division_by_zero(run):
+def test_a_batch_without_targets_does_not_divide_by_zero(run):
   run.reset()
   batch = tiny.batch()
   metrics = run.step(batch | {"loss_weight": 0 * batch["loss_weight"]})

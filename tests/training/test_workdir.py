@@ -49,7 +49,7 @@ def test_a_second_run_is_refused_until_the_first_has_died(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["ENOLCK", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EIO"])
-def test_a_filesystem_without_locks_is_told(name, tmp_path, monkeypatch):
+def test_a_filesystem_without_locks_is_reported(name, tmp_path, monkeypatch):
   number, file = getattr(errno, name), io.StringIO()
 
   def lockf(*_):
@@ -70,10 +70,10 @@ def test_a_filesystem_without_locks_is_told(name, tmp_path, monkeypatch):
       claim()
     return
   claim().close()
-  claim().close()  # a run that goes on
-  told = file.getvalue().splitlines()
-  assert len(told) == 2 and told[0].startswith("NOTE ")
-  assert f"{tmp_path / 'run'} has no locks" in told[0]
+  claim().close()  # a run that is resumed
+  reported = file.getvalue().splitlines()
+  assert len(reported) == 2 and reported[0].startswith("NOTE ")
+  assert f"{tmp_path / 'run'} has no locks" in reported[0]
 
 
 def test_keys_that_an_older_version_did_not_have_are_named(tmp_path):
@@ -87,14 +87,17 @@ def test_keys_that_an_older_version_did_not_have_are_named(tmp_path):
     workdir.claim(tmp_path, config, tiny.config(), None, None, SILENT)
 
 
-def test_storage_that_fails_is_told_and_other_errors_are_not_hidden(tmp_path):
-  with pytest.raises(errors.UserError, match="Make room"), workdir.writing(tmp_path):
+def test_storage_errors_are_reported_and_others_not_hidden(tmp_path):
+  with (
+    pytest.raises(errors.UserError, match="Free some space"),
+    workdir.writing(tmp_path),
+  ):
     raise OSError(errno.ENOSPC, "No space left on device")
   with pytest.raises(FileNotFoundError), workdir.writing(tmp_path):
     raise FileNotFoundError(errno.ENOENT, "no such file")
 
 
-def test_starts_tell_what_changed_and_refuse_other_data(tmp_path):
+def test_starts_report_what_changed_and_refuse_other_data(tmp_path):
   first = starts.describe(config_lib.default(), "a", 0)
   assert {"jax", "python"} <= first["versions"].keys()
   assert first["config"]["positions"]["max_position"] == 100_000
@@ -116,7 +119,7 @@ def test_starts_tell_what_changed_and_refuse_other_data(tmp_path):
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_the_second_ends(first):
+def test_the_first_signal_stops_after_the_step_and_the_second_at_once(first):
   code = (
     "import time; from skipalign_jax.runtime import signals\n"
     "with signals.Stop() as stop:\n"
@@ -168,7 +171,7 @@ def test_the_second_signal_does_not_wait_for_an_answer_to_the_first(second):
     process.wait()
 
 
-def test_signals_are_as_before_behind_the_loop():
+def test_signals_are_as_before_after_the_loop():
   before = signal.getsignal(signal.SIGTERM)
   with signals.Stop():
     assert signal.getsignal(signal.SIGTERM) is not before
