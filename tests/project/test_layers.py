@@ -53,3 +53,29 @@ def test_imports_point_down():
 def test_data_workers_do_not_load_jax():
   for path in (ROOT / "skipalign_jax" / "data").glob("*.py"):
     assert "import jax" not in path.read_text(encoding="utf-8"), path
+
+
+def test_a_modules_local_name_is_its_name():
+  """Or NAME_lib where a variable has it, or PACKAGE_NAME where it says too little."""
+  checked = 0
+  for root in ("skipalign_jax", "studies", "tests", "benchmarks"):
+    for path in (ROOT / root).rglob("*.py"):
+      for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom) or not node.module:
+          continue
+        if node.module.split(".")[0] not in ("skipalign_jax", "studies"):
+          continue
+        for alias in node.names:
+          package = node.module.rpartition(".")[2]
+          allowed = {None, f"{alias.name}_lib", f"{package}_{alias.name}"}
+          if alias.name == "__main__":
+            allowed.add("command")
+          assert alias.asname in allowed, f"{path.name}: {alias.name} as {alias.asname}"
+          checked += 1
+  assert checked > 800
+
+
+def test_the_root_of_the_package_holds_the_commands_and_their_config():
+  found = {path.stem for path in (ROOT / "skipalign_jax").glob("*.py")} - {"__init__"}
+  commands = {"analyze", "convert", "evaluate", "generate", "plan", "show", "train"}
+  assert found == commands | {"cli", "config", "config_keys"}

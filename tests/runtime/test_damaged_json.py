@@ -10,7 +10,7 @@ from skipalign_jax import analyze, config
 from skipalign_jax.analysis import training
 from skipalign_jax.runtime import errors
 from skipalign_jax.training import health, metrics, starts, workdir
-from studies.length import __main__ as length_main
+from studies.length import __main__ as command
 
 DAMAGED = (b"", b"{", b"\xff\xfe{}", b"[1]", b"3", b"null", b"[" * 100_000)
 GOOD = b'{"step": 1, "loss": 2.0}\n'
@@ -70,14 +70,14 @@ def test_results_of_the_length_study(tmp_path, change):
   change(content)
   path.write_text(json.dumps(content))
   with pytest.raises(errors.UserError, match=r"results\.json is damaged .* delete it"):
-    length_main.main([f"--out={tmp_path}"])
+    command.main([f"--out={tmp_path}"])
 
 
 @pytest.mark.parametrize("bad", DAMAGED)
 def test_results_of_the_length_study_that_are_none(tmp_path, bad):
   (tmp_path / "results.json").write_bytes(bad)
   with pytest.raises(errors.UserError, match=r"results\.json.*delete it"):
-    length_main.main([f"--out={tmp_path}"])
+    command.main([f"--out={tmp_path}"])
 
 
 @pytest.mark.parametrize("bad", [*DAMAGED[1:], b"{}", b'{"data": 1}'])
