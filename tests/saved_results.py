@@ -32,7 +32,7 @@ def save(folder, task, summary, model="llama", options=None, items=(), **changes
 
 
 def long_summary(scores, options=None, sizes=None):
-  """What `longbench.summarize` says of sets whose records all have one score."""
+  """The summary of LongBench sets; all records of a set have one score."""
   options = options or longbench_task.Options()
   sizes = longbench_task.expected(options.e) | (sizes or {})
   records = [
@@ -44,6 +44,4 @@ def long_summary(scores, options=None, sizes=None):
 
 
 WHOLE = dict(zip(longbench_task.expected(False), range(10, 80, 5), strict=True))
-
-
 OPTIONS = {"e": False, "max_length": 15_500, "prompts": "/a", "datasets": "all"}

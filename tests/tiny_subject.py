@@ -19,7 +19,7 @@ PARAMS = tiny.params(CONFIG)
 
 
 def make(begin="", batch_tokens=4096, window=64):
-  """The subject; `begin`, a special token, stands in front of every text."""
+  """The subject; `begin` is a special token before every text."""
   tokenizer = tokenizer_lib.byte_tokenizer()
   if begin:
     backend = tokenizer.backend_tokenizer

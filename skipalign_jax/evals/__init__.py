@@ -1,1 +1,1 @@
-"""What a model can do with long inputs: tasks, their protocols, their results."""
+"""Evaluations of models on long inputs: tasks, protocols and results."""

@@ -1,7 +1,8 @@
-"""Evaluations side by side: SkipAlign's Tables 1 and 2, heat maps, everything else.
+"""Evaluations side by side: SkipAlign's Tables 1 and 2, heat maps, other tasks.
 
-Reads only results.json of each folder. A cell without a result is "-"; * is a number
-over a part of what its column promises. Protocols that differ stand under the table.
+Reads only results.json of each folder. A cell without a result is "-"; * marks a number
+over a part of the data of its column. Differences of protocols are listed under the
+table.
 """
 
 import pathlib
@@ -20,21 +21,20 @@ SHORT = {
   "Codex-Eval (HumanEval)": "humaneval",
 }
 MAPS = {"needle": needle, "keys": keys}  # tasks with a heat map
-METRICS = ("acc", "f1", "pass@1", "exact_match")  # the first that a task has is shown
+METRICS = ("acc", "f1", "pass@1", "exact_match")  # the first one of a task is shown
 
 
 def run(folders: Sequence[str], out: str, console: terminal.Console) -> dict[str, Any]:
-  """Prints the tables of these evaluations, and writes them where `out` is given.
+  """Prints the tables of these evaluations, and writes them if `out` is given.
 
   Args:
     folders: of evaluations.
     out: folder for compare.md, compare.json and, with results of needle or keys,
-      needle.png;
-      empty to write nothing.
+      needle.png; empty to write nothing.
     console: for the tables.
 
   Returns:
-    What compare.json holds.
+    The content of compare.json.
 
   Raises:
     UserError: results that cannot be read, or a folder that cannot be written.
@@ -58,8 +58,7 @@ def run(folders: Sequence[str], out: str, console: terminal.Console) -> dict[str
     except OSError as error:
       raise errors.UserError(f"--out={out} cannot be written: {error}") from error
     pictures = " and needle.png" if panels else ""
-    written = f"written to {folder}: compare.md, compare.json{pictures}"
-    console.print(written)
+    console.print(f"written to {folder}: compare.md, compare.json{pictures}")
   return content
 
 
@@ -67,7 +66,7 @@ def read(folder: str) -> compare_table.Results:
   """The results of one evaluation.
 
   Raises:
-    UserError: there are none, or they are damaged.
+    UserError: there are no results, or they are damaged.
   """
   path = pathlib.Path(folder).expanduser() / "results.json"
   try:
@@ -77,7 +76,7 @@ def read(folder: str) -> compare_table.Results:
     raise errors.UserError(
       f"{path}: no such file; "
       + (
-        "the evaluation is not finished, run its command again"
+        "the evaluation is not finished; run its command again"
         if unfinished
         else "name folders that `evaluate` wrote"
       )
@@ -90,7 +89,7 @@ def read(folder: str) -> compare_table.Results:
   kinds = {"protocol": dict, "summary": dict, "items": list, "notes": list}
   for key, kind in kinds.items():
     if not isinstance(content, dict) or not isinstance(content.get(key), kind):
-      raise errors.UserError(f"{path} has no {key!r}; it is not written by `evaluate`")
+      raise errors.UserError(f"{path} has no {key!r}; `evaluate` did not write it")
   for key, kind in {"task": str, "model": str, "options": dict}.items():
     if not isinstance(content["protocol"].get(key), kind):
       raise errors.UserError(f"{path}: its protocol has no {key!r}")
@@ -101,7 +100,7 @@ def tables(results: Sequence[compare_table.Results]) -> list[compare_table.Table
   """All tables that have rows.
 
   Raises:
-    UserError: a summary without what its task writes.
+    UserError: a summary that is not complete.
   """
   table_1, table_e, table_2, others = [], [], [], []
   for one in results:
@@ -120,11 +119,11 @@ def tables(results: Sequence[compare_table.Results]) -> list[compare_table.Table
         others.append((one, headline(one)))
     except (KeyError, TypeError, AttributeError) as error:
       raise errors.UserError(
-        f"{one.folder / 'results.json'}: the summary lacks what {one.task} writes "
+        f"{one.folder / 'results.json'}: the summary of {one.task} is not complete "
         f"({error!r}); run the evaluation again in a new folder"
       ) from error
   if not any(one.task == "lm_eval" and cells for one, cells in table_2):
-    table_2 = []  # nothing that Table 1 does not say
+    table_2 = []  # it would repeat Table 1
   rest = sorted({column for _, cells in others for column in cells})
   found = [
     compare_table.join(
@@ -140,17 +139,17 @@ def tables(results: Sequence[compare_table.Results]) -> list[compare_table.Table
 
 
 def long_cells(one: compare_table.Results) -> dict[str, compare_table.Cell]:
-  """Columns of Table 1; those over a part of their sets or records are partial."""
+  """Columns of Table 1; partial ones average a part of their sets or records."""
   sizes = longbench_task.expected(e=False)
-  asked = {name: found["n"] for name, found in one.summary["sets"].items()}
+  evaluated = {name: found["n"] for name, found in one.summary["sets"].items()}
   cells = {"Avg.": compare_table.Cell(one.summary["average"], "longbench", _lacks(one))}
   for category in longbench_task.CATEGORIES:
     if category in one.summary["categories"]:
       its = [name for name in sizes if longbench_task.SETS[name].category == category]
       short = [
-        f"{name} {asked.get(name, 0)} of {sizes[name]} records"
+        f"{name} {evaluated.get(name, 0)} of {sizes[name]} records"
         for name in its
-        if asked.get(name) != sizes[name]
+        if evaluated.get(name) != sizes[name]
       ]
       value = one.summary["categories"][category]
       cells[category] = compare_table.Cell(value, "longbench", ", ".join(short))
@@ -158,7 +157,7 @@ def long_cells(one: compare_table.Results) -> dict[str, compare_table.Cell]:
 
 
 def long_e_cells(one: compare_table.Results) -> dict[str, compare_table.Cell]:
-  """LongBench-E: the mean over its sets, of all records and by length."""
+  """Columns of LongBench-E: means over its sets, of all records and by length."""
   lacks = _lacks(one)
   by_length = one.summary["by_length"]
   cells = {"Avg.": compare_table.Cell(one.summary["average"], "longbench-e", lacks)}
@@ -177,7 +176,7 @@ def _lacks(one: compare_table.Results) -> str:
 def short_cells(
   one: compare_table.Results,
 ) -> tuple[dict[str, compare_table.Cell], dict[str, compare_table.Cell]]:
-  """Columns of Table 2 that an lm_eval result fills, and its other tasks."""
+  """Columns of Table 2 that an lm_eval result has, and its other tasks."""
   tasks, groups = lm_eval_scores(one.summary)
   scores = tasks | groups
   cells = {}
@@ -203,7 +202,7 @@ def short_cells(
 def lm_eval_scores(
   summary: dict[str, Any],
 ) -> tuple[dict[str, float], dict[str, float]]:
-  """Percent by task and by group: the first of METRICS, of its first filter."""
+  """Percent by task and by group: the first of METRICS, with its first filter."""
   found: tuple[dict[str, float], dict[str, float]] = ({}, {})
   for scores, kind in zip(found, ("tasks", "groups"), strict=True):
     for name, metrics in summary.get(kind, {}).items():
@@ -215,7 +214,7 @@ def lm_eval_scores(
 
 
 def headline(one: compare_table.Results) -> dict[str, compare_table.Cell]:
-  """The number of any other task: "average", or what its summary begins with."""
+  """The number of any other task: "average", or the first number of its summary."""
   name = one.task
   if "variant" in one.protocol["options"]:
     name += f" {one.protocol['options']['variant']}"
@@ -230,7 +229,7 @@ def headline(one: compare_table.Results) -> dict[str, compare_table.Cell]:
 
 def _limited(one: compare_table.Results) -> str:
   limit = one.protocol.get("limit")
-  return f"the first {limit} only" if limit else ""
+  return f"only the first {limit}" if limit else ""
 
 
 def _panel(one: compare_table.Results) -> dict[str, Any]:
@@ -242,7 +241,7 @@ def _panel(one: compare_table.Results) -> dict[str, Any]:
       float(cell["length"]), float(cell["depth"]), float(cell["score"])
   except (KeyError, TypeError, ValueError) as error:
     raise errors.UserError(
-      f"{one.folder / 'results.json'} lacks what a heat map needs ({error!r}); run the "
-      "evaluation again in a new folder"
+      f"{one.folder / 'results.json'} does not have what a heat map needs ({error!r}); "
+      "run the evaluation again in a new folder"
     ) from error
   return panel

@@ -1,7 +1,7 @@
-"""Tables of evaluations: a row a model, and notes on what cannot be compared.
+"""Tables of evaluations: one table row per model, and notes on what is not comparable.
 
-Results of one model and one rope share a row as long as they fill different columns;
-a second result for a column gets a row of its own, named by its folder.
+Results of one model with one rope share a table row if they are in different columns; a
+second result for a column gets its own row, which is named by its folder.
 """
 
 import dataclasses
@@ -11,8 +11,9 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-WHAT = ("datasets", "tasks")  # options that say what was asked, not how
-# Parts of a protocol that are the model's, or need not be equal to be comparable.
+WHAT = ("datasets", "tasks")  # options that select what is evaluated, not how
+# Parts of a protocol that describe the model, or that may differ between comparable
+# results.
 OF_THE_MODEL = (
   "task", "options", "model", "parameters", "rope", "window", "tokenizer_sha256",
   "batch_tokens", "items_sha256",
@@ -21,7 +22,7 @@ OF_THE_MODEL = (
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-  """What a folder holds."""
+  """The content of a folder."""
 
   folder: pathlib.Path
   protocol: dict[str, Any]
@@ -31,12 +32,12 @@ class Results:
 
   @property
   def task(self) -> str:
-    """Its name."""
+    """The name of the task."""
     return self.protocol["task"]
 
   @property
   def model(self) -> tuple[str, str]:
-    """Equal for results of one model with one rope."""
+    """The model and its rope."""
     return self.protocol["model"], json.dumps(self.protocol.get("rope"))
 
 
@@ -46,7 +47,7 @@ class Cell(NamedTuple):
   Attributes:
     value: as it is shown.
     kind: numbers of one kind are compared with each other.
-    partial: why it is not the number that the column promises; "" if it is.
+    partial: the part of the column's data that it covers; "" if it covers all.
   """
 
   value: float
@@ -56,7 +57,7 @@ class Cell(NamedTuple):
 
 @dataclasses.dataclass
 class Row:
-  """A model's cells, by column, and the results that they come from."""
+  """The cells of a model, by column, and the results that they come from."""
 
   name: str
   model: tuple[str, str]
@@ -66,7 +67,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """Rows under a title, and what a reader has to know of them."""
+  """Rows under a title, and notes for the reader."""
 
   title: str
   columns: list[str]
@@ -86,8 +87,8 @@ def join(
   Args:
     title: of the table.
     columns: in their order.
-    found: results and their cells; those without cells are left out.
-    form: of numbers.
+    found: results and their cells; results without cells are left out.
+    form: format of numbers.
   """
   found = [(one, cells) for one, cells in found if cells]
   ropes: dict[str, set[str]] = {}
@@ -113,7 +114,7 @@ def join(
 def _notes(
   rows: Sequence[Row], found: Sequence[tuple[Results, dict[str, Cell]]]
 ) -> list[str]:
-  """Each once: of the runner, of partial cells, of protocols that differ."""
+  """Notes of the runner, on partial cells and on protocols that differ; each once."""
   notes = [f"{one.folder}: {note}" for one, _ in found for note in one.notes]
   for row in rows:
     columns: dict[str, list[str]] = {}
@@ -146,7 +147,7 @@ def differences(results: Sequence[Results]) -> list[str]:
 
 
 def _protocol(one: Results) -> dict[str, Any]:
-  """How it was asked. Prompts count by what they say, not by their folder."""
+  """How it was evaluated. Prompts are compared by content, not by their folder."""
   options = {
     f"--{key}": value
     for key, value in one.protocol["options"].items()
@@ -159,7 +160,7 @@ def _protocol(one: Results) -> dict[str, Any]:
 
 
 def markdown(table: Table) -> str:
-  """The table, its columns aligned, and its notes."""
+  """The table with aligned columns, and its notes."""
   lines = [["Model", *table.columns]]
   for row in table.rows:
     lines.append(
@@ -188,7 +189,7 @@ def _escape(text: str) -> str:
 
 
 def as_json(table: Table) -> dict[str, Any]:
-  """The table for machines; numbers that are not finite are left out."""
+  """The table as JSON; numbers that are not finite are left out."""
   return {
     "title": table.title,
     "columns": table.columns,

@@ -1,4 +1,4 @@
-"""Line charts that can be read without telling colours apart."""
+"""Line charts that are readable without colour vision."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -19,16 +19,17 @@ def draw(
   window: int | None = None,
   highest: float | None = None,
 ) -> pathlib.Path:
-  """A PNG with a line each; x, tokens, is drawn in powers of two.
+  """A PNG with one line per name; x, in tokens, has a logarithmic axis of base two.
 
   Args:
-    lines: name → (x, y) from left to right; at most seven lines are told apart.
+    lines: name → (x, y) from left to right; at most seven lines look different.
     path: of the PNG.
-    title: above it.
+    title: above the chart.
     xlabel: of the axis of tokens.
-    ylabel: of the other one.
-    window: positions that the model was built for; a dashed line, if it lies among x.
-    highest: upper end of y, which then starts at 0; else y is logarithmic.
+    ylabel: of the other axis.
+    window: positions that the model was built for; a dashed line if it is inside the
+      range of x.
+    highest: upper end of y, which then starts at 0; otherwise y is logarithmic.
 
   Returns:
     `path`.

@@ -1,4 +1,4 @@
-"""Long text to hide things in: files, or generated sentences. Cut to exact tokens."""
+"""Long text with needles in it: files or generated sentences, cut to exact tokens."""
 
 import functools
 import pathlib
@@ -32,7 +32,7 @@ ENDINGS = (
   "as the bells rang", "in the afternoon", "until it was dark", "for a good reason",
   "while others slept", "with great care", "near the river", "after the holidays",
 )  # fmt: skip
-# None stands in another one, and no two of them in a row in two others in a row.
+# No word contains another one, and no two joined words contain two other joined words.
 PARTS = (
   "amber", "apple", "arrow", "basil", "beach", "bell", "birch", "bird", "bone", "book",
   "bread", "brick", "bridge", "brush", "cabin", "candle", "castle", "cedar", "chalk",
@@ -55,7 +55,7 @@ PARTS = (
 
 
 def sentences(count: int, seed: int | Sequence[int]) -> str:
-  """Plain English without facts worth asking for: 20,000 different sentences."""
+  """Plain English sentences without facts; there are 49,152 different ones."""
   rng = np.random.default_rng(seed)
   parts = (SUBJECTS, VERBS, OBJECTS, ENDINGS)
   picked = [rng.integers(len(part), size=count) for part in parts]
@@ -67,9 +67,10 @@ def sentences(count: int, seed: int | Sequence[int]) -> str:
 
 
 def words(count: int, rng: np.random.Generator) -> list[str]:
-  """Different words, none a part of another: nouns, or two or three of them in one.
+  """Different words, none a part of another: one, two or three nouns joined.
 
-  As few as give so many: there are 147 nouns, 21,000 pairs, millions of three.
+  As few nouns per word as suffice: there are 147 nouns, 21,000 pairs and millions of
+  triples.
   """
   n = len(PARTS)
   parts = 1 if count <= n else 2 if count <= n * (n - 1) else 3
@@ -82,7 +83,7 @@ def words(count: int, rng: np.random.Generator) -> list[str]:
 
 
 def read(files: str) -> str:
-  """The texts of .txt or .txt.gz files (commas between them), one behind the other.
+  """The texts of .txt or .txt.gz files (commas between them), joined.
 
   Raises:
     UserError: a file is missing, empty or not UTF-8 text.
@@ -94,8 +95,8 @@ def read_files(flag: str, files: str) -> dict[str, str]:
   """File name → text of .txt or .txt.gz files, commas between them.
 
   Args:
-    flag: that named them, for error messages.
-    files: a file named twice is read once.
+    flag: the option that names the files, for error messages.
+    files: a file that is named twice is read once.
 
   Raises:
     UserError: a file is missing, empty or not UTF-8 text.
@@ -114,7 +115,7 @@ def read_files(flag: str, files: str) -> dict[str, str]:
 
 
 class Haystack:
-  """Text as tokens, as long as is asked for; it starts again where it ends."""
+  """Text as tokens, of any length; it starts again where it ends."""
 
   def __init__(
     self,
@@ -123,8 +124,14 @@ class Haystack:
     seed: int | Sequence[int],
     begin: float = 0.0,
   ):
-    """Files, from the first sentence behind this fraction of them on; or, where `files`
-    is empty, generated text."""
+    """Reads the files.
+
+    Args:
+      subject: whose tokens count.
+      files: .txt or .txt.gz, commas between them; empty for generated text.
+      seed: of generated text.
+      begin: the text of files starts with the first sentence after this fraction.
+    """
     self._subject = subject
     self._seed = seed
     self._text = text = read(files) if files else ""
@@ -135,20 +142,39 @@ class Haystack:
       self._text = f"{text[at:]}\n\n{text[:at]}"
 
   def cut(self, tokens: int) -> tuple[list[int], list[int]]:
-    """The first so many tokens, and the places right behind a full stop in them.
+    """The first tokens, and the places right after a full stop in them.
 
     Returns:
-      Ids, and indices in ascending order: a needle at index i stands in front of
-      token i. 0 is one of them.
+      Ids, and indices in ascending order: a needle at index i comes before token i.
+      Index 0 is always among them.
     """
     if not tokens:
       return [], [0]
     ids, stops = self._tokenized(1 << (tokens - 1).bit_length())
     return ids[:tokens], [stop for stop in stops if stop <= tokens]
 
+  def with_needles(
+    self, tokens: int, needles: Sequence[tuple[float, Sequence[int]]]
+  ) -> list[int]:
+    """The first tokens, with needles among them.
+
+    Args:
+      tokens: how many, without the needles.
+      needles: (depth, ids) with depths in ascending order. A needle goes to
+        depth · tokens and from there back to the last full stop.
+    """
+    ids, stops = self.cut(tokens)
+    found: list[int] = []
+    done = 0
+    for depth, needle in needles:
+      at = max(stop for stop in stops if stop <= int(depth * tokens))
+      found += [*ids[done:at], *needle]
+      done = at
+    return found + ids[done:]
+
   @functools.cache  # noqa: B019 (lives as long as one evaluation)
   def _tokenized(self, tokens: int) -> tuple[list[int], list[int]]:
-    characters = 8 * tokens  # more than a token usually stands for
+    characters = 8 * tokens  # more than most texts need
     while True:
       text = self._text or sentences(characters // 40, self._seed)
       while len(text) < characters:
@@ -173,10 +199,10 @@ class Haystack:
 def of_samples(
   subject: subject_lib.Subject, files: str, seed: int, samples: int, own_pages: bool
 ) -> list[Haystack]:
-  """A haystack a sample: the same for all, or each begins elsewhere.
+  """One haystack per sample: the same for all, or with a different beginning each.
 
-  With own pages sample i of n begins i/n into the files (those of a short text overlap,
-  then), and generated text is another one.
+  With own pages sample i of n begins after the fraction i/n of the files (so that
+  samples of a short text overlap), and each sample has its own generated text.
   """
   if not own_pages:
     return [Haystack(subject, files, seed)] * samples

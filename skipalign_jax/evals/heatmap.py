@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 
-# As in SkipAlign's Figure 3 deep red is full recall; failure is blue and not green, for
-# readers who do not tell red from green.
+# As in SkipAlign's Figure 3 deep red is full recall. Failure is blue instead of green,
+# for readers who cannot distinguish red and green.
 COLORS = "RdYlBu_r"
 ACROSS = 4  # maps side by side
 
 
 def draw(panels: Sequence[dict[str, Any]], path: pathlib.Path) -> pathlib.Path:
-  """A PNG with a map a panel, `ACROSS` of them side by side.
+  """A PNG with one map per panel, `ACROSS` of them side by side.
 
   Args:
     panels: each with title, window (positions that the model was built for), and
-      cells: dicts of length, depth (0 to 1) and score (0 to 1); several of one
+      cells: dicts of length, depth (0 to 1) and score (0 to 1); cells of the same
       length and depth are averaged.
     path: of the PNG.
 
@@ -27,8 +27,8 @@ def draw(panels: Sequence[dict[str, Any]], path: pathlib.Path) -> pathlib.Path:
   from matplotlib import figure as figure_lib  # slow to load
   from matplotlib import ticker
 
-  most = max(len({cell["length"] for cell in panel["cells"]}) for panel in panels)
-  width = max(3.4, 1.4 + 0.55 * most)
+  columns = max(len({cell["length"] for cell in panel["cells"]}) for panel in panels)
+  width = max(3.4, 1.4 + 0.55 * columns)
   across = min(ACROSS, len(panels))
   down = -(-len(panels) // across)
   figure = figure_lib.Figure(figsize=(width * across + 0.9, 3.4 * down))

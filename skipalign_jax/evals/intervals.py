@@ -1,7 +1,7 @@
 """Means with 95 % confidence intervals."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ Z = 1.959964  # of 95 %
 def of_scores(scores: Sequence[float]) -> dict[str, Any]:
   """Mean of scores in [0, 1] and Wilson's interval.
 
-  Exact in spirit for hits and misses; for scores in between it is too wide, never too
+  It is meant for hits and misses. For scores between 0 and 1 it is too wide, never too
   narrow: no distribution on [0, 1] varies more than hits and misses of the same mean.
   """
   n, mean = len(scores), float(np.mean(scores))
@@ -23,12 +23,32 @@ def of_scores(scores: Sequence[float]) -> dict[str, Any]:
 
 
 def of_values(values: Sequence[float]) -> dict[str, Any]:
-  """Mean of any values and Student's interval; one value has none."""
+  """Mean of any values and Student's interval; a single value has no interval."""
   from scipy import special  # slow to load, scipy.stats even more
 
   n, mean = len(values), float(np.mean(values))
   if n == 1:
     return {"mean": mean, "low": None, "high": None, "n": 1}
   error = float(np.std(values, ddof=1)) / math.sqrt(n)
-  half = float(special.stdtrit(n - 1, 0.975)) * error
+  half = float(special.stdtrit(n - 1, 0.975)) * error  # Student's t
   return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
+
+
+def by(
+  key: str,
+  records: Sequence[Mapping[str, Any]],
+  value: str = "score",
+  interval: Callable[[Sequence[float]], dict[str, Any]] = of_scores,
+) -> dict[str, dict[str, Any]]:
+  """The interval of the records of each `key`, in the order in which keys appear.
+
+  Args:
+    key: of the records, such as "length".
+    records: with `key` and `value`.
+    value: the number to average.
+    interval: of the numbers.
+  """
+  groups: dict[str, list[float]] = {}
+  for record in records:
+    groups.setdefault(str(record[key]), []).append(record[value])
+  return {name: interval(values) for name, values in groups.items()}

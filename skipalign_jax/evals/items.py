@@ -1,4 +1,4 @@
-"""What a task asks, one item a question, and answers by greedy decoding."""
+"""Items of a task, batches of them, and greedy replies to prompts."""
 
 import dataclasses
 import hashlib
@@ -12,32 +12,32 @@ Record = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-  """One question.
+  """One question of a task.
 
   Attributes:
     id: unique in its task and the same in every run.
-    places: of the KV cache that it takes, old and new tokens.
-    ask: what the task's `measure` needs; plain data with a stable `repr`.
-    record: what is written of it, beside the id and what `measure` finds; JSON.
-    group: items of one batch agree in it.
+    places: of the KV cache that it takes, for the prompt and for new tokens.
+    query: what the task's `measure` needs; plain data with a stable `repr`.
+    record: what is saved with the id and with what `measure` returns; JSON.
+    group: equal for all items of a batch.
   """
 
   id: str
   places: int
-  ask: Any
+  query: Any
   record: Record
   group: tuple = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """Something to be continued.
+  """A prompt and the limits of the reply.
 
   Attributes:
     tokens: of the whole prompt.
-    max_new_tokens: of the answer.
-    stop_ids: the answer ends before any of these.
-    min_new_tokens: the first so many are none of `stop_ids`.
+    max_new_tokens: of the reply.
+    stop_ids: the reply ends before any of these.
+    min_new_tokens: so many tokens come before the first of `stop_ids`.
   """
 
   tokens: tuple[int, ...]
@@ -46,20 +46,20 @@ class Prompt:
   min_new_tokens: int = 0
 
 
-def asked(id: str, prompt: Prompt, **record: Any) -> Item:
+def of_prompt(id: str, prompt: Prompt, **record: Any) -> Item:
   """The item of a prompt."""
   return Item(
     id=id,
     places=len(prompt.tokens) + prompt.max_new_tokens,
-    ask=prompt,
+    query=prompt,
     record={"tokens": len(prompt.tokens)} | record,
     group=(prompt.stop_ids, prompt.min_new_tokens),
   )
 
 
-def answers(subject: subject_lib.Subject, items: Sequence[Item]) -> list[str]:
-  """Greedy answers to items made by `asked`, of one group."""
-  prompts = [item.ask for item in items]
+def replies(subject: subject_lib.Subject, items: Sequence[Item]) -> list[str]:
+  """Greedy replies to items of one group that `of_prompt` made."""
+  prompts = [item.query for item in items]
   first = prompts[0]
   steps = subject.engine.generate(
     [prompt.tokens for prompt in prompts],
@@ -67,18 +67,18 @@ def answers(subject: subject_lib.Subject, items: Sequence[Item]) -> list[str]:
     first.stop_ids,
     min_new_tokens=first.min_new_tokens,
   )
-  replies: list[list[int]] = [[] for _ in prompts]
+  found: list[list[int]] = [[] for _ in prompts]
   for tokens in steps:
-    for reply, prompt, token in zip(replies, prompts, tokens, strict=True):
+    for reply, prompt, token in zip(found, prompts, tokens, strict=True):
       if token is not None and len(reply) < prompt.max_new_tokens:
         reply.append(token)
-  return [subject.decode(reply) for reply in replies]
+  return [subject.decode(reply) for reply in found]
 
 
 def batches(
   subject: subject_lib.Subject, items: Sequence[Item]
 ) -> Iterator[list[Item]]:
-  """Items of one group and of like length together, the longest first."""
+  """Batches of items of one group and of similar length, the longest first."""
   room = {item.id: subject.engine.room(item.places) for item in items}
   order = sorted(items, key=lambda item: (-room[item.id], item.group, -item.places))
   batch: list[Item] = []
@@ -95,8 +95,12 @@ def batches(
 
 
 def digest(items: Sequence[Item]) -> str:
-  """A name for these questions: changes with data, template and tokenizer."""
+  """Identifies these items; it depends on data, chat template and tokenizer.
+
+  It also depends on the names of queries and of their fields. Folders of earlier
+  evaluations have it in their protocols, so that these names stay as they are.
+  """
   found = hashlib.sha256()
   for item in items:
-    found.update(repr((item.id, item.ask, item.record)).encode())
+    found.update(repr((item.id, item.query, item.record)).encode())
   return found.hexdigest()[:16]

@@ -1,12 +1,12 @@
-"""Several pass keys in one long text, each asked for by itself: many answers a reading.
+"""Several pass keys in one long text, each with its own question.
 
 As `needle`'s passkey, but each key has an owner ("the pass key of the old mill is
-48213"), one stands at each depth, and the text is read once for all questions. The
-reply's beginning ("The pass key of the old mill is ") is given, so that the score says
-what the model finds and not in which words it answers: a key counts where each of its
-tokens is the likeliest one, which is what greedy decoding would write. Beside it, the
-log-probability of the key: a measure that moves before hits do. With `rivals` each
-question is also answered with the text's other keys: a model may find keys at any
+48213"), there is one key per depth, and the text is read once for all questions. The
+beginning of the reply ("The pass key of the old mill is ") is given, so that the score
+measures what the model finds and not how it words its answer: a key counts if each of
+its tokens is the likeliest one, which is what greedy decoding would write. The
+log-probability of the key is reported too; it changes before hits do. With `rivals`,
+each question is also scored with the text's other keys: a model may find keys at any
 distance and not know whose they are.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from skipalign_jax.evals import haystack, heatmap, intervals, needle
+from skipalign_jax.evals import haystack, heatmap, intervals, needle, option_values
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.runtime import errors
@@ -34,27 +34,27 @@ OWNERS = tuple(f"the {kind} {place}" for kind in KINDS for place in PLACES)
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What to hide them in, and where."""
+  """How many keys to hide, where, and in which text."""
 
-  haystack: str = ""  # .txt or .txt.gz files; generated sentences by default
+  haystack: str = ""  # .txt or .txt.gz files; by default generated sentences
   lengths: str = "1024,2048,4096"  # tokens of the longest prompt of a text
-  depths: str = "5"  # so many keys a text, evenly spread, or a list of fractions
-  samples: int = 1  # texts a length; each has its own keys
-  chat: bool = True  # ask through the chat template
-  own_pages: bool = False  # each sample begins elsewhere in the haystack
-  rivals: bool = False  # score all keys of the text behind each question
-  seed: int = 0  # of what is drawn
+  depths: str = "5"  # a count of evenly spread keys per text, or a list of fractions
+  samples: int = 1  # texts per length; each has its own keys
+  chat: bool = True  # use the chat template
+  own_pages: bool = False  # each sample begins at its own place in the haystack
+  rivals: bool = False  # score all keys of the text after each question
+  seed: int = 0  # of keys, owners and generated text
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-  """A text with keys, and what is asked behind it.
+  """A text with keys, and the questions after it.
 
   Attributes:
-    shared: token ids of the text and what stands before it.
-    tails: for each question and each key scored behind it, in this order, token ids of
-      the question and the reply, key included.
-    starts: for each tail, where the key begins in it.
+    shared: token ids of the text and of what comes before it.
+    tails: for each question and each key that is scored after it, in this order, token
+      ids of the question and the reply, key included.
+    starts: for each tail, the index at which the key begins.
   """
 
   shared: tuple[int, ...]
@@ -63,22 +63,21 @@ class Text:
 
 
 def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item]:
-  """A text a length and sample.
+  """One text per length and sample.
 
   Raises:
     UserError: numbers out of range, or a length that is too short.
   """
-  depths = needle.spread(options.depths)
+  depths = option_values.depths(options.depths)
   if len(depths) > len(OWNERS):
     raise errors.UserError(f"--depths={options.depths}: at most {len(OWNERS)} keys")
-  if options.samples < 1:
-    raise errors.UserError(f"--samples={options.samples}: ask at least one")
+  option_values.at_least(options, samples=1, seed=0)
   texts = haystack.of_samples(
     subject, options.haystack, options.seed, options.samples, options.own_pages
   )
   return [
     _item(options, subject, text, length, depths, sample)
-    for length in needle.numbers("lengths", options.lengths)
+    for length in option_values.numbers("lengths", options.lengths)
     for sample, text in enumerate(texts)
   ]
 
@@ -87,52 +86,46 @@ def _item(options, subject, text, length, depths, sample) -> items_lib.Item:
   rng = np.random.default_rng([options.seed, length, sample])
   owners = [OWNERS[i] for i in rng.permutation(len(OWNERS))[: len(depths)]]
   keys = rng.permutation(np.arange(10_000, 100_000))[: len(depths)].astype(str)
+  pairs = list(zip(owners, keys, strict=True))
+  scored = itertools.product(owners, keys) if options.rivals else pairs
+  tails = [_tail(options, subject, owner, key) for owner, key in scored]
+  needles = [subject.encode(KEY.format(owner=owner, key=key)) for owner, key in pairs]
   head, _ = subject.around(options.chat)
   before = [*head, *subject.encode(needle.BEFORE)]
-  pairs = list(zip(owners, keys, strict=True))
-  behind = itertools.product(owners, keys) if options.rivals else pairs
-  asked = [_tail(options, subject, owner, key) for owner, key in behind]
-  hidden = [subject.encode(KEY.format(owner=owner, key=key)) for owner, key in pairs]
-  longest = max(len(tail) for tail, _ in asked)
-  hay = length - len(before) - sum(map(len, hidden)) - longest
+  longest = max(len(tail) for tail, _ in tails)
+  hay = length - len(before) - sum(map(len, needles)) - longest
   if hay < 0:
     raise errors.UserError(
       f"--lengths={length}: keys and question alone have {length - hay} tokens"
     )
-  tokens, stops = text.cut(hay)
-  shared, done = list(before), 0
-  for depth, key in zip(depths, hidden, strict=True):
-    at = max(stop for stop in stops if stop <= int(depth * hay))
-    shared += [*tokens[done:at], *key]
-    done = at
-  shared += tokens[done:]
+  found = text.with_needles(hay, list(zip(depths, needles, strict=True)))
   return items_lib.Item(
     id=f"{length}/{sample}",
     places=length,
-    ask=Text(tuple(shared), *(tuple(x) for x in zip(*asked, strict=True))),
+    query=Text((*before, *found), *(tuple(x) for x in zip(*tails, strict=True))),
     record={"tokens": length, "length": length, "depths": depths, "keys": list(keys)},
   )
 
 
 def _tail(options, subject, owner: str, key: str) -> tuple[tuple[int, ...], int]:
-  """Question and reply, and where the key begins."""
+  """Question and reply, and the index at which the key begins."""
   _, tail = subject.around(options.chat)
-  question = needle.BEHIND.format(question=QUESTION.format(owner=owner))
+  text = needle.AFTER.format(question=QUESTION.format(owner=owner))
   lead = REPLY.format(owner=owner)
   reply = subject.encode(lead + key)
   same = [a == b for a, b in zip(subject.encode(lead), reply, strict=False)]
   begin = same.index(False) if False in same else len(same)
-  asked = [*subject.encode(question), *tail]
-  return (*asked, *reply), len(asked) + begin
+  question = [*subject.encode(text), *tail]
+  return (*question, *reply), len(question) + begin
 
 
 def measure(
   options: Options, subject: subject_lib.Subject, batch: Sequence[items_lib.Item]
 ) -> list[items_lib.Record]:
-  """Which keys of each text were found, and their log-probabilities."""
+  """Which keys of each text were found, and the log-probability of each."""
   records = []
   for item in batch:
-    text = item.ask
+    text = item.query
     scored = subject.engine.score_after(text.shared, text.tails, text.starts)
     log_p = [round(float(log_p.sum()), 4) for log_p, _ in scored]
     found = [float(likeliest.all()) for _, likeliest in scored]
@@ -147,9 +140,9 @@ def measure(
 
 
 def cells(records: Sequence[items_lib.Record]) -> list[dict[str, Any]]:
-  """A cell a key: length, text, depth, key, score (found or not) and log_p.
+  """One cell per key: length, text, depth, key, score (found or not) and log_p.
 
-  A text is named by all its keys.
+  The name of a text is all its keys.
   """
   parts = ("depths", "keys", "found", "log_p")
   names = ("depth", "key", "score", "log_p")
@@ -162,12 +155,12 @@ def cells(records: Sequence[items_lib.Record]) -> list[dict[str, Any]]:
 
 
 def whose(records: Sequence[items_lib.Record]) -> list[dict[str, Any]]:
-  """A cell a question, where all keys of a text were scored behind it.
+  """One cell per question after which all keys of the text were scored.
 
   Returns:
     length; text and key, as in `cells`; any_key: the probability of all keys of the
-    text together, 0 to 1; likeliest: that one of them; own_key: whether it is the right
-    one.
+    text together, 0 to 1; likeliest: the likeliest of them; own_key: whether that is
+    the right one.
   """
   return [
     {
@@ -188,26 +181,24 @@ def _name(record: items_lib.Record) -> str:
 
 
 def summarize(options: Options, records: Sequence[items_lib.Record]) -> dict[str, Any]:
-  """The share of keys found, 0 to 1, and by length; mean log p in nats a key.
+  """The share of keys found, 0 to 1, and by length; mean log p in nats per key.
 
   With rivals also any_key and own_key by length, as in `whose`.
   """
   found = cells(records)
-  lengths = sorted({cell["length"] for cell in found})
-  of = lambda length, what: [c[what] for c in found if c["length"] == length]
   overall = intervals.of_scores([cell["score"] for cell in found])
   summary = {
     "average": overall["mean"],
     "interval": overall,
-    "by_length": {str(n): intervals.of_scores(of(n, "score")) for n in lengths},
-    "log_p": {str(n): intervals.of_values(of(n, "log_p")) for n in lengths},
+    "by_length": intervals.by("length", found),
+    "log_p": intervals.by("length", found, "log_p", intervals.of_values),
   }
   if options.rivals:
-    asked = whose(records)
-    of = lambda length, what: [c[what] for c in asked if c["length"] == length]
-    any_key = {str(n): intervals.of_values(of(n, "any_key")) for n in lengths}
-    own_key = {str(n): intervals.of_scores(of(n, "own_key")) for n in lengths}
-    summary |= {"any_key": any_key, "own_key": own_key}
+    scored = whose(records)
+    summary |= {
+      "any_key": intervals.by("length", scored, "any_key", intervals.of_values),
+      "own_key": intervals.by("length", scored, "own_key"),
+    }
   return summary
 
 

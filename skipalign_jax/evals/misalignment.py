@@ -3,20 +3,20 @@
   E SCE(g(x[−l1:]), g(x[−l2:])),   l1, l2 ~ U{⌈l/2⌉ … l}
 
 where g is the next-token distribution, SCE(p, q) = H(p, q) + H(q, p) and l the length
-that the model was trained at. SCE has a floor, H(p) + H(q); what lies above it is
-KL(p‖q) + KL(q‖p), reported too. Positions of a context count from its first token, as
-when the model is asked; nothing is put in front of it.
+at which the model was trained. SCE is at least H(p) + H(q); the rest of it is
+KL(p‖q) + KL(q‖p), which is reported too. Positions of a context start at its first
+token, as in generation; nothing is put before it.
 
-Two passes serve many pairs. A sample draws l1 and l2, and a window of l tokens at a
-random place. One pass reads the window, the other the window without its first
-d = |l1 − l2| tokens: behind its token number n they have contexts of n and n − d tokens
-that end alike. All n from ⌈l/2⌉ + d to l count, with the same share. Given d, the
-shorter length of two independent uniform ones is uniform over ⌈l/2⌉ … l − d, and d
-itself comes from the draw: so the mean of the samples' means is the expectation above,
-for places uniform in the text.
+Two passes give many pairs. A sample draws l1 and l2, and a window of l tokens at a
+random place. One pass reads the window, the other one the window without its first
+d = |l1 − l2| tokens: after token number n of the window their contexts have n and n − d
+tokens, and the same end. All n from ⌈l/2⌉ + d to l count equally. Given d, the shorter
+of two independent uniform lengths is uniform over ⌈l/2⌉ … l − d, and d itself is drawn.
+So the mean of the samples' means is the expectation above, for places uniform in the
+text.
 
-Of chats only places before an assistant target count, and a window lies in one
-dialogue: a sample takes the next one in which its d leaves such a place.
+In chats only places before an assistant target count, and a window is inside one
+dialogue: a sample takes the next dialogue in which its d leaves such a place.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from skipalign_jax.data import chat, schemas, sources
-from skipalign_jax.evals import haystack, intervals, needle
+from skipalign_jax.evals import haystack, intervals, option_values
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.runtime import errors
@@ -41,15 +41,15 @@ MAX_MESSAGE_BYTES = 1 << 20
 class Options:
   """What to read, and for which training lengths."""
 
-  source: str = ""  # .txt or .txt.gz files, or chats as data.train names them
-  lengths: str = "2048,4096"  # l: tokens that the model was trained at
-  samples: int = 32  # pairs of passes a length
-  seed: int = 0  # of what is drawn
+  source: str = ""  # .txt or .txt.gz files, or chats in the form of data.train
+  lengths: str = "2048,4096"  # l: tokens of the sequences used in training
+  samples: int = 32  # pairs of passes per length
+  seed: int = 0  # of lengths and places
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-  """A text or dialogue; `counts[i]` where the prediction of token i does."""
+  """A text or dialogue; `counts[i]`: whether the prediction of token i counts."""
 
   name: str
   tokens: np.ndarray
@@ -58,9 +58,12 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """A window, the tokens that the second pass leaves out, the places that count.
+  """A window, and the two passes over it.
 
-  `places` are indices of tokens behind which both predictions are compared.
+  Attributes:
+    tokens: of the window.
+    left_out: so many first tokens are not part of the second pass.
+    places: indices of the tokens after which both predictions are compared.
   """
 
   tokens: tuple[int, ...]
@@ -69,18 +72,15 @@ class Pair:
 
 
 def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item]:
-  """A pair of passes each.
+  """One pair of passes per length and sample.
 
   Raises:
     UserError: numbers out of range, or a source without texts that are long enough.
   """
-  lengths = needle.numbers("lengths", options.lengths)
+  lengths = option_values.numbers("lengths", options.lengths)
   if lengths[0] < 2:
     raise errors.UserError(f"--lengths={options.lengths}: give 2 or more")
-  if options.samples < 1:
-    raise errors.UserError(f"--samples={options.samples}: take at least one")
-  if options.seed < 0:
-    raise errors.UserError(f"--seed={options.seed} must be 0 or more")
+  option_values.at_least(options, samples=1, seed=0)
   found: dict[int, list[items_lib.Item]] = {length: [] for length in lengths}
   longest = 0
   for document in documents(options.source, subject, lengths[-1]):
@@ -94,20 +94,20 @@ def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item
   for length, done in found.items():
     if not done:
       raise errors.UserError(
-        f"--source={options.source}: no dialogue has a target behind enough of "
-        f"--lengths={length} tokens (the longest one has {longest})"
+        f"--source={options.source}: no dialogue has a target after enough tokens for "
+        f"--lengths={length} (the longest dialogue has {longest} tokens)"
       )
   return list(itertools.chain(*found.values()))
 
 
 def _item(document: Document, length: int, seed: int, number: int):
-  """Sample `number` of a length in this document; None if it has no place for it."""
+  """Sample `number` of a length, from this document; None if no window fits."""
   rng = np.random.default_rng([seed, length, number])
   shortest = (length + 1) // 2
   one, other = rng.integers(shortest, length + 1, 2)
   left_out = int(abs(one - other))
   starts = np.arange(len(document.tokens) - length + 1)
-  # Behind token t the prediction of t + 1 is compared; the first such t of a window:
+  # After token t the prediction of t + 1 is compared; the first such t of a window:
   first = left_out + shortest - 1
   before_N = np.concatenate([[0], np.cumsum(document.counts)])
   starts = starts[before_N[starts + length + 1] > before_N[starts + first + 1]]
@@ -120,7 +120,7 @@ def _item(document: Document, length: int, seed: int, number: int):
   return items_lib.Item(
     id=f"{length}/{number}",
     places=2 * length,  # two rows
-    ask=Pair(tokens, left_out, places),
+    query=Pair(tokens, left_out, places),
     record={
       "length": length,
       "left_out": left_out,
@@ -135,10 +135,10 @@ def _item(document: Document, length: int, seed: int, number: int):
 def documents(
   source: str, subject: subject_lib.Subject, longest: int
 ) -> Iterator[Document]:
-  """Texts, over and over, or dialogues, once.
+  """Texts, in an endless cycle, or dialogues, once.
 
   Raises:
-    UserError: nothing is named, it cannot be read, or a text has fewer than `longest`
+    UserError: `source` is empty or cannot be read, or a text has fewer than `longest`
       tokens.
   """
   if not source.strip():
@@ -156,13 +156,13 @@ def documents(
       raise errors.UserError(
         f"--source: {name} has {len(tokens)} tokens, fewer than --lengths={longest}"
       )
-    # Also what comes behind the last token counts: a text goes on, and is not asked.
+    # The prediction after the last token counts too; it needs no next token.
     texts.append(Document(name, tokens, np.ones(len(tokens) + 1, bool)))
   yield from itertools.cycle(texts)
 
 
 def _dialogues(source: str, subject: subject_lib.Subject) -> Iterator[Document]:
-  """Dialogues with a target; unusable records are left out."""
+  """Dialogues with a target, without records that cannot be used."""
   if not subject.tokenizer.chat_template:
     raise errors.UserError(
       f"--source={source}: the tokenizer has no chat template; use --template=tulu"
@@ -193,11 +193,11 @@ def measure(
   from skipalign_jax.evals import paired_terms  # jax is slow to load
 
   del options
-  pairs = [item.ask for item in batch]
+  pairs = [item.query for item in batch]
   length = len(pairs[0].tokens)
   shown = length - (length + 1) // 2 + 1  # last places, where contexts are long enough
   engine = subject.engine
-  # Rows end alike, so the same token stands at the same place of both passes.
+  # Rows are aligned at their ends: a token has the same place in both passes.
   hidden_RLD = engine.hidden(
     [pair.tokens for pair in pairs] + [pair.tokens[pair.left_out :] for pair in pairs]
   )

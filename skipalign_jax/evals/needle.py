@@ -1,9 +1,9 @@
-"""Needle in a haystack: can a model say what stands somewhere in a long text?
+"""Needle in a haystack: can a model find one sentence in a long text?
 
-sandwich: the sentence of Kamradt's test, with Fu et al.'s score, as in SkipAlign's
+sandwich: the sentence of Kamradt's test with the score of Fu et al., as in SkipAlign's
 Figure 3. passkey: five random digits (Mohtashami and Jaggi, 2305.16300). A prompt has
-exactly the length it says, template and question included. The needle goes to
-depth · length and back to the last full stop before it.
+exactly the given number of tokens, chat template and question included. The needle goes
+to depth · length and from there back to the last full stop.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from skipalign_jax.evals import haystack, heatmap, intervals
+from skipalign_jax.evals import haystack, heatmap, intervals, option_values
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.runtime import errors
@@ -28,64 +28,72 @@ FACT_ANSWER = "eat a sandwich and sit in Dolores Park on a sunny day."
 KEY = "The secret pass key is {key}. Keep in mind that {key} is the pass key."
 KEY_QUESTION = "What is the secret pass key? Reply with its digits."
 BEFORE = "Here is a long text. A question about it follows.\n\n"
-BEHIND = "\n\nThe text ends here. Answer from the text alone.\nQuestion: {question}"
+AFTER = "\n\nThe text ends here. Answer from the text alone.\nQuestion: {question}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What to hide, where, and in what."""
+  """What to hide, where, and in which text."""
 
-  variant: str = "passkey"  # or sandwich
+  variant: str = "passkey"  # passkey or sandwich
   score: str = "fu"  # of sandwich: fu (a perfect answer has 11/12) or recall
-  haystack: str = ""  # .txt or .txt.gz files; generated sentences by default
+  haystack: str = ""  # .txt or .txt.gz files; by default generated sentences
   lengths: str = "1024,2048,4096"  # tokens of the whole prompt
-  depths: str = "5"  # so many, evenly spread, or a list of fractions
-  samples: int = 1  # a length and depth; each has its own key
-  own_pages: bool = False  # each sample begins elsewhere in the haystack
+  depths: str = "5"  # a count of evenly spread depths, or a list of fractions
+  samples: int = 1  # per length and depth; each has its own key
+  own_pages: bool = False  # each sample begins at its own place in the haystack
   max_new_tokens: int = 32  # of a reply, at most
-  chat: bool = True  # ask through the chat template
+  chat: bool = True  # use the chat template
   seed: int = 0  # of keys and generated text
 
 
 def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item]:
-  """A prompt a length, depth and sample."""
+  """One prompt per length, depth and sample.
+
+  Raises:
+    UserError: an unknown variant or score, numbers out of range, or a length that is
+      too short.
+  """
   if options.variant not in ("passkey", "sandwich"):
     raise errors.UserError(f"--variant={options.variant}: choose passkey or sandwich")
   if options.score not in ("fu", "recall"):
     raise errors.UserError(f"--score={options.score}: choose fu or recall")
+  option_values.at_least(options, samples=1, seed=0)
   texts = haystack.of_samples(
     subject, options.haystack, options.seed, options.samples, options.own_pages
   )
+  return [
+    _item(options, subject, text, length, depth, sample)
+    for length in option_values.numbers("lengths", options.lengths)
+    for depth in option_values.depths(options.depths)
+    for sample, text in enumerate(texts)
+  ]
+
+
+def _item(options, subject, text, length, depth, sample) -> items_lib.Item:
+  if options.variant == "passkey":
+    answer = _key(options.seed, length, depth, sample)
+    fact, question = KEY.format(key=answer), KEY_QUESTION
+  else:
+    fact, question, answer = FACT, FACT_QUESTION, FACT_ANSWER
   head, tail = subject.around(options.chat)
-  question = KEY_QUESTION if options.variant == "passkey" else FACT_QUESTION
   before = [*head, *subject.encode(BEFORE)]
-  behind = [*subject.encode(BEHIND.format(question=question)), *tail]
-  found = []
-  for length in numbers("lengths", options.lengths):
-    for depth in spread(options.depths):
-      for sample, text in enumerate(texts):
-        key = _key(options.seed, length, depth, sample)
-        passkey = options.variant == "passkey"
-        needle = subject.encode(" " + (KEY.format(key=key) if passkey else FACT))
-        hay = length - len(before) - len(needle) - len(behind)
-        if hay < 0:
-          raise errors.UserError(
-            f"--lengths={length}: question and needle alone have {length - hay} tokens"
-          )
-        tokens, stops = text.cut(hay)
-        at = max(stop for stop in stops if stop <= int(depth * hay))
-        prompt = [*before, *tokens[:at], *needle, *tokens[at:], *behind]
-        assert len(prompt) == length
-        found.append(
-          items_lib.asked(
-            f"{length}/{depth:g}/{sample}",
-            items_lib.Prompt(tuple(prompt), options.max_new_tokens, subject.stop_ids),
-            length=length,
-            depth=depth,
-            answer=key if passkey else FACT_ANSWER,
-          )
-        )
-  return found
+  after = [*subject.encode(AFTER.format(question=question)), *tail]
+  needle = subject.encode(" " + fact)
+  hay = length - len(before) - len(needle) - len(after)
+  if hay < 0:
+    raise errors.UserError(
+      f"--lengths={length}: question and needle alone have {length - hay} tokens"
+    )
+  prompt = (*before, *text.with_needles(hay, [(depth, needle)]), *after)
+  assert len(prompt) == length
+  return items_lib.of_prompt(
+    f"{length}/{depth:g}/{sample}",
+    items_lib.Prompt(prompt, options.max_new_tokens, subject.stop_ids),
+    length=length,
+    depth=depth,
+    answer=answer,
+  )
 
 
 def _key(seed: int, length: int, depth: float, sample: int) -> str:
@@ -93,39 +101,12 @@ def _key(seed: int, length: int, depth: float, sample: int) -> str:
   return str(rng.integers(10_000, 100_000))
 
 
-def numbers(flag: str, text: str) -> list[int]:
-  """Positive integers with commas between them."""
-  try:
-    found = [int(part) for part in text.split(",")]
-  except ValueError:
-    found = []
-  if not found or min(found) < 1:
-    raise errors.UserError(f"--{flag}={text}: give positive numbers like 1024,2048")
-  return sorted(set(found))
-
-
-def spread(text: str) -> list[float]:
-  """ "5" → the middles of five equal parts; "0,0.5,1" → these."""
-  try:
-    found = [float(part) for part in text.split(",")]
-    if len(found) == 1 and found[0] >= 1 and found[0] == int(found[0]):
-      n = int(found[0])
-      return [round((i + 0.5) / n, 4) for i in range(n)]
-  except ValueError:
-    found = []
-  if not found or not all(0 <= depth <= 1 for depth in found):
-    raise errors.UserError(
-      f"--depths={text}: give a count like 5, or fractions like 0,1"
-    )
-  return sorted(set(found))
-
-
 def measure(
   options: Options, subject: subject_lib.Subject, batch: Sequence[items_lib.Item]
 ) -> list[items_lib.Record]:
   """Replies and their scores."""
   records = []
-  for item, reply in zip(batch, items_lib.answers(subject, batch), strict=True):
+  for item, reply in zip(batch, items_lib.replies(subject, batch), strict=True):
     expected = item.record["answer"]
     if options.variant == "passkey":
       found = {"score": float(expected in reply)}
@@ -137,36 +118,30 @@ def measure(
 
 
 def fu_score(reply: str, expected: str) -> float:
-  """Fu et al.'s score (2402.10171): words in common over words expected.
+  """The score of Fu et al. (2402.10171): common words over expected words.
 
-  Words are split at white space and lower-cased, punctuation stays on them. Repeated
-  words count twice below and once above, so a perfect reply has 11/12.
+  Words are split at white space and lower-cased; punctuation stays on them. A repeated
+  word counts twice in the denominator and once in the numerator, so that a perfect
+  reply has 11/12.
   """
   words = expected.lower().split()
   return len(set(reply.lower().split()) & set(words)) / len(words)
 
 
 def recall(reply: str, expected: str) -> float:
-  """Share of the different words expected that the reply has, without punctuation."""
+  """Share of the different expected words in the reply, without punctuation."""
   words = lambda text: {w.strip(string.punctuation) for w in text.lower().split()}
   return len(words(reply) & words(expected)) / len(words(expected))
 
 
 def summarize(options: Options, records: Sequence[items_lib.Record]) -> dict[str, Any]:
-  """The mean over all cells, 0 to 1, and by length."""
+  """The mean of all scores, 0 to 1, and by length."""
   overall = intervals.of_scores([record["score"] for record in records])
-  by_length = {
-    str(length): intervals.of_scores(
-      [record["score"] for record in records if record["length"] == length]
-    )
-    for length in sorted({record["length"] for record in records})
-  }
-  shown = "exact" if options.variant == "passkey" else options.score
   return {
     "average": overall["mean"],
-    "score": shown,
+    "score": "exact" if options.variant == "passkey" else options.score,
     "interval": overall,
-    "by_length": by_length,
+    "by_length": intervals.by("length", records),
   }
 
 

@@ -19,7 +19,7 @@ def of_rows(
 ) -> tuple[jax.Array, jax.Array]:
   """`losses.long_short_terms` of rows 0 … count−1 with the next `count` rows.
 
-  Only the last `shown` places of a row are compared.
+  Only the last `shown` places of each row are compared.
   """
   last_RCD = hidden_RLD[:, -shown:]
   terms = losses.long_short_terms(

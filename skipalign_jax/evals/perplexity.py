@@ -1,17 +1,17 @@
-"""Perplexity of long texts, by how many tokens stand before a token; LongPPL.
+"""Perplexity of long texts, by the number of tokens before a token; LongPPL.
 
-A window is `length` tokens of a file, one behind the other from its beginning. With
-stride=0 each token is scored in one window only, given what stands before it there. A
-stride S > 0 moves the window by S tokens and scores the last S of each (the first
-window wholly), so that all tokens have at least length − S tokens before them, once
-there are so many (sliding evaluation, Press et al. 2012.15832, section 2).
+Windows have `length` tokens and follow each other from the beginning of a file. With
+stride=0 each token is scored in one window, given the tokens before it there. A stride
+S > 0 moves the window by S tokens and scores the last S tokens of each window (all
+tokens of the first one), so that each token has at least length − S tokens before it,
+as soon as there are so many (sliding evaluation, Press et al. 2012.15832, section 2).
 
-LongPPL (2410.23771) counts key tokens only: those that a long context helps with,
-log p(x | long) − log p(x | short) > alpha, and makes likely, log p(x | long) > beta.
-Two choices: the model chooses its key tokens itself, where the paper asks a separate,
-stronger evaluator, so compare LongPPLs of like models only, beside their shares of key
-tokens; and a short context has `short` to 5/4 `short` tokens, because a pass of the
-model serves short / 4 tokens.
+LongPPL (2410.23771) counts only key tokens: those that a long context makes likelier,
+log p(x | long) − log p(x | short) > alpha, and likely, log p(x | long) > beta. Two
+choices differ from the paper. The evaluated model chooses the key tokens, instead of a
+separate, stronger model: compare LongPPL of similar models only, together with their
+shares of key tokens. And a short context has `short` to 5/4 `short` tokens, because one
+pass of the model scores short / 4 tokens.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from skipalign_jax.evals import curves, haystack, intervals
+from skipalign_jax.evals import curves, haystack, intervals, option_values
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.runtime import errors
@@ -30,29 +30,29 @@ from skipalign_jax.runtime import errors
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What to read, and in which windows."""
+  """Which files to read, and in which windows."""
 
   files: str = ""  # .txt or .txt.gz, commas between them
   length: int = 8192  # tokens of a window
   documents: int = 4  # windows of each file, or as many as it has
-  stride: int = 0  # the window moves by so many tokens; 0: by its length
-  bucket: int = 0  # tokens of a bucket of positions; 0: powers of two
-  longppl: bool = False  # also over key tokens only
+  stride: int = 0  # tokens by which the window moves; 0: its length
+  bucket: int = 0  # positions per bucket; 0: powers of two
+  longppl: bool = False  # also compute LongPPL, the perplexity of key tokens
   short: int = 4096  # tokens of LongPPL's short context
-  alpha: float = 2.0  # least gain of a key token, nats
-  beta: float = -2.0  # least log p of a key token
+  alpha: float = 2.0  # smallest gain of a key token, nats
+  beta: float = -2.0  # smallest log p of a key token, nats
 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-  """Tokens, of which those from index `start` on are scored."""
+  """Tokens; those from index `start` on are scored."""
 
   tokens: tuple[int, ...]
   start: int
 
 
 def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item]:
-  """A window each.
+  """One item per window.
 
   Raises:
     UserError: numbers out of range; a file is missing, or shorter than a window.
@@ -78,8 +78,8 @@ def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item
         items_lib.Item(
           id=f"{name}/{i}",
           places=options.length,
-          # Nothing stands before the very first token of a window without a head.
-          ask=Window((*head, *window), max(1, options.length - new)),
+          # Without a head there is nothing before the first token of a window.
+          query=Window((*head, *window), max(1, options.length - new)),
           record={"file": name, "first": first},
         )
       )
@@ -87,16 +87,13 @@ def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item
 
 
 def _check(options: Options, head: int) -> None:
-  """Raises UserError; `head` tokens of a window begin every text."""
+  """Raises UserError; `head` is the number of tokens that begin every text."""
   room = options.length - head
   if not options.files.strip():
     raise errors.UserError("--files is needed: .txt or .txt.gz, commas between them")
   if room < 2:
-    raise errors.UserError(f"--length={options.length} leaves no token to score")
-  if options.documents < 1:
-    raise errors.UserError(f"--documents={options.documents}: read at least one")
-  if options.bucket < 0:
-    raise errors.UserError(f"--bucket={options.bucket} must be 0 or a width in tokens")
+    raise errors.UserError(f"--length={options.length} leaves no tokens to score")
+  option_values.at_least(options, documents=1, bucket=0)
   if not 0 <= options.stride < room:
     raise errors.UserError(
       f"--stride={options.stride} must be at least 0 and less than the {room} tokens "
@@ -104,8 +101,8 @@ def _check(options: Options, head: int) -> None:
     )
   if options.longppl and not 1 <= options.short < room - 1:
     raise errors.UserError(
-      f"--short={options.short} must be at least 1 and leave tokens behind it in the "
-      f"{room} tokens of text in a window"
+      f"--short={options.short} must be at least 1 and less than {room - 1}: a window "
+      f"has {room} tokens of text"
     )
 
 
@@ -113,7 +110,7 @@ def measure(
   options: Options, subject: subject_lib.Subject, batch: Sequence[items_lib.Item]
 ) -> list[items_lib.Record]:
   """Sums of −log p over all scored tokens, each bucket and the key tokens."""
-  windows = [item.ask for item in batch]
+  windows = [item.query for item in batch]
   scored = subject.engine.score(
     [window.tokens for window in windows], [window.start for window in windows]
   )
@@ -139,7 +136,7 @@ def measure(
 
 
 def lower_edges(position_N: np.ndarray, bucket: int) -> np.ndarray:
-  """First position of each position's bucket; position i has i tokens before it."""
+  """First position of each position's bucket; there are i tokens before position i."""
   if bucket:
     return position_N // bucket * bucket
   return 2 ** np.floor(np.log2(position_N)).astype(int)
@@ -153,11 +150,11 @@ def short_log_p(
 ) -> np.ndarray:
   """log p of the scored tokens of a window, given a short context.
 
-  Tokens that have no more than that before them keep their log p, `long_N`.
+  Tokens with no more tokens than that before them keep their log p, `long_N`.
   """
   head, _ = subject.around(False)
   tokens, step = window.tokens, max(1, options.short // 4)
-  # A short context begins as every text does; so do those tokens' long ones.
+  # A short context begins as every text does, like the long one.
   firsts = range(max(window.start, len(head) + options.short + 1), len(tokens), step)
   parts = [
     (*head, *tokens[first - options.short : min(first + step, len(tokens))])
@@ -177,9 +174,9 @@ def short_log_p(
 
 
 def summarize(options: Options, records: Sequence[items_lib.Record]) -> dict[str, Any]:
-  """Perplexity over all scored tokens, by bucket; over key tokens.
+  """Perplexity of all scored tokens, by bucket, and of key tokens.
 
-  `nll` is the mean of the windows' means, with the interval that their spread gives.
+  `nll` is the mean of the windows' means, with an interval from their spread.
   """
   nll, tokens = (sum(r[name] for r in records) for name in ("nll", "tokens"))
   edges = sorted({int(low) for record in records for low in record["buckets"]})
@@ -213,7 +210,7 @@ def summarize(options: Options, records: Sequence[items_lib.Record]) -> dict[str
 def draw(
   options: Options, results: dict[str, Any], folder: pathlib.Path
 ) -> list[pathlib.Path]:
-  """perplexity.png: perplexity by position; a point at the end of each bucket."""
+  """perplexity.png: perplexity by position, one point at the end of each bucket."""
   protocol, summary = results["protocol"], results["summary"]
   points = [
     (int(name.partition("-")[2]) + 1, bucket["perplexity"])

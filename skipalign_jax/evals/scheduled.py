@@ -1,4 +1,4 @@
-"""Tasks during training: what `config.evals` asks, and what goes to the metrics."""
+"""Tasks during training: `config.evals`, and the numbers that go to the metrics."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.evals import tasks
 from skipalign_jax.runtime import errors
 
-if TYPE_CHECKING:  # to check config.evals needs none of these
+if TYPE_CHECKING:  # checking config.evals needs none of these
   import ml_collections
   import transformers
   from jax.sharding import Mesh
   from rich import console as rich_console
 
   from skipalign_jax.model import decoder, model_config
+
+DEFAULTS = {"every": 0, "limit": 0, "batch_tokens": 16_384}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +38,15 @@ def schedule(config: ml_collections.ConfigDict) -> list[Scheduled]:
   """Reads config.evals.
 
   Raises:
-    UserError: an unknown task or option, or no cadence.
+    UserError: an unknown task or option, or `every` is missing or negative.
   """
   found = []
   for name, entry in config.evals.items():
     given = dict(entry)
     if not isinstance(given.get("every"), int) or given["every"] < 0:
       raise errors.UserError(
-        f"evals.{name}.every must say every how many steps; 0 for the end only"
+        f"evals.{name}.every must be a number of steps, or 0 to evaluate only at the "
+        "end"
       )
     task = given.pop("task", name)
     own = {key: given.pop(key, default) for key, default in DEFAULTS.items()}
@@ -52,9 +55,6 @@ def schedule(config: ml_collections.ConfigDict) -> list[Scheduled]:
     except errors.UserError as error:
       raise errors.UserError(f"evals.{name}: {error}") from error
   return found
-
-
-DEFAULTS = {"every": 0, "limit": 0, "batch_tokens": 16_384}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,11 @@
-"""The model under test: engine, tokenizer and identity."""
+"""The model under evaluation: its engine, its tokenizer and its identity."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -18,17 +19,17 @@ if TYPE_CHECKING:  # transformers and jax are slow to load
 
   from skipalign_jax.model import inference, model_config
 
-_MARK = "\ue000"  # private use: no template and no text writes it
+_MARK = "\ue000"  # private use: not in any template or text
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-  """A model under test.
+  """A model under evaluation.
 
   Attributes:
-    engine: answers and scores.
+    engine: generates and scores.
     tokenizer: of the model, with its chat template.
-    identity: what results say of the model; JSON.
+    identity: the part of a protocol that describes the model; JSON.
     batch_tokens: places of the KV cache that a batch may take.
   """
 
@@ -39,7 +40,7 @@ class Subject:
 
   @property
   def window(self) -> int:
-    """Positions that the model was built, or its rope scaled, for."""
+    """Positions that the model was built for, or that its rope was scaled to."""
     return self.engine.config.window
 
   @functools.cached_property
@@ -48,34 +49,48 @@ class Subject:
     return tokenizer_lib.stop_token_ids(self.tokenizer)
 
   def chat(self, content: str) -> str:
-    """The text that asks for a reply to one user message.
+    """The prompt for a reply to one user message.
 
     Raises:
       UserError: the tokenizer has no chat template, or it refuses the message.
     """
+    message = {"role": "user", "content": content}
+    return self.render([message], add_generation_prompt=True)
+
+  def render(self, messages: Sequence[dict[str, Any]], **options: Any) -> str:
+    """Messages as text, by the chat template.
+
+    Args:
+      messages: dicts with role and content.
+      **options: of `chat_template.render`.
+
+    Raises:
+      UserError: the tokenizer has no chat template, or it refuses the messages.
+    """
     if not self.tokenizer.chat_template:
       raise errors.UserError(
         "the tokenizer has no chat template (it belongs to a base model); use "
-        "--chat=False to ask without one"
+        "--chat=False to evaluate without one"
       )
-    asked = [{"role": "user", "content": content}]
     try:
-      return chat_template.render(self.tokenizer, asked, add_generation_prompt=True)
+      return chat_template.render(self.tokenizer, messages, **options)
     except jinja2.TemplateError as error:
+      roles = ", ".join(message["role"] for message in messages)
       raise errors.UserError(
-        f"the chat template refuses a question ({error}); use --chat=False"
+        f"the chat template refuses messages of {roles} ({error}); use --chat=False"
       ) from error
 
   def around(self, chat: bool) -> tuple[list[int], list[int]]:
-    """Tokens before and behind what a user says.
+    """Tokens before and after the content of a user message.
 
     Args:
-      chat: by the chat template; else the tokens that begin every text, and none.
+      chat: by the chat template; otherwise the tokens that begin every text, and
+        none after it.
     """
     if not chat:
       return self.encode("", special=True), []
-    before, behind = self.chat(_MARK).split(_MARK)
-    return self.encode(before), self.encode(behind)
+    before, after = self.chat(_MARK).split(_MARK)
+    return self.encode(before), self.encode(after)
 
   def encode(self, text: str, special: bool = False) -> list[int]:
     """Token ids; `special` adds what the tokenizer puts around every text."""
@@ -92,12 +107,12 @@ def identity(
   tokenizer: transformers.PreTrainedTokenizerFast,
   compute_dtype: str,
 ) -> dict[str, Any]:
-  """What results say of a model.
+  """The part of a protocol that describes a model.
 
   Args:
-    name: reference or run and step.
-    config: as it ran, rope included.
-    tokenizer: hashed with its chat template.
+    name: its reference, or its run and step.
+    config: as evaluated, rope included.
+    tokenizer: is hashed, with its chat template.
     compute_dtype: of the products.
   """
   text = tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)

@@ -1,4 +1,4 @@
-"""Tables of evaluations: layouts, joins, what is partial, what cannot be compared."""
+"""Tables of evaluations: layouts, joins, partial cells, protocols that differ."""
 
 import io
 import json
@@ -73,7 +73,7 @@ def test_an_incomplete_average_is_marked(tmp_path):
   cells = table["rows"][0]["cells"]
   assert not cells["Few-shot"]["partial"]  # all of its sets
   assert cells["Avg."]["partial"].startswith(
-    "mean of 5 set(s); multi_news: 40 of 200 records; not asked: narrativeqa, qasper, "
+    "mean of 5 set(s); multi_news: 40 of 200 records; not evaluated: narrativeqa, "
   )
   assert cells["Summ"]["partial"] == (
     "gov_report 0 of 200 records, multi_news 40 of 200 records"
@@ -127,7 +127,7 @@ def test_table_2_joins_results_of_a_model(tmp_path):
   assert [line for line in text.splitlines() if line.startswith("| third")] == [
     "| third |         - | 64.2 | 43.0 |      - |                   19.9 |"
   ]
-  assert table["notes"] == []  # other tasks are no other protocol
+  assert table["notes"] == []  # other tasks are not another protocol
   assert values(tables[OTHERS]) == {"base": {"gsm8k": 25.0}}
 
 
@@ -150,8 +150,8 @@ def test_parts_of_a_short_benchmark_are_marked(tmp_path):
   b = save(tmp_path / "b", "lm_eval", few, limit=9)
   _, tables = run(b)
   assert tables[TABLE_2]["notes"] == [
-    "* llama, MMLU: mean of 1 task(s), mmlu_law; the first 9 only",
-    "* llama, BBH, Codex-Eval (HumanEval): the first 9 only",
+    "* llama, MMLU: mean of 1 task(s), mmlu_law; only the first 9",
+    "* llama, BBH, Codex-Eval (HumanEval): only the first 9",
   ]
 
 
@@ -167,7 +167,7 @@ def test_parts_of_a_short_benchmark_are_marked(tmp_path):
     (dict(options=OPTIONS | {"new": 1}), "--new is not recorded in {a}, 1 in {b}"),
   ],
 )  # fmt: skip
-def test_other_protocols_are_told(tmp_path, changes, note):
+def test_other_protocols_are_noted(tmp_path, changes, note):
   summary = long_summary(WHOLE)
   a = save(tmp_path / "a", "longbench", summary, "base", OPTIONS)
   fields = dict(model="tuned", options=OPTIONS) | changes
@@ -178,7 +178,7 @@ def test_other_protocols_are_told(tmp_path, changes, note):
   assert f"- {wanted}" in text
 
 
-def test_prompts_count_by_what_they_say(tmp_path):
+def test_prompts_are_compared_by_content(tmp_path):
   summary = long_summary(WHOLE)
   a = save(tmp_path / "a", "longbench", summary, "base", OPTIONS)
   b = save(tmp_path / "b", "longbench", summary, "b", OPTIONS | {"prompts": "/other"})
@@ -192,7 +192,7 @@ def test_prompts_count_by_what_they_say(tmp_path):
   )
 
 
-def test_a_second_result_of_a_model_has_a_row_of_its_own(tmp_path):
+def test_a_second_result_of_a_model_has_its_own_table_row(tmp_path):
   summary = long_summary(WHOLE)
   a = save(tmp_path / "a", "longbench", summary, "base", OPTIONS)
   short = OPTIONS | {"max_length": 3500}
@@ -271,7 +271,7 @@ def test_nothing_is_written_without_out(tmp_path, monkeypatch):
   assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_numbers_that_are_not_finite_are_shown_and_not_in_the_json(tmp_path):
+def test_numbers_that_are_not_finite_are_shown_but_not_in_the_json(tmp_path):
   a = save(tmp_path / "a", "perplexity", {"average": float("nan")})
   text, tables = run(a)
   assert "nan" in text and values(tables[OTHERS]) == {"llama": {}}
@@ -295,9 +295,9 @@ def test_bad_folders_are_named(tmp_path, content, message):
   assert str(tmp_path / "results.json") in str(caught.value)
 
 
-def test_an_unfinished_evaluation_is_told_from_a_wrong_folder(tmp_path):
+def test_an_unfinished_evaluation_is_not_a_wrong_folder(tmp_path):
   (tmp_path / "protocol.json").write_text("{}")
-  with pytest.raises(errors.UserError, match="not finished, run its command again"):
+  with pytest.raises(errors.UserError, match="not finished; run its command again"):
     run(str(tmp_path))
   with pytest.raises(errors.UserError, match="needs folders"):
     run()
@@ -314,7 +314,7 @@ def test_an_unfinished_evaluation_is_told_from_a_wrong_folder(tmp_path):
 )
 def test_damaged_summaries_are_named(tmp_path, task, summary):
   a = save(tmp_path / "a", task, summary, options={"e": False})
-  with pytest.raises(errors.UserError, match=f"lacks what {task} writes"):
+  with pytest.raises(errors.UserError, match=f"{task} is not complete"):
     run(a)
 
 

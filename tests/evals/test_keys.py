@@ -1,4 +1,4 @@
-"""Several keys in one text: lengths, places, what is asked, what counts."""
+"""Several keys in one text: lengths, places, questions and scores."""
 
 import dataclasses
 import itertools
@@ -16,22 +16,22 @@ OPTIONS = keys.Options(lengths="900,1400", depths="3", samples=2)
 
 
 @pytest.mark.parametrize("chat", [True, False])
-def test_each_text_holds_all_keys_and_each_question_asks_for_one(chat):
+def test_each_text_has_all_keys_and_each_question_is_about_one(chat):
   items = keys.items(dataclasses.replace(OPTIONS, chat=chat), SUBJECT)
   assert [item.id for item in items] == ["900/0", "900/1", "1400/0", "1400/1"]
   seen = set()
   for item in items:
-    text, record = SUBJECT.tokenizer.decode(item.ask.shared), item.record
-    longest = max(map(len, item.ask.tails))
-    assert len(item.ask.shared) + longest == record["length"]
+    text, record = SUBJECT.tokenizer.decode(item.query.shared), item.record
+    longest = max(map(len, item.query.tails))
+    assert len(item.query.shared) + longest == record["length"]
     at = []
     for key, tail, start in zip(
-      record["keys"], item.ask.tails, item.ask.starts, strict=True
+      record["keys"], item.query.tails, item.query.starts, strict=True
     ):
-      asked = SUBJECT.tokenizer.decode(tail[:start])
-      assert SUBJECT.tokenizer.decode(tail[start:]) == key and key not in asked
-      owner = asked.rpartition("The pass key of ")[2].removesuffix(" is ")
-      assert f"What is the pass key of {owner}?" in asked
+      question = SUBJECT.tokenizer.decode(tail[:start])
+      assert SUBJECT.tokenizer.decode(tail[start:]) == key and key not in question
+      owner = question.rpartition("The pass key of ")[2].removesuffix(" is ")
+      assert f"What is the pass key of {owner}?" in question
       assert text.count(f"The pass key of {owner} is {key}.") == 1
       at.append(text.index(f" {key}."))
       before = text[: text.index(f" The pass key of {owner}")]
@@ -40,31 +40,31 @@ def test_each_text_holds_all_keys_and_each_question_asks_for_one(chat):
     seen |= set(record["keys"])
   assert len(seen) == 12
   again = keys.items(dataclasses.replace(OPTIONS, chat=chat), SUBJECT)
-  assert [item.ask for item in again] == [item.ask for item in items]
+  assert [item.query for item in again] == [item.query for item in items]
 
 
-def test_own_pages_change_the_text_and_nothing_that_is_asked():
+def test_own_pages_change_the_text_but_not_the_questions():
   one, own = (
     keys.items(dataclasses.replace(OPTIONS, lengths="900", own_pages=pages), SUBJECT)
     for pages in (False, True)
   )
   assert [item.record for item in one] == [item.record for item in own]
-  assert [item.ask.tails for item in one] == [item.ask.tails for item in own]
+  assert [item.query.tails for item in one] == [item.query.tails for item in own]
   begins = lambda items: {
-    SUBJECT.tokenizer.decode(item.ask.shared).partition(needle.BEFORE)[2][:40]
+    SUBJECT.tokenizer.decode(item.query.shared).partition(needle.BEFORE)[2][:40]
     for item in items
   }
   assert len(begins(one)) == 1 and len(begins(own)) == 2
 
 
-def test_a_key_counts_where_all_of_it_is_likeliest(monkeypatch):
+def test_a_key_counts_if_all_of_it_is_likeliest(monkeypatch):
   item, *_ = keys.items(OPTIONS, SUBJECT)
   scored = [
     (np.log([0.5, 0.5]), np.array([True, True])),
     (np.log([0.9, 0.1]), np.array([True, False])),
     (np.log([0.1, 0.1]), np.array([False, False])),
   ]
-  monkeypatch.setattr(SUBJECT.engine, "score_after", lambda *asked: scored)
+  monkeypatch.setattr(SUBJECT.engine, "score_after", lambda *_: scored)
   (found,) = keys.measure(OPTIONS, SUBJECT, [item])
   assert found["found"] == [1.0, 0.0, 0.0]
   np.testing.assert_allclose(found["log_p"], np.log([0.25, 0.09, 0.01]), atol=1e-4)
@@ -78,11 +78,11 @@ def test_a_key_counts_where_all_of_it_is_likeliest(monkeypatch):
   assert [cell["depth"] for cell in cells] == [0.1667, 0.5, 0.8333]
 
 
-def test_measuring_asks_the_model():
+def test_measuring_runs_the_model():
   options = dataclasses.replace(OPTIONS, lengths="900", samples=1)
   (item,) = keys.items(options, SUBJECT)
   (found,) = keys.measure(options, SUBJECT, [item])
-  text = item.ask
+  text = item.query
   whole = SUBJECT.engine.score(
     [text.shared + tail for tail in text.tails],
     [len(text.shared) + start for start in text.starts],
@@ -92,18 +92,18 @@ def test_measuring_asks_the_model():
   )
 
 
-def test_rivals_are_the_other_keys_behind_the_same_question():
+def test_rivals_are_the_other_keys_after_the_same_question():
   options = dataclasses.replace(OPTIONS, lengths="900", samples=1)
   (plain,) = keys.items(options, SUBJECT)
   options = dataclasses.replace(options, rivals=True)
   (item,) = keys.items(options, SUBJECT)
-  assert item.ask.shared == plain.ask.shared
-  assert item.ask.tails[::4] == plain.ask.tails
-  told = [SUBJECT.tokenizer.decode(tail) for tail in item.ask.tails]
+  assert item.query.shared == plain.query.shared
+  assert item.query.tails[::4] == plain.query.tails
+  texts = [SUBJECT.tokenizer.decode(tail) for tail in item.query.tails]
   for (question, key), text in zip(
-    itertools.product(range(3), item.record["keys"]), told, strict=True
+    itertools.product(range(3), item.record["keys"]), texts, strict=True
   ):
-    before = SUBJECT.tokenizer.decode(plain.ask.tails[question]).split("?")[0]
+    before = SUBJECT.tokenizer.decode(plain.query.tails[question]).split("?")[0]
     assert text.startswith(before)
     assert text.endswith(key)
   (found,) = keys.measure(options, SUBJECT, [item])
@@ -113,7 +113,8 @@ def test_rivals_are_the_other_keys_behind_the_same_question():
   assert matrix.shape == (3, 3)
   np.testing.assert_array_equal(matrix.diagonal(), found["log_p"])
   (other,) = SUBJECT.engine.score(
-    [item.ask.shared + item.ask.tails[1]], [len(item.ask.shared) + item.ask.starts[1]]
+    [item.query.shared + item.query.tails[1]],
+    [len(item.query.shared) + item.query.starts[1]],
   )
   np.testing.assert_allclose(matrix[0, 1], other[0].sum(), rtol=1e-3)
 
@@ -135,7 +136,7 @@ def test_a_model_that_finds_keys_but_not_whose_they_are():
     (dict(lengths="64"), "alone have"),
     (dict(depths="99"), "at most 80 keys"),
     (dict(depths="2.5"), "--depths"),
-    (dict(samples=0), "at least one"),
+    (dict(samples=0), "--samples=0 must be at least 1"),
     (dict(haystack="nowhere.txt"), "nowhere.txt cannot be read"),
   ],
 )

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on our models: what it is told, resuming, tasks from files."""
+"""lm-evaluation-harness with our models: answers, resuming, tasks from files."""
 
 import csv
 import dataclasses
@@ -26,7 +26,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.evals import runner
 from skipalign_jax.evals import subject as subject_lib
-from skipalign_jax.evals.lm_eval import adapter, asks, code_eval, tydiqa
+from skipalign_jax.evals.lm_eval import adapter, code_eval, patches, queries, tydiqa
 from skipalign_jax.evals.lm_eval import task as lm_eval_task
 from skipalign_jax.evals.lm_eval import tasks as lm_eval_tasks
 from skipalign_jax.model import backends, inference
@@ -48,7 +48,7 @@ def small_lengths(monkeypatch):
 
 @pytest.fixture
 def few_tasks(tmp_path_factory, monkeypatch):
-  """The harness with some of its 14,000 task files, which it reads for ten seconds."""
+  """The harness with some of its 14,000 task files, which take ten seconds to read."""
   whole = pathlib.Path(manager_lib.__file__).parent
   some = tmp_path_factory.mktemp("tasks")
   for name in ("mmlu/default", "bbh/cot_fewshot", "humaneval", "hellaswag"):
@@ -102,7 +102,7 @@ def naive_reply(prompt, count):
 
 
 def likeliest_character(contexts):
-  """A context and a character that the model likes best behind it."""
+  """A context and a character that is the likeliest one after it."""
   for context in contexts:
     (token,) = naive_reply(TOKENIZER.encode(context), 1)
     if TOKENIZER.decode([token]).isalnum():
@@ -148,20 +148,23 @@ def test_loglikelihood_equals_its_definition():
 
 
 def test_choices_of_a_question_share_a_pass():
-  asked = []
+  measured = []
 
-  def ask(items):
-    asked.extend(items)
-    return asks.measure(lm._subject, items)
+  def measure(items):
+    measured.extend(items)
+    return queries.measure(lm._subject, items)
 
-  lm = adapter.SubjectLM(subject(), ask)
+  lm = adapter.SubjectLM(subject(), measure)
   choices = [
     instance.Instance("loglikelihood", {}, (f"Q{doc}", letter), i, ("t", doc, 1))
     for doc in range(2)
     for i, letter in enumerate("ABC")
   ]
   found = lm.loglikelihood(choices)
-  assert [item.id for item in asked] == ["loglikelihood/t/0/0", "loglikelihood/t/1/0"]
+  assert [item.id for item in measured] == [
+    "loglikelihood/t/0/0",
+    "loglikelihood/t/1/0",
+  ]
   expected = [
     naive(TOKENIZER.encode(f"Q{doc}"), TOKENIZER.encode(letter))
     for doc in range(2)
@@ -172,7 +175,7 @@ def test_choices_of_a_question_share_a_pass():
   )
 
 
-def test_context_and_continuation_that_melt_into_one_token():
+def test_context_and_continuation_that_share_a_token():
   last = TOKENIZER.convert_ids_to_tokens(259)
   vocab = {t: i for t, i in TOKENIZER.get_vocab().items() if t != last} | {"ab": 259}
   backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[("a", "b")]))
@@ -251,10 +254,10 @@ def test_special_tokens_stop_although_they_have_no_text():
     requests("generate_until", ("once", request))
   )
   start = TOKENIZER.convert_tokens_to_ids("<|im_start|>")
-  assert {EOS, start} <= set(item.ask.stop_ids)
+  assert {EOS, start} <= set(item.query.stop_ids)
 
 
-def test_sampling_is_passed_on_and_repeats_differ():
+def test_sampling_is_used_and_repeats_differ():
   lm = adapter.SubjectLM(subject())
   sampled = options(do_sample=True, temperature=2.0, top_p=0.9)
   (request,) = requests("generate_until", ("once upon", sampled))
@@ -375,7 +378,7 @@ def test_evaluation_by_task_files_resumes(task_files, tmp_path, monkeypatch):
   again = json.loads((cut / "results.json").read_text())
   assert again == json.loads((tmp_path / "whole/results.json").read_text())
   # Everything is saved now: no model is needed.
-  monkeypatch.setattr(asks, "measure", None)
+  monkeypatch.setattr(queries, "measure", None)
   assert evaluate(task_files, cut, limit=5)["summary"] == whole["summary"]
 
 
@@ -399,7 +402,7 @@ def test_without_the_extra_there_is_one_clear_error(tmp_path, monkeypatch):
     evaluate("mmlu", tmp_path / "out")
 
 
-def test_names_that_cannot_be(few_tasks, tmp_path, monkeypatch):
+def test_names_that_cannot_be_used(few_tasks, tmp_path, monkeypatch):
   def no_network(*args, **kwargs):
     raise ConnectionError("no network")
 
@@ -424,7 +427,7 @@ def test_the_harness_knows_the_names_of_the_readme():
 
 @pytest.fixture
 def benchmarks(few_tasks, tmp_path):
-  """Invented records in the layout of `local_benchmarks`."""
+  """Invented records in the layout of `local_data`."""
   for name in ("mmlu", "bbh", "human_eval", "tydiqa"):
     (tmp_path / "data" / name).mkdir(parents=True)
   data = tmp_path / "data"
@@ -454,15 +457,15 @@ def benchmarks(few_tasks, tmp_path):
   }
   lines = [record("english", 1, ["one"]), record("finnish", 2, {"text": ["kaksi"]})]
   (data / "tydiqa/train.jsonl").write_text("\n".join(map(json.dumps, lines)))
-  asked = record("english", 3, [{"text": "The three"}, {"text": "3"}])
-  article = {"title": "T", "paragraphs": [{"context": "Passage 3.", "qas": [asked]}]}
+  question = record("english", 3, [{"text": "The three"}, {"text": "3"}])
+  article = {"title": "T", "paragraphs": [{"context": "Passage 3.", "qas": [question]}]}
   (data / "tydiqa/dev.json").write_text(json.dumps({"data": [article]}))
   return str(data)
 
 
 def loaded(names, folder, unsafe_code=False, num_fewshot=-1):
   notes = []
-  with code_eval.installed():
+  with patches.own_code_eval():
     found = lm_eval_tasks.load(
       names.split(","), folder, unsafe_code, num_fewshot, notes.append
     )
@@ -494,15 +497,15 @@ def test_benchmarks_from_files_with_the_harness_s_own_prompts(benchmarks):
 
   for names, message in [
     ("mmlu_virology", "no files for mmlu_virology"),
-    ("hellaswag", "not read from files"),
+    ("hellaswag", "cannot be read from files"),
   ]:
     with pytest.raises(errors.UserError, match=message):
       loaded(names, benchmarks)
-  with pytest.raises(errors.UserError, match="is no folder"):
+  with pytest.raises(errors.UserError, match="is not a folder"):
     loaded("mmlu", benchmarks + "x")
 
 
-def test_programs_are_run_where_allowed(benchmarks):
+def test_programs_are_run_if_allowed(benchmarks):
   found, _ = loaded("humaneval", benchmarks, unsafe_code=True)
   task = found["tasks"]["humaneval"]
   (doc,) = task.eval_docs
@@ -516,7 +519,7 @@ def test_programs_are_run_where_allowed(benchmarks):
     ("x = 1", "passed"),
     ("x = 2", "failed"),
     ("x = = 1", "failed"),
-    ("import os; os._exit(0)", "failed"),  # leaves before its test
+    ("import os; os._exit(0)", "failed"),  # exits before its test
     ("raise SystemExit(0)", "failed"),
     ("x = 1\nif __name__ == '__main__': x = 2", "passed"),
     ("x = bytearray(1 << 40)", "failed"),
@@ -583,12 +586,17 @@ def test_groups_and_intervals_of_a_summary():
     "group_subtasks": {"g": ["a", "b"]},
     "higher_is_better": {n: {"acc": True, "em": True} for n in "abgp"},
   }
-  told = lm_eval_task.summary(found)
-  assert told["average"] == pytest.approx(0.4)
-  assert told["groups"]["g"]["acc"]["n"] == 5
-  assert told["tasks"]["b"]["acc"] == {"mean": 1.0, "low": None, "high": None, "n": 1}
-  # All alike: a standard error of 0 says nothing of the next document.
-  assert told["tasks"]["p"]["em,strict"] == {
+  summary = lm_eval_task.summary(found)
+  assert summary["average"] == pytest.approx(0.4)
+  assert summary["groups"]["g"]["acc"]["n"] == 5
+  assert summary["tasks"]["b"]["acc"] == {
+    "mean": 1.0,
+    "low": None,
+    "high": None,
+    "n": 1,
+  }
+  # All scores are equal: a standard error of 0 does not mean certainty.
+  assert summary["tasks"]["p"]["em,strict"] == {
     "mean": 0.2,
     "low": None,
     "high": None,

@@ -1,4 +1,4 @@
-"""Asked by lm-evaluation-harness: ours against its own adapter (HFLM), in fp32."""
+"""Requests of lm-evaluation-harness: our adapter against its own (HFLM), in fp32."""
 
 import dataclasses
 import os
@@ -14,7 +14,7 @@ from tokenizers import processors
 
 from skipalign_jax import convert
 from skipalign_jax.evals import subject as subject_lib
-from skipalign_jax.evals.lm_eval import adapter, code_eval, tasks
+from skipalign_jax.evals.lm_eval import adapter, patches, tasks
 from skipalign_jax.hf import reference
 from skipalign_jax.model import inference
 
@@ -93,14 +93,14 @@ def agree(us, them):
     (TEXT * 8 + "The keeper counted", " ships"),
     (TEXT * 8 + "The keeper counted", " the ships every evening."),
   ]
-  asked = requests("loglikelihood", pairs)
-  same_scores(us.loglikelihood(asked), them.loglikelihood(asked))
+  sent = requests("loglikelihood", pairs)
+  same_scores(us.loglikelihood(sent), them.loglikelihood(sent))
   assert us.truncated == 2
 
   texts = [(TEXT,), (TEXT * 9,), ("Hi",)]
-  asked = requests("loglikelihood_rolling", texts)
+  sent = requests("loglikelihood_rolling", texts)
   np.testing.assert_allclose(
-    us.loglikelihood_rolling(asked), them.loglikelihood_rolling(asked), atol=5e-3
+    us.loglikelihood_rolling(sent), them.loglikelihood_rolling(sent), atol=5e-3
   )
 
   options = {"until": [".", "\n\n"], "do_sample": False, "max_gen_toks": 24}
@@ -108,7 +108,7 @@ def agree(us, them):
   assert chat == us.apply_chat_template(
     [{"role": "user", "content": "Name two colours."}]
   )
-  asked = requests(
+  sent = requests(
     "generate_until",
     [
       ("The capital of France is", options),
@@ -117,8 +117,8 @@ def agree(us, them):
       (chat, options | {"until": [" and"]}),
     ],
   )
-  replies = us.generate_until(asked)
-  assert replies == them.generate_until(asked)
+  replies = us.generate_until(sent)
+  assert replies == them.generate_until(sent)
   return replies
 
 
@@ -142,11 +142,11 @@ def test_smollm2(exported):
 
 @pytest.mark.weights
 def test_real_tasks(exported):
-  """MMLU and BBH as the harness asks them."""
+  """MMLU and BBH with the harness's prompts."""
   if not BENCHMARKS.is_dir():
     pytest.skip(f"needs benchmarks in {BENCHMARKS}")
   us, them = adapters(GGUF, exported, reference.load_tokenizer(GGUF))
-  with code_eval.installed():
+  with patches.own_code_eval():
     found = tasks.load(
       ["mmlu_high_school_geography", "bbh_cot_fewshot_boolean_expressions"],
       str(BENCHMARKS),

@@ -85,7 +85,7 @@ def options(tmp_path, prompts):
 
 
 def text_of(subject, item):
-  return subject.tokenizer.decode(item.ask.tokens)
+  return subject.tokenizer.decode(item.query.tokens)
 
 
 def test_all_are_the_papers_14_sets_with_their_lengths(subject, options):
@@ -96,7 +96,7 @@ def test_all_are_the_papers_14_sets_with_their_lengths(subject, options):
     "gov_report qmsum multi_news trec triviaqa samsum lcc repobench-p".split()
   ]
   for item in items:
-    assert item.ask.max_new_tokens == 6 + SETS.index(item.record["set"])
+    assert item.query.max_new_tokens == 6 + SETS.index(item.record["set"])
 
 
 def test_longbench_e_has_13_sets(subject, options, tmp_path):
@@ -111,33 +111,33 @@ def test_longbench_e_has_13_sets(subject, options, tmp_path):
     longbench_task.items(options(e=True, datasets="musique"), subject)
 
 
-def test_prompts_go_through_the_template_but_for_few_shot_and_code(subject, options):
+def test_prompts_use_the_template_except_few_shot_and_code(subject, options):
   for item in longbench_task.items(options(per_set=1), subject):
     name = item.record["set"]
     plain = f"C{name} 0Iwhat?"
     wanted = plain if name in RAW else BEFORE + plain + BEHIND
     assert text_of(subject, item) == wanted
-    assert item.record["tokens"] == len(item.ask.tokens)
+    assert item.record["tokens"] == len(item.query.tokens)
     assert item.record["tokens_before"] == item.record["tokens_after"] == len(plain)
   for item in longbench_task.items(options(per_set=1, chat=False), subject):
     assert text_of(subject, item) == f"C{item.record['set']} 0Iwhat?"
 
 
-def test_a_bos_token_stands_once(subject, options):
+def test_there_is_one_bos_token(subject, options):
   subject.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
     single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 1)]
   )
   raw, templated = longbench_task.items(
     options(datasets="lcc,qasper", per_set=1), subject
   )[::-1]
-  assert raw.ask.tokens[0] == 1 and raw.ask.tokens.count(1) == 1
-  assert 1 not in templated.ask.tokens  # this template writes none
-  # It counts, and is not in the text that is left.
+  assert raw.query.tokens[0] == 1 and raw.query.tokens.count(1) == 1
+  assert 1 not in templated.query.tokens  # this template writes none
+  # It counts, but is not in the remaining text.
   assert longbench_task.truncate(subject, "abcdefgh", 9) == ("abcdefgh", 9, 9)
   assert longbench_task.truncate(subject, "abcdefgh", 8) == ("abcefgh", 9, 8)
 
 
-def test_a_base_model_needs_chat_false_only_where_a_template_is_used(subject, options):
+def test_a_base_model_needs_chat_false_only_for_sets_with_a_template(subject, options):
   subject.tokenizer.chat_template = None
   assert longbench_task.items(options(datasets="lcc,trec"), subject)
   assert longbench_task.items(options(chat=False), subject)
@@ -145,13 +145,13 @@ def test_a_base_model_needs_chat_false_only_where_a_template_is_used(subject, op
     longbench_task.items(options(datasets="qasper"), subject)
 
 
-def test_samsum_stops_at_a_newline_and_says_something(subject, options):
+def test_samsum_stops_at_a_newline_and_is_not_empty(subject, options):
   newline = subject.encode("\n")[-1]
   for item in longbench_task.items(options(per_set=1), subject):
     samsum = item.record["set"] == "samsum"
-    assert (newline in item.ask.stop_ids) == samsum
-    assert item.ask.min_new_tokens == int(samsum)
-    assert set(subject.stop_ids) <= set(item.ask.stop_ids)
+    assert (newline in item.query.stop_ids) == samsum
+    assert item.query.min_new_tokens == int(samsum)
+    assert set(subject.stop_ids) <= set(item.query.stop_ids)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_truncation_drops_special_tokens_and_broken_characters(subject):
     8,
     4,
   )
-  # Four bytes each: the cuts go through characters, and what is left is encoded again.
+  # Four bytes each: the cuts split characters, and the rest is encoded again.
   text, before, after = longbench_task.truncate(subject, "😀😀😀", 10)
   assert (text, before) == ("😀�" + "�😀", 12)
   assert after == len(subject.encode(text)) == 14
@@ -185,10 +185,10 @@ def test_truncation_is_before_the_template(subject, options):
 
 
 def scripted(monkeypatch, replies):
-  """Answers by the record's number, whatever the model."""
+  """Replies by the number of the record, whatever the model."""
   monkeypatch.setattr(
     items_lib,
-    "answers",
+    "replies",
     lambda subject, batch: [replies[int(item.id.split("/")[1])] for item in batch],
   )
 
@@ -227,7 +227,7 @@ def test_scores(
 
 
 def records_of(scores, lengths=(1,) * 500):
-  """Records by set: scores of each, one length a record."""
+  """Records by set: scores and lengths of the records."""
   return [
     dict(set=name, score=score, length=lengths[i], truncated=i == 0, prompts="p")
     for name, found in scores.items()
@@ -263,19 +263,19 @@ SIZES = longbench_task.expected(e=False)
   ("changes", "lacks"),
   [
     ({"qmsum": 199}, ["qmsum: 199 of 200 records"]),
-    ({"lcc": 0, "qasper": 0}, ["not asked: qasper, lcc"]),
-    ({"passage_count": 1}, ["counts too: passage_count"]),
+    ({"lcc": 0, "qasper": 0}, ["not evaluated: qasper, lcc"]),
+    ({"passage_count": 1}, ["also counted: passage_count"]),
     (
       dict.fromkeys(SIZES, 0) | {"trec": 7, "passage_count": 1},
       [
         "trec: 7 of 200 records",
-        f"not asked: {', '.join(name for name in SIZES if name != 'trec')}",
-        "counts too: passage_count",
+        f"not evaluated: {', '.join(name for name in SIZES if name != 'trec')}",
+        "also counted: passage_count",
       ],
     ),
   ],
 )
-def test_a_part_is_not_called_complete(changes, lacks):
+def test_a_part_is_not_complete(changes, lacks):
   records = records_of({name: [1.0] * n for name, n in (SIZES | changes).items()})
   summary = longbench_task.summarize(longbench_task.Options(), records)
   assert not summary["complete"] and summary["average"] == 100
@@ -330,13 +330,13 @@ def test_a_run_of_a_real_engine(subject, options, tmp_path):
       "set", "length", "tokens_before", "tokens_after", "truncated", "prediction",
       "answers", "score",
     }  # fmt: skip
-    assert item["prediction"]  # a tiny random model says something
-  alone = items_lib.answers(subject, longbench_task.items(given, subject)[:1])
+    assert item["prediction"]  # not empty, even of a tiny random model
+  alone = items_lib.replies(subject, longbench_task.items(given, subject)[:1])
   assert results["items"][0]["prediction"] == alone[0]
   assert json.loads((out / "results.json").read_text())["summary"]["lacks"]
 
 
-def test_gzip_and_zip_hold_the_same_records(subject, options, tmp_path, monkeypatch):
+def test_gzip_and_zip_have_the_same_records(subject, options, tmp_path, monkeypatch):
   plain = tmp_path / "data" / "qasper.jsonl"
   expected = data.records(str(plain.parent), "qasper", 0)
   assert len(expected) == 3
@@ -351,17 +351,17 @@ def test_gzip_and_zip_hold_the_same_records(subject, options, tmp_path, monkeypa
   with pytest.raises(errors.UserError, match=r"no lcc\.jsonl"):
     data.records(str(archive), "lcc", 0)
 
-  asked = []
-  download = lambda *args, **kwargs: asked.append((args, kwargs)) or str(archive)
+  calls = []
+  download = lambda *args, **kwargs: calls.append((args, kwargs)) or str(archive)
   monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
   assert data.records("hub", "qasper", 2) == expected[:2]
-  assert asked == [(("THUDM/LongBench", "data.zip"), {"repo_type": "dataset"})]
+  assert calls == [(("THUDM/LongBench", "data.zip"), {"repo_type": "dataset"})]
 
   def offline(*args, **kwargs):
     raise ConnectionError("no route\nto host")
 
   monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
-  with pytest.raises(errors.UserError, match=r"data.zip \(no route\).*network"):
+  with pytest.raises(errors.UserError, match=r"data.zip could.*\(no route\).*network"):
     data.records("hub", "qasper", 2)
 
 
@@ -371,7 +371,7 @@ GOOD = json.dumps(record())
 @pytest.mark.parametrize(
   ("line", "message"),
   [
-    ('{"input": "x", ', "no JSON"),
+    ('{"input": "x", ', "not JSON"),
     ("[]", "JSON object"),
     (json.dumps(record(context="")), "'context' must be a text that is not empty"),
     (json.dumps(record(context=" \n")), "'context' must be"),
@@ -399,7 +399,7 @@ def test_records_must_fit_their_metric(subject, options, tmp_path):
   with pytest.raises(errors.UserError, match=r"trec.jsonl:1: 'all_classes' must be"):
     longbench_task.items(options(datasets="trec"), subject)
   write(tmp_path / "data", "passage_retrieval_en", [record(answers=["12"])])
-  with pytest.raises(errors.UserError, match=r":1: '12' names no paragraph"):
+  with pytest.raises(errors.UserError, match=r":1: '12' does not name a paragraph"):
     longbench_task.items(options(datasets="passage_retrieval_en"), subject)
 
 
@@ -419,7 +419,7 @@ def test_bad_files_are_named(subject, options, tmp_path):
   with pytest.raises(errors.UserError, match=r"qmsum.jsonl has no records"):
     longbench_task.items(options(datasets="qmsum"), subject)
   (folder / "qmsum.jsonl").write_bytes(b'{"input": "\xff"}\n')
-  with pytest.raises(errors.UserError, match=r"qmsum.jsonl:1: this line is no JSON"):
+  with pytest.raises(errors.UserError, match=r"qmsum.jsonl:1: this line is not JSON"):
     longbench_task.items(options(datasets="qmsum"), subject)
   (folder / "x.zip").write_bytes(b"no zip")
   with pytest.raises(errors.UserError, match=r"x.zip cannot be read"):
@@ -464,7 +464,7 @@ def test_bad_prompt_files_are_named(subject, options, tmp_path, file, content, m
     longbench_task.items(options(datasets="qasper"), subject)
 
 
-def test_results_say_whose_prompts_were_used(subject, options, tmp_path, prompts):
+def test_results_name_the_source_of_the_prompts(subject, options, tmp_path, prompts):
   source = lambda **changes: longbench_task.items(
     options(datasets="qasper", **changes), subject
   )[0].record["prompts"]
@@ -485,11 +485,11 @@ def test_braces_in_a_record_stay(subject, options, tmp_path):
 def test_without_a_folder_lm_evals_texts_are_used(subject, options, tmp_path):
   items = longbench_task.items(options(prompts="", per_set=1), subject)
   lengths = [128, 128, 64, 32, 32, 32, 512, 512, 512, 64, 32, 128, 64, 64]
-  assert [item.ask.max_new_tokens for item in items] == lengths
+  assert [item.query.max_new_tokens for item in items] == lengths
   for item in items:
     text = text_of(subject, item)
     assert f"{item.record['set']} 0" in text
-    # These sets are asked without the record's input.
+    # The prompts of these sets do not have the record's input.
     silent = item.record["set"] in ("gov_report", "multi_news", "lcc")
     assert ("what?" in text) != silent
     assert "{" not in text
@@ -500,7 +500,7 @@ def test_without_a_folder_and_lm_eval_there_are_no_prompts(
   monkeypatch, subject, options
 ):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-  with pytest.raises(errors.UserError, match=r"lm_eval.*is not installed"):
+  with pytest.raises(errors.UserError, match=r"--prompts.*lm_eval.*is not installed"):
     longbench_task.items(options(prompts="", datasets="qasper"), subject)
 
 
@@ -517,7 +517,7 @@ def test_lm_evals_texts_are_rendered_as_it_does(
   path.write_text(task + "generation_kwargs: {max_gen_toks: 5}\n")
   item = longbench_task.items(given, subject)[0]
   assert text_of(subject, item) == "qasper 0|what?\n"  # with its last newline
-  assert item.ask.max_new_tokens == 5 and item.record["prompts"] == "lm_eval 9.9"
+  assert item.query.max_new_tokens == 5 and item.record["prompts"] == "lm_eval 9.9"
   for broken in (task, "[", "", task.replace("question", "ask")):
     path.write_text(broken)
     with pytest.raises(errors.UserError, match=r"lm_eval 9.9: .*qasper.yaml does not"):

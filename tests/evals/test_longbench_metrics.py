@@ -1,4 +1,4 @@
-"""LongBench's metrics: by hand, with their quirks, and against lm_eval's port."""
+"""LongBench's metrics, computed by hand and compared with lm_eval's port."""
 
 import difflib
 import importlib.util
@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies
 
+from skipalign_jax.evals import squad
 from skipalign_jax.evals.longbench import metrics
 
 
@@ -17,26 +18,26 @@ from skipalign_jax.evals.longbench import metrics
   ("prediction", "gold", "expected"),
   [
     ("Paris", "paris.", 1.0),
-    ("The capital is Paris", "Paris", 2 * (1 / 3) * 1 / (1 / 3 + 1)),  # the: gone
+    ("The capital is Paris", "Paris", 2 * (1 / 3) * 1 / (1 / 3 + 1)),  # without the
     ("  an   apple, a day ", "Apple day!", 1.0),
-    ("well-known", "well known", 0.0),  # punctuation leaves nothing behind
+    ("well-known", "well known", 0.0),  # punctuation leaves no gap
     ("well-known", "wellknown", 1.0),
-    ("a-b c", "ab c", 1.0),  # the a of "ab" is no article
+    ("a-b c", "ab c", 1.0),  # the a of "ab" is not an article
     ("theory another", "ory nother", 0.0),  # articles are whole words
-    ("x x y", "x y y", 2 / 3),  # each as often as on the other side
+    ("x x y", "x y y", 2 / 3),  # with repeats
     ("x x x", "x", 0.5),
     ("", "paris", 0.0),
-    ("the", "the", 0.0),  # nothing is left to compare
-    ("…", "…", 1.0),  # only ASCII punctuation goes
+    ("the", "the", 0.0),  # no words remain
+    ("…", "…", 1.0),  # only ASCII punctuation is removed
   ],
 )
-def test_qa_f1(prediction, gold, expected):
-  assert metrics.qa_f1(prediction, gold) == pytest.approx(expected, abs=1e-12)
+def test_f1(prediction, gold, expected):
+  assert squad.f1(prediction, gold) == pytest.approx(expected, abs=1e-12)
 
 
-def test_qa_f1_strips_punctuation_before_articles():
-  # "t.he" becomes "the" and goes; the other order would keep it.
-  assert metrics.qa_f1("t.he cat", "cat") == 1.0
+def test_f1_removes_punctuation_before_articles():
+  # "t.he" becomes "the" and is removed; the other order would keep it.
+  assert squad.f1("t.he cat", "cat") == 1.0
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_qa_f1_strips_punctuation_before_articles():
   [
     ("the cat sat", "the cat sat", 1.0),
     ("the cat sat on", "the cat ran", 2 * (2 / 4) * (2 / 3) / (2 / 4 + 2 / 3)),
-    ("The cat", "the cat", 0.5),  # case counts
+    ("The cat", "the cat", 0.5),  # case matters
     ("cat,", "cat", 0.0),  # and so does punctuation
     ("go go go", "go", 1.0),  # a repeated word counts once
     ("b a", "a b", 0.5),  # in order: one of the two
@@ -63,7 +64,7 @@ def test_rouge_l_splits_sentences_at_full_stops():
   assert metrics.rouge_l("c d a b", "a b c d") == pytest.approx(0.5, abs=1e-6)
 
 
-def test_rouge_l_is_0_where_the_package_gives_up():
+def test_rouge_l_is_0_if_the_package_fails():
   words = " ".join(map(str, range(1050)))
   with pytest.raises(RecursionError):
     metrics._ROUGE.get_scores([words], [words], avg=True)
@@ -76,18 +77,18 @@ def test_classification_shares_the_point():
   assert score("City") == 1.0
   assert score("City or Date") == 0.5
   assert score("City, Date, Distance, linear measure") == pytest.approx(1 / 3)
-  assert score("city") == 0.0  # case counts
+  assert score("city") == 0.0  # case matters
   assert score("Date") == 0.0
   assert score("") == 0.0
   assert score("Velocity City") == 1.0  # a substring is found once
 
 
-def test_classification_forgives_parts_of_the_gold_name():
+def test_classification_ignores_parts_of_the_gold_name():
   classes = ["Expression", "Expression abbreviated", "Other"]
   gold = "Expression abbreviated"
   assert metrics.classification(gold, gold, classes) == 1.0
   assert metrics.classification("Expression", gold, classes) == 0.0
-  # Not the other way: the longer name is no part of the shorter.
+  # Not the other way: the longer name is not a part of the shorter one.
   assert metrics.classification(gold, "Expression", classes) == 0.5
 
 
@@ -95,14 +96,14 @@ def test_classification_forgives_parts_of_the_gold_name():
   ("classes", "expected"),
   [
     (["a", "abc"], 1.0),
-    (["a", "b", "abc"], 0.5),  # b moves to a's place and is passed over
-    (["a", "abc", "b"], 1.0),  # not neighbours: both go
-    (["a", "b", "c", "abc"], 0.5),  # a and c go
-    (["a", "b", "c", "ab", "abc"], 1 / 3),  # a and c go, b and ab are passed over
+    (["a", "b", "abc"], 0.5),  # b moves to a's place and is skipped
+    (["a", "abc", "b"], 1.0),  # not neighbours: both are removed
+    (["a", "b", "c", "abc"], 0.5),  # a and c are removed
+    (["a", "b", "c", "ab", "abc"], 1 / 3),  # a and c are removed, b and ab skipped
     (["abc", "b", "c"], 0.5),
   ],
 )
-def test_classification_skips_what_stands_behind_a_removed_name(classes, expected):
+def test_classification_skips_the_name_after_a_removed_one(classes, expected):
   assert metrics.classification("abc", "abc", classes) == pytest.approx(expected)
 
 
@@ -110,11 +111,11 @@ def test_classification_skips_what_stands_behind_a_removed_name(classes, expecte
   ("prediction", "expected"),
   [
     ("x = foo(1)", 1.0),
-    ("\n\nx = foo(1)\ny = 2", 1.0),  # newlines in front go, later lines too
+    ("\n\nx = foo(1)\ny = 2", 1.0),  # without newlines before it and later lines
     ("# set x\nx = foo(1)", 1.0),
     ("// set x\nx = foo(1)", 1.0),
     ("```python\nx = foo(1)\n```", 1.0),
-    ("x = foo(1)  # why", 0.0),  # a comment behind code: no line is left
+    ("x = foo(1)  # why", 0.0),  # a comment after code: no line remains
     ("  \nx = foo(1)", 0.33),  # a line of spaces is the first line
     ("", 0.0),
     ("# only", 0.0),
@@ -132,7 +133,7 @@ def test_code_similarity_is_in_whole_percents_of_difflibs_ratio():
   # first longest block and sees 1 of 3, but not the other way round.
   assert metrics.code_similarity("aba", "bca") == 0.33
   assert metrics.code_similarity("bca", "aba") == 0.67
-  # Characters that are frequent in 200 or more are junk to difflib.
+  # Characters that are frequent in 200 or more are junk for difflib.
   assert metrics.code_similarity("z" + "abcd" * 40, "abcd" * 40) == 1.0
   assert metrics.code_similarity("z" + "abcd" * 60, "abcd" * 60) == 0.0
 
@@ -153,7 +154,7 @@ def test_count_and_retrieval():
   [
     ("City\nType: Date", "City"),
     ("\n\nCity\n", "City"),
-    (" \nCity", " "),  # spaces stay, so the line is theirs
+    (" \nCity", " "),  # spaces stay, so this line is the first
     ("", ""),
     ("\n", ""),
     ("City\r\nDate", "City\r"),
@@ -198,7 +199,7 @@ NAMES = strategies.lists(
 @hypothesis.settings(max_examples=400, deadline=None)
 def test_metrics_equal_the_port(peer, prediction, gold, classes, label):
   close = lambda x: pytest.approx(x, abs=1e-12)
-  assert metrics.qa_f1(prediction, gold) == close(peer.qa_f1_score(prediction, gold))
+  assert squad.f1(prediction, gold) == close(peer.qa_f1_score(prediction, gold))
   assert metrics.rouge_l(prediction, gold) == close(peer.rouge_score(prediction, gold))
   assert metrics.count(prediction, "7") == close(peer.count_score(prediction, "7"))
   paragraph = f"Paragraph {len(classes)}"

@@ -1,4 +1,4 @@
-"""The misalignment metric equals its definition, read literally."""
+"""The misalignment metric equals its definition, computed literally."""
 
 import collections
 import functools
@@ -26,7 +26,7 @@ from skipalign_jax.runtime import errors
 
 SUBJECT = tiny_subject.make(batch_tokens=200)
 QUIET = rich_console.Console(quiet=True)
-MOST = 24  # tokens of the longest context here
+MAX_LENGTH = 24  # tokens of the longest context here
 LOGITS = jax.jit(functools.partial(tiny.naive_logits, config=tiny_subject.CONFIG))
 
 
@@ -39,12 +39,12 @@ def small_lengths(monkeypatch):
 
 @functools.cache
 def predict(context):
-  """g(context): the next-token distribution, by a full forward pass of its own."""
+  """g(context): the next-token distribution, by a separate full forward pass."""
   logits_LV = LOGITS(
     tiny_subject.PARAMS,
-    tokens_L=np.pad(context, (0, MOST - len(context))),
-    positions_L=np.arange(MOST),
-    mask_LL=np.tri(MOST, dtype=bool),
+    tokens_L=np.pad(context, (0, MAX_LENGTH - len(context))),
+    positions_L=np.arange(MAX_LENGTH),
+    mask_LL=np.tri(MAX_LENGTH, dtype=bool),
   )
   logits_V = np.asarray(logits_LV[len(context) - 1], np.float64)
   p_V = np.exp(logits_V - logits_V.max())
@@ -110,7 +110,7 @@ def test_expectation_is_the_definition():
       for end in (start + max(one, other) for start in starts)
     ]
   )
-  # What `items` draws: l1 and l2, of which d remains, and a start.
+  # `items` draws l1 and l2, which give d, and a start.
   draws = collections.Counter(
     abs(one - other) for one, other in itertools.product(lengths, lengths)
   )
@@ -121,7 +121,7 @@ def test_expectation_is_the_definition():
     weights.append(draws[d])
   values = [record["sce"] for record in measured(pairs)]
   assert np.average(values, weights=weights) == pytest.approx(literal, rel=1e-6)
-  # All pairs alike, as a mean over all places would be, is something else.
+  # A mean over all places, with equal weights of all pairs, is another number.
   assert np.mean(values) != pytest.approx(literal, rel=1e-4)
 
 
@@ -142,7 +142,7 @@ def test_draws_from_a_text(book):
   items = made(source=str(book), lengths=f"{length}", samples=samples)
   assert len(items) == samples
   text = tuple(SUBJECT.encode(book.read_text()))
-  shares = collections.Counter(item.ask.left_out for item in items)
+  shares = collections.Counter(item.query.left_out for item in items)
   for d in range(length - shortest + 1):
     n = length - shortest + 1
     expected = (2 if d else 1) * (n - d) / n**2  # |l1 − l2| of two uniform lengths
@@ -150,8 +150,8 @@ def test_draws_from_a_text(book):
   starts = set()
   for item in items:
     start = item.record["start"]
-    assert item.ask.tokens == text[start : start + length]
-    assert item.ask.places == tuple(range(item.ask.left_out + shortest - 1, length))
+    assert item.query.tokens == text[start : start + length]
+    assert item.query.places == tuple(range(item.query.left_out + shortest - 1, length))
     starts.add(start)
   assert min(starts) == 0 and max(starts) == len(text) - length
   again = made(source=str(book), lengths=f"{length}", samples=samples)
@@ -188,14 +188,14 @@ def test_draws_from_chats(tmp_path):
     name, _, line = item.record["from"].rpartition(":")
     sample = encoded[int(line) - 2]
     assert name == str(path)
-    start, d = item.record["start"], item.ask.left_out
-    assert item.ask.tokens == tuple(sample.tokens[start : start + length].tolist())
+    start, d = item.record["start"], item.query.left_out
+    assert item.query.tokens == tuple(sample.tokens[start : start + length].tolist())
     expected = [
       n
       for n in range(d + shortest - 1, length)
       if start + n + 1 < len(sample.tokens) and sample.targets[start + n + 1]
     ]
-    assert item.ask.places == tuple(expected) and expected
+    assert item.query.places == tuple(expected) and expected
   results = runner.run(
     "misalignment",
     misalignment,
@@ -205,7 +205,7 @@ def test_draws_from_chats(tmp_path):
     QUIET,
   )
   record = results["items"][0]
-  pair = next(i.ask for i in items if i.id == record["id"])
+  pair = next(i.query for i in items if i.id == record["id"])
   found = [
     sce(predict(pair.tokens[: n + 1]), predict(pair.tokens[pair.left_out : n + 1]))
     for n in pair.places
@@ -221,7 +221,7 @@ def test_batches_and_summary(book, tmp_path):
     "misalignment", misalignment, options, SUBJECT, tmp_path / "out", QUIET
   )
   records, summary = results["items"], results["summary"]
-  alone = [measured([item.ask])[0] for item in misalignment.items(options, SUBJECT)]
+  alone = [measured([item.query])[0] for item in misalignment.items(options, SUBJECT)]
   for record, one in zip(records, alone, strict=True):
     assert record["sce"] == pytest.approx(one["sce"], rel=1e-5)
     assert record["symmetric_kl"] == pytest.approx(one["symmetric_kl"], abs=1e-5)
@@ -244,8 +244,8 @@ def test_batches_and_summary(book, tmp_path):
     (dict(lengths="1"), "2 or more"),
     (dict(lengths="12,a"), "positive numbers"),
     (dict(lengths="12,401"), "has 400 tokens, fewer than --lengths=401"),
-    (dict(samples=0), "at least one"),
-    (dict(seed=-1), "0 or more"),
+    (dict(samples=0), "--samples=0 must be at least 1"),
+    (dict(seed=-1), "--seed=-1 must be at least 0"),
   ],
 )
 def test_refused(book, options, message):
@@ -257,7 +257,7 @@ def test_refuses_chats_that_are_too_short(tmp_path):
   path = write_chats(
     tmp_path / "short.jsonl", [[("user", "hello"), ("assistant", "hi")]]
   )
-  with pytest.raises(errors.UserError, match=r"lengths=500 tokens \(the longest one"):
+  with pytest.raises(errors.UserError, match=r"lengths=500 \(the longest dialogue"):
     made(source=str(path), lengths="8,500", samples=2)
 
 

@@ -1,4 +1,4 @@
-"""Needles: exact lengths, places, scores, and what the options refuse."""
+"""Needles: exact lengths, places, scores and options that are refused."""
 
 import dataclasses
 import gzip
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_subject
 
-from skipalign_jax.evals import haystack, needle
+from skipalign_jax.evals import haystack, needle, option_values
 from skipalign_jax.runtime import errors
 
 SUBJECT = tiny_subject.make(window=256)
@@ -15,7 +15,7 @@ OPTIONS = needle.Options(lengths="400,700", depths="0,0.5,1", max_new_tokens=4)
 
 
 def text_of(item):
-  return SUBJECT.tokenizer.decode(item.ask.tokens)
+  return SUBJECT.tokenizer.decode(item.query.tokens)
 
 
 @pytest.mark.parametrize("variant", ["passkey", "sandwich"])
@@ -27,7 +27,7 @@ def test_prompts_are_exact_and_needles_follow_a_full_stop(variant, chat):
   keys, where = set(), {}
   for item in items:
     length, depth = item.record["length"], item.record["depth"]
-    assert len(item.ask.tokens) == length == item.record["tokens"]
+    assert len(item.query.tokens) == length == item.record["tokens"]
     text = text_of(item)
     hidden = needle.FACT
     if variant == "passkey":
@@ -43,14 +43,14 @@ def test_prompts_are_exact_and_needles_follow_a_full_stop(variant, chat):
     assert text.endswith("assistant\n") == chat
   for length in (400, 700):
     assert where[length, 0] <= 1 and where[length, 0.5] < where[length, 1]
-    if length == 700:  # back to the last stop, no further than a sentence
+    if length == 700:  # back to the last stop, by one sentence at most
       assert where[length, 0.5] > 0
   assert len(keys) == (6 if variant == "passkey" else 0)
   again = needle.items(options, tiny_subject.make(window=256))
-  assert [item.ask for item in again] == [item.ask for item in items]
+  assert [item.query for item in again] == [item.query for item in items]
 
 
-def test_stops_are_right_behind_full_stops():
+def test_stops_are_right_after_full_stops():
   text = haystack.Haystack(SUBJECT, "", seed=0)
   ids, stops = text.cut(500)
   assert len(ids) == 500 and len(stops) > 5
@@ -76,16 +76,16 @@ def test_samples_can_begin_at_their_own_pages(tmp_path):
   (tmp_path / "a.txt").write_text(book)
 
   def begins(files, **options):
-    asked = dataclasses.replace(
+    changed = dataclasses.replace(
       OPTIONS, haystack=files, lengths="400", depths="1", samples=4, **options
     )
-    texts = map(text_of, needle.items(asked, SUBJECT))
+    texts = map(text_of, needle.items(changed, SUBJECT))
     return [text.partition(needle.BEFORE)[2][:28] for text in texts]
 
   file = str(tmp_path / "a.txt")
   sentence = "Here is sentence number {}."
   assert begins(file) == [sentence.format("000")] * 4
-  # A quarter of 100 sentences on begins number 25: the stop behind it is the next.
+  # After a quarter of 100 sentences is number 25; the stop after it is the next one.
   own = [sentence.format(n) for n in ("000", "026", "051", "076")]
   assert begins(file, own_pages=True) == own
   assert len(set(begins("", own_pages=True))) == 4 and len(set(begins(""))) == 1
@@ -113,11 +113,11 @@ def test_scores_by_hand(reply, fu, recall):
   assert needle.recall(reply, needle.FACT_ANSWER) == pytest.approx(recall)
 
 
-def test_replies_are_scored_as_the_variant_says(monkeypatch):
+def test_replies_are_scored_by_variant(monkeypatch):
   items = needle.items(OPTIONS, SUBJECT)[:3]
   key = items[0].record["answer"]
   replies = [f"It is {key}.", "no idea", key[:4]]
-  monkeypatch.setattr(needle.items_lib, "answers", lambda subject, batch: replies)
+  monkeypatch.setattr(needle.items_lib, "replies", lambda subject, batch: replies)
   found = needle.measure(OPTIONS, SUBJECT, items)
   assert [record["score"] for record in found] == [1.0, 0.0, 0.0]
   sandwich = dataclasses.replace(OPTIONS, variant="sandwich", score="recall")
@@ -137,9 +137,10 @@ def test_summary_is_the_mean_over_cells():
 
 
 def test_depths_and_lengths():
-  assert needle.spread("5") == [0.1, 0.3, 0.5, 0.7, 0.9]
-  assert needle.spread("1") == [0.5] and needle.spread("1,0.25") == [0.25, 1.0]
-  assert needle.numbers("lengths", "512,256,512") == [256, 512]
+  assert option_values.depths("5") == [0.1, 0.3, 0.5, 0.7, 0.9]
+  assert option_values.depths("1") == [0.5]
+  assert option_values.depths("1,0.25") == [0.25, 1.0]
+  assert option_values.numbers("lengths", "512,256,512") == [256, 512]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_bad_options_are_refused(changes, message):
     needle.items(dataclasses.replace(OPTIONS, **changes), SUBJECT)
 
 
-def test_unreadable_haystacks_are_told(tmp_path):
+def test_unreadable_haystacks_are_refused(tmp_path):
   for name, data in (("e.txt", b" "), ("u.txt", b"\xff\xfe"), ("c.txt.gz", b"no")):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(errors.UserError, match=name):

@@ -1,4 +1,4 @@
-"""Perplexity by position and LongPPL equal what full forward passes give."""
+"""Perplexity by position and LongPPL equal those of full forward passes."""
 
 import functools
 import gzip
@@ -18,7 +18,7 @@ from skipalign_jax.runtime import errors
 SUBJECT = tiny_subject.make()
 BEGINS = tiny_subject.make(begin="<|endoftext|>")
 QUIET = rich_console.Console(quiet=True)
-MOST = 48  # tokens of the longest window here
+MAX_LENGTH = 48  # tokens of the longest window here
 
 
 @pytest.fixture(autouse=True)
@@ -43,12 +43,12 @@ LOGITS = jax.jit(functools.partial(tiny.naive_logits, config=tiny_subject.CONFIG
 
 def naive_log_p(tokens):
   """log p of tokens 1, 2, … given all before them."""
-  row = np.pad(tokens, (0, MOST - len(tokens)))
+  row = np.pad(tokens, (0, MAX_LENGTH - len(tokens)))
   logits_LV = LOGITS(
     tiny_subject.PARAMS,
     tokens_L=row,
-    positions_L=np.arange(MOST),
-    mask_LL=np.tri(MOST, dtype=bool),
+    positions_L=np.arange(MAX_LENGTH),
+    mask_LL=np.tri(MAX_LENGTH, dtype=bool),
   )
   log_p_LV = jax.nn.log_softmax(logits_LV[: len(tokens) - 1])
   return np.take_along_axis(np.asarray(log_p_LV), np.array(tokens[1:])[:, None], 1)[
@@ -110,7 +110,7 @@ def test_sliding_scores_each_token_once_with_enough_before_it(
   reach = length - len(head) + (windows - 1) * stride  # tokens of text that are read
   found = []
   for i in range(0 if head else 1, reach):
-    # As many whole strides as keep the token in its window.
+    # As many whole strides as leave the token in its window.
     first = max(0, -((length - len(head) - 1 - i) // stride) * stride)
     first = min(first, (windows - 1) * stride)
     before = [*head, *text[first:i]]
@@ -142,12 +142,12 @@ def test_longppl(texts, tmp_path, subject, stride):
     results["items"],
     strict=True,
   ):
-    tokens, start = item.ask.tokens, item.ask.start
+    tokens, start = item.query.tokens, item.query.start
     long = naive_log_p(tokens)
     keys = []
     begin = max(start, len(head) + short + 1)
     for i in range(begin, length):
-      before = short + (i - begin) % (short // 4)  # a pass serves a quarter
+      before = short + (i - begin) % (short // 4)  # a pass scores a quarter
       own = naive_log_p([*head, *tokens[i - before : i + 1]])[-1]
       gained += long[i - 1] - own > 0.1
       if long[i - 1] - own > 0.1 and long[i - 1] > -6:
@@ -156,7 +156,7 @@ def test_longppl(texts, tmp_path, subject, stride):
     assert record["key_tokens"] == len(keys)
     assert record["key_nll"] == pytest.approx(sum(keys), rel=1e-4)
   keys = sum(record["key_tokens"] for record in results["items"])
-  assert 0 < keys < gained < scored  # both conditions choose
+  assert 0 < keys < gained < scored  # both conditions matter
   nll = sum(record["key_nll"] for record in results["items"])
   assert results["summary"]["longppl"] == pytest.approx(math.exp(nll / keys))
   assert results["summary"]["key_tokens"] == keys
@@ -178,7 +178,7 @@ def test_small_batches_change_nothing(texts, tmp_path):
   assert one["perplexity"] == pytest.approx(other["perplexity"])
 
 
-def test_takes_as_many_windows_as_there_are(texts, tmp_path):
+def test_a_short_file_has_fewer_windows(texts, tmp_path):
   results = run(tmp_path, texts, length=48, documents=3)
   assert results["summary"]["windows"] == {str(texts[0]): 3, str(texts[1]): 2}
   assert [record["first"] for record in results["items"]] == [0, 48, 96, 0, 48]
@@ -190,9 +190,9 @@ def test_takes_as_many_windows_as_there_are(texts, tmp_path):
     (dict(files=""), "--files is needed"),
     (dict(files="nowhere.txt"), "--files: nowhere.txt cannot be read"),
     (dict(length=151), "has 150 tokens; a window of --length=151 needs 151"),
-    (dict(length=1), "no token to score"),
-    (dict(length=-5), "no token to score"),
-    (dict(documents=0), "at least one"),
+    (dict(length=1), "no tokens to score"),
+    (dict(length=-5), "no tokens to score"),
+    (dict(documents=0), "--documents=0 must be at least 1"),
     (dict(stride=-1), "--stride=-1"),
     (dict(length=20, stride=20), "less than the 20 tokens"),
     (dict(bucket=-1), "--bucket=-1"),

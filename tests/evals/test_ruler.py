@@ -1,4 +1,4 @@
-"""RULER: what its questions promise, prompts as long as can be, scores."""
+"""RULER: its questions, prompts of maximal length, scores."""
 
 import collections
 import re
@@ -26,7 +26,7 @@ def made(**options):
   return ruler_task.items(ruler_task.Options(**options), SUBJECT)
 
 
-def test_words_are_different_and_none_is_part_of_another():
+def test_words_are_different_and_not_parts_of_each_other():
   nouns = set(haystack.PARTS)
   pairs = {a + b for a in nouns for b in nouns if a != b}
   assert len(nouns) == 147 and len(pairs) == 147 * 146
@@ -59,22 +59,22 @@ def test_single_hides_one_needle_in_noise_anywhere():
 
 @pytest.mark.parametrize("name", ["niah_multikey_2", "niah_multikey_3"])
 def test_multikey_is_all_needles_with_one_answer(name):
-  asked = set()
+  places = set()
   for seed in range(20):
-    question = questions.TASKS[name].ask(draws(seed), 7, 0)
-    told = dict(re.findall(r"of (\S+) is (\S+)\.", question.text))
-    assert len(told) == 7 == len(set(told.values()))
+    question = questions.TASKS[name].make(draws(seed), 7, 0)
+    needles = dict(re.findall(r"of (\S+) is (\S+)\.", question.text))
+    assert len(needles) == 7 == len(set(needles.values()))
     (key,) = re.findall(r"of (\S+) in this text\?$", question.text)
-    assert question.expected == (told[key],) and key in question.lead
-    asked.add(list(told).index(key))
-  assert len(asked) > 4
+    assert question.expected == (needles[key],) and key in question.lead
+    places.add(list(needles).index(key))
+  assert len(places) > 4
   if name == "niah_multikey_3":
     uuid = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
-    assert all(re.fullmatch(uuid, x) for pair in told.items() for x in pair)
+    assert all(re.fullmatch(uuid, x) for pair in needles.items() for x in pair)
 
 
 def follow(text, value):
-  """Names that hold a value after the assignments of a text, in their order."""
+  """Names that have a value after the assignments of a text, in their order."""
   held = {}
   for name, source in re.findall(r"SET (\w+) = (\w+)", text):
     held[name] = source if source.isdigit() else held[source]
@@ -89,19 +89,19 @@ def test_variables_are_a_chain_of_four_hops_in_order():
     assert value in question.lead and len(question.expected) == 5
     assert follow(text, value) == list(question.expected)
     assert text.count(questions.NOISE) == 6
-    # The example is solved in the words that the answer goes on from.
+    # The solution of the example begins like the reply.
     (solved,) = re.findall(r"variables hold the value (\d+): (.*)", text)
     assert follow(example, solved[0]) == solved[1].split(", ")
     assert not set(question.expected) & set(solved[1].split(", "))
 
 
 @pytest.mark.parametrize(
-  ("length", "shown", "asked"), [(2048, (3, 1), (6, 1)), (4096, (10, 3), (30, 3))]
+  ("length", "shown", "counts"), [(2048, (3, 1), (6, 1)), (4096, (10, 3), (30, 3))]
 )
-def test_common_words(length, shown, asked):
+def test_common_words(length, shown, counts):
   question = questions.common_words(draws(), 25, length)
   example, text = re.findall(r"in mind\.\n\n(.*?)\n\nWhich", question.text, re.DOTALL)
-  for listed, (often, seldom) in ((example, shown), (text, asked)):
+  for listed, (often, seldom) in ((example, shown), (text, counts)):
     words = re.findall(r"\d+\. (\w+)", listed)
     numbers = [int(n) for n in re.findall(r"(\d+)\. ", listed)]
     assert numbers == list(range(1, len(words) + 1))
@@ -125,23 +125,23 @@ def test_frequent_words_follow_the_zeta_law(units):
   dots = counts.pop("...")
   ranked = counts.most_common()
   assert [word for word, _ in ranked[:3]] == list(question.expected)
-  assert ranked[2][1] > ranked[3][1]  # no tie at the border
+  assert ranked[2][1] > ranked[3][1]  # no tie for the last place
   normalizer = sum(1 / k**2 for k in range(1, 100_000))
   shares = [n / units for n in (dots, *dict(ranked).values())]
   for k, share in enumerate(shares, 1):
     assert 0 <= 1 / (normalizer * k**2) - share < 1 / units + 1e-6
 
 
-def test_fewer_units_than_least_could_tie():
+def test_fewer_units_than_min_units_can_tie():
   counts = [questions.zeta_counts(units, 5) for units in range(40, 400)]
-  least = questions.TASKS["fwe"].least
+  least = questions.TASKS["fwe"].min_units
   assert all(n[3] > n[4] for n in counts[least - 40 :])
   assert any(n[3] == n[4] for n in counts[: least - 40])
 
 
 @pytest.mark.parametrize("chat", [True, False])
 @pytest.mark.parametrize("name", list(questions.TASKS))
-def test_prompts_are_as_long_as_can_be(name, chat):
+def test_prompts_are_as_long_as_possible(name, chat):
   lengths = (2700, 7001)
   found = made(tasks=name, lengths="2700,7001", samples=2, chat=chat)
   assert [item.id for item in found] == [
@@ -149,9 +149,9 @@ def test_prompts_are_as_long_as_can_be(name, chat):
   ]
   unit = dict(niah_single_1=80, niah_multikey_2=60, niah_multikey_3=110, vt=80)
   for item in found:
-    prompt, record = item.ask, item.record
+    prompt, record = item.query, item.record
     assert len(prompt.tokens) == record["tokens"] <= record["length"]
-    # A rare word of cwe stands three times in the long list.
+    # A rare word of cwe is in the long list three times.
     assert record["length"] - record["tokens"] < unit.get(name, 80)
     assert prompt.max_new_tokens == dict(vt=30, cwe=120, fwe=50).get(name, 128)
     text = SUBJECT.tokenizer.decode(prompt.tokens)
@@ -163,14 +163,14 @@ def test_prompts_are_as_long_as_can_be(name, chat):
     assert not lead.endswith(" ") and lead[-1] in ":s"
     assert all(expected not in lead for expected in record["expected"])
     assert all(expected in question for expected in record["expected"])
-  texts = {item.ask.tokens for item in found}
+  texts = {item.query.tokens for item in found}
   assert len(texts) == 4
   assert made(tasks=name, lengths="2700,7001", samples=2, chat=chat) == found
   other = made(tasks=name, lengths="2700", samples=1, chat=chat, seed=1)
-  assert other[0].ask != found[0].ask
+  assert other[0].query != found[0].query
 
 
-def test_filling_finds_the_most_units_in_few_calls():
+def test_fill_finds_the_maximum_in_few_calls():
   sizes = np.cumsum(draws().integers(3, 9, 5000))
   for length in (100, 1000, 12_345):
     calls = []
@@ -192,8 +192,8 @@ def test_score_is_the_share_of_strings_found():
   [
     (dict(tasks="vt,niah"), "'niah' is unknown"),
     (dict(tasks=""), "unknown"),
-    (dict(samples=0), "at least one"),
-    (dict(seed=-1), "0 or more"),
+    (dict(samples=0), "--samples=0 must be at least 1"),
+    (dict(seed=-1), "--seed=-1 must be at least 0"),
     (dict(lengths="1024,x"), "positive numbers"),
     (dict(lengths="0"), "positive numbers"),
     (dict(lengths="300", tasks="vt"), r"shortest prompt of vt has 1280 tokens"),
@@ -212,7 +212,7 @@ def test_needs_a_chat_template():
 
 
 def test_from_questions_to_a_picture(tmp_path, monkeypatch):
-  monkeypatch.setattr(items, "answers", lambda _, batch: [
+  monkeypatch.setattr(items, "replies", lambda _, batch: [
     " " + " ".join(item.record["expected"][:1]) if item.record["length"] == 3000 else ""
     for item in batch
   ])  # fmt: skip
@@ -231,7 +231,7 @@ def test_from_questions_to_a_picture(tmp_path, monkeypatch):
   assert (tmp_path / "out" / "ruler.png").stat().st_size > 10_000
 
 
-def test_a_model_is_asked(tmp_path):
+def test_a_model_is_evaluated(tmp_path):
   options = ruler_task.Options(tasks="vt", lengths="1400", samples=1)
   results = runner.run("ruler", ruler_task, options, SUBJECT, tmp_path / "out", QUIET)
   (record,) = results["items"]

@@ -1,4 +1,4 @@
-"""Evaluations: batches, records, going on after a kill, folders that do not fit."""
+"""Evaluations: batches, records, resuming after a kill, folders that are refused."""
 
 import dataclasses
 import errno
@@ -53,7 +53,7 @@ def whole(tmp_path_factory):
   return run(folder), folder
 
 
-def test_results_say_everything(whole):
+def test_results_are_complete(whole):
   results, folder = whole
   assert results == json.loads((folder / "results.json").read_text())
   assert (folder / "needle.png").exists()
@@ -69,8 +69,8 @@ def test_results_say_everything(whole):
     for record in results["items"]
   )
   assert results["notes"] == [
-    "6 of 6 items need more than the model's window of 256 positions; they were asked "
-    "whole, at positions beyond it"
+    "6 of 6 items need more than the model's window of 256 positions; they were "
+    "evaluated whole, at positions beyond it"
   ]
 
 
@@ -88,11 +88,14 @@ def test_killed_twice_equals_an_uninterrupted_run(whole, tmp_path):
   assert run(folder) == whole[0]
   assert len(records.read_text().splitlines()) > 1
   before = records.read_text()
-  assert run(folder, killed_after(0)) == whole[0]  # nothing is asked again
+  assert run(folder, killed_after(0)) == whole[0]  # nothing is measured again
   assert records.read_text() == before
+  records.write_text("{}\n" + before)
+  with pytest.raises(errors.UserError, match=r"records.jsonl, line 1, is damaged"):
+    run(folder)
 
 
-def test_folder_of_something_else_is_refused(whole, tmp_path):
+def test_a_folder_of_something_else_is_refused(whole, tmp_path):
   _, folder = whole
   other = dataclasses.replace(OPTIONS, seed=1)
   with pytest.raises(errors.UserError, match="holds another evaluation") as caught:
@@ -135,17 +138,17 @@ def test_full_disk_loses_nothing(tmp_path, monkeypatch):
   assert run(folder)["summary"]["interval"]["n"] == 6
 
 
-def test_limit_and_nothing_to_ask(tmp_path):
+def test_limit_and_no_items(tmp_path):
   assert len(run(tmp_path / "two", limit=2)["items"]) == 2
   empty = types.SimpleNamespace(items=lambda *_: [], measure=needle.measure)
-  with pytest.raises(errors.UserError, match="nothing to ask"):
+  with pytest.raises(errors.UserError, match="select no items"):
     run(tmp_path / "none", empty)
 
 
-def test_batches_hold_items_of_like_length_and_one_group():
+def test_batches_have_items_of_similar_length_and_one_group():
   prompt = lambda n, stop: items.Prompt((1,) * n, 4, (stop,))
   given = [
-    items.asked(f"{n}/{stop}/{i}", prompt(n, stop))
+    items.of_prompt(f"{n}/{stop}/{i}", prompt(n, stop))
     for n in (30, 500)
     for stop in (2, 3)
     for i in range(3)
@@ -163,13 +166,13 @@ def test_batches_hold_items_of_like_length_and_one_group():
   assert max(map(len, found)) > 1
 
 
-def test_answers_stop_where_each_prompt_says():
+def test_replies_stop_at_the_limit_of_each_prompt():
   prompts = [
     items.Prompt(tuple(range(4, 4 + n)), new, ()) for n, new in ((9, 2), (5, 6))
   ]
-  batch = [items.asked(str(i), prompt) for i, prompt in enumerate(prompts)]
-  together = items.answers(SUBJECT, batch)
-  alone = [items.answers(SUBJECT, [item])[0] for item in batch]
+  batch = [items.of_prompt(str(i), prompt) for i, prompt in enumerate(prompts)]
+  together = items.replies(SUBJECT, batch)
+  alone = [items.replies(SUBJECT, [item])[0] for item in batch]
   assert together == alone
   tokens = [t for (t,) in SUBJECT.engine.generate([prompts[0].tokens], 6, ())]
   assert together[0] == SUBJECT.decode(tokens[:2]) != SUBJECT.decode(tokens)

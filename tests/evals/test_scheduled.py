@@ -1,4 +1,4 @@
-"""Tasks during training: when they run, what they leave, what is refused."""
+"""Tasks during training: when they run, what they write, what is refused."""
 
 import json
 
@@ -49,7 +49,7 @@ def test_tasks_run_before_when_due_and_at_the_end(cache_dir, tmp_path):
   assert results["summary"]["average"] == found[3, "passkey/average"]
   assert results["protocol"]["model"] == f"{folder}@3"
   assert len(results["items"]) == 2
-  # The held-out losses are recorded all the same, and evals may change.
+  # Held-out losses are recorded too, and evals may change on resume.
   assert sum("eval_loss" in r for r in tiny.records(folder)) == 3
   c.evals = config.ConfigDict({})
   assert tiny_train.run(c, folder) == 0
@@ -71,12 +71,12 @@ def test_training_is_the_same_with_and_without(cache_dir, tmp_path):
   [
     (dict(task="needles", every=1), "evals.x: there is no task 'needles'"),
     (dict(task="needle", every=1, length=5), "no option 'length'"),
-    (dict(task="needle"), "evals.x.every must say"),
-    (dict(task="needle", every=-1), "evals.x.every must say"),
+    (dict(task="needle"), "evals.x.every must be"),
+    (dict(task="needle", every=-1), "evals.x.every must be"),
     (dict(every=5), "there is no task 'x'"),
   ],
 )
-def test_mistakes_are_told_before_anything_runs(cache_dir, tmp_path, entry, message):
+def test_mistakes_are_reported_before_the_start(cache_dir, tmp_path, entry, message):
   c = configured(cache_dir, x=entry)
   with pytest.raises(errors.UserError) as caught:
     tiny_train.run(c, tmp_path / "run")

@@ -1,1 +1,1 @@
-"""lm-evaluation-harness, answered by our models."""
+"""lm-evaluation-harness with our models."""

@@ -1,12 +1,13 @@
-"""A model under test as lm-evaluation-harness sees one (`lm_eval.api.model.LM`).
+"""A subject as a model of lm-evaluation-harness (`lm_eval.api.model.LM`).
 
-Tokens are those of the harness's own adapter of Hugging Face's causal models (HFLM),
+Tokens are those of the harness's own adapter for Hugging Face's causal models (HFLM),
 so that figures can be compared: blanks at the end of a context belong to the
 continuation, both are encoded as one text and then split, an empty context is the bos
-or else the eos token, what does not fit into the window is cut off on the left.
+token (or the eos token if there is none), and what does not fit into the window is cut
+off on the left.
 
-Otherwise than there: single-token continuations of one context are scored in one pass,
-and sampling knows temperature and top_p only.
+Two things differ from HFLM: single-token continuations of one context are scored in one
+pass, and sampling has temperature and top_p only.
 """
 
 import collections
@@ -14,7 +15,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jinja2
 from lm_eval import utils as lm_eval_utils
 from lm_eval.api import instance as instance_lib
 from lm_eval.api import model as lm_eval_model
@@ -22,13 +22,12 @@ from lm_eval.models import utils as lm_eval_models
 
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
-from skipalign_jax.evals.lm_eval import asks as lm_eval_asks
-from skipalign_jax.hf import chat_template
+from skipalign_jax.evals.lm_eval import queries
 from skipalign_jax.runtime import errors
 
 Request = instance_lib.Instance
 Records = dict[str, dict[str, Any]]
-Reader = Callable[[Records], Any]  # an answer, from the records of all items
+Reader = Callable[[Records], Any]  # the answer to a request, from all records
 
 GREEDY_IGNORES = {"temperature", "top_p", "top_k"}
 KNOWN = {"until", "do_sample", "max_gen_toks", "temperature", "top_p"}
@@ -38,26 +37,27 @@ class SubjectLM(lm_eval_model.TemplateLM):
   """Answers the harness's requests with a subject.
 
   Attributes:
-    truncated: requests so far that lost tokens on the left.
-    planned: requests so far.
+    truncated: number of requests so far that lost tokens on the left.
+    planned: number of requests so far.
   """
 
   def __init__(
     self,
     subject: subject_lib.Subject,
-    ask: Callable[[Sequence[items_lib.Item]], Sequence[dict[str, Any]]] | None = None,
+    measure: Callable[[Sequence[items_lib.Item]], Sequence[dict[str, Any]]]
+    | None = None,
     expected: Callable[[], Sequence[Request]] | None = None,
   ):
-    """Asks nothing yet.
+    """Does not run the model yet.
 
     Args:
       subject: the model.
-      ask: answers items with records; by default at once and without saving.
-      expected: all requests that will ever come. If given, the first call asks for
-        all of them, so that they share batches.
+      measure: returns the records of items; by default without saving them.
+      expected: returns all requests of the evaluation. If given, the first call
+        measures all of them, so that they share batches.
 
     Raises:
-      UserError: the tokenizer has no token that could stand before a text.
+      UserError: the tokenizer has no token to put before a text.
     """
     super().__init__()
     self.tokenizer = subject.tokenizer
@@ -65,7 +65,7 @@ class SubjectLM(lm_eval_model.TemplateLM):
       raise errors.UserError("the tokenizer has neither a bos nor an eos token")
     self.truncated = self.planned = 0
     self._subject = subject
-    self._ask = ask or self._ask_at_once
+    self._measure = measure or self._measure_unsaved
     self._expected = expected
     self._answers: dict[int, collections.deque[Any]] = {}
 
@@ -75,7 +75,7 @@ class SubjectLM(lm_eval_model.TemplateLM):
 
   @property
   def prefix_token_id(self) -> int | None:
-    """Stands before a text that has nothing before it."""
+    """The token before a text that has no context."""
     bos = self.tokenizer.bos_token_id
     return self.tokenizer.eos_token_id if bos is None else bos
 
@@ -90,7 +90,8 @@ class SubjectLM(lm_eval_model.TemplateLM):
   def tok_encode(
     self, string: str, add_special_tokens: bool | None = None, **_
   ) -> list[int]:
-    """Tokens, by default with bos where the tokenizer adds it and the text has none."""
+    """Tokens, by default with the bos token if the tokenizer adds it and the text does
+    not begin with it."""
     if add_special_tokens is None:
       prefix = self.tokenizer.decode([self.prefix_token_id])
       add_special_tokens = not string.startswith(prefix)
@@ -99,39 +100,27 @@ class SubjectLM(lm_eval_model.TemplateLM):
   def apply_chat_template(
     self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
   ) -> str:
-    """A dialogue as text; its last message stays open without generation prompt.
+    """A dialogue as text; without generation prompt its last message stays open.
 
     Raises:
       UserError: there is no template, or it refuses the dialogue.
     """
-    if not self.tokenizer.chat_template:
-      raise errors.UserError(
-        "the tokenizer has no chat template (it belongs to a base model); use "
-        "--chat=False to ask without one"
-      )
-    try:
-      return chat_template.render(
-        self.tokenizer,
-        chat_history,
-        add_generation_prompt=add_generation_prompt,
-        continue_final_message=not add_generation_prompt,
-      )
-    except jinja2.TemplateError as error:
-      roles = ", ".join(message["role"] for message in chat_history)
-      raise errors.UserError(
-        f"the chat template refuses a dialogue of {roles}: {error}; use --chat=False"
-      ) from error
+    return self._subject.render(
+      chat_history,
+      add_generation_prompt=add_generation_prompt,
+      continue_final_message=not add_generation_prompt,
+    )
 
   def loglikelihood(
     self, requests: list[Request], disable_tqdm: bool = False
   ) -> list[tuple[float, bool]]:
-    """log p of continuations, and whether greedy decoding gives them."""
+    """log p of continuations, and whether greedy decoding would write them."""
     return self._answer(requests)
 
   def loglikelihood_rolling(
     self, requests: list[Request], disable_tqdm: bool = False
   ) -> list[float]:
-    """log p of whole texts, in windows that share one token."""
+    """log p of whole texts, in windows that overlap by one token."""
     return self._answer(requests)
 
   def generate_until(
@@ -143,13 +132,11 @@ class SubjectLM(lm_eval_model.TemplateLM):
   def _loglikelihood_tokens(self, requests, **_):
     raise AssertionError("abstract in the base class; only its loglikelihood calls it")
 
-  def _ask_at_once(self, items: Sequence[items_lib.Item]) -> list[dict[str, Any]]:
+  def _measure_unsaved(self, items: Sequence[items_lib.Item]) -> list[dict[str, Any]]:
     found = {
       item.id: record
       for batch in items_lib.batches(self._subject, items)
-      for item, record in zip(
-        batch, lm_eval_asks.measure(self._subject, batch), strict=True
-      )
+      for item, record in zip(batch, queries.measure(self._subject, batch), strict=True)
     }
     return [found[item.id] for item in items]
 
@@ -157,7 +144,7 @@ class SubjectLM(lm_eval_model.TemplateLM):
     if any(not self._answers.get(id(request)) for request in requests):
       everything = self._expected() if self._expected else requests
       items, readers = Plan(self, self._subject).of(everything)
-      records = self._ask(items)
+      records = self._measure(items)
       by_id = {item.id: found for item, found in zip(items, records, strict=True)}
       self._answers = collections.defaultdict(collections.deque)
       for request, read in zip(everything, readers, strict=True):
@@ -166,7 +153,7 @@ class SubjectLM(lm_eval_model.TemplateLM):
 
 
 class Plan:
-  """Turns requests into items, and remembers which answers which."""
+  """Turns requests into items, and records which item answers which request."""
 
   def __init__(self, lm: SubjectLM, subject: subject_lib.Subject):
     special = subject.tokenizer.all_special_tokens
@@ -175,17 +162,17 @@ class Plan:
     self._special = {
       token: subject.tokenizer.convert_tokens_to_ids(token) for token in special
     }
-    self._asks: dict[str, lm_eval_asks.Score | lm_eval_asks.Reply] = {}
+    self._queries: dict[str, queries.Score | queries.Reply] = {}
     self._choices: dict[tuple, tuple[str, list[int]]] = {}  # context → id, candidates
     self._used: collections.Counter[str] = collections.Counter()
 
   def of(
     self, requests: Sequence[Request]
   ) -> tuple[list[items_lib.Item], list[Reader]]:
-    """Items, and for each request what reads its answer from all records.
+    """Items, and for each request a function that reads its answer from all records.
 
     Raises:
-      UserError: a request that this model cannot be asked.
+      UserError: a request that this model cannot answer.
     """
     by_type = {
       "loglikelihood": self._loglikelihood,
@@ -197,14 +184,14 @@ class Plan:
       readers.append(by_type[request.request_type](request))
       self._lm.planned += 1
     choices = {
-      name: lm_eval_asks.Next(tokens, tuple(candidates))
+      name: queries.Next(tokens, tuple(candidates))
       for (_, _, tokens), (name, candidates) in self._choices.items()
     }
-    asks = choices | self._asks
-    return [lm_eval_asks.item(name, ask) for name, ask in asks.items()], readers
+    found = choices | self._queries
+    return [queries.item(name, query) for name, query in found.items()], readers
 
   def _name(self, request: Request) -> str:
-    """type/task/document/index, and a count where the same comes again."""
+    """type/task/document/index, with a count if the same request is repeated."""
     name = f"{request.request_type}/{request.task_name}/{request.doc_id}/{request.idx}"
     self._used[name] += 1
     return name if self._used[name] == 1 else f"{name}/{self._used[name]}"
@@ -213,6 +200,7 @@ class Plan:
     context, continuation = request.args
     name = self._name(request)
     if context:
+      # private: TemplateLM._encode_pair, with which HFLM splits a pair
       before, tokens = self._lm._encode_pair(context, continuation)
     else:
       before = [self._lm.prefix_token_id]
@@ -221,16 +209,16 @@ class Plan:
         tokens = tokens[1:]
     if not tokens:
       raise errors.UserError(
-        f"{name}: {continuation!r} behind its context makes no token of its own"
+        f"{name}: {continuation!r} has no token of its own after its context"
       )
     if not before:
-      raise errors.UserError(f"{name}: the context {context!r} makes no token")
+      raise errors.UserError(f"{name}: the context {context!r} has no tokens")
     return self._scored(name, request, before, tokens)
 
   def _scored(
     self, name: str, request: Request, before: list[int], tokens: list[int]
   ) -> Reader:
-    """Reads (log p, greedy) of `tokens` behind `before`."""
+    """Reads (log p, greedy) of `tokens` after `before`."""
     window = self._lm.max_length
     if len(tokens) > window:
       raise errors.UserError(
@@ -240,7 +228,7 @@ class Plan:
     whole = tuple([*before, *tokens][-(window + 1) :])
     self._lm.truncated += len(before) + len(tokens) > window + 1
     if len(tokens) > 1:
-      self._asks[name] = lm_eval_asks.Score(whole, len(whole) - len(tokens))
+      self._queries[name] = queries.Score(whole, len(whole) - len(tokens))
       return functools.partial(_read_score, name, 0)
     context = (request.task_name, request.doc_id, whole[:-1])
     name, candidates = self._choices.setdefault(context, (name, []))
@@ -282,9 +270,9 @@ class Plan:
     tokens = self._lm.tok_encode(context) or [self._lm.prefix_token_id]
     self._lm.truncated += len(tokens) > room
     until = [stop for stop in options["until"] if stop]
-    # Special tokens do not show in the text, so they stop as tokens.
+    # Special tokens are not in the decoded text, so they stop as tokens.
     special = [self._special[stop] for stop in until if stop in self._special]
-    self._asks[name] = lm_eval_asks.Reply(
+    self._queries[name] = queries.Reply(
       tuple(tokens[-room:]),
       options["max_gen_toks"],
       (*self._stop_ids, *special),

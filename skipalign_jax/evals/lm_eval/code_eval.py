@@ -1,9 +1,9 @@
-"""Whether programs pass their tests: the `code_eval` that tasks take from `evaluate`.
+"""Runs programs with their tests; replaces the metric `code_eval` of `evaluate`.
 
-That one must be downloaded, and it forks the process it runs in, which a process with
-JAX's threads may not survive. Here each program has a Python of its own, an empty
-folder, limits of time and memory, and no environment. This is no sandbox: a program can
-read files and use the network. Run unknown models in a container.
+That metric must be downloaded, and it forks, which can deadlock in a process with JAX's
+threads. Here each program has its own Python process, an empty folder, limits of time
+and memory, and no environment variables. This is not a sandbox: a program can read
+files and use the network. Run unknown models in a container.
 """
 
 import collections
@@ -14,13 +14,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent import futures
 from typing import Any
-from unittest import mock
 
 MEMORY = 4 << 30  # bytes a program may map
-REACHED_END = 87  # exit status; a program that leaves by itself has another
+REACHED_END = 87  # exit status; a program that exits by itself has another one
 CHILD = f"""
 import os, resource, sys
 resource.setrlimit(resource.RLIMIT_AS, ({MEMORY}, {MEMORY}))
@@ -30,7 +29,7 @@ os._exit({REACHED_END})
 
 
 class CodeEval:
-  """Takes the calls that tasks make to the metric of `evaluate`."""
+  """A metric with the interface of `evaluate`."""
 
   def compute(
     self,
@@ -40,16 +39,16 @@ class CodeEval:
     timeout: float = 3.0,
     **_: Any,
   ) -> tuple[dict[str, float], dict[int, list[tuple[int, dict[str, Any]]]]]:
-    """Runs each prediction with its reference behind it.
+    """Runs each prediction with its reference after it.
 
     Args:
-      references: a test a problem: program text that fails by an exception.
+      references: one test per problem: program text that fails with an exception.
       predictions: programs of each problem.
-      k: for pass@k; left out where a problem has fewer programs.
-      timeout: seconds a program.
+      k: for pass@k; values are left out if a problem has fewer programs.
+      timeout: seconds per program.
 
     Returns:
-      {"pass@k": mean over problems}, and what became of each program.
+      {"pass@k": mean over problems}, and the outcome of each program.
     """
     runs = [
       (problem, number, f"{program}\n{test}")
@@ -77,12 +76,15 @@ class CodeEval:
 
 
 def pass_at(k: int, n: int, correct: int) -> float:
-  """Chance that one of k of n programs passes, if `correct` of n do (2107.03374)."""
+  """Probability that at least one of k programs passes (2107.03374).
+
+  The k programs are drawn from n, of which `correct` pass.
+  """
   return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 
 def outcome(program: str, timeout: float) -> str:
-  """What became of a program: "passed", "failed" or "timed out"."""
+  """The outcome of a program: "passed", "failed" or "timed out"."""
   with (
     tempfile.TemporaryDirectory() as folder,
     subprocess.Popen(
@@ -101,19 +103,5 @@ def outcome(program: str, timeout: float) -> str:
       return "timed out"
     finally:
       with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)  # with all that it started
+        os.killpg(child.pid, signal.SIGKILL)  # and all that it started
   return "passed" if child.returncode == REACHED_END else "failed"
-
-
-@contextlib.contextmanager
-def installed() -> Iterator[None]:
-  """While this lasts, tasks that load code_eval get the one above."""
-  import evaluate  # slow to load
-
-  original = evaluate.load
-
-  def load(path: str, *args: Any, **kwargs: Any) -> Any:
-    return CodeEval() if path == "code_eval" else original(path, *args, **kwargs)
-
-  with mock.patch.object(evaluate, "load", load):
-    yield

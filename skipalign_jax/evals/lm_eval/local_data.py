@@ -1,12 +1,12 @@
-"""Benchmarks from files, for machines without a hub, in the shape of the hub's records.
+"""Benchmarks from files, for machines without the hub, with the records of the hub.
 
 FOLDER/
   mmlu/SUBJECT_{test,dev}.csv    question,choice0,choice1,choice2,choice3,answer (0–3)
   bbh/TASK.json                  as suzgunmirac/BIG-Bench-Hard has it
   human_eval/HumanEval.jsonl.gz  as openai/human-eval has it
-  tydiqa/*.json, *.jsonl         gold passages: SQuAD's JSON, or a line a record with
-                                 id (LANGUAGE-…), context, question and answers; a file
-                                 with "train" in its name has the examples
+  tydiqa/*.json, *.jsonl         gold passages: SQuAD's JSON, or records, one per line,
+                                 with id (LANGUAGE-…), context, question and answers; a
+                                 file with "train" in its name has the examples
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def read(
   folder: str, dataset: str, subset: str, language: str = ""
 ) -> datasets.DatasetDict | None:
-  """The splits of a data set of the hub, from files; None where there are none.
+  """The splits of a data set of the hub, from files; None if there are no files.
 
   Args:
     folder: see above.
@@ -34,15 +34,15 @@ def read(
     language: of TyDiQA; "" takes all.
 
   Raises:
-    UserError: no such folder, files that cannot be read, or a data set whose files
-      nobody knows.
+    UserError: no such folder, files that cannot be read, or a data set that has no
+      reader here.
   """
   import datasets  # slow to load
   import pyarrow
 
   root = pathlib.Path(folder)
   if not root.is_dir():
-    raise errors.UserError(f"--local_data={folder} is no folder")
+    raise errors.UserError(f"--local_data={folder} is not a folder")
   readers = {
     "cais/mmlu": lambda: _mmlu(root / "mmlu", subset),
     "SaylorTwift/bbh": lambda: _bbh(root / "bbh", subset),
@@ -51,7 +51,8 @@ def read(
   }
   if dataset not in readers:
     raise errors.UserError(
-      f"--local_data: {dataset} is not read from files; these are: {', '.join(readers)}"
+      f"--local_data: {dataset} cannot be read from files; choose from "
+      f"{', '.join(readers)}"
     )
   try:
     splits = readers[dataset]()
@@ -118,7 +119,7 @@ def _tydiqa(folder: pathlib.Path, language: str) -> dict[str, list[dict[str, Any
 
 
 def _questions(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-  """Records of a file, as the hub's secondary_task has them."""
+  """Records of a file, in the form of the hub's secondary_task."""
   if path.suffix == ".jsonl":
     records = [untrusted.parse_json(line) for _, line in untrusted.lines(path)]
   else:

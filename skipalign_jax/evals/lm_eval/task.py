@@ -1,87 +1,78 @@
 """Benchmarks of short texts by lm-evaluation-harness: MMLU, BBH, TyDiQA, HumanEval, …
 
---tasks names tasks, groups or tags of the installed lm_eval, ours (tydiqa_gold, a task
-a language) or task files. Prompts, metrics and filters are the harness's. --limit takes
-the first so many documents of each task. --local_data reads documents from files
-instead of the hub; `local_benchmarks` says which.
+--tasks names tasks, groups or tags of the installed lm_eval, tasks of this package
+(tydiqa_gold with one task per language), or task files. Prompts, metrics and filters
+are the harness's. --limit evaluates the first so many documents of each task.
+--local_data reads documents from files instead of the hub, as described in
+evals/lm_eval/local_data.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
 import json
-import logging
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 from skipalign_jax.evals import intervals
 from skipalign_jax.evals import subject as subject_lib
-from skipalign_jax.evals.lm_eval import asks
+from skipalign_jax.evals.lm_eval import patches, queries
 from skipalign_jax.runtime import errors
 
 if TYPE_CHECKING:  # imports jax
   from skipalign_jax.evals import runner
 
-BOOTSTRAPS = 1000  # where a metric is no mean
+BOOTSTRAPS = 1000  # for metrics that are not means
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """Which tasks, and how they are asked."""
+  """Which tasks, and how they are evaluated."""
 
   tasks: str = "mmlu"  # names or task files, commas between them
-  num_fewshot: int = -1  # examples a prompt; -1: each task's own number
+  num_fewshot: int = -1  # examples per prompt; -1: each task's own number
   local_data: str = ""  # folder of benchmarks; by default the hub
-  chat: bool = False  # ask through the chat template, examples as turns
-  unsafe_code: bool = False  # let tasks run programs that the model writes
+  chat: bool = False  # use the chat template, with examples as turns
+  unsafe_code: bool = False  # allow tasks that run programs written by the model
 
 
 def run(
   options: Options,
   subject: subject_lib.Subject,
-  questions: runner.Questions,
+  evaluation: runner.Evaluation,
   limit: int,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-  """A record a document and filter, and the summary.
+  """One record per document and filter, and the summary.
 
   Raises:
-    UserError: lm_eval is missing, or a task, its data or its options cannot be used.
+    UserError: lm_eval is not installed, or a task, its data or its options cannot be
+      used.
   """
-  names = [name.strip() for name in options.tasks.split(",") if name.strip()]
-  if not names or len(set(names)) < len(names):
-    raise errors.UserError(f"--tasks={options.tasks}: give different names, like mmlu")
-  if importlib.util.find_spec("lm_eval") is None:
-    raise errors.UserError(
-      "this task needs lm-evaluation-harness; install it with "
-      "pip install 'skipalign_jax[eval]' (or -e '.[eval]' in a clone)"
-    )
-  with quietly():  # their imports take seconds: here, not above
+  names = _names(options)
+  with patches.quiet():  # these imports take seconds: here, not above
     from lm_eval import evaluator
 
-    from skipalign_jax.evals.lm_eval import adapter, code_eval
+    from skipalign_jax.evals.lm_eval import adapter
     from skipalign_jax.evals.lm_eval import tasks as lm_eval_tasks
 
-    with code_eval.installed():
+    with patches.own_code_eval():
       loaded = lm_eval_tasks.load(
         names,
         options.local_data,
         options.unsafe_code,
         options.num_fewshot,
-        questions.notes.append,
+        evaluation.notes.append,
       )
     lm = adapter.SubjectLM(
       subject,
-      lambda items: questions.ask(
+      lambda items: evaluation.records(
         items,
-        lambda batch: asks.measure(subject, batch),
+        lambda batch: queries.measure(subject, batch),
         lm_eval=importlib.metadata.version("lm_eval"),
       ),
-      # The harness makes all requests before it sends the first.
+      # The harness makes all requests before it sends the first one.
       lambda: [
         request
         for task in loaded["tasks"].values()
@@ -99,41 +90,33 @@ def run(
       confirm_run_unsafe_code=options.unsafe_code,
     )
   if lm.truncated:
-    questions.notes.append(
+    evaluation.notes.append(
       f"{lm.truncated} of {lm.planned} requests are longer than the model's window of "
-      f"{subject.window} positions, replies included; they lost their beginning"
+      f"{subject.window} positions, replies included; their beginnings were cut off"
     )
   return records(found["samples"]), summary(found)
 
 
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-  """Without the harness's progress bars and advice, and without forks.
-
-  Its bootstrap forks this process, which JAX's threads may not survive.
-  """
-  from lm_eval.api import task
-
-  logger = logging.getLogger("lm_eval")
-  level = logger.level
-  logger.setLevel(logging.ERROR)
-  try:
-    with (
-      mock.patch.object(task, "tqdm", lambda values, **_: values),
-      mock.patch.dict(os.environ, DISABLE_MULTIPROC="1"),
-    ):
-      yield
-  finally:
-    logger.setLevel(level)
+def _names(options: Options) -> list[str]:
+  """The names in --tasks; raises UserError if they cannot be evaluated."""
+  names = [name.strip() for name in options.tasks.split(",") if name.strip()]
+  if not names or len(set(names)) < len(names):
+    raise errors.UserError(f"--tasks={options.tasks}: give different names, like mmlu")
+  if importlib.util.find_spec("lm_eval") is None:
+    raise errors.UserError(
+      "this task needs lm-evaluation-harness; install it with "
+      "pip install 'skipalign_jax[eval]' (or -e '.[eval]' in a clone)"
+    )
+  return names
 
 
 def records(samples: dict[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-  """What became of each document, by task.
+  """The result of each document, by task.
 
   Returns:
-    Of each: id ("task/document", and the filter where a task has several), task,
-    target, replies as the filter left them, or log_p and likeliest of each choice, and
-    a score a metric.
+    For each: id ("task/document", with the filter if a task has several), task, target,
+    replies before and after the filter, or log_p and likeliest of each choice, and one
+    score per metric.
   """
   found = []
   for task, rows in samples.items():
@@ -142,21 +125,21 @@ def records(samples: dict[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]
       id = f"{task}/{row['doc_id']}"
       answers = [reply for replies in row["resps"] for reply in replies]
       if isinstance(answers[0], tuple):
-        said = {
+        content = {
           "log_p": [log_p for log_p, _ in answers],
           "likeliest": [likeliest for _, likeliest in answers],
         }
       elif isinstance(answers[0], str):
-        said = {"replies": answers, "filtered": row["filtered_resps"]}
+        content = {"replies": answers, "filtered": row["filtered_resps"]}
       else:
-        said = {"log_p": answers}
+        content = {"log_p": answers}
       scores = {metric: row[metric] for metric in row["metrics"]}
       found.append(
         {
           "id": f"{id}/{row['filter']}" if several else id,
           "task": task,
           "target": row["target"],
-          **said,
+          **content,
           "scores": scores,
         }
       )
@@ -164,7 +147,7 @@ def records(samples: dict[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]
 
 
 def _plain(value: Any) -> Any:
-  """What JSON does not know: numbers of NumPy, else text."""
+  """NumPy's numbers, and anything else as text, for JSON."""
   return value.item() if hasattr(value, "item") else str(value)
 
 
@@ -172,36 +155,36 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
   """Means and intervals by task and group, from the harness's standard errors.
 
   Args:
-    found: what `lm_eval.evaluator.evaluate` returns.
+    found: the result of `lm_eval.evaluator.evaluate`.
 
   Returns:
     {"tasks": {task: {metric: {"mean", "low", "high", "n"}}}, "groups": the same,
-    "average"}: the mean of the first metric of all groups and tasks that are in no
-    other group. It is left out unless these are shares, of 0 to 1, better if higher.
+    "average"}: the mean of the first metric of all groups and tasks that are not in
+    another group; only if all of these are shares from 0 to 1 for which more is better.
   """
   shown = {name: _metrics(values) for name, values in found["results"].items()}
   groups = found["group_subtasks"]
   inside = {child for children in groups.values() for child in children}
-  told: dict[str, Any] = {
+  result: dict[str, Any] = {
     "tasks": {name: shown[name] for name in shown if name not in groups}
   }
   if combined := {n: shown[n] for n in shown if n in groups and shown[n]}:
-    told["groups"] = combined
+    result["groups"] = combined
   shares = []
   for name in shown.keys() - inside:
     key, value = next(iter(shown[name].items()), ("", {"mean": -1.0}))
     better = found["higher_is_better"].get(name, {}).get(key.partition(",")[0])
     shares.append(value["mean"] if better and value["mean"] <= 1 else -1.0)
   if min(shares) >= 0:
-    told = {"average": sum(shares) / len(shares)} | told
-  return told
+    result = {"average": sum(shares) / len(shares)} | result
+  return result
 
 
 def _metrics(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
   """metric or metric,filter → mean, 95 % interval and number of documents.
 
-  There is no interval without a standard error, nor where all documents have one
-  score: its standard error is 0 however few they are.
+  There is no interval without a standard error, or if all documents have the same
+  score: the standard error is then 0, whatever their number.
   """
   found = {}
   for key, value in values.items():

@@ -1,7 +1,7 @@
 """The harness's tasks by name, with data from the hub or from files.
 
-Prompts, metrics and filters stay those of the installed package; only where documents
-come from is replaced. Of a group, what has no files is left out, and told.
+Prompts, metrics and filters are those of the installed package; only the source of the
+documents is replaced. Tasks of a group that have no files are left out, with a note.
 """
 
 import copy
@@ -14,7 +14,7 @@ from typing import Any
 from lm_eval.api import group as group_lib
 from lm_eval.api import task as task_lib
 from lm_eval.config import group as group_config
-from lm_eval.tasks import _index as index_lib
+from lm_eval.tasks import _index as index_lib  # private: Entry, Kind and task files
 from lm_eval.tasks import manager as manager_lib
 
 from skipalign_jax.evals.lm_eval import local_data as local_data_lib
@@ -35,13 +35,13 @@ def load(
 
   Args:
     names: of tasks, groups or tags, or paths of task files.
-    local_data: folder of `local_benchmarks`; "" loads from the hub.
-    unsafe_code: whether tasks may run what the model writes.
-    num_fewshot: examples a prompt; negative leaves it to each task.
-    note: is told what a reader of the results has to know.
+    local_data: folder as in `local_data.py`; "" loads from the hub.
+    unsafe_code: whether tasks may run programs that the model writes.
+    num_fewshot: examples per prompt; negative: each task's own number.
+    note: receives what a reader of the results has to know.
 
   Raises:
-    UserError: a name that nobody knows, data that cannot be had, code not allowed.
+    UserError: an unknown name, data that cannot be loaded, or code that is not allowed.
   """
   index = Index(names)
   for name in names:
@@ -70,7 +70,7 @@ def load(
 
 
 class Index:
-  """What the harness and this package know by name.
+  """The tasks, groups and tags of the harness and of this package, by name.
 
   Attributes:
     manager: of the harness.
@@ -102,7 +102,7 @@ class Index:
     return found
 
   def tasks(self, name: str) -> list[tuple[str, dict[str, Any]]]:
-    """Names and configs of the tasks behind a name, functions as strings."""
+    """Names and configs of the tasks of a name; functions are strings."""
     entry = self.entry(name)
     if entry.kind is index_lib.Kind.TAG:
       children: Sequence[Any] = sorted(entry.tags)
@@ -131,7 +131,7 @@ def _manager(defaults: bool) -> manager_lib.TaskManager:
 def _from_files(
   index: Index, name: str, folder: str, note: Callable[[str], None]
 ) -> list[task_lib.Task | group_lib.Group]:
-  """A task or group, or the tasks of a tag, as far as there are files."""
+  """A task or group, or the tasks of a tag, those that have files."""
   known = [task for task, _ in index.tasks(name)]
   built = _build(index, name, folder)
   found = [task.task_name for item in built for task in _leaves(item)]
@@ -174,14 +174,14 @@ def _build(
   )
   if data is None:
     return []
-  # Inside a group, because only there a dict changes a task that is known by name.
+  # Inside a group, because only there a dict can change a task that has a name.
   spec = {"task": entry.name, "custom_dataset": lambda **_: data}
   loaded = index.manager.load({"group": "from_files", "task": [spec]})
   return [loaded["tasks"][entry.name]]
 
 
 def _set_examples(name: str, task: task_lib.Task, num_fewshot: int) -> None:
-  """Examples a prompt, by the harness's rule: a task's own 0 stays."""
+  """Sets the examples per prompt by the harness's rule: a task's own 0 stays."""
   own = task.get_config("num_fewshot")
   if num_fewshot >= 0 and own != 0:
     task.set_config(key="num_fewshot", value=num_fewshot)

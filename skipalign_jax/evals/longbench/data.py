@@ -1,6 +1,6 @@
-"""What LongBench is made of: its records and its prompts, read where they lie.
+"""LongBench's records and prompts, read from where they are published.
 
-Nothing of either is kept here. Records come from the hub's archive or from a folder,
+This package contains neither. Records come from the hub's archive or from a folder,
 prompts from LongBench's own two files or from the task files of the installed lm_eval.
 """
 
@@ -20,27 +20,28 @@ import huggingface_hub
 import jinja2
 import yaml
 
+from skipalign_jax.hf import hub
 from skipalign_jax.runtime import errors, untrusted
 
 REPOSITORY = "THUDM/LongBench"
 ARCHIVE = "data.zip"  # the repository's loading script needs datasets < 4
 PROMPTS, LENGTHS = "dataset2prompt.json", "dataset2maxlen.json"
 
-# The last two: of a zip archive whose packing is unknown, or that asks for a password.
+# The last two: a zip archive with unknown compression, or with a password.
 _BROKEN = (*untrusted.BROKEN, zipfile.BadZipFile, NotImplementedError, RuntimeError)
 
 
-def records(data: str, name: str, most: int) -> list[dict[str, Any]]:
-  """The records of a set, in their order.
+def records(data: str, name: str, limit: int) -> list[dict[str, Any]]:
+  """The records of a set, in their order in the file.
 
   Args:
     data: "hub", a folder with NAME.jsonl or NAME.jsonl.gz, or LongBench's data.zip.
     name: of the set, with _e for LongBench-E.
-    most: reads only the first so many; 0 reads all.
+    limit: reads only so many records, the first ones; 0 reads all.
 
   Raises:
-    UserError: the set is not there, a line is no JSON, or a record cannot be asked or
-      scored. An empty context is refused too: the official code would ask it, but a
+    UserError: the set is missing, a line is not JSON, or a record cannot be evaluated.
+      An empty context is refused too: the official code would evaluate it, but a
       question without its document measures nothing.
   """
   where, file = _open(data, name)
@@ -54,7 +55,7 @@ def records(data: str, name: str, most: int) -> list[dict[str, Any]]:
           raise errors.UserError(
             f"{where}:{at}: longer than {untrusted.MAX_RECORD_BYTES >> 20} MiB"
           )
-        if most and len(found) == most:
+        if limit and len(found) == limit:
           break
         if line.strip():
           found.append(_parse(f"{where}:{at}", line, name.removesuffix("_e")))
@@ -62,7 +63,8 @@ def records(data: str, name: str, most: int) -> list[dict[str, Any]]:
     raise
   except _BROKEN as error:
     raise errors.UserError(
-      f"{where}: cannot be read behind line {at} ({error}); it is damaged, get it again"
+      f"{where}: cannot be read after line {at} ({error}); the file is damaged, "
+      "download it again"
     ) from error
   if not found:
     raise errors.UserError(f"{where} has no records")
@@ -70,7 +72,7 @@ def records(data: str, name: str, most: int) -> list[dict[str, Any]]:
 
 
 def _open(data: str, name: str) -> tuple[str, io.IOBase]:
-  """What messages call the file of a set, and its lines, as bytes."""
+  """The name of a set's file for messages, and the file, opened for bytes."""
   path = _download() if data == "hub" else pathlib.Path(data).expanduser()
   try:
     if path.suffix == ".zip" and path.is_file():
@@ -98,15 +100,11 @@ def _open(data: str, name: str) -> tuple[str, io.IOBase]:
 
 
 def _download() -> pathlib.Path:
-  try:
+  with hub.downloading(
+    f"--data=hub: {REPOSITORY}/{ARCHIVE}",
+    "give --data=FOLDER with the .jsonl files of the sets, or the .zip file",
+  ):
     path = huggingface_hub.hf_hub_download(REPOSITORY, ARCHIVE, repo_type="dataset")
-  # The library raises its own errors, those of its HTTP client and OSError.
-  except Exception as error:
-    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    raise errors.UserError(
-      f"--data=hub: the hub did not give {REPOSITORY}/{ARCHIVE} ({first_line}). Check "
-      "the network, or name a folder with the sets' .jsonl files, or the .zip file"
-    ) from error
   return pathlib.Path(path)
 
 
@@ -114,7 +112,7 @@ def _parse(where: str, line: bytes, name: str) -> dict[str, Any]:
   try:
     record = untrusted.parse_json(line)
   except ValueError as error:  # UnicodeDecodeError too
-    raise errors.UserError(f"{where}: this line is no JSON ({error})") from error
+    raise errors.UserError(f"{where}: this line is not JSON ({error})") from error
   if not isinstance(record, dict):
     raise errors.UserError(f"{where}: a record must be a JSON object")
   for key, wanted, fits in (
@@ -133,7 +131,7 @@ def _parse(where: str, line: bytes, name: str) -> dict[str, Any]:
   if name == "passage_retrieval_en":
     for answer in record["answers"]:
       if not re.search(r"Paragraph \d", answer):
-        raise errors.UserError(f"{where}: {_short(answer)} names no paragraph")
+        raise errors.UserError(f"{where}: {_short(answer)} does not name a paragraph")
   return record
 
 
@@ -152,12 +150,12 @@ def _short(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-  """How the sets are asked.
+  """The prompts of some sets.
 
   Attributes:
-    source: says whose texts these are; results of two sources are not compared.
-    fill: record → text of a prompt, by set.
-    max_new_tokens: of an answer, by set.
+    source: names their origin; results with prompts of two sources are not compared.
+    fill: by set, a function record → text of the prompt.
+    max_new_tokens: by set, of the reply.
   """
 
   source: str
@@ -170,11 +168,11 @@ def prompts(folder: str, names: list[str]) -> Prompts:
 
   Args:
     folder: with LongBench's dataset2prompt.json and dataset2maxlen.json; empty for
-      the texts that lm_eval ships, which differ from those in white space.
-    names: of the sets, without _e; both know one text for both benchmarks.
+      the prompts in lm_eval, which differ from those in white space.
+    names: of the sets, without _e; LongBench and LongBench-E have the same prompts.
 
   Raises:
-    UserError: files that are not there or cannot be used, or no lm_eval.
+    UserError: files that are missing or cannot be used, or lm_eval is not installed.
   """
   return _official(pathlib.Path(folder), names) if folder else _from_lm_eval(names)
 
@@ -190,7 +188,7 @@ def _official(folder: pathlib.Path, names: list[str]) -> Prompts:
       table = untrusted.parse_json(data)
     except (OSError, ValueError) as error:
       raise errors.UserError(
-        f"--prompts={folder}: {path} cannot be read ({error}). Name the folder with "
+        f"--prompts={folder}: {path} cannot be read ({error}). Name a folder with "
         f"LongBench's {PROMPTS} and {LENGTHS}"
       ) from error
     for name in names:
@@ -223,7 +221,7 @@ def _filler(
 
 
 class _TaskLoader(yaml.SafeLoader):
-  """Reads lm_eval's task files, whose metrics are names of functions."""
+  """Reads lm_eval's task files, in which metrics are names of functions."""
 
 
 _TaskLoader.add_constructor("!function", lambda loader, node: node.value)
@@ -233,8 +231,8 @@ def _from_lm_eval(names: list[str]) -> Prompts:
   spec = importlib.util.find_spec("lm_eval")
   if spec is None:
     raise errors.UserError(
-      f"--prompts names no folder with LongBench's {PROMPTS} and {LENGTHS}, and "
-      "lm_eval, which has its texts, is not installed. Name one, or pip install lm_eval"
+      f"LongBench's prompts are needed: give --prompts=FOLDER with {PROMPTS} and "
+      f"{LENGTHS}, or pip install lm_eval, which has them and is not installed"
     )
   version = importlib.metadata.version("lm_eval")
   # As lm_eval renders: see its utils.apply_template.
@@ -249,7 +247,7 @@ def _from_lm_eval(names: list[str]) -> Prompts:
       task = yaml.load(path.read_text(encoding="utf-8"), _TaskLoader)
       template = environment.from_string(task["doc_to_text"])
       lengths[name] = int(task["generation_kwargs"]["max_gen_toks"])
-      # Its data calls the input "question".
+      # The input is called "question" in its data.
       fill[name] = lambda record, template=template: template.render(
         context=record["context"], question=record["input"]
       )
@@ -263,6 +261,6 @@ def _from_lm_eval(names: list[str]) -> Prompts:
     ) as error:
       raise errors.UserError(
         f"lm_eval {version}: {path} does not have the prompt of {name!r} where lm_eval "
-        f"0.4.13 had it ({error!r}); use --prompts"
+        f"0.4.13 has it ({error!r}); give --prompts"
       ) from error
   return Prompts(f"lm_eval {version}", fill, lengths)

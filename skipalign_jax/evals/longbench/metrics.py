@@ -1,59 +1,35 @@
-"""LongBench's metrics (2308.14508), with the quirks of its own code.
+"""LongBench's metrics (2308.14508), with the peculiarities of its own code.
 
-Each takes a prediction and one gold answer and gives 0 to 1. Where they are odd, they
-are odd in the same way as the official ones, so that numbers can be compared; each
-docstring says how.
+Each takes a prediction and one gold answer and returns 0 to 1. They agree with the
+official code in every case, so that numbers can be compared; the docstrings describe
+where that is surprising. The metric of questions is `squad.f1`.
 """
 
-import collections
 import difflib
 import re
-import string
 from collections.abc import Sequence
 
 import rouge
 
 _ROUGE = rouge.Rouge(metrics=["rouge-l"], stats=["f"])
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _NUMBER = re.compile(r"\d+")
 
 
 def first_line(prediction: str) -> str:
-  """What is scored of a few-shot prediction: models go on with more examples.
+  """The part of a few-shot prediction that is scored: models add more examples.
 
-  Newlines in front of it are dropped, spaces are not.
+  Newlines before it are dropped, spaces are not.
   """
   return prediction.lstrip("\n").partition("\n")[0]
-
-
-def qa_f1(prediction: str, gold: str) -> float:
-  """F1 of the words, in any order, each as often as it occurs.
-
-  Words are lower-cased and lose ASCII punctuation, in this order, and then the
-  articles a, an and the go. Punctuation leaves nothing behind: "well-known" is
-  one word, and "a-b" becomes "ab", which is no article. Where one side has no words
-  left the score is 0, also where both have none ("the" for "the").
-  """
-  words, expected = _words(prediction), _words(gold)
-  common = (collections.Counter(words) & collections.Counter(expected)).total()
-  if not common:
-    return 0.0
-  precision, recall = common / len(words), common / len(expected)
-  return 2 * precision * recall / (precision + recall)
-
-
-def _words(text: str) -> list[str]:
-  return _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split()
 
 
 def rouge_l(prediction: str, gold: str) -> float:
   """F of Rouge-L as the package `rouge` computes it.
 
-  It splits sentences at every full stop, counts a repeated word once, and
-  is case-sensitive; punctuation stays on words. Where it raises the score is 0:
-  on a side without text (full stops alone are none), and on sentences so long
-  that its recursion ends (about 900 words on both sides together).
+  The package splits sentences at every full stop, counts a repeated word once, and
+  is case-sensitive; punctuation stays on words. Where it raises an error the score is
+  0: if either text is empty or has full stops only, and if sentences are so long that
+  its recursion ends (about 900 words in both texts together).
   """
   try:
     return _ROUGE.get_scores([prediction], [gold], avg=True)["rouge-l"]["f"]
@@ -64,12 +40,12 @@ def rouge_l(prediction: str, gold: str) -> float:
 def classification(prediction: str, gold: str, classes: Sequence[str]) -> float:
   """1 / (classes found in the prediction) if the gold one is among them, else 0.
 
-  A class is found where its name is a substring, case and all. Names that are
-  parts of the gold name do not count against it: they are removed. The official code
-  removes them from the list that it walks through, so what stands right behind a
-  removed name is never looked at and stays, even if it should go too. So do we: with
-  gold "abc" found together with "a", "b" and "c" (in that order, then "abc"), "b"
-  stays and the score is 1/2.
+  A class is found if its name is a substring of the prediction; case matters. Names
+  that are parts of the gold name are removed, so that they do not count against it.
+  The official code removes them from the list over which it iterates, so that the name
+  right after a removed one is skipped and stays, even if it is such a part too. This
+  function does the same: with gold "abc" and the classes "a", "b", "c" and "abc" found
+  in this order, "b" stays and the score is 1/2.
   """
   found = [name for name in classes if name in prediction]
   at = 0
@@ -83,12 +59,12 @@ def classification(prediction: str, gold: str, classes: Sequence[str]) -> float:
 def code_similarity(prediction: str, gold: str) -> float:
   """Similarity of one line of code to the next line expected, in whole percents.
 
-  The line is the first one without any of `, # and //, after newlines in front are
-  dropped: so comments and fences are passed over, but also code that has a comment
-  behind it, and an empty line or one of spaces counts as code. Without such a line
-  the empty text is compared. The ratio is difflib's, rounded to a whole percent as
-  fuzzywuzzy does without Levenshtein; difflib takes characters that are frequent
-  in more than 200 for junk, and is not symmetric.
+  The line is the first one without any of `, # and //, after leading newlines are
+  dropped. So comments and fences are skipped, but also code with a comment after it,
+  and an empty line or a line of spaces counts as code. If there is no such line, the
+  empty text is compared. The ratio is difflib's, rounded to a whole percent as
+  fuzzywuzzy does without Levenshtein; difflib treats frequent characters of texts with
+  more than 200 characters as junk, and is not symmetric.
   """
   lines = prediction.lstrip("\n").split("\n")
   line = next((x for x in lines if not any(mark in x for mark in ("`", "#", "//"))), "")
@@ -96,9 +72,9 @@ def code_similarity(prediction: str, gold: str) -> float:
 
 
 def count(prediction: str, gold: str) -> float:
-  """Share of the numbers in the prediction that are the gold one, as text.
+  """Share of the numbers in the prediction that equal the gold one, as text.
 
-  "07" is not "7", and "1.5" is the numbers 1 and 5.
+  "07" is not "7", and "1.5" is the two numbers 1 and 5.
   """
   numbers = _NUMBER.findall(prediction)
   return numbers.count(gold) / len(numbers) if numbers else 0.0
@@ -107,6 +83,6 @@ def count(prediction: str, gold: str) -> float:
 def retrieval(prediction: str, gold: str) -> float:
   """`count` of the number in a gold answer like "Paragraph 12".
 
-  Digits anywhere in the prediction count, not only behind "Paragraph".
+  Digits anywhere in the prediction count, not only after "Paragraph".
   """
   return count(prediction, re.search(r"Paragraph (\d+)", gold)[1])

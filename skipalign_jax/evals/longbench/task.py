@@ -1,12 +1,12 @@
 """LongBench (2308.14508): answers, summaries, few-shot tasks and code from long texts.
 
-SkipAlign's Table 1: the 14 English sets that are not synthetic, asked greedily, at most
-15,500 tokens of prompt for a test at 16K. LongBench-E (--e=True) has 13 sets, two of
-them synthetic, in three ranges of length.
+SkipAlign's Table 1: the 14 English sets that are not synthetic, greedy decoding,
+prompts of at most 15,500 tokens for a test at 16K. LongBench-E (--e=True) has 13 sets,
+two of them synthetic, in three ranges of length.
 
-As LongBench's own code does it: a prompt that is too long loses its middle, before the
-chat template is put around it; few-shot and code sets are asked without a template;
-samsum ends at a newline. Base models have no template at all: --chat=False.
+As in LongBench's own code, a prompt that is too long loses its middle before the chat
+template is applied; few-shot and code sets are prompted without a template; replies of
+samsum end at a newline. Base models have no template: use --chat=False.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from skipalign_jax.evals import intervals
+from skipalign_jax.evals import intervals, option_values, squad
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.evals.longbench import data as longbench_data
@@ -28,12 +28,12 @@ class Set:
   """One of LongBench's data sets.
 
   Attributes:
-    category: the column of SkipAlign's Table 1 that it counts for.
+    category: its column in SkipAlign's Table 1.
     metric: (prediction, gold, classes) → 0 to 1.
-    size: its records in LongBench.
-    size_e: its records in LongBench-E; 0 where it has none.
-    template: whether it is asked through the chat template.
-    line: scores the first line of a prediction only.
+    size: number of its records in LongBench.
+    size_e: number of its records in LongBench-E; 0 if it is not part of that.
+    template: whether its prompts use the chat template.
+    line: whether only the first line of a prediction is scored.
   """
 
   category: str
@@ -53,7 +53,7 @@ def _plain(metric: Callable[[str, str], float]) -> Callable[..., float]:
   return lambda prediction, gold, classes: metric(prediction, gold)
 
 
-_QA, _ROUGE = _plain(metrics.qa_f1), _plain(metrics.rouge_l)
+_QA, _ROUGE = _plain(squad.f1), _plain(metrics.rouge_l)
 _SIMILARITY = _plain(metrics.code_similarity)
 _RAW = {"template": False, "line": True}
 
@@ -81,15 +81,15 @@ BUCKETS = {"0-4k": (0, 4000), "4-8k": (4000, 8000), "8k+": (8000, float("inf"))}
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """Which records to ask, and how."""
+  """Which records to evaluate, and how."""
 
-  data: str = "hub"  # or a folder with NAME.jsonl or NAME.jsonl.gz, or a .zip file
-  prompts: str = ""  # folder with dataset2prompt.json; by default lm_eval's texts
-  datasets: str = "all"  # or names with commas between them
+  data: str = "hub"  # hub, a folder with NAME.jsonl or NAME.jsonl.gz, or a .zip file
+  prompts: str = ""  # folder with dataset2prompt.json; by default lm_eval's prompts
+  datasets: str = "all"  # all, or names with commas between them
   max_length: int = 15_500  # tokens of a prompt; 3500 for 4K models, 31500 for 32K
   e: bool = False  # LongBench-E
-  chat: bool = True  # where LongBench asks through the chat template
-  per_set: int = 0  # only the first so many records of each set; 0 takes all
+  chat: bool = True  # use the chat template for the sets where LongBench does
+  per_set: int = 0  # the first so many records of each set; 0: all records
 
 
 def expected(e: bool) -> dict[str, int]:
@@ -103,29 +103,31 @@ def expected(e: bool) -> dict[str, int]:
 
 
 def chosen(options: Options) -> list[str]:
-  """The sets to ask, in the table's order."""
+  """The sets to evaluate, in the order of the table."""
   if options.datasets == "all":
     return list(expected(options.e))
-  asked = {name.strip() for name in options.datasets.split(",")}
+  names = {name.strip() for name in options.datasets.split(",")}
   known = [name for name, one in SETS.items() if one.size_e or not options.e]
-  unknown = sorted(asked - set(known))
+  unknown = sorted(names - set(known))
   if unknown:
     raise errors.UserError(
       f"--datasets: there is no set {unknown[0]!r} in LongBench{'-E' * options.e}; "
       f"choose from {', '.join(known)}"
     )
-  return [name for name in known if name in asked]
+  return [name for name in known if name in names]
 
 
 def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item]:
-  """A prompt a record."""
-  if options.max_length < 2:
-    raise errors.UserError(f"--max_length={options.max_length}: give at least 2 tokens")
-  if options.per_set < 0:
-    raise errors.UserError(f"--per_set={options.per_set}: give a count, or 0 for all")
+  """One prompt per record.
+
+  Raises:
+    UserError: an unknown set, numbers out of range, or records or prompts that cannot
+      be used.
+  """
+  option_values.at_least(options, max_length=2, per_set=0)
   names = chosen(options)
   prompts = longbench_data.prompts(options.prompts, names)
-  # The last token, as in LongBench: SentencePiece puts a space in front of a newline.
+  # The last token, as in LongBench: SentencePiece puts a space before a newline.
   newline = subject.encode("\n")[-1]
   found = []
   for name in names:
@@ -157,24 +159,24 @@ def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item
       }
       if name == "trec":
         about["classes"] = record["all_classes"]
-      found.append(items_lib.asked(f"{file}/{index}", prompt, **about))
+      found.append(items_lib.of_prompt(f"{file}/{index}", prompt, **about))
   return found
 
 
 def truncate(
   subject: subject_lib.Subject, text: str, max_length: int
 ) -> tuple[str, int, int]:
-  """Cuts the middle out of a prompt that is too long, for its ends hold the task.
+  """Removes the middle of a prompt that is too long: the task is at its ends.
 
   Args:
-    subject: whose tokens count, with those that it puts around every text.
-    text: the prompt, before a chat template.
-    max_length: in tokens. The first and the last max_length // 2 are left, decoded
+    subject: its tokenizer counts the tokens, with those around every text.
+    text: the prompt, before a chat template is applied.
+    max_length: in tokens. The first and the last max_length // 2 tokens stay, decoded
       without special tokens.
 
   Returns:
-    The text; its tokens before and after. Decoded halves that are encoded again need
-    not have exactly as many tokens.
+    The text, and its number of tokens before and after. Halves that are decoded and
+    encoded again can have other numbers of tokens.
   """
   tokens = subject.encode(text, special=True)
   if len(tokens) <= max_length:
@@ -191,12 +193,12 @@ def measure(
   del options
   return [
     {"prediction": prediction, "score": score(item.record, prediction)}
-    for item, prediction in zip(batch, items_lib.answers(subject, batch), strict=True)
+    for item, prediction in zip(batch, items_lib.replies(subject, batch), strict=True)
   ]
 
 
 def score(record: items_lib.Record, prediction: str) -> float:
-  """The best over a record's answers, 0 to 1."""
+  """The best score over the answers of a record, 0 to 1."""
   one = SETS[record["set"]]
   if one.line:
     prediction = metrics.first_line(prediction)
@@ -205,11 +207,11 @@ def score(record: items_lib.Record, prediction: str) -> float:
 
 
 def summarize(options: Options, records: Sequence[items_lib.Record]) -> dict[str, Any]:
-  """Scores 0 to 100 with two digits: of sets, of categories, and their plain mean.
+  """Scores 0 to 100 with two digits: of sets, of categories, and of all.
 
-  "average" is the mean over the sets asked. It is the paper's only if "complete": all
-  sets of the benchmark, with all their records; "lacks" says what it is not.
-  A category is the mean of those of its sets that were asked.
+  "average" is the mean over the evaluated sets. It compares with the paper's only if
+  "complete" is true: all sets of the benchmark, with all their records. "lacks" lists
+  what is missing. A category is the mean over its evaluated sets.
   """
   by_set: dict[str, list[items_lib.Record]] = {}
   for record in records:
@@ -223,8 +225,8 @@ def summarize(options: Options, records: Sequence[items_lib.Record]) -> dict[str
   ]
   absent = [name for name in sizes if name not in by_set]
   other = [name for name in by_set if name not in sizes]
-  lacks += [f"not asked: {', '.join(absent)}"] if absent else []
-  lacks += [f"counts too: {', '.join(other)}"] if other else []
+  lacks += [f"not evaluated: {', '.join(absent)}"] if absent else []
+  lacks += [f"also counted: {', '.join(other)}"] if other else []
   categories = {}
   for category in (*CATEGORIES, SYNTHETIC):
     means = [sets[name]["mean"] for name in sets if SETS[name].category == category]
@@ -245,8 +247,8 @@ def summarize(options: Options, records: Sequence[items_lib.Record]) -> dict[str
 def _percent(records: Sequence[items_lib.Record]) -> dict[str, Any]:
   """Mean in percent with two digits, as LongBench rounds it, and a 95 % interval.
 
-  Wilson's where all are hits and misses; else, since scores vary much less than those,
-  the normal one.
+  Wilson's interval if all scores are hits and misses. Other scores vary much less, so
+  they have Student's interval.
   """
   scores = [record["score"] for record in records]
   hits = set(scores) <= {0.0, 1.0}
@@ -258,7 +260,7 @@ def _percent(records: Sequence[items_lib.Record]) -> dict[str, Any]:
 
 
 def _buckets(by_set: dict[str, list[items_lib.Record]]) -> dict[str, Any]:
-  """LongBench-E: scores of sets and their means by length; None where nothing is."""
+  """LongBench-E: scores of sets and their means by length; None without records."""
   sets_by_length: dict[str, dict[str, float | None]] = {}
   for name, records in by_set.items():
     sets_by_length[name] = {}

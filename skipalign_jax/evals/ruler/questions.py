@@ -1,8 +1,9 @@
-"""The questions of RULER's six tasks that need no outside text, as pure functions.
+"""The questions of RULER's six tasks that need no external text, as pure functions.
 
-Each takes random draws, a number of units (sentences, needles or words) and the length
-in tokens that it is made for. What is asked and counted is that of RULER (2404.06654)
-and its authors' code, the words are ours. As there, vt and cwe show a solved example.
+Each function takes a random generator, a number of units (sentences, needles or words)
+and the length in tokens for which the question is made. Tasks and scores are those of
+RULER (2404.06654) and its authors' code; the wording is our own. As in that code, vt
+and cwe show a solved example.
 """
 
 import dataclasses
@@ -17,8 +18,8 @@ from skipalign_jax.evals import haystack
 
 NOISE = "The tide comes in. The tide goes out. Gulls sit on the wall. Nothing happens."
 HOPS = 4
-COMMON = 10  # words that cwe asks for
-FREQUENT = 3  # words that fwe asks for
+COMMON = 10  # words that are the answer of cwe
+FREQUENT = 3  # words that are the answer of fwe
 LETTERS = 6  # of a word of fwe
 ZETA_2 = np.pi**2 / 6  # Σ 1/k², so that RULER's exponent 2.0 gives shares
 
@@ -28,9 +29,9 @@ class Question:
   """One question.
 
   Attributes:
-    text: what the user says.
-    lead: how the answer begins; the model goes on from here.
-    expected: strings that the answer should have.
+    text: the content of the user message.
+    lead: the beginning of the reply, which the model continues.
+    expected: strings that the reply should contain.
   """
 
   text: str
@@ -43,13 +44,13 @@ class Task:
   """One of RULER's tasks.
 
   Attributes:
-    ask: (draws, units, length in tokens) → the question with so many units.
-    least: units that it needs.
+    make: (random generator, units, length in tokens) → a question with these units.
+    min_units: the smallest number of units.
     max_new_tokens: as in RULER.
   """
 
-  ask: Callable[[np.random.Generator, int, int], Question]
-  least: int
+  make: Callable[[np.random.Generator, int, int], Question]
+  min_units: int
   max_new_tokens: int
 
 
@@ -76,7 +77,7 @@ def _retrieve(kind: str, lines: list[str], key: str, value: str) -> Question:
 
 
 def single(rng: np.random.Generator, units: int, length: int) -> Question:
-  """A needle, word and number, anywhere among `units` times the same noise."""
+  """One needle, a word and a number, anywhere in `units` copies of the same noise."""
   del length
   (key,) = haystack.words(1, rng)
   value = _number(rng, 7)
@@ -86,27 +87,27 @@ def single(rng: np.random.Generator, units: int, length: int) -> Question:
 
 
 def multikey_words(rng: np.random.Generator, units: int, length: int) -> Question:
-  """One of `units` needles, words and numbers; nothing else stands there."""
+  """One of `units` needles, words and numbers, without any other text."""
   del length
   keys = haystack.words(units, rng)
   return _one_of(rng, "number", keys, [_number(rng, 7) for _ in keys])
 
 
 def multikey_uuids(rng: np.random.Generator, units: int, length: int) -> Question:
-  """One of `units` needles, uuids both; nothing else stands there."""
+  """One of `units` needles, pairs of uuids, without any other text."""
   del length
   keys, values = ([_uuid(rng) for _ in range(units)] for _ in range(2))
   return _one_of(rng, "code", keys, values)
 
 
 def _one_of(rng, kind: str, keys: list[str], values: list[str]) -> Question:
-  asked = rng.integers(len(keys))
+  one = rng.integers(len(keys))
   lines = [_needle(kind, *pair) for pair in zip(keys, values, strict=True)]
-  return _retrieve(kind, lines, keys[asked], values[asked])
+  return _retrieve(kind, lines, keys[one], values[one])
 
 
 def variables(rng: np.random.Generator, units: int, length: int) -> Question:
-  """Which variables have a value: one gets it, each next one gets the one before."""
+  """Which variables have a value, in a chain of assignments."""
   del length
   example, value, names = _chain(rng, 3, 5)
   shown = f"{example} {_chain_lead(value)} {', '.join(names)}"
@@ -115,7 +116,7 @@ def variables(rng: np.random.Generator, units: int, length: int) -> Question:
 
 
 def _chain(rng, letters: int, units: int) -> tuple[str, str, list[str]]:
-  """Question, value and names of one chain in so many lines of noise."""
+  """Question, value and names of one chain, in `units` lines of noise."""
   names: dict[str, None] = {}
   while len(names) <= HOPS:
     names["".join(rng.choice(list(string.ascii_uppercase), letters))] = None
@@ -139,11 +140,11 @@ def _chain_lead(value: str) -> str:
 
 
 def common_words(rng: np.random.Generator, units: int, length: int) -> Question:
-  """The ten words that stand most often in a list; `units` other words are rare.
+  """The ten most frequent words of a list; `units` other words are rare.
 
-  Common and rare words stand 30 and 3 times, 6 times and once below 4096 tokens. One
-  word more than there are nouns makes all words longer, so that a prompt between those
-  two lengths ends early; its true length is in its record.
+  Common words occur 30 times and rare words 3 times, below 4096 tokens 6 times and
+  once. If there are more words than nouns, all words become longer; a prompt between
+  these two lengths is shorter than its target. Its length is in its record.
   """
   often, seldom = (30, 3) if length >= 4096 else (6, 1)
   shown = (10, 3, 30) if length >= 4096 else (3, 1, 10)
@@ -173,10 +174,10 @@ def _numbered(words: Sequence[str]) -> str:
 
 
 def frequent_words(rng: np.random.Generator, units: int, length: int) -> Question:
-  """The three most frequent coded words of a text, dots aside.
+  """The three most frequent coded words of a text, apart from dots.
 
   The word of rank k has a share k^-2 / ζ(2) of `units` places, rounded down; rank 1
-  are dots. There are length / 50 different words.
+  is the dots. There are length / 50 different words.
   """
   names: dict[str, None] = {"...": None}
   while len(names) < max(length // 50, FREQUENT + 2):
@@ -194,7 +195,7 @@ def frequent_words(rng: np.random.Generator, units: int, length: int) -> Questio
 
 
 def zeta_counts(units: int, ranks: int) -> list[int]:
-  """How often each of so many ranks stands in a text of about `units` words."""
+  """How often the word of each rank occurs in a text of about `units` words."""
   return [int(units / (ZETA_2 * k**2)) for k in range(1, ranks + 1)]
 
 
@@ -204,6 +205,6 @@ TASKS = {
   "niah_multikey_3": Task(multikey_uuids, 2, 128),
   "vt": Task(variables, HOPS, 30),
   "cwe": Task(common_words, COMMON, 120),
-  # From 74 on, rank 4 stands more often than rank 5 in every text.
+  # From 74 units on, rank 4 is more frequent than rank 5 in every text.
   "fwe": Task(frequent_words, 74, 50),
 }

@@ -1,14 +1,15 @@
-"""RULER (arXiv 2404.06654): its six tasks that need no outside text, at any length.
+"""RULER (arXiv 2404.06654): its six tasks that need no external text, at any length.
 
-Retrieval: niah_single_1 (one needle in noise), niah_multikey_2 (all needles, words and
-numbers), niah_multikey_3 (all needles, uuids). Tracing: vt (a chain of 4 assignments).
+Retrieval: niah_single_1 (one needle in noise), niah_multikey_2 (only needles, words and
+numbers), niah_multikey_3 (only needles, uuids). Tracing: vt (a chain of 4 assignments).
 Aggregation: cwe (ten common words among rare ones), fwe (words by a zeta law).
 
-What is asked and counted is RULER's, the words are ours, so scores do not compare with
-published ones to the point. A prompt, template and all, has at most the tokens that it
-should have, and would have more with one more unit (sentence, needle or word). As in
-the authors' code, vt and cwe show a solved example first, and the beginning of the
-answer is given. A score is the share of the expected strings that the answer has.
+Tasks and scores are RULER's, the wording is our own, so that scores are close to
+published ones but not comparable to the point. A prompt, chat template included, has at
+most the given number of tokens, and would exceed it with one more unit (sentence,
+needle or word). As in the authors' code, vt and cwe show a solved example first, and
+the beginning of the reply is given. The score is the share of the expected strings that
+the reply contains.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from skipalign_jax.evals import curves, intervals, needle
+from skipalign_jax.evals import curves, intervals, option_values
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.evals.ruler import questions
@@ -28,17 +29,17 @@ from skipalign_jax.runtime import errors
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What to ask, and at which lengths."""
+  """Which tasks, and at which lengths."""
 
-  tasks: str = ",".join(questions.TASKS)  # or some of them
+  tasks: str = ",".join(questions.TASKS)  # commas between them
   lengths: str = "1024,2048,4096"  # tokens of a prompt, at most
-  samples: int = 5  # a task and length
-  chat: bool = True  # ask through the chat template
-  seed: int = 0  # of what is drawn
+  samples: int = 5  # per task and length
+  chat: bool = True  # use the chat template
+  seed: int = 0  # of the questions
 
 
 def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item]:
-  """A prompt a task, length and sample.
+  """One prompt per task, length and sample.
 
   Raises:
     UserError: unknown task, numbers out of range, or a length that is too short.
@@ -48,13 +49,10 @@ def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item
   if unknown:
     known = ", ".join(questions.TASKS)
     raise errors.UserError(
-      f"--tasks={options.tasks}: {unknown[0]!r} is unknown; choose of {known}"
+      f"--tasks={options.tasks}: {unknown[0]!r} is unknown; choose from {known}"
     )
-  if options.samples < 1:
-    raise errors.UserError(f"--samples={options.samples}: ask at least one")
-  if options.seed < 0:
-    raise errors.UserError(f"--seed={options.seed} must be 0 or more")
-  lengths = needle.numbers("lengths", options.lengths)
+  option_values.at_least(options, samples=1, seed=0)
+  lengths = option_values.numbers("lengths", options.lengths)
   return [
     _item(options, subject, name, length, sample)
     for name in names
@@ -68,21 +66,21 @@ def _item(options, subject, name: str, length: int, sample: int) -> items_lib.It
   head, tail = subject.around(options.chat)
   key = [options.seed, zlib.crc32(name.encode()), length, sample]
 
-  def ask(units: int) -> questions.Question:
-    return task.ask(np.random.default_rng(key), units, length)
+  def make(units: int) -> questions.Question:
+    return task.make(np.random.default_rng(key), units, length)
 
   def prompt(question: questions.Question) -> list[int]:
     lead = question.lead if options.chat else "\n" + question.lead
     return [*head, *subject.encode(question.text), *tail, *subject.encode(lead)]
 
-  units = fill(lambda units: len(prompt(ask(units))), length, task.least)
+  units = fill(lambda units: len(prompt(make(units))), length, task.min_units)
   if not units:
     raise errors.UserError(
       f"--lengths={length}: the shortest prompt of {name} has "
-      f"{len(prompt(ask(task.least)))} tokens"
+      f"{len(prompt(make(task.min_units)))} tokens"
     )
-  question = ask(units)
-  return items_lib.asked(
+  question = make(units)
+  return items_lib.of_prompt(
     f"{name}/{length}/{sample}",
     items_lib.Prompt(tuple(prompt(question)), task.max_new_tokens, subject.stop_ids),
     task=name,
@@ -91,15 +89,15 @@ def _item(options, subject, name: str, length: int, sample: int) -> items_lib.It
   )
 
 
-def fill(tokens: Callable[[int], int], length: int, least: int) -> int:
-  """The n ≥ least with tokens(n) ≤ length < tokens(n + 1); 0 if `least` is too many.
+def fill(tokens: Callable[[int], int], length: int, start: int) -> int:
+  """The n ≥ start with tokens(n) ≤ length < tokens(n + 1); 0 if `start` is too many.
 
-  `tokens` grows about evenly, so a few calls do.
+  `tokens` grows about linearly, so that a few calls suffice.
   """
-  low, low_tokens = least, tokens(least)
+  low, low_tokens = start, tokens(start)
   if low_tokens > length:
     return 0
-  high, high_tokens = 2 * least, tokens(2 * least)
+  high, high_tokens = 2 * start, tokens(2 * start)
   while high_tokens <= length:
     low, low_tokens = high, high_tokens
     high, high_tokens = 2 * high, tokens(2 * high)
@@ -121,40 +119,30 @@ def measure(
   del options
   return [
     {"reply": reply, "score": recall(reply, item.record["expected"])}
-    for item, reply in zip(batch, items_lib.answers(subject, batch), strict=True)
+    for item, reply in zip(batch, items_lib.replies(subject, batch), strict=True)
   ]
 
 
 def recall(reply: str, expected: Sequence[str]) -> float:
-  """Share of the expected strings that stand in the reply, in any case of letters."""
+  """Share of the expected strings that are in the reply, upper or lower case."""
   return sum(text.lower() in reply.lower() for text in expected) / len(expected)
 
 
 def summarize(options: Options, records: Sequence[items_lib.Record]) -> dict[str, Any]:
   """The mean over all questions, 0 to 1, by task, by length, and by both."""
   del options
-  tasks = list(dict.fromkeys(record["task"] for record in records))
-  lengths = sorted({record["length"] for record in records})
-
-  def mean(task: str | None = None, length: int | None = None) -> dict[str, Any]:
-    return intervals.of_scores(
-      [
-        record["score"]
-        for record in records
-        if task in (None, record["task"]) and length in (None, record["length"])
-      ]
-    )
-
-  asked = {(record["task"], record["length"]) for record in records}
-  overall = mean()
+  overall = intervals.of_scores([record["score"] for record in records])
+  by_task: dict[str, list[items_lib.Record]] = {}
+  for record in records:
+    by_task.setdefault(record["task"], []).append(record)
   return {
     "average": overall["mean"],
     "interval": overall,
-    "by_task": {task: mean(task) for task in tasks},
-    "by_length": {str(length): mean(length=length) for length in lengths},
+    "by_task": intervals.by("task", records),
+    "by_length": intervals.by("length", records),
     "table": {
-      task: {str(n): mean(task, n)["mean"] for n in lengths if (task, n) in asked}
-      for task in tasks
+      task: {n: found["mean"] for n, found in intervals.by("length", part).items()}
+      for task, part in by_task.items()
     },
   }
 
@@ -162,7 +150,7 @@ def summarize(options: Options, records: Sequence[items_lib.Record]) -> dict[str
 def draw(
   options: Options, results: dict[str, Any], folder: pathlib.Path
 ) -> list[pathlib.Path]:
-  """ruler.png: score by length, a line a task."""
+  """ruler.png: score by length, one line per task."""
   del options
   protocol, summary = results["protocol"], results["summary"]
   lines = {

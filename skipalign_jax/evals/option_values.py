@@ -1,0 +1,54 @@
+"""Values of options that several tasks share."""
+
+from typing import Any
+
+from skipalign_jax.runtime import errors
+
+
+def at_least(options: Any, **minima: int) -> None:
+  """Checks numbers, as in at_least(options, samples=1, seed=0).
+
+  Raises:
+    UserError: an option is less than its minimum.
+  """
+  for name, minimum in minima.items():
+    if (value := getattr(options, name)) < minimum:
+      raise errors.UserError(f"--{name}={value} must be at least {minimum}")
+
+
+def numbers(flag: str, text: str) -> list[int]:
+  """Positive integers with commas between them, in ascending order.
+
+  Raises:
+    UserError: the text is something else.
+  """
+  try:
+    found = [int(part) for part in text.split(",")]
+  except ValueError:
+    found = []
+  if not found or min(found) < 1:
+    raise errors.UserError(f"--{flag}={text}: give positive numbers like 1024,2048")
+  return sorted(set(found))
+
+
+def depths(text: str) -> list[float]:
+  """Fractions from 0 to 1, in ascending order.
+
+  Args:
+    text: a count ("5": the middles of five equal parts) or a list ("0,0.5,1").
+
+  Raises:
+    UserError: the text is something else.
+  """
+  try:
+    found = [float(part) for part in text.split(",")]
+    if len(found) == 1 and found[0] >= 1 and found[0] == int(found[0]):
+      n = int(found[0])
+      return [round((i + 0.5) / n, 4) for i in range(n)]
+  except ValueError:
+    found = []
+  if not found or not all(0 <= depth <= 1 for depth in found):
+    raise errors.UserError(
+      f"--depths={text}: give a count like 5, or fractions like 0,1"
+    )
+  return sorted(set(found))
