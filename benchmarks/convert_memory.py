@@ -3,9 +3,9 @@
 python benchmarks/convert_memory.py [--shape=1b|7b] [--folder=runs/convert_memory]
 
 Writes a zero-filled bf16 HF folder of the shape (2.2 GB for 1b, 13.5 GB for 7b,
-sparse where the file system allows it), imports it, exports the result, each in
-a process of its own, and prints the peak resident memory of each as JSON. Needs
-about three times the model's size on disk; everything is deleted at the end.
+sparse if the file system allows it), imports it and exports the result, each in its
+own process, and prints the peak resident memory of each as JSON. Needs about three
+times the model's size on disk; everything is deleted at the end.
 """
 
 import argparse
@@ -48,7 +48,7 @@ SHARD_BYTES = 5 * 10**9
 
 
 def write_model(folder: pathlib.Path, hf: dict) -> int:
-  """A sharded HF folder full of zeros; returns its bytes."""
+  """Writes a sharded HF folder of zeros; returns its bytes."""
   folder.mkdir(parents=True)
   config = model_config.from_hf(hf)
   (folder / "config.json").write_text(json.dumps(model_config.to_hf(config)))

@@ -3,13 +3,13 @@
 python benchmarks/generate.py [--lengths=1024,4096] [--dtypes=bfloat16,float32]
   [--new_tokens=32] [--rounds=5] [--out=FILE]
 
-One prompt, greedy, weights and cache in the dtype, no stop token. Both sides take
-turns. prefill is the time to the first token; decode the time from the first to
+One prompt, greedy, weights and cache in the dtype, no stop token. The two sides
+alternate. prefill is the time to the first token; decode the time from the first to
 the last, over new_tokens - 1. transformers runs a plain loop of forward passes on
 its DynamicCache, which is faster than its `generate`; ours is `inference.Engine`.
 
-How many of the tokens agree is printed: all of them in float32, but for ties. The
-peak is of a whole process: libraries and weights too.
+The number of equal tokens is printed: in float32 all, except ties. The peak is of the
+whole process, with libraries and weights.
 """
 
 import time
@@ -38,7 +38,7 @@ class Ours:
     return first - begin, time.perf_counter() - first, tokens
 
   def peak(self) -> int:
-    """Most bytes that this process ever held."""
+    """Maximum of the bytes resident in this process."""
     return harness.resident_bytes("VmHWM")
 
 
@@ -79,7 +79,7 @@ class Torch:
       return first - begin, time.perf_counter() - first, [first_token, *rest]
 
   def peak(self) -> int:
-    """Most bytes that this process ever held."""
+    """Maximum of the bytes resident in this process."""
     return harness.resident_bytes("VmHWM")
 
 
@@ -147,7 +147,7 @@ def show(result: dict) -> None:
       ]
     )
   print(f"\nprompt of {result['length']} tokens, {result['dtype']}")
-  head = ["", "prefill, s", "tok/s", "decode, s a token", "tok/s", "peak, GiB"]
+  head = ["", "prefill, s", "tok/s", "decode, s per token", "tok/s", "peak, GiB"]
   print(harness.table(head, rows))
   if "equal_tokens" in result:
     print(f"  prefill: {result['prefill_ratio']['text']}")

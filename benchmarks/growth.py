@@ -3,18 +3,18 @@
 python benchmarks/growth.py [--lengths=512,1024,2048,4096,8192] [--remat=dots]
   [--dtype=bfloat16] [--rounds=3] [--out=FILE]
 
-One row a step, skip_outer. Time: one process with one state, the lengths take
-turns. Memory: what the compiler plans (`memory_analysis`: state, temporaries),
-and the peak resident set of a fresh process a length, less what it held before
-the first step was compiled.
+One row per step, skip_outer. Time: one process with one state; the lengths alternate.
+Memory: the compiler's plan (`memory_analysis`: state, temporaries), and the peak
+resident set of a new process per length, minus the resident set before the first step
+is compiled.
 
-FLOPs are counted twice. By hand (`harness.flops`): 6·N·tokens for products with
-weights, 6·layers·L²·heads·head_dim for causal attention. And what the step runs,
-counted in its jaxpr as `plan` does: attention's gradient makes the scores again, a
-seventh product, and tiles on the diagonal are half wasted. Time should grow no faster
-than the second: seconds over FLOPs, relative to the shortest length, stays near 1 or
-falls.
-Memory should be linear: bytes a token stay near those of the shortest.
+FLOPs are counted in two ways. By formula (`harness.flops`): 6·N·tokens for products
+with weights, 6·layers·L²·heads·head_dim for causal attention. And as executed, counted
+in the step's jaxpr like in `plan`: attention's gradient computes the scores again, a
+seventh product, and half of each tile on the diagonal is wasted. Time should not grow
+faster than the second count: seconds over FLOPs, relative to the shortest length, stay
+near 1 or fall. Memory should be linear: bytes per token stay near those of the shortest
+length.
 """
 
 import harness
@@ -68,7 +68,7 @@ def main() -> None:
   worker = harness.Worker(Ours, **settings)
   planned = {length: worker("planned", length=length) for length in lengths}
   turns = {length: lambda at=length: worker("step", length=at) for length in lengths}
-  harness.rounds(turns, 1)  # touches all memory once
+  harness.rounds(turns, 1)  # uses all memory once; not timed
   seconds, failed = harness.rounds(turns, args.rounds)
   worker.close()
   resident = {}
@@ -100,11 +100,11 @@ def main() -> None:
       a / b
       for a, b in zip(result["seconds_per_flop"], base["seconds_per_flop"], strict=True)
     ]
-    again = lambda r: r["planned"]["executed_flops"] / sum(r["flops"].values())
-    more = again(result) / again(base)
+    factor = lambda r: r["planned"]["executed_flops"] / sum(r["flops"].values())
+    growth = factor(result) / factor(base)
     result["seconds_per_flop_relative"] = harness.spread(relative)
     result["seconds_per_executed_flop_relative"] = harness.spread(
-      [ratio / more for ratio in relative]
+      [ratio / growth for ratio in relative]
     )
     rows.append(
       [
@@ -121,8 +121,9 @@ def main() -> None:
       ]
     )
   print(f"\n{args.model}, 1 row, {args.dtype}, remat={args.remat}")
-  head = ["L", "seconds a step", "TFLOP", "attention", "s/FLOP, relative", "s/executed"]
-  head += ["temporaries, GiB", "MiB a token", "peak RSS, GiB", "of it the step"]
+  head = ["L", "seconds per step", "TFLOP", "attention", "s/FLOP, relative"]
+  head += ["s/executed", "temporaries, GiB", "MiB per token", "peak RSS, GiB"]
+  head += ["of it the step"]
   print(harness.table(head, rows))
   harness.report(args, before, results)
 

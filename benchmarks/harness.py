@@ -1,10 +1,9 @@
 """What the benchmarks share: workers, rounds, medians, tables, JSON, one recipe.
 
-Contenders that are compared take turns. Each lives in a process of its own (a
-`Worker`), does nothing until it is asked, and then works alone: thread pools of
-XLA and PyTorch never disturb one another, and slow drift of the machine (up to a
-quarter between runs) meets all of them alike. Every ratio is a median of ratios
-within a round.
+Contenders that are compared alternate. Each has its own process (a `Worker`), which is
+idle until it is called and then runs alone: thread pools of XLA and PyTorch do not
+disturb each other, and slow drift of the machine (up to a quarter between runs) affects
+all contenders equally. Every ratio is a median of ratios within a round.
 """
 
 import argparse
@@ -41,7 +40,7 @@ from skipalign_jax.training import step as step_lib
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMOLLM2 = ".cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
-# Processor features that decide how fast products are.
+# Processor features that decide the speed of products.
 FLAGS = (
   "avx2", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "amx_tile",
   "amx_bf16", "amx_int8", "asimd", "bf16", "sve",
@@ -55,12 +54,12 @@ PACKAGES = (
 # Workers.
 
 
-class Failed(Exception):  # noqa: N818 (what became of a contender, not our mistake)
-  """A contender raised or died; the text says how."""
+class Failed(Exception):  # noqa: N818 (a result of a contender, not an error)
+  """A contender raised or died; the text has the reason."""
 
 
 class Worker:
-  """A contender in a process of its own.
+  """A contender in its own process.
 
   `Worker(Ours, length=1024)` builds `Ours(length=1024)` there, and
   `worker("step", x=1)` returns what its `step(x=1)` returns. Arguments and
@@ -107,19 +106,19 @@ class Worker:
     return reply["result"]
 
   def close(self) -> None:
-    """Ends the process and with it all that it holds."""
+    """Ends the process, which frees all its memory."""
     self._process.stdin.close()
     self._process.stdout.close()
     self._process.wait()
 
 
 def serve(script: str, name: str) -> None:
-  """A worker's side: makes the contender, then answers calls until stdin ends."""
-  # When memory runs out, a contender goes, and nobody else on the machine.
+  """In the worker's process: creates the contender, then answers calls until EOF."""
+  # If memory runs out, the system should kill a contender and no other process.
   if os.access("/proc/self/oom_score_adj", os.W_OK):
     pathlib.Path("/proc/self/oom_score_adj").write_text("1000")
   replies = os.fdopen(os.dup(1), "w")
-  os.dup2(2, 1)  # whatever libraries print must not get into the replies
+  os.dup2(2, 1)  # output of libraries must not get into the replies
   spec = importlib.util.spec_from_file_location(pathlib.Path(script).stem, script)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
@@ -140,7 +139,7 @@ def serve(script: str, name: str) -> None:
 
 
 def start(contenders: Mapping[str, Callable[[], Worker]]) -> dict[str, Worker | str]:
-  """Starts each contender; one that cannot be started becomes its error text."""
+  """Starts each contender; instead of one that fails, its error text is returned."""
   started: dict[str, Worker | str] = {}
   for name, make in contenders.items():
     try:
@@ -154,9 +153,9 @@ def start(contenders: Mapping[str, Callable[[], Worker]]) -> dict[str, Worker | 
 def rounds(
   turns: Mapping[str, Callable[[], Any]], count: int
 ) -> tuple[dict[str, list[Any]], dict[str, str]]:
-  """Calls every turn once a round, `count` rounds.
+  """Calls every turn once per round, `count` rounds.
 
-  The order rotates from round to round, so none always follows the same other.
+  The order rotates from round to round, so no turn always follows the same other one.
 
   Returns:
     Name → results in order; and name → error of those that failed, which
@@ -195,7 +194,7 @@ def spread(samples: Sequence[float]) -> dict[str, Any]:
 def compare(
   name: str, seconds: Sequence[float], other: str, other_seconds: Sequence[float]
 ) -> dict[str, Any]:
-  """Who is faster, from times of the same rounds."""
+  """Which of two is faster, by times of the same rounds."""
   ratios = [b / a for a, b in zip(seconds, other_seconds, strict=True)]
   median = statistics.median(ratios)
   if median >= 1:
@@ -209,7 +208,7 @@ def compare(
 
 
 def share(part: Sequence[float], whole: Sequence[float]) -> dict[str, Any]:
-  """How many percent of `whole` each `part` of the same round is."""
+  """Each `part` as percent of `whole` in the same round."""
   return spread([100 * a / b for a, b in zip(part, whole, strict=True)])
 
 
@@ -220,7 +219,7 @@ def show(numbers: Mapping[str, Any], form: str = ".3f") -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-  """A Markdown table, padded to be read as text too."""
+  """A Markdown table, padded so that it is also readable as text."""
   cells = [list(map(str, row)) for row in (head, *rows)]
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
   lines = [
@@ -231,11 +230,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
   return "\n".join(lines)
 
 
-# Where and with what it was measured.
+# The machine and the versions of a measurement.
 
 
 def environment() -> dict[str, Any]:
-  """Hardware, versions, commit and load of this moment."""
+  """Hardware, versions, commit and present load."""
   cpu = _proc("/proc/cpuinfo")
   features = set((cpu.get("flags") or cpu.get("Features") or "").split())
   memory_kb = int(_proc("/proc/meminfo").get("MemTotal", "0 kB").split()[0])
@@ -267,7 +266,7 @@ def environment() -> dict[str, Any]:
 
 
 def _proc(path: str) -> dict[str, str]:
-  """`name: value` lines of a /proc file; the first processor's, of several."""
+  """`name: value` lines of a /proc file; of several processors, the first."""
   fields: dict[str, str] = {}
   if pathlib.Path(path).exists():
     for line in pathlib.Path(path).read_text().splitlines():
@@ -277,7 +276,7 @@ def _proc(path: str) -> dict[str, str]:
 
 
 def resident_bytes(field: str) -> int:
-  """Of this process: VmRSS, what is resident now, or VmHWM, the most so far."""
+  """Resident bytes of this process: VmRSS now, VmHWM the maximum so far."""
   return 1024 * int(_proc("/proc/self/status")[field].split()[0])
 
 
@@ -294,12 +293,12 @@ def arguments(docstring: str) -> argparse.ArgumentParser:
 
 
 def numbers(text: str) -> list[int]:
-  """A flag like 1024,2048."""
+  """The numbers in a flag such as 1024,2048."""
   return [int(part) for part in text.split(",") if part]
 
 
 def report(args: argparse.Namespace, before: dict[str, Any], results: Any) -> None:
-  """Prints where it ran, and writes everything to `--out`.
+  """Prints the environment, and writes everything to `--out`.
 
   Args:
     args: the script's flags.
@@ -314,7 +313,7 @@ def report(args: argparse.Namespace, before: dict[str, Any], results: Any) -> No
     + ", ".join(f"{k} {v}" for k, v in before["versions"].items() if v)
   )
   if before["load_average"] > 0.5 or before["nice"]:
-    print("NOTE: the machine was not idle, or this ran niced: no timings to quote.")
+    print("NOTE: the machine was not idle, or this ran niced; do not quote timings.")
   if args.out:
     path = pathlib.Path(args.out)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -352,8 +351,8 @@ def open_tokenizer(name: str):
 def dialogue(name: str, length: int, seed: int = 0) -> dict[str, np.ndarray]:
   """A batch of one row that one long dialogue fills: no padding, one segment.
 
-  Built-in recall dialogues one behind the other, under the model's own chat
-  template and tokenizer, cut at `length` tokens.
+  Built-in recall dialogues one after the other, in the model's own chat template and
+  tokenizer, cut at `length` tokens.
   """
   encode = chat.Encoder(open_tokenizer(name), seq_len=length)
   messages: list[schemas.Message] = []
@@ -390,7 +389,7 @@ def cut_into_samples(batch: dict[str, np.ndarray], turns: int) -> dict[str, np.n
 def make_recipe(
   config: model_config.ModelConfig, changes: Mapping[str, Any], dtype: str, remat: str
 ) -> recipe_lib.Recipe:
-  """The step's recipe: the defaults of config.py but for what is varied here."""
+  """The step's recipe: the defaults of config.py with these changes."""
   c = config_lib.default()
   c.update_from_flattened_dict(changes)
   c.model.compute_dtype, c.model.remat = dtype, remat
@@ -399,9 +398,9 @@ def make_recipe(
 
 
 class Steps:
-  """Our training step, compiled per variant, on one state that all share.
+  """Our training step, compiled per variant, with one state for all variants.
 
-  A variant is a strategy, or has a name and its changes of the default config.
+  A variant is a strategy, or a name with changes to the default config.
   """
 
   def __init__(
@@ -414,7 +413,7 @@ class Steps:
   ):
     c = config_lib.default()
     opened = open_model(name)
-    # Every device on one axis of the mesh that a row of one cannot be split by.
+    # One row cannot be split over devices.
     c.mesh.fsdp, c.mesh.data = 1, 1
     self.mesh = sharding.make_mesh(dict(c.mesh), jax.local_devices()[:1])
     self._update = optimizer.make(c.optim, 1000)
@@ -445,7 +444,7 @@ class Steps:
     return self._compiled[key]
 
   def executed(self, variant: str, batch: dict[str, np.ndarray]) -> int:
-    """FLOPs of the products that the step runs, what it computes again included."""
+    """FLOPs of the products that the step runs, recomputation included."""
     with jax.set_mesh(self.mesh):
       traced = self._steps[variant].trace(self.state, batch)
     return flops_lib.executed(traced.jaxpr)
@@ -468,10 +467,10 @@ def flops(config: model_config.ModelConfig, length: int) -> dict[str, float]:
   """Floating-point operations of one update on one full row of `length` tokens.
 
   products: 6·N·tokens, 2 forward and 4 backward for each weight that multiplies;
-    the embedding counts once, as the output matrix, since looking up costs none.
+    the embedding counts once, as the output matrix, because a lookup has none.
   attention: 6·layers·L²·heads·head_dim: two products of 2·L²·heads·head_dim
-    forward and four backward, of which causality needs half.
-  What remat or blocks compute again, and softmax, norms and Adam, do not count.
+    forward and four backward, half of which causality needs.
+  Recomputation by remat or blocks, softmax, norms and Adam do not count.
   """
   embedding = config.vocab_size * config.embed_dim
   multiplying = config.num_params() - (0 if config.tie_embeddings else embedding)

@@ -15,9 +15,9 @@ batches   one pass over the prepared rows: `train_iterator`; TRL:
           `get_train_dataloader`, i.e. its collator in a DataLoader
 tokens    of samples, padding not counted
 
-Before timing, both must have made the same tokens and targets for the same chats.
---needed is what training consumes (from the plan of a run, or tokens/s of
-train_step.py): the table says how many times that each side delivers.
+Before timing, both must produce the same tokens and targets for the same chats.
+--needed is the rate of training (from the plan of a run, or tokens/s of
+train_step.py): the table shows the rate of each side as a multiple of it.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ from skipalign_jax import config
 from skipalign_jax.data import chat, pipeline, schemas, sources
 from skipalign_jax.data import tokenizer as tokenizer_lib
 
-# tokenizer_lib.CHATML with TRL's markers around what is learned.
+# tokenizer_lib.CHATML with TRL's markers around the targets.
 MARKED_CHATML = (
   "{% for message in messages %}"
   "{% if message['role'] == 'assistant' %}"
@@ -173,7 +173,7 @@ class Trl:
     return time.perf_counter() - begin, tokens, targets
 
   def samples(self) -> list[list[int]]:
-    """As Ours.samples, of rows before packing."""
+    """Like Ours.samples, before packing."""
     rows = self._make(packing=False).train_dataset
     return sorted(
       checksum(np.array(row["input_ids"]), np.array(row["labels"]) != -100)
@@ -184,7 +184,7 @@ class Trl:
     shutil.rmtree(self._folder, ignore_errors=True)
 
   def _make(self, packing: bool):
-    # A new cache folder a time, or datasets would find its earlier work.
+    # A new cache folder each time, or datasets would reuse its earlier work.
     cache = tempfile.mkdtemp(dir=self._folder)
     begin = time.perf_counter()
     rows = self._datasets.load_dataset(
@@ -281,11 +281,11 @@ def main() -> None:
         pairs = itertools.zip_longest(samples["ours"], samples["trl"])
         ours, theirs = next((a, b) for a, b in pairs if a != b)
         raise SystemExit(f"the two sides differ: {ours} and {theirs}; no comparison")
-      ask = lambda method: {
+      call = lambda method: {
         name: lambda worker=worker: worker(method) for name, worker in running.items()
       }
-      prepared, failed = harness.rounds(ask("prepare"), args.rounds)
-      passes, failed_later = harness.rounds(ask("batches"), args.rounds)
+      prepared, failed = harness.rounds(call("prepare"), args.rounds)
+      passes, failed_later = harness.rounds(call("batches"), args.rounds)
     finally:
       for worker in running.values():
         with contextlib.suppress(harness.Failed):
@@ -302,7 +302,7 @@ def main() -> None:
     numbers = harness.spread(values)
     fed = f"{numbers['median'] / args.needed:.1f}x" if args.needed else ""
     rows.append([name, harness.show(numbers, ",.0f"), fed])
-  packed = "packed" if args.packing else "one sample a row"
+  packed = "packed" if args.packing else "one sample per row"
   print(f"\nbatches of {args.batch} x {args.seq_len}, {packed}")
   print(harness.table(["what", "tokens/s", f"of {args.needed:,.0f} needed"], rows))
   ratios = {}

@@ -1,11 +1,11 @@
-"""What Long-Short Alignment costs: a step with the regulariser against a plain one.
+"""The cost of Long-Short Alignment: a step with the regulariser against a plain one.
 
 python benchmarks/long_short.py [--lengths=1024,2048] [--dtype=bfloat16] [--rounds=5]
 
-One process, one state, one row of the same tokens; the variants take turns. The
+One process, one state, one row of the same tokens; the variants alternate. The
 regulariser reads the row twice, forward and backward, so its step should take about
-twice as long; with a side stopped, less. Memory: what the compiler plans for the step
-(arguments, results that are not donated, temporaries).
+twice as long; less if the gradient of one side is stopped. Memory: the compiler's plan
+of the step (arguments, results that are not donated, temporaries).
 """
 
 import harness
@@ -53,7 +53,7 @@ def main() -> None:
     cell: lambda cell=cell: worker("step", variant=cell[0], length=cell[1])
     for cell in cells
   }
-  harness.rounds(turns, 1)  # touches all memory once
+  harness.rounds(turns, 1)  # uses all memory once; not timed
   seconds, failed = harness.rounds(turns, args.rounds)
   worker.close()
   assert not failed, failed

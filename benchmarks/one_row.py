@@ -1,7 +1,7 @@
-"""What a second row gains a bf16 product on CPUs: python benchmarks/one_row.py.
+"""The gain of a second row in a bf16 product on CPUs: python benchmarks/one_row.py.
 
-One token against a vocabulary of 49,152 x 576, alone and padded to two rows as
-`cpu.few_rows` does, in turns; prints the median ratio.
+One token times a vocabulary of 49,152 x 576, alone and padded to two rows as in
+`cpu.few_rows`, alternating; prints the median ratio.
 """
 
 import time

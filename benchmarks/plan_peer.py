@@ -4,23 +4,23 @@ python benchmarks/plan_peer.py [--topology=a100-80gb:8] [--length=4096]
   [--rows=1,2,4,8,16,32] [--out=FILE]
 
 Llama-2-7B, fsdp over all devices, no device needed: both steps are compiled for one
-description of the topology, with abstract weights, and read by the same code (XLA's
-memory analysis; collectives of the optimized HLO, rings assumed). None of it has run on
+description of the topology, with abstract weights, and analysed by the same code (XLA's
+memory analysis; collectives of the optimized HLO, rings assumed). Neither has run on
 hardware. Needs the `plan` extra and benchmarks/requirements.txt.
 
 ours   the command `plan` for configs/llama2_ntk.py: fp32 masters and moments, bf16
        products, attention in one kernel, loss in chunks, layers scanned
 tunix  its Llama3, with as many kv heads as heads, its shardings on a mesh of fsdp
        alone, and the train step of its PeftTrainer with its default loss, jitted as
-       the trainer does it (nnx.jit; the optimizer is donated, the model is not).
-       AdamW with our numbers, clipped at norm 1. It has no compute dtype: "float32"
-       multiplies in float32 too, "bfloat16" also keeps weights and moments in
-       bfloat16, a third of our state. Its remat "decoder" computes each layer again, as
-       our "full" does; "none" keeps all. Where JAX's default device is a CPU it
-       leaves out its constraints on activations; here they stand, as on GPUs.
+       in the trainer (nnx.jit; the optimizer is donated, the model is not).
+       AdamW with our settings, clipped at norm 1. It has no compute dtype: "float32"
+       also multiplies in float32, "bfloat16" also keeps weights and moments in
+       bfloat16, a third of our state. Its remat "decoder" computes each layer again,
+       like our "full"; "none" keeps all. If JAX's default device is a CPU, it omits its
+       constraints on activations; here they are kept, as on GPUs.
 
-Each variant is compiled at --rows rows a device, in this order, up to the first that
-does not fit with the reserve that `plan` assumes.
+Each variant is compiled with --rows rows per device, in this order, up to the first one
+that does not fit with the reserve that `plan` assumes.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ VARIANTS = (
 
 
 class Tunix:
-  """Compiles the peer's step, in a process of its own."""
+  """Compiles the peer's step, in its own process."""
 
   def __init__(self, topology: str):
     import jax
@@ -62,7 +62,7 @@ class Tunix:
     self._mesh = jax.sharding.Mesh(devices, ("fsdp", "tp"))
 
   def measure(self, dtype: str, remat: str, rows: int, length: int) -> dict:
-    """What the compiler says of a step of `rows` rows over all devices."""
+    """The compiler's analysis of a step with `rows` rows over all devices."""
     import jax
     import jax.numpy as jnp
     from tunix.sft import peft_trainer
@@ -97,7 +97,7 @@ class Tunix:
     from tunix.sft import peft_trainer
     from tunix.sft import utils as tunix_utils
 
-    # Its own, but for the look at the default device.
+    # Its own function without the check of the default device.
     llama3.shard = lambda x, spec: jax.lax.with_sharding_constraint(x, self._at(*spec))
     c, optim = known_models.KNOWN[MODEL], config.default().optim
     shape = llama3.ModelConfig(
@@ -156,7 +156,7 @@ class Tunix:
 
 
 def ours(topology: str, remat: str, rows: int, length: int) -> dict:
-  """The same numbers of our step, from the command `plan`."""
+  """The same analysis of our step, from the command `plan`."""
   record = plans.plan(
     (
       plans.LLAMA2,
@@ -180,7 +180,7 @@ def ours(topology: str, remat: str, rows: int, length: int) -> dict:
 
 
 def tunix(topology: str, **settings) -> dict:
-  """Of the peer's step, in a process that may die of it."""
+  """The analysis of the peer's step, in a process that may die."""
   worker = harness.Worker(Tunix, topology=topology)
   try:
     found = worker("measure", **settings)
@@ -212,7 +212,7 @@ def main() -> None:
   parser = harness.arguments(__doc__)
   parser.add_argument("--topology", default="a100-80gb:8")
   parser.add_argument("--length", type=int, default=4096)
-  parser.add_argument("--rows", default="1,2,4,8,16,32", help="rows a device")
+  parser.add_argument("--rows", default="1,2,4,8,16,32", help="rows per device")
   args = parser.parse_args()
   before = harness.environment()
   (topology,) = hardware.parse(args.topology)
@@ -233,9 +233,10 @@ def main() -> None:
       print(row(results[-1], available), flush=True)
       if not fits:
         break
-  head = ["step", "remat", "rows a device", "state, GiB", "peak, GiB", "sent, GB"]
+  head = ["step", "remat", "rows per device", "state, GiB", "peak, GiB", "sent, GB"]
   head += ["collectives", "to compile, s"]
-  print(f"\n{MODEL}, {args.topology}, {args.length} tokens a row; bytes a device")
+  sizes = f"{args.length} tokens per row; bytes per device"
+  print(f"\n{MODEL}, {args.topology}, {sizes}")
   print(harness.table(head, [row(result, available) for result in results]))
   harness.report(args, before, results)
 

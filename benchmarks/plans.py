@@ -1,8 +1,8 @@
-"""The plans that the README shows: python benchmarks/plans.py [--out=FILE].
+"""The plans in the README: python benchmarks/plans.py [--out=FILE].
 
 Runs the command `plan` for each of PLANS (pip install -e '.[plan]'; half a minute
-each), writes their records as JSON and prints the README's table from them.
-`--table=FILE` prints the table of records written before.
+each), writes their records as JSON and prints the README's table. `--table=FILE` prints
+the table of records that were written before.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def plan(arguments: tuple[str, ...]) -> dict:
 
 
 def row(label: str, record: dict) -> str:
-  """One line of the table a program (generation has two)."""
+  """One line of the table per program (generation has two)."""
   settings, lines = record["settings"], []
   mesh = " x ".join(f"{a} {n}" for a, n in record["mesh"].items() if n > 1)
   for program in record["programs"]:

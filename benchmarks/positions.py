@@ -1,17 +1,17 @@
-"""What position synthesis and packing cost, as shares of a training step.
+"""The costs of position synthesis and packing, as shares of a training step.
 
 python benchmarks/positions.py [--length=1024] [--dtype=bfloat16] [--rounds=10]
 
-One process, one state, one row of the same tokens; four variants take turns:
+One process, one state, one row of the same tokens; four variants alternate:
 
   contiguous  one dialogue fills the row, positions 0, 1, 2 …
-  skip_outer  the same, positions drawn in the step as the paper does
+  skip_outer  the same, positions drawn in the step as in the paper
   packed      the row cut into samples of two exchanges (segments), contiguous
   packed skip_outer
 
-and the function that draws positions is timed alone, for skip_outer on the row
-with the most blocks. Its time over the step's is the precise share: the
-difference of two steps carries the noise of both.
+The function that draws positions is also timed alone, for skip_outer on both rows. Its
+time over the step's is the precise share: the difference of two steps has the noise of
+both.
 """
 
 import time
@@ -45,7 +45,7 @@ class Ours:
     return self._steps.step(strategy, self._batches[rows])[0]
 
   def draw(self, rows: str) -> float:
-    """Seconds of one synthesis, a mean of ten."""
+    """Seconds of one synthesis, mean of ten."""
     batch = jax.device_put(self._batches[rows])
     jax.block_until_ready(self._draw(batch))
     begin = time.perf_counter()
@@ -54,7 +54,7 @@ class Ours:
     return (time.perf_counter() - begin) / 10
 
   def describe(self) -> dict[str, dict[str, int]]:
-    """How many blocks and samples a row has."""
+    """Numbers of blocks and samples in each row."""
     counts = {}
     for name, batch in self._batches.items():
       blocks = batch["segment_ids"] * 100_000 + batch["block_ids"]
@@ -79,7 +79,7 @@ def main() -> None:
   turns |= {
     f"draw, {rows} row": lambda rows=rows: worker("draw", rows=rows) for rows in counts
   }
-  harness.rounds(turns, 1)  # compiles, and touches all memory once
+  harness.rounds(turns, 1)  # compiles, and uses all memory once; not timed
   seconds, failed = harness.rounds(turns, args.rounds)
   worker.close()
   assert not failed, failed

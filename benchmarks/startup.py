@@ -3,11 +3,11 @@
 python benchmarks/startup.py [--config=configs/smollm2_ntk.py] [--runs=3]
   [--set=key=value …] [--out=FILE]
 
-Runs what `python -m skipalign_jax.train` runs, without evaluation, in a fresh folder
-and with a fresh JAX_COMPILATION_CACHE_DIR (cold), then with the one that the cold
-run filled (warm), in turns, and leaves after the first step. Tokenized samples are
-cached by an untimed run before: their cost is in input_pipeline.py. Files are warm
-in the page cache. Phases come from clocks around functions that `train` calls:
+Runs `python -m skipalign_jax.train`, without evaluation, in a new folder and with an
+empty JAX_COMPILATION_CACHE_DIR (cold), then with the one that the cold run filled
+(warm), alternating, and stops after the first step. Tokenized samples are cached by an
+untimed run before: input_pipeline.py measures their cost. Files are in the page cache.
+Phases are the times of functions that `train` calls:
 
   imports      interpreter and modules
   model        opening the model and its tokenizer
@@ -16,7 +16,7 @@ in the page cache. Phases come from clocks around functions that `train` calls:
   trace        tracing and lowering the training step
   compile      XLA, or reading from its cache
   first step   one step, to its end
-  other        what is left: the workdir, the picture of the positions, …
+  other        the rest: the workdir, the picture of the positions, …
 """
 
 import contextlib
@@ -31,11 +31,11 @@ import time
 
 
 class FirstStepDone(BaseException):
-  """Leaves the training loop."""
+  """Ends the training loop."""
 
 
 def child(started: float) -> None:
-  """The command in this process, with clocks; prints the phases as JSON."""
+  """The command in this process, timed; prints the phases as JSON."""
   import jax
 
   from skipalign_jax import train
@@ -90,7 +90,7 @@ def child(started: float) -> None:
 
 
 def run(args, folder: pathlib.Path, name: str, cache: pathlib.Path) -> dict:
-  """One start; seconds of each phase, and of all until the first step."""
+  """One start; seconds of each phase, and the total until the first step."""
   started = time.time()
   command = [sys.executable, __file__, "--child", repr(started)]
   command += [f"--config={args.config}", f"--workdir={folder / name}"]

@@ -4,25 +4,25 @@ python benchmarks/train_step.py [--lengths=1024,2048] [--dtypes=bfloat16,float32
   [--rounds=5] [--contenders=ours,torch,tunix] [--out=FILE]
 
 One row of one long dialogue, the same tokens and weights for all; loss on replies.
-AdamW with the same numbers, gradients clipped at norm 1; no recomputation but where
-said below.
+AdamW with the same settings, gradients clipped at norm 1; no recomputation except as
+noted below.
 
 ours        step.compile_steps, as `train` runs it; fp32 masters and moments,
             products in --dtypes; positions contiguous and skip_outer; remat "dots":
             norms, rotations and the gate's activation are computed again
 torch       LlamaForCausalLM, sdpa, eager; fp32 masters and moments; bfloat16 is
-            autocast; AdamW by --torch_adamw, fused if not said otherwise
+            autocast; AdamW by --torch_adamw, fused by default
 tunix       its Llama3 and the compiled step of its PeftTrainer. It has no compute
             dtype: with bfloat16, weights and moments are bfloat16 too, which is
-            less work than ours does. Its Llama3 ignores rope_theta (always 1e6).
+            less work than ours. Its Llama3 ignores rope_theta (always 1e6).
             Without recomputation it needs 6 GiB at 1024 and 18 GiB at 2048 (bfloat16;
             it keeps all scores), so beyond 1024 --tunix_remat=auto lets it recompute
-            each layer, which is a forward pass more
-peak        a product of two 2048² matrices in XLA and in torch, for scale; bf16
-            ones accumulate in fp32
+            each layer, which is one more forward pass
+peak        a product of two 2048² matrices in XLA and in torch, for comparison;
+            bf16 products accumulate in fp32
 
 All first losses are checked: torch's against ours, tunix's against ours at its
-theta. Needs benchmarks/requirements.txt; contenders that miss are left out.
+theta. Needs benchmarks/requirements.txt; missing contenders are left out.
 """
 
 import dataclasses
@@ -40,9 +40,9 @@ from skipalign_jax.model import decoder, model_config
 from skipalign_jax.training import step
 
 STRATEGIES = {"ours": "contiguous", "ours, skip_outer": "skip_outer"}
-TUNIX_THETA = 1e6  # what its Llama3 rotates with, whatever its config says
+TUNIX_THETA = 1e6  # of its Llama3, for every config
 PEAK_SIZE = 2048
-# How far the first losses may differ: rounding, at losses of about 1 to 3.
+# Maximum difference of the first losses: rounding, at losses of about 1 to 3.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
@@ -69,7 +69,7 @@ class Ours:
     return float(total / weight)
 
   def compile(self) -> float:
-    """Seconds that compiling one strategy takes."""
+    """Seconds to compile one strategy."""
     begin = time.perf_counter()
     self._steps.compile("contiguous", self._batch)
     return time.perf_counter() - begin
@@ -290,7 +290,7 @@ def measure(args, length: int, dtype: str) -> dict:
       for name, worker in running.items()
       if name != "ours"
     }
-    # Not timed: the first compiles, the second still finds memory untouched.
+    # Not timed: the first round compiles, the second uses all memory once.
     first, failed = harness.rounds(turns, 2)
     losses = {name: results[0][1] for name, results in first.items()}
     print(f"losses before the first update: {losses}", flush=True)
@@ -332,7 +332,7 @@ def measure(args, length: int, dtype: str) -> dict:
 
 
 def check_loss(name: str, theirs: float, ours: float, dtype: str) -> None:
-  """Stops when a contender does not compute the same thing."""
+  """Stops if a contender does not compute the same loss."""
   if not np.isclose(theirs, ours, rtol=0, atol=TOLERANCE[dtype]):
     raise SystemExit(
       f"{name}'s first loss is {theirs}, ours {ours}: not the same work, no comparison"
@@ -358,12 +358,18 @@ def show(config: model_config.ModelConfig, result: dict) -> None:
       ]
     )
   print(f"\n1 x {length} tokens, {dtype}")
-  head = ["contender", "seconds a step", "tok/s", "6ND / peak", "with attention / peak"]
+  head = [
+    "contender",
+    "seconds per step",
+    "tok/s",
+    "6ND / peak",
+    "with attention / peak",
+  ]
   print(harness.table(head, rows))
   for name, ratio in result["ratios"].items():
     print(f"  {name}: {ratio['text']}")
-  told = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in peaks.items())
-  print(f"  best {PEAK_SIZE}² product, GFLOP/s: {told}; shares are of the larger")
+  rates = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in peaks.items())
+  print(f"  best {PEAK_SIZE}² product, GFLOP/s: {rates}; shares are of the larger")
   if "tunix" in result["seconds"]:
     print(f"  tunix ran with remat {result['tunix_remat']}")
   for name, error in result["left_out"].items():

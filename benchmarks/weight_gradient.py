@@ -1,7 +1,7 @@
-"""What cpu.weight_gradient gains: python benchmarks/weight_gradient.py [--rounds=30].
+"""The gain of cpu.weight_gradient: python benchmarks/weight_gradient.py [--rounds=30].
 
 The gradient of a linear layer's weight (bf16, the shapes of SmolLM2-135M, 1024 tokens)
-with the layout of `cpu.py` against the plain product, in turns.
+with the layout of `cpu.py` against the plain product, alternating.
 """
 
 import argparse

@@ -1,13 +1,13 @@
 """SkipAlign on Llama-2-7B with adapters (QLoRA): the paper's recipe on one GPU.
 
-As llama2_ntk.py, but only adapters of rank 32 on all linear layers are trained, over a
-base kept in 4-bit NormalFloat (LoRA 2106.09685, QLoRA 2305.14314; the latter needs all
-layers to match training all weights). The learning rate is QLoRA's for 7B, 2e-4;
-SkipAlign's paper trains all weights at 1e-5 and knows no adapters.
+Like llama2_ntk.py, but only adapters of rank 32 on all linear layers are trained, on a
+base in 4-bit NormalFloat (LoRA 2106.09685, QLoRA 2305.14314; QLoRA needs adapters on
+all layers to match the training of all weights). The learning rate is QLoRA's for 7B,
+2e-4; the SkipAlign paper trains all weights at 1e-5 and uses no adapters.
 
-Hardware: one GPU of 24 GB, one row at a time: 17.8 GiB of an A10's 22.0 (a peak by
-`plan`, not run), which JAX must be allowed to take. With --config.model.remat=full 7.5
-GiB, and a third more arithmetic. On several GPUs each can hold the base:
+Hardware: one GPU of 24 GB, one row at a time: 17.8 GiB of an A10's 22.0 (peak by
+`plan`, not run), which JAX must be allowed to use. With --config.model.remat=full 7.5
+GiB, and a third more arithmetic. Each of several GPUs can hold the whole base:
 --config.mesh.data=8 --config.mesh.fsdp=1 --config.grad_accum=16.
 Command:
   XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 python -m skipalign_jax.train \

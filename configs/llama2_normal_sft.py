@@ -1,7 +1,7 @@
 """Normal-SFT on Llama-2-7B: the paper's baseline, contiguous positions (§4).
 
-As llama2_ntk.py, but no position is skipped. NTK to 32 768 positions is the longest
-inference of the paper's LongBench setting.
+Like llama2_ntk.py, but without skipped positions. NTK to 32 768 positions, the longest
+inference in the paper's LongBench setting.
 
 Hardware: 8 x A100 80 GB.
 Command:

@@ -1,14 +1,14 @@
-"""PackedSFT-50K on Llama-2-7B: the paper's baseline of long rows (§4).
+"""PackedSFT-50K on Llama-2-7B: the paper's baseline with long rows (§4).
 
 Samples are packed into rows of 51 200 tokens at contiguous positions; NTK to the same
-length. Here each sample attends to itself only and starts at position 0, as one would
-train today. The paper's rows (LongChat's way) are one long sample, positions running
-through it and every token attending to all before it: --config.data.packing_mask=False.
-LongAlign's loss, which lets short samples count as much as long ones:
+length. Here each sample only attends to itself and starts at position 0, as is usual
+today. In the paper (as in LongChat) a row is one long sample: positions run through it,
+and every token attends to all before it: --config.data.packing_mask=False. In
+LongAlign's loss, short samples count as much as long ones:
 --config.loss.reduction=sequence.
 
-Hardware: 8 x A100 80 GB, one row a device (37 GiB by `plan`, triton attention). For
-longer rows split their places: --config.mesh.context=8 --config.mesh.fsdp=1.
+Hardware: 8 x A100 80 GB, one row per device (37 GiB by `plan`, triton attention). Split
+longer rows over devices: --config.mesh.context=8 --config.mesh.fsdp=1.
 Command:
   python -m skipalign_jax.train --config=configs/llama2_packed_sft_50k.py \
     --workdir=runs/llama2_packed_sft_50k

@@ -1,12 +1,12 @@
-"""All methods of this project on one small model, side by side, as one sweep.
+"""All methods of this project on one small model, as one sweep.
 
-SmolLM2-135M-Instruct by configs/smollm2_ntk.py: 100 steps on the built-in dialogues,
+SmolLM2-135M-Instruct with configs/smollm2_ntk.py: 100 steps on the built-in dialogues,
 or on your chats with --config.data.train=FILE; then passkeys beyond its window of 8192.
 
 Commands:
   python -m skipalign_jax.sweep --config=configs/methods.py --run
   python -m skipalign_jax.sweep --config=configs/methods.py:tiny --run      # minutes
-Hardware: two CPU cores (hours) or one GPU. Not run by us but for :tiny.
+Hardware: two CPU cores (hours) or one GPU. Not run by us except :tiny.
 """
 
 from skipalign_jax.sweep import runs
@@ -41,7 +41,12 @@ def get_sweep(variant: str = "") -> runs.Sweep:
     "RandPos": runs.Run(CONFIG, at("randpos")),
     "CREAM": runs.Run(CONFIG, at("cream")),
   }
-  for alpha in (0.1, 0.3, 0.5, 1.0):  # of Long-Short Alignment's table; 0: Normal-SFT
+  for alpha in (
+    0.1,
+    0.3,
+    0.5,
+    1.0,
+  ):  # of Long-Short Alignment's table; 0 is Normal-SFT
     changes = at("contiguous") | {"long_short.alpha": alpha}
     table[f"Long-Short, alpha={alpha}"] = runs.Run(CONFIG, changes)
   needle = {"task": "needle", "lengths": "1024,4096,8192,12288,16384", "depths": 5}

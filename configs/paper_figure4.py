@@ -1,14 +1,14 @@
 """Figure 4 of SkipAlign (arXiv 2405.03939): LongBench over L and p.
 
-L of 50K, 100K and 150K and p of 0.2, 0.5 and 0.8, beside Normal-SFT. The figure's text
-names neither the base model nor which pairs were run: here Yi-6B-200K, as in the other
-ablation (Table 2), and all nine pairs (choices).
+L of 50K, 100K and 150K and p of 0.2, 0.5 and 0.8, and Normal-SFT. The figure's text
+names neither the base model nor the pairs that were run: here Yi-6B-200K, as in the
+other ablation (Table 2), and all nine pairs (choices).
 
 Commands:
   python -m skipalign_jax.sweep --config=configs/paper_figure4.py --run \
     --eval.longbench.prompts=FOLDER
   python -m skipalign_jax.sweep --config=configs/paper_figure4.py:tiny --run
-Hardware: 8 x A100 80 GB a row. Not run by us but for :tiny.
+Hardware: 8 x A100 80 GB per run. Not run by us except :tiny.
 """
 
 from skipalign_jax.sweep import runs
@@ -25,8 +25,8 @@ def get_sweep(variant: str = "") -> runs.Sweep:
   for L in (50_000, 100_000, 150_000):
     for p in (0.2, 0.5, 0.8):
       if (L, p) == (100_000, 0.5):  # the paper's own choice
-        row = runs.Run(YI, paper={"Avg.": 45.3}, point=(L, p))
-        table["Yi-6B-200K + SkipAlign"] = row
+        run = runs.Run(YI, paper={"Avg.": 45.3}, point=(L, p))
+        table["Yi-6B-200K + SkipAlign"] = run
       else:
         changes = {"positions.max_position": L, "positions.skip_prob": p}
         table[f"Yi-6B-200K + SkipAlign, L={L // 1000}K p={p}"] = runs.Run(

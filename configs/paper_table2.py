@@ -4,11 +4,11 @@ Commands:
   python -m skipalign_jax.sweep --config=configs/paper_table2.py --run \
     --eval.longbench.prompts=FOLDER --eval.short.unsafe_code=True
   python -m skipalign_jax.sweep --config=configs/paper_table2.py:tiny --run
-Hardware: 8 x A100 80 GB a row. Not run by us but for :tiny.
+Hardware: 8 x A100 80 GB per run. Not run by us except :tiny.
 
-Rows that Table 1 or Figure 4 have too are trained and evaluated once. HumanEval runs
+Runs that are also in Table 1 or Figure 4 are trained and evaluated once. HumanEval runs
 programs that a model wrote: allow it with --eval.short.unsafe_code=True, or leave it
-out by --eval.short.tasks=mmlu,bbh,tydiqa_gold.
+out with --eval.short.tasks=mmlu,bbh,tydiqa_gold.
 """
 
 from skipalign_jax.sweep import runs

@@ -1,6 +1,6 @@
 """The quick start: `make quickstart` fine-tunes SmolLM2-135M-Instruct on a CPU.
 
-Skip-Outer on built-in dialogues in which facts told early are asked for turns later.
+Skip-Outer on built-in dialogues, which state facts and ask about them turns later.
 
 Hardware: two CPU cores and 8 GB of memory. Weights: `make weights`.
 """

@@ -1,11 +1,11 @@
-"""Short chats that skip, packed beside real long documents (SkipAlign, §6).
+"""Short chats that skip, packed with real long documents (SkipAlign, §6).
 
 The paper's first future direction: real long samples mixed with skipped short ones.
-Rows of 8192 tokens hold a long document, a piece of one, or many chats, each attending
-to itself only. Weights behind * mix the sources: here every chat once an epoch, half
-of the documents. Chats of less than 4096 tokens skip (Skip-Outer, L = 32 768), longer
-ones stay as they are; so do documents, which are one block each. NTK-scaled rope to the
-same length.
+Rows of 8192 tokens hold a long document, a piece of one, or many chats, each of which
+only attends to itself. Weights after * mix the sources: here an epoch has all chats and
+half of the documents. Chats of less than 4096 tokens skip (Skip-Outer, L = 32 768);
+longer ones do not, and neither do documents, which are one block each. NTK-scaled rope
+to the same length.
 
 Hardware: one GPU, or a CPU with 16 GB and patience. Weights: `make weights`.
 Command:
@@ -23,11 +23,11 @@ def get_config(variant: str = "") -> config.ConfigDict:
   c.model.remat = "dots"
   c.rope.kind = "ntk"  # to positions.max_position
   c.positions.max_position = 32_768
-  c.positions.skip_below = 4096  # long dialogues stay as they are
+  c.positions.skip_below = 4096  # long dialogues do not skip
   c.data.train = "builtin:recall:2000,builtin:text:400*0.5"
   c.data.seq_len = 8192
   c.data.packing = True
-  c.loss.reduction = "sequence"  # else the long ones outweigh all chats
+  c.loss.reduction = "sequence"  # otherwise documents outweigh all chats
   c.batch_size = 1
   c.optim.learning_rate = 1e-4
   c.steps = 100

@@ -5,7 +5,7 @@ Skip-Outer with L = 32 768. The learning rate is higher than the paper's 1e-5: t
 is 50 times smaller and the run is short.
 
 Hardware: any CPU with 8 GB, or one GPU. Weights: `make weights`, or set
---config.model.init_from=HuggingFaceTB/SmolLM2-135M-Instruct to take them from the hub.
+--config.model.init_from=HuggingFaceTB/SmolLM2-135M-Instruct to load them from the hub.
 Command:
   python -m skipalign_jax.train --config=configs/smollm2_ntk.py \
     --workdir=runs/smollm2_ntk --config.data.train=chats.jsonl

@@ -1,9 +1,9 @@
 """Continued training on plain text whose paragraphs skip, up to a million positions.
 
-No chat in it: every token is learned. Paragraphs of a document move as blocks of a
-dialogue do (Skip-All), gaps laid out uniformly as LongRecipe does (2409.00509), so
-pieces of 1024 tokens show distances of up to 1 000 000; NTK-scaled rope to the same
-length. data.text_blocks=sentences moves sentences.
+Without chats: every token is a target. The paragraphs of a document move like blocks of
+a dialogue (Skip-All), with uniform gaps as in LongRecipe (2409.00509): pieces of 1024
+tokens have distances of up to 1 000 000. NTK-scaled rope to the same length.
+data.text_blocks=sentences moves sentences instead.
 
 Hardware: any CPU with 8 GB, or one GPU. Weights: `make weights`.
 Command:

@@ -1,6 +1,6 @@
 """SkipAlign on Yi-6B-200K: a model whose window needs no rope scaling (§4, app. A).
 
-As llama2_ntk.py, without NTK: the base model already covers 200K positions.
+Like llama2_ntk.py, but without NTK: the base model already covers 200K positions.
 
 Hardware: 8 x A100 80 GB.
 Command:

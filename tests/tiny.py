@@ -1,6 +1,6 @@
-"""Tiny models and batches, and what they should give by naive means.
+"""Tiny models and batches, and naive computations of their results.
 
-Shapes: B rows, L tokens a row, N heads, P rotated pairs, V vocab.
+Shapes: B rows, L tokens per row, N heads, P rotated pairs, V vocab.
 """
 
 import os
@@ -40,7 +40,7 @@ SKIPS = positions.PositionConfig(
 
 
 def config(**changes):
-  """A ModelConfig whose sizes all differ, but for what 4 and 2 must divide."""
+  """A ModelConfig whose sizes differ, except those that 4 and 2 must divide."""
   fields = dict(
     vocab_size=40,
     num_layers=2,
@@ -60,7 +60,7 @@ def config(**changes):
 
 
 def params(config, seed=0):
-  """Weights large enough that every part of the model shows in the logits."""
+  """Weights large enough that every part of the model changes the logits."""
   rng = np.random.default_rng(seed)
 
   def draw(path, shape):
@@ -73,7 +73,7 @@ def params(config, seed=0):
 
 
 def batch(rows=8, seed=0, epoch=0, max_samples=3):
-  """Packed dialogues of 3 or more blocks; some rows learn much, one nothing."""
+  """Packed dialogues of 3 or more blocks; some rows have many targets, one none."""
   rng = np.random.default_rng(seed)
   assembled = []
   for row in range(rows):
@@ -97,7 +97,7 @@ def batch(rows=8, seed=0, epoch=0, max_samples=3):
 
 
 def optim(**changes):
-  """config.optim; eps is large, so that Adam does not blow up rounding."""
+  """config.optim; eps is large, so that Adam does not amplify rounding errors."""
   return ml_collections.ConfigDict(
     dict(
       learning_rate=0.02,
@@ -113,7 +113,7 @@ def optim(**changes):
 
 
 def recipe(**changes):
-  """What the tiny runs do."""
+  """The recipe of the tiny runs."""
   fields = dict(
     model=config(),
     positions=SKIPS,
@@ -175,7 +175,7 @@ class Run:
 
 
 def frozen_base(start, adapters, at):
-  """The weights `start` as adapters find them."""
+  """The weights `start` as the frozen base of adapters."""
   place = lora_state.placer(adapters, at)
   return jax.tree_util.tree_map_with_path(
     lambda path, x: place(sharding.path_of(path), x.shape, x.dtype, lambda i: x[i]),
@@ -231,7 +231,7 @@ def naive_logits(params, config, tokens_L, positions_L, mask_LL):
 
 
 def naive_sums(params, config, batch, positions_BL):
-  """(Σ weight·loss, Σ weight) by full logits, from the meaning of the arrays."""
+  """(Σ weight·loss, Σ weight) from full logits, by the definition of the arrays."""
   L = batch["tokens"].shape[1]
   segments_BL = batch["segment_ids"]
   same_BLL = segments_BL[:, :, None] == segments_BL[:, None, :]
@@ -246,7 +246,7 @@ def naive_sums(params, config, batch, positions_BL):
 
 
 def environment(devices):
-  """The environment of a process with so many virtual devices."""
+  """The environment of a process with this number of virtual devices."""
   return os.environ | {
     "JAX_PLATFORMS": "cpu",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # halves the time to compile
@@ -258,7 +258,7 @@ def environment(devices):
 
 
 def is_plain(text, columns=80):
-  """Whether a pipe's text has no colour, and no table that is wider than `columns`."""
+  """Whether piped text has no colour, and no table wider than `columns`."""
   tables = [line for line in text.splitlines() if line.startswith(tuple("┏┃┡│└"))]
   return "\x1b" not in text and max(map(len, tables), default=0) <= columns
 

@@ -63,7 +63,7 @@ def tokenizer():
 def hf_folder(
   folder: pathlib.Path, name="llama2_gqa", dtype=ml_dtypes.bfloat16, shards=1, seed=0
 ):
-  """Writes an HF folder, by other means than the code under test."""
+  """Writes an HF folder, without the code under test."""
   folder.mkdir()
   (folder / "config.json").write_text(json.dumps(model_config.to_hf(config(name))))
   (folder / "generation_config.json").write_text('{"temperature": 0.5}')
@@ -85,7 +85,7 @@ def hf_folder(
 
 
 def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
-  """q/k rows as llama.cpp stores them: HF's pair (h, h + H/2) side by side."""
+  """q/k weights as llama.cpp stores them: HF's pair (h, h + H/2) in adjacent rows."""
   halves = weight.reshape(heads, 2, -1, *weight.shape[1:])
   return np.stack([halves[:, 0], halves[:, 1]], axis=2).reshape(weight.shape)
 
@@ -93,7 +93,7 @@ def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
 def gguf_file(
   path: pathlib.Path, name="llama2_gqa", rope_freqs=None, metadata=None, pre="smollm"
 ):
-  """Writes a GGUF file: matrices of 32 columns as Q8_0, all else fp32."""
+  """Writes a GGUF file: matrices of 32 columns as Q8_0, all others as fp32."""
   c = config(name)
   writer = gguf.GGUFWriter(path, c.family)
   writer.add_block_count(c.num_layers)
