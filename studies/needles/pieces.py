@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from rich import console as rich_console
 
-from skipalign_jax import train
 from skipalign_jax.runtime import errors, files
 from skipalign_jax.training import metrics
+from skipalign_jax.training import run as run_lib
 from studies.needles import needles, recipes, words
 
 SILENT = rich_console.Console(quiet=True)
@@ -298,7 +298,7 @@ def write_lines(path: pathlib.Path, records: Iterator[Any]) -> None:
 def run_train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
   """Trains in this process, if not already done; returns the last metrics."""
   done = (workdir / "checkpoints" / str(config.steps)).is_dir()
-  if not done and (status := train.run(config, workdir, SILENT)):
+  if not done and (status := run_lib.run(config, workdir, SILENT)):
     raise Stopped(status)
   records = metrics.read(workdir / "metrics.jsonl")
   last = [record["loss"] for record in records if "loss" in record][-20:]
