@@ -83,7 +83,12 @@ def main(argv: Sequence[str] = sys.argv) -> int:
   if what not in COMMANDS:
     raise errors.UserError(f"{what!r} is not known\nusage: {USAGE}")
   config, flags = cli.parse(
-    ["analyze", *rest], USAGE, strategies="", samples=0, draws=1, out=OUT
+    ["analyze", *rest],
+    USAGE,
+    strategies=cli.Flag("", "NAME or NAME/GAPS, with commas. Empty: a selection."),
+    samples=cli.Flag(0, "Dialogues to read. 0: all."),
+    draws=cli.Flag(1, "Draws of positions per dialogue."),
+    out=cli.Flag(OUT, "Folder of the results."),
   )
   if flags["samples"] < 0 or flags["draws"] < 1:
     raise errors.UserError("--samples must be 0 (all) or more, --draws 1 or more")

@@ -1,53 +1,97 @@
 """Command lines of the form `--config=FILE[:variant] --config.some.key=value`."""
 
-import difflib
+import dataclasses
 import pathlib
+import textwrap
 from typing import Any
 
-from absl import flags
+from absl import flags as absl_flags
 from ml_collections import config_flags
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.runtime import errors
 
+COLUMNS = 80  # of the help
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+  """A flag of one command; its type is that of the default."""
+
+  default: str | int
+  meaning: str
+
 
 def parse(
-  argv: list[str], usage: str, **extra: str | int
+  argv: list[str], usage: str, **flags: Flag
 ) -> tuple[config_lib.ConfigDict, dict[str, Any]]:
   """Reads the config, its overrides and the command's own flags.
 
   Args:
     argv: sys.argv.
-    usage: one line, shown with every mistake.
-    **extra: the command's own flags and their defaults.
+    usage: shown by --help and with most errors.
+    **flags: the command's own flags.
 
   Returns:
-    The locked config, and the values of `extra`.
+    The config, locked and checked by `config.check`; and the values of `flags`.
 
   Raises:
-    UserError: unknown key or flag, wrong type, unreadable config file.
+    UserError: unknown key or flag, a value that is not allowed, unreadable config file.
+    SystemExit: help was requested and printed.
   """
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-  for name, default in extra.items():
-    define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_string
-    define(name, default, "", flag_values=values)
   if any(arg in ("--help", "-h", "-help") for arg in argv[1:]):
-    print(f"usage: {usage}\nkeys: see skipalign_jax/config.py, each with a comment")
+    print(help_text(usage, flags))
     raise SystemExit(0)
+  values = absl_flags.FlagValues()
+  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+  for name, flag in flags.items():
+    is_int = isinstance(flag.default, int)
+    define = absl_flags.DEFINE_integer if is_int else absl_flags.DEFINE_string
+    define(name, flag.default, flag.meaning, flag_values=values)
   _check_file(argv, usage)
   try:
     rest = values(argv)[1:]
   except (AttributeError, KeyError) as error:  # an override of an undeclared key
     raise errors.UserError(_unknown_key(argv, str(error))) from error
-  except (flags.Error, TypeError, ValueError) as error:
-    # absl quotes the whole traceback of a config file; its last line says enough.
+  except (absl_flags.Error, TypeError, ValueError) as error:
+    # absl quotes the whole traceback of a config file; its last line is enough.
     last_line = str(error).strip().splitlines()[-1]
     message = last_line.removeprefix("skipalign_jax.runtime.errors.UserError: ")
     raise errors.UserError(f"{message}\nusage: {usage}") from error
   if rest:
     raise errors.UserError(f"unexpected argument {rest[0]!r}\nusage: {usage}")
-  return values.config, {name: values[name].value for name in extra}
+  config_lib.check(values.config)
+  return values.config, {name: values[name].value for name in flags}
+
+
+def help_text(usage: str, flags: dict[str, Flag]) -> str:
+  """Usage, the command's flags, and all keys of the config by section."""
+  variants = ", ".join(name for name in config_lib.VARIANTS if name)
+  lines = [f"usage: {usage}", "", "Flags, with their defaults:"]
+  lines += _entry("--config=FILE[:variant]", f"Config file; variants: {variants}.")
+  for name, flag in flags.items():
+    lines += _entry(f"--{name}={_shown(flag.default)}", flag.meaning)
+  lines += _entry("--config.KEY=VALUE", "Replaces a value of the config file.")
+  lines += ["", "Keys of the config, with their defaults and allowed values:"]
+  for part in config_lib.SECTIONS:
+    title = f"{part.name}: {part.meaning}" if part.name else part.meaning
+    lines += ["", *textwrap.wrap(title, COLUMNS)]
+    for name, key in part.full_names().items():
+      allowed = f" ({key.allowed()})" if key.allowed() else ""
+      lines += _entry(f"{name}={_shown(key.default)}{allowed}", key.meaning)
+  return "\n".join(lines)
+
+
+def _entry(what: str, meaning: str) -> list[str]:
+  """A paragraph whose first line is not indented as far as the others."""
+  indents = dict(initial_indent="  ", subsequent_indent="      ")
+  return textwrap.wrap(f"{what}  {meaning}", COLUMNS, **indents, break_on_hyphens=False)
+
+
+def _shown(default: Any) -> str:
+  if default is None:
+    return "unset"
+  return str(default) if default != "" else "''"
 
 
 def _check_file(argv: list[str], usage: str) -> None:
@@ -56,27 +100,16 @@ def _check_file(argv: list[str], usage: str) -> None:
     raise errors.UserError(f"--config=FILE is missing\nusage: {usage}")
   path = pathlib.Path(given[-1].split(":")[0])
   if not path.is_file():
-    here = ", ".join(str(p) for p in sorted(path.parent.glob("*.py"))) or "none"
-    raise errors.UserError(f"config file {path} does not exist; there: {here}")
+    found = ", ".join(str(p) for p in sorted(path.parent.glob("*.py"))) or "none"
+    raise errors.UserError(
+      f"config file {path} does not exist; files in {path.parent}: {found}"
+    )
 
 
 def _unknown_key(argv: list[str], message: str) -> str:
-  """Names the override that no config declares, and the nearest one that is."""
-  known = _flatten(config_lib.default())
+  """Names the override of a key that does not exist; otherwise `message`."""
   for arg in argv:
     key = arg.removeprefix("--config.").split("=")[0]
-    if arg.startswith("--config.") and key not in known:
-      close = difflib.get_close_matches(key, known, n=1)
-      hint = f"; did you mean {close[0]}?" if close else ""
-      return f"config has no key {key!r}{hint} (all keys: skipalign_jax/config.py)"
+    if arg.startswith("--config.") and key not in config_lib.KEYS:
+      return config_lib.unknown(key)
   return message
-
-
-def _flatten(config: config_lib.ConfigDict, prefix: str = "") -> list[str]:
-  keys = []
-  for name, value in config.items():
-    if isinstance(value, config_lib.ConfigDict):
-      keys += _flatten(value, f"{prefix}{name}.")
-    else:
-      keys.append(prefix + name)
-  return keys

@@ -132,9 +132,10 @@ SECTIONS = (
     "Rotary position embeddings.",
     kind=key(
       "model",
-      "model: as the model's own config has it. none: must be unscaled. The others "
-      "scale it from the model's window to target_length. Dynamic NTK is not here: "
-      "its base depends on the longest position seen so far, so it cannot be trained.",
+      "model: as the model's own config has it. none: not scaled, nor in the model's "
+      "own config. The others scale it from the model's window to target_length. "
+      "Dynamic NTK is not possible: its base depends on the longest position so far, "
+      "so it cannot be trained.",
       choices=("model", "none", "linear", "ntk", "yarn", "llama3"),
     ),
     theta=key(
@@ -269,7 +270,7 @@ SECTIONS = (
     chunks=key(2, "Chunks per sample (strategy pose).", at_least=2),
     skip_below=key(
       0,
-      "Samples of at least this number of tokens stay contiguous. 0: no limit.",
+      "Samples of at least this number of tokens stay contiguous. 0: all may skip.",
       at_least=0,
     ),
   ),
@@ -297,7 +298,7 @@ SECTIONS = (
     "Low-rank adapters (LoRA, 2106.09685): W x + alpha/rank · B (A x). Only A and B "
     "are trained; they are float32.",
     rank=key(0, "Rank of A and B. 0: train all weights, without adapters.", at_least=0),
-    alpha=key(16.0, "The product of A and B counts alpha/rank.", above=0),
+    alpha=key(16.0, "The product of A and B is multiplied by alpha/rank.", above=0),
     targets=key(
       "q,k,v,o,gate,up,down",
       "Linear layers that have adapters: some of q, k, v, o, gate, up and down, "

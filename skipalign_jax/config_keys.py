@@ -27,8 +27,8 @@ class Key:
     meaning: what the key does, in plain text.
     kind: type of the values; `object` is a text or a tuple of texts.
     choices: the allowed texts; empty for all.
-    at_least, at_most: bounds that are themselves allowed.
-    above, below: bounds that are not.
+    at_least, at_most: bounds that are allowed.
+    above, below: bounds that are not allowed.
     or_value: a number that is allowed although it is outside the bounds.
   """
 
@@ -54,6 +54,8 @@ class Key:
     """The choices or the range in words; "" if every value of the type is allowed."""
     if self.choices:
       return f"one of {', '.join(self.choices)}"
+    if self.at_least is not None and self.at_most is not None:
+      return f"from {_shown(self.at_least)} to {_shown(self.at_most)}"
     bounds = {
       "at least": self.at_least,
       "above": self.above,

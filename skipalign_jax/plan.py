@@ -21,13 +21,13 @@ def main() -> int:
   config, flags = cli.parse(
     sys.argv,
     USAGE,
-    topology="",
-    out="",
-    job="train",
-    length=0,
-    part=0,
-    samples=0,
-    search=1,
+    topology=cli.Flag("", "Hardware as KIND:DEVICES, several separated by commas."),
+    out=cli.Flag("", "Folder of plan.json. Empty: no file."),
+    job=cli.Flag("train", "What to plan: train or generate."),
+    length=cli.Flag(0, "Tokens that the KV cache holds (job generate)."),
+    part=cli.Flag(0, "Tokens of a prompt read at a time (job generate). 0: all."),
+    samples=cli.Flag(0, "Training samples, for the number of steps. 0: unknown."),
+    search=cli.Flag(1, "1: search for the largest microbatch. 0: do not."),
   )
   check(flags)
   # Imported once the command line is understood: JAX takes a second to load.

@@ -16,7 +16,11 @@ USAGE = """python -m skipalign_jax.show --config=FILE[:variant] [--n=1]
 def main() -> int:
   """Prints the first rows of the training data; returns the exit status."""
   config, flags = cli.parse(
-    sys.argv, USAGE, n=1, max_tokens_per_block=40, every_token=0
+    sys.argv,
+    USAGE,
+    n=cli.Flag(1, "Rows to print."),
+    max_tokens_per_block=cli.Flag(40, "Longer runs are shortened. 0: no limit."),
+    every_token=cli.Flag(0, "1: one line per token."),
   )
   # Imported once the command line is understood: JAX takes a second to load.
   from skipalign_jax.commands import show

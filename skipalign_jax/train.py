@@ -17,7 +17,15 @@ USAGE = """python -m skipalign_jax.train --config=FILE[:variant] --workdir=DIR
 
 def main() -> int:
   """Trains; returns the exit status."""
-  config, flags = cli.parse(sys.argv, USAGE, workdir="", distributed="auto")
+  config, flags = cli.parse(
+    sys.argv,
+    USAGE,
+    workdir=cli.Flag("", "Folder of the run; the same command resumes it."),
+    distributed=cli.Flag(
+      "auto",
+      "How several processes find each other: auto, off, or HOST:PORT,COUNT,INDEX.",
+    ),
+  )
   if not flags["workdir"]:
     raise errors.UserError(f"--workdir=DIR is missing\nusage: {USAGE}")
   # Imported once the command line is understood: JAX and what reads data take seconds.

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from skipalign_jax import cli
+from skipalign_jax import cli, config
 from skipalign_jax.runtime import errors
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -12,11 +12,12 @@ QUICKSTART = f"--config={ROOT / 'configs' / 'quickstart.py'}"
 
 
 def parse(*args):
-  return cli.parse(["prog", *args], "usage text", workdir="", n=1)
+  flags = dict(workdir=cli.Flag("", "Folder of a test."), n=cli.Flag(1, "A number."))
+  return cli.parse(["prog", *args], "usage text", **flags)
 
 
 def test_overrides_variant_and_own_flags():
-  config, flags = parse(
+  c, flags = parse(
     QUICKSTART + ":tiny",
     "--config.optim.learning_rate=2e-5",
     "--config.data.train=a.jsonl*0.5,b.jsonl",
@@ -25,10 +26,10 @@ def test_overrides_variant_and_own_flags():
     "--n=7",
     "--workdir=w",
   )
-  assert config.optim.learning_rate == 2e-5
-  assert config.data.train == "a.jsonl*0.5,b.jsonl"
-  assert config.data.packing is False and config.epochs == 3
-  assert config.data.tokenizer == "bytes"  # of the variant
+  assert c.optim.learning_rate == 2e-5
+  assert c.data.train == "a.jsonl*0.5,b.jsonl"
+  assert c.data.packing is False and c.epochs == 3
+  assert c.data.tokenizer == "bytes"  # of the variant
   assert flags == {"workdir": "w", "n": 7}
 
 
@@ -41,16 +42,56 @@ def test_overrides_variant_and_own_flags():
     ([QUICKSTART, "--config.positions.skip_pro=1"], "did you mean positions.skip_prob"),
     ([QUICKSTART, "--config.positons.skip_prob=1"], "did you mean positions.skip_prob"),
     ([QUICKSTART, "--config.batch_size=many"], "batch_size=many"),
+    ([QUICKSTART, "--config.optim.beta1=nan"], "optim.beta1=nan is not allowed"),
+    ([QUICKSTART, "--config.checkpoint.keep=0"], "checkpoint.keep=0 is not allowed"),
+    ([QUICKSTART, "--config.model.remat=no"], "choose one of none, dots, full"),
     ([QUICKSTART, "--config.data.packing=maybe"], "packing=maybe"),
     ([QUICKSTART, "--wrkdir=x"], "wrkdir"),
     ([QUICKSTART, "stray"], "unexpected argument 'stray'"),
   ],
 )
-def test_mistakes_are_told(args, message):
+def test_mistakes_are_reported(args, message):
   with pytest.raises(errors.UserError) as caught:
     parse(*args)
   assert message in str(caught.value)
   assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", ["optim.eps = 0.0", "optim.epsilon = 1e-8"])
+def test_mistakes_in_a_config_file_are_reported(tmp_path, change):
+  path = tmp_path / "wrong.py"
+  path.write_text(
+    "from skipalign_jax import config\n\n\ndef get_config(variant=''):\n"
+    f"  c = config.default()\n  c.{change}\n  return c\n"
+  )
+  with pytest.raises(errors.UserError, match=change.split(" = ")[0]):
+    parse(f"--config={path}")
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_shows_all_flags_and_keys(capsys, flag):
+  with pytest.raises(SystemExit) as caught:
+    parse(flag)
+  assert caught.value.code == 0
+  printed = capsys.readouterr().out
+  assert max(map(len, printed.splitlines())) <= 80
+  assert printed.startswith("usage: usage text\n")
+  assert "\n  --workdir=''  Folder of a test.\n" in printed
+  words = " ".join(printed.split())
+  for name, key in config.KEYS.items():
+    assert f" {name}=" in words
+    assert key.allowed() in words and key.meaning in words
+  assert all(part.meaning in words for part in config.SECTIONS)
+
+
+def test_help_of_commands_needs_no_heavy_library():
+  code = (
+    "import sys; from skipalign_jax import cli\n"
+    "assert 'skipalign_jax.config' in sys.modules\n"
+    "print({'jax', 'transformers', 'datasets', 'numpy'} & sys.modules.keys())"
+  )
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+  assert done.stdout == "set()\n", done.stderr
 
 
 def test_command_prints_one_message_and_exits_with_2():

@@ -178,8 +178,8 @@ def test_allowed_values_in_words():
   words = lambda **allowed: config_keys.key(1, "Of a test.", **allowed).allowed()
   assert words() == ""
   assert words(at_least=0) == "at least 0"
-  assert words(at_least=0, at_most=1) == "at least 0 and at most 1"
+  assert words(at_least=0, at_most=1) == "from 0 to 1"
   assert words(above=0, below=2**30) == "above 0 and below 2^30"
-  assert words(at_least=1, at_most=2**31 - 1) == "at least 1 and at most 2^31 - 1"
+  assert words(at_least=1, at_most=2**31 - 1) == "from 1 to 2^31 - 1"
   assert words(at_most=10_000) == "at most 10,000"
   assert words(at_least=1, or_value=-1) == "at least 1, or -1"
