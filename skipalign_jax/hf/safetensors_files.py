@@ -1,23 +1,25 @@
 """HF weight folders: lazy reading with checks, streaming sharded writing.
 
-A .safetensors file is an 8-byte little-endian header length, a JSON header
-(name -> dtype, shape, byte range) and the bytes. Headers alone decide whether a
-folder is complete, and rows are read with plain file reads: no mapping, so
-memory is what was asked for.
+The safetensors library checks the header of a file each time that it opens it: at most
+100 MB and not more than the file, whole sizes that fit the types, and byte ranges that
+cover the file without gaps and overlaps. So headers alone decide whether a folder is
+complete. What the library does not check is checked here: the number of tensors, names
+of shards, tensors in two files, and types that are not floats.
 Format: https://github.com/huggingface/safetensors#format
 """
 
+import contextlib
 import dataclasses
-import math
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from skipalign_jax.runtime import errors, files, untrusted
+from skipalign_jax.runtime import errors, files
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DEFAULT_SHARD_BYTES = 5 * 10**9  # what transformers uses
@@ -28,7 +30,9 @@ DTYPES = {
   "F16": np.dtype(np.float16),
   "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-_MOST_NAME = 200  # characters of a shard's name
+MAX_TENSORS = 100_000  # of a file; headers are parsed again for each reading
+_MAX_NAME_LENGTH = 200  # characters of a shard's name
+_MAX_PROBLEM_LENGTH = 200  # characters of a message about a damaged file
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -37,7 +41,6 @@ class _Entry:
   file: pathlib.Path
   dtype: str
   shape: tuple[int, ...]
-  offset: int  # of the first byte in the file
 
 
 class SafetensorsFolder:
@@ -60,17 +63,17 @@ class SafetensorsFolder:
     self._entries: dict[str, _Entry] = {}
     index = _weight_map(folder)
     for file in _weight_files(folder, index):
-      for name, entry in _read_header(file).items():
+      for name, entry in _entries(file):
         if name in self._entries:
           raise errors.UserError(
             f"{folder}: {name} is stored twice, in {self._entries[name].file.name} "
-            f"and {file.name}; remove the stale file and its entries in {INDEX}"
+            f"and {file.name}; remove the outdated file and its entries in {INDEX}"
           )
         self._entries[name] = entry
     for name, file_name in index.items():
       if name not in self._entries or self._entries[name].file.name != file_name:
         raise errors.UserError(
-          f"{folder}: {INDEX} puts {name} into {file_name}, which does not hold it; "
+          f"{folder}: {INDEX} puts {name} into {file_name}, which does not contain it; "
           "the shards belong to another download"
         )
     self.shapes = {name: entry.shape for name, entry in self._entries.items()}
@@ -86,22 +89,41 @@ class SafetensorsFolder:
     return DTYPES[entry.dtype]
 
   def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
-    """Rows (axis 0) of a tensor; only the bytes from first to last are read."""
-    entry, dtype = self._entries[name], self.dtype(name)
-    start, stop, step = rows.indices(entry.shape[0])
-    assert step > 0, rows
-    row_shape = entry.shape[1:]
-    row_values = int(np.prod(row_shape, dtype=np.int64))
-    count = max(stop - start, 0)
-    values = np.fromfile(
-      entry.file,
-      dtype,
-      count * row_values,
-      offset=entry.offset + start * row_values * dtype.itemsize,
-    )
-    if values.size != count * row_values:
-      raise errors.UserError(f"{entry.file}: became shorter while being read")
-    return values.reshape(count, *row_shape)[::step]
+    """Rows (axis 0) of a tensor; nothing else of it is read."""
+    self.dtype(name)
+    # Opened each time: the library maps the file, and pages that were read count as
+    # memory of the process until it is closed. With backend="pread" 0.8.0 reads the
+    # whole tensor.
+    with _opened(self._entries[name].file) as opened:
+      return opened.get_slice(name)[rows]
+
+
+@contextlib.contextmanager
+def _opened(file: pathlib.Path) -> Iterator[Any]:
+  """The library's reader of a file; its errors become UserError."""
+  with file.open("rb") as stream:
+    if stream.read(8) == b"version ":
+      raise errors.UserError(
+        f"{file}: is a Git LFS pointer, not the weights; run 'git lfs pull'"
+      )
+  try:
+    with safetensors.safe_open(file, framework="np") as opened:
+      yield opened
+  except (safetensors.SafetensorError, OSError) as error:
+    raise errors.UserError(
+      f"{file}: not a safetensors file, or truncated or damaged "
+      f"({str(error)[:_MAX_PROBLEM_LENGTH]}); download it again"
+    ) from error
+
+
+def _entries(file: pathlib.Path) -> Iterator[tuple[str, _Entry]]:
+  with _opened(file) as opened:
+    names = opened.keys()
+    if len(names) > MAX_TENSORS:
+      raise errors.UserError(f"{file}: {len(names):,} tensors; no model has so many")
+    for name in names:
+      part = opened.get_slice(name)
+      yield name, _Entry(file, part.get_dtype(), tuple(part.get_shape()))
 
 
 def _weight_map(folder: pathlib.Path) -> dict[str, str]:
@@ -114,10 +136,11 @@ def _weight_map(folder: pathlib.Path) -> dict[str, str]:
   if not isinstance(weight_map, dict) or not weight_map:
     raise errors.UserError(f"{path}: has no weight_map")
   for file_name in weight_map.values():
-    plain = isinstance(file_name, str) and len(file_name) <= _MOST_NAME
+    plain = isinstance(file_name, str) and len(file_name) <= _MAX_NAME_LENGTH
     if not plain or pathlib.PurePath(file_name).name != file_name:
-      told = repr(file_name)[:100]
-      raise errors.UserError(f"{path}: {told} is not a file of this folder")
+      raise errors.UserError(
+        f"{path}: {repr(file_name)[:100]} is not a file of this folder"
+      )
   return weight_map
 
 
@@ -141,47 +164,11 @@ def _weight_files(folder: pathlib.Path, index: dict[str, str]) -> list[pathlib.P
   pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
   if pickles:
     raise errors.UserError(
-      f"{folder}: holds only pickled weights ({', '.join(pickles[:3])}). Unpickling "
+      f"{folder}: has only pickled weights ({', '.join(pickles[:3])}). Unpickling "
       "can run foreign code, so they are never opened; save the model with "
       "save_pretrained(..., safe_serialization=True) first"
     )
   raise errors.UserError(f"{folder}: no {SINGLE} and no {INDEX}")
-
-
-def _read_header(file: pathlib.Path) -> dict[str, _Entry]:
-  size = file.stat().st_size
-  with file.open("rb") as stream:
-    start = stream.read(8)
-    if start.startswith(b"version "):
-      raise errors.UserError(
-        f"{file}: is a Git LFS pointer, not the weights; run 'git lfs pull'"
-      )
-    length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > min(size - 8, untrusted.MAX_JSON_BYTES):
-      raise errors.UserError(f"{file}: truncated or not a safetensors file")
-    text = stream.read(length)
-  entries, last = {}, 0
-  try:
-    header = untrusted.parse_json(text)
-    header.pop("__metadata__", None)
-    for name, told in header.items():
-      dtype, shape, (begin, end) = told["dtype"], told["shape"], told["data_offsets"]
-      if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
-        raise ValueError(f"{name[:100]} has sizes that are none")
-      # Types that are never read need no size check here.
-      if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
-        raise ValueError(f"the byte range of {name[:100]} does not fit it")
-      entries[name] = _Entry(file, dtype, tuple(shape), 8 + length + begin)
-      last = max(last, end)
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise errors.UserError(f"{file}: damaged safetensors header ({error})") from error
-  expected = 8 + length + last
-  if size != expected:
-    raise errors.UserError(
-      f"{file}: has {size} bytes but its header describes {expected}; the file is "
-      "truncated or damaged, download it again"
-    )
-  return entries
 
 
 def write_tensors(

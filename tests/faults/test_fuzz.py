@@ -20,7 +20,7 @@ import tiny_files as hf_tiny
 from hypothesis import strategies as st
 
 from skipalign_jax.data import chat, prepare, schemas, sources
-from skipalign_jax.hf import reference
+from skipalign_jax.hf import reference, safetensors_files
 from skipalign_jax.runtime import errors, untrusted
 
 FOLDER = pathlib.Path(__file__).parent
@@ -186,6 +186,9 @@ def test_configs_that_crashed(change, message, tmp_path):
     {"dtype": "X", "shape": [1], "data_offsets": [0, "4"]},
     {"dtype": "F32", "shape": [2**32, 2**32], "data_offsets": [0, 0]},
     {"dtype": "F32", "shape": "@deep", "data_offsets": [0, 4]},
+    {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]},
+    {"dtype": "F32", "shape": [1], "data_offsets": [0, 8]},
+    {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]},  # the bytes of no tensor
   ],
 )
 def test_safetensors_headers_that_crashed(entry, tmp_path):
@@ -193,7 +196,34 @@ def test_safetensors_headers_that_crashed(entry, tmp_path):
   header = json.dumps({"a": entry}).replace('"@deep"', mutate.DEEP).encode()
   whole = struct.pack("<Q", len(header)) + header + bytes(4)
   (made / "model.safetensors").write_bytes(whole)
-  with pytest.raises(errors.UserError, match="damaged safetensors header"):
+  with pytest.raises(errors.UserError, match="truncated or damaged"):
+    reference.open_model(str(made))
+
+
+def safetensors_file(path, entries, size):
+  """Writes a file with this header and `size` bytes of data."""
+  header = json.dumps(entries).encode()
+  path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(size))
+
+
+def test_tensors_must_not_share_bytes(tmp_path):
+  made = hf_tiny.hf_folder(tmp_path / "m")
+  one = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+  for begin in (0, 4, 12):  # the same bytes, some of them, and a gap
+    other = {"dtype": "F32", "shape": [2], "data_offsets": [begin, begin + 8]}
+    entries = {"a": one, "b": other}
+    safetensors_file(made / "model.safetensors", entries, begin + 8)
+    with pytest.raises(errors.UserError, match="truncated or damaged"):
+      reference.open_model(str(made))
+
+
+def test_the_number_of_tensors_is_limited(tmp_path, monkeypatch):
+  made = hf_tiny.hf_folder(tmp_path / "m")
+  monkeypatch.setattr(safetensors_files, "MAX_TENSORS", 3)
+  empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+  entries = {f"{i}.rotary_emb.inv_freq": empty for i in range(4)}
+  safetensors_file(made / "model.safetensors", entries, 0)
+  with pytest.raises(errors.UserError, match="4 tensors; no model has so many"):
     reference.open_model(str(made))
 
 

@@ -259,7 +259,12 @@ def test_truncated_weights(tmp_path):
   file.write_bytes(whole + b"x")
   refused(folder, "truncated or damaged")
   file.write_bytes(whole[:8] + b"?" * 50 + whole[58:])
-  refused(folder, "damaged safetensors header")
+  refused(folder, "truncated or damaged")
+  file.write_bytes(whole)
+  opened = reference.open_model(str(folder))
+  file.write_bytes(whole[:-1])  # another process damages it
+  with pytest.raises(errors.UserError, match="truncated or damaged"):
+    opened.weights["norm/weight"].read()
   file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
   refused(folder, "git lfs pull")
 
@@ -279,7 +284,7 @@ def test_incomplete_and_inconsistent_shards(tmp_path):
   name = next(iter(tensors))
   moved["weight_map"][name] = second.name
   index_file.write_text(json.dumps(moved))
-  refused(folder, name, "which does not hold it")
+  refused(folder, name, "which does not contain it")
   index_file.write_text(json.dumps(index | {"weight_map": {name: "../x.safetensors"}}))
   refused(folder, "not a file of this folder")
   index_file.write_text("{")
