@@ -17,8 +17,9 @@ from skipalign_jax.planning import (
   estimate,
   flops,
   hardware,
+  plan_json,
+  plan_table,
   programs,
-  report,
   search,
 )
 from skipalign_jax.runtime import errors
@@ -39,7 +40,7 @@ def run(
   """
   jax.config.update("jax_platforms", "cpu")  # a plan never uses an accelerator
   planned = records(config, flags, console)
-  report.show(planned, console)
+  plan_table.show(planned, console)
   if flags["out"]:
     path = pathlib.Path(flags["out"]) / "plan.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +53,7 @@ def records(
   config: ml_collections.ConfigDict,
   flags: dict[str, str | int],
   console: rich_console.Console,
-) -> list[report.Record]:
+) -> list[plan_json.Record]:
   """Plans a config on each topology.
 
   Args:
@@ -61,7 +62,7 @@ def records(
     console: shows what is being compiled.
 
   Returns:
-    One record per topology, with the keys of `report.topology`.
+    One record per topology, with the keys of `plan_json.topology`.
 
   Raises:
     UserError: keys that contradict each other or do not fit a topology.
@@ -127,7 +128,7 @@ def _job(config, flags, recipe, topology) -> estimate.Job:
   )
 
 
-def _plan(job, topology, searching, steps, note, console) -> report.Record:
+def _plan(job, topology, searching, steps, note, console) -> plan_json.Record:
   kinds = ("train",) if job.kind == "train" else ("prefill", "decode")
   jobs = [_of_kind(job, kind) for kind in kinds]
   show = lambda text: console.print(text, style="dim")
@@ -146,14 +147,14 @@ def _plan(job, topology, searching, steps, note, console) -> report.Record:
         portable = one.with_recipe(attention=decoder.BLOCKWISE)
         traced = programs.trace(portable, programs.abstract_mesh(one))
         executed = flops.executed(traced.jaxpr)
-      parts.append(report.program(one, topology, measured, executed))
+      parts.append(plan_json.program(one, topology, measured, executed))
     advice = [f"the compiler reports: {p['refused']}" for p in parts if p["refused"]]
     hopeless = _too_large(job, topology)
     advice += hopeless
     if compiles and searching and not hopeless:
       searched, more = _search(build, jobs, parts, show)
       advice += more
-  advice += report.allocator_advice(parts, topology)
+  advice += plan_json.allocator_advice(parts, topology)
   duration = None
   if job.kind == "train":
     seconds = parts[0]["estimate"]["seconds"]
@@ -161,7 +162,7 @@ def _plan(job, topology, searching, steps, note, console) -> report.Record:
     duration = {"steps": steps, "hours": hours, "note": note}
     if note:
       advice.append(note)
-  return report.topology(job, topology, parts, advice, searched, duration)
+  return plan_json.topology(job, topology, parts, advice, searched, duration)
 
 
 def _of_kind(job, kind) -> estimate.Job:
@@ -181,7 +182,7 @@ def _too_large(job, topology) -> list[str]:
   ]
 
 
-def _search(build, jobs, parts, show) -> tuple[report.Record, list[str]]:
+def _search(build, jobs, parts, show) -> tuple[plan_json.Record, list[str]]:
   """The largest microbatch, and what to change if the config does not fit."""
   advice, tried, rows = [], [], None
   for job, part in zip(jobs, parts, strict=True):

@@ -1,7 +1,7 @@
-"""Compiles programs for hardware that is not there, in a process of its own.
+"""Compiles programs for hardware that is not there, in a separate process.
 
-XLA reads its environment once, and where it gives up it takes the process along:
-so each topology gets a process, whose death is an answer and no more.
+XLA reads its environment once, and a fatal error in it ends the process. So each
+topology gets its own process, and the end of that process is a result like others.
 """
 
 import concurrent.futures
@@ -27,11 +27,11 @@ INSTALL = "pip install -e '.[plan]'"
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-  """What the compiler said of a program; bytes are those of one device.
+  """What the compiler reports about a program; bytes are those of one device.
 
   Attributes:
     arguments, temporaries, peak: XLA's memory analysis. If it refused the
-      program, `peak` is what it said it needs (0 if it did not say).
+      program, `peak` is what its message says it needs (0 without a number).
     refused: why it did not compile; "" if it did.
     executed: FLOPs of all devices; 0 if refused.
     traffic: its collectives; None if refused.
@@ -57,7 +57,7 @@ def available(kind: hardware.Hardware) -> bool:
 
 
 class Compiler:
-  """Compiles jobs for one topology; knows what it has compiled before."""
+  """Compiles jobs for one topology, each only once."""
 
   def __init__(self, topology: hardware.Topology):
     self.topology = topology
@@ -74,7 +74,7 @@ class Compiler:
     self._folder.cleanup()
 
   def measure(self, job: estimate.Job) -> Measured:
-    """Compiles a job, unless it was compiled before."""
+    """The result of compiling a job; the second time from memory."""
     if job not in self.compiled:
       if self._pool is None:
         self._pool = concurrent.futures.ProcessPoolExecutor(
@@ -87,7 +87,7 @@ class Compiler:
         found = self._pool.submit(measure, self.topology, job).result()
       except process.BrokenProcessPool:
         self._stop()
-        why = f"the compiler's process died: {_last_words(self._log)}"
+        why = f"the compiler's process died: {_last_message(self._log)}"
         found = Measured(0, 0, 0, why, 0, None, 0)
       self.compiled[job] = found
     return self.compiled[job]
@@ -98,8 +98,8 @@ class Compiler:
       self._pool = None
 
 
-def _last_words(log: pathlib.Path) -> str:
-  """A fatal message of XLA if there is one, else the last line."""
+def _last_message(log: pathlib.Path) -> str:
+  """A fatal message of XLA if there is one, otherwise the last line."""
   text = log.read_text(errors="replace") if log.is_file() else ""
   lines = [line for line in text.splitlines() if line.strip(" *")]
   fatal = [line for line in lines if re.match(r"F\d{4} ", line)]
@@ -107,21 +107,21 @@ def _last_words(log: pathlib.Path) -> str:
 
 
 def prepare(platform: str, log: str) -> None:
-  """Makes a fresh process ready to compile, before JAX starts a backend.
+  """Prepares a new process for compiling, before JAX starts a backend.
 
   Args:
     platform: "cuda" or "tpu".
     log: file that takes the process' stderr.
   """
   stream = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-  os.dup2(stream, 2)  # warnings of XLA, of which a plan makes many
+  os.dup2(stream, 2)  # XLA's warnings, of which a plan causes many
   os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"
   if platform == "cuda":
     # No kernel can be timed without the device.
-    given = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{given} --xla_gpu_autotune_level=0".strip()
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=0".strip()
   else:
-    # Else libtpu looks for a TPU host's metadata server, and refuses to be loaded
+    # Without these libtpu looks for a TPU host's metadata server, and refuses to load
     # while another process compiles.
     os.environ |= {
       "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -135,7 +135,7 @@ def prepare(platform: str, log: str) -> None:
 
 
 def devices(topology: hardware.Topology) -> list[jax.Device]:
-  """Stand-ins for the devices of a topology, in a process made ready by `prepare`."""
+  """Stand-ins for the devices of a topology, in a process prepared by `prepare`."""
   kind = topology.hardware
   if kind.platform == "cuda":
     per_host = topology.devices_per_host
@@ -147,14 +147,14 @@ def devices(topology: hardware.Topology) -> list[jax.Device]:
     )
     return found.devices
   name = f"{kind.name}:{'x'.join(map(str, topology.shape))}"
-  # A v4 chip has two cores; as on the machine, they are one device.
+  # A v4 chip has two cores; as on a real machine, they are one device.
   options = {"chip_config_name": "megacore"} if kind.name == "v4" else {}
   found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
   return found.devices
 
 
 def measure(topology: hardware.Topology, job: estimate.Job) -> Measured:
-  """Compiles one job in this process, which `prepare` made ready."""
+  """Compiles one job in this process, which `prepare` has prepared."""
   begin, executed = time.monotonic(), 0
   try:
     mesh = sharding.make_mesh(job.axes, devices(topology))
@@ -172,7 +172,14 @@ def measure(topology: hardware.Topology, job: estimate.Job) -> Measured:
 def read(
   topology: hardware.Topology, compiled: Any, executed: int, seconds: float
 ) -> Measured:
-  """What a compiled program (jax.stages.Compiled) says of itself."""
+  """The measurements of a compiled program.
+
+  Args:
+    topology: it was compiled for.
+    compiled: jax.stages.Compiled.
+    executed: FLOPs over all devices, from the traced program.
+    seconds: it took to compile.
+  """
   memory = compiled.memory_analysis()
   return Measured(
     arguments=memory.argument_size_in_bytes,
@@ -186,7 +193,7 @@ def read(
 
 
 def refused_bytes(message: str) -> int:
-  """The bytes that a TPU program wanted, from the compiler's refusal; 0 if unsaid."""
+  """The bytes that a TPU program needs, from the refusal; 0 if it names none."""
   found = re.search(r"(?:Used |\()([\d.]+)([KMGT])\)? (?:of|exceeds)", message)
   if not found:
     return 0

@@ -1,6 +1,6 @@
 """What a step needs at least, and how long it may take: arithmetic, no compiler.
 
-Shapes: B rows a microbatch and device, L tokens a row, D model, V vocab.
+Shapes: B rows per microbatch and device, L tokens per row, D model, V vocab.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from skipalign_jax.planning import flops, hardware
 from skipalign_jax.training import recipe as recipe_lib
 
 # Share of a chip's peak that large products reach, lower and upper end. An
-# assumption; the estimate is no better than it.
+# assumption; the estimate cannot be better than it.
 PRODUCT_EFFICIENCY = (0.5, 0.75)
 
 
@@ -23,13 +23,13 @@ class Job:
 
   Attributes:
     kind: "train", "prefill" or "decode".
-    recipe: of the step; generation reads its model and dtype only.
+    recipe: of the step; generation uses only its model and dtype.
     optim: (key, value) pairs of config.optim.
     mesh: (axis, size) pairs of all axes, without -1.
     rows: of one step (or prompts), over all devices.
     length: tokens of a row, or places of the KV cache.
-    steps: of the run; shapes the learning rate only.
-    part: places of a prompt that a prefill reads at a time, behind all others; 0
+    steps: of the run; used only for the learning rate.
+    part: places of a prompt that a prefill reads at a time, after all others; 0
       reads it whole.
   """
 
@@ -76,7 +76,7 @@ class Job:
 
 
 def model_flops(job: Job) -> int:
-  """What the model needs for one run of the program, over all devices."""
+  """FLOPs that the model needs for one run of the program, over all devices."""
   shape, rows, length = job.recipe.model, job.rows, job.length
   if job.kind == "train":
     windows = 2 if job.recipe.long_short.alpha else 1
@@ -93,7 +93,7 @@ def trained_params(job: Job) -> int:
 
 
 def base_bytes(job: Job) -> int:
-  """Bytes, over all devices, of the base under adapters; 0 where there are none.
+  """Bytes, over all devices, of the base under adapters; 0 without adapters.
 
   Generation reads merged weights.
   """
@@ -112,7 +112,7 @@ def parameter_shards(job: Job) -> int:
 
 
 def state_bytes(job: Job) -> int:
-  """Bytes a device of what lives between runs of the program.
+  """Bytes per device that stay allocated between runs of the program.
 
   Training: fp32 of what is trained and both moments of Adam, and the base under
   adapters. Generation: parameters and the KV cache in the compute dtype.
@@ -124,7 +124,7 @@ def state_bytes(job: Job) -> int:
 
 
 def cache_bytes(job: Job) -> int:
-  """Bytes a device of the KV cache."""
+  """Bytes per device of the KV cache."""
   shape = job.recipe.model
   values = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim
   heads = job.axes["tensor"] if shape.num_kv_heads % job.axes["tensor"] == 0 else 1
@@ -133,7 +133,7 @@ def cache_bytes(job: Job) -> int:
 
 
 def activation_bytes(job: Job) -> int:
-  """Bytes a device of what a step holds beside its state: a rough estimate.
+  """Bytes per device of what a step holds besides its state: a rough estimate.
 
   Training: fp32 gradients; what the backward pass keeps of each layer (its
   input; its products too with remat "dots"; about twice those with "none"); one
@@ -161,15 +161,14 @@ def activation_bytes(job: Job) -> int:
   return round(gradients + residuals + layer + logits)
 
 
-def least_memory_traffic(job: Job) -> int:
+def min_memory_traffic(job: Job) -> int:
   """Bytes that a device must move to or from its memory in one run, at least.
 
-  Training: state read and written (24 bytes a trained parameter it holds), gradients
+  Training: state read and written (24 bytes per trained parameter it holds), gradients
   written and read (8); in each microbatch the weights of its layers in compute
   dtype (a base under adapters as it is stored) once forward, once backward and, with
   remat, once more; the inputs of all layers written and read. Decoding: weights and
-  cache read once. That attention, norms and the loss move more is what makes this a
-  lower bound.
+  cache read once. Attention, norms and the loss move more: this is a lower bound.
   """
   shape, width = job.recipe.model, _width(job)
   matrices = base_bytes(job) or width * flops.matrix_params(shape)
@@ -185,15 +184,15 @@ def least_memory_traffic(job: Job) -> int:
   return round(once + job.recipe.grad_accum * (passes * weights + 2 * inputs))
 
 
-def least_traffic(job: Job, per_host: int) -> dict[bool, float]:
+def min_traffic(job: Job, per_host: int) -> dict[bool, float]:
   """Bytes that a device sends at least in one run: crosses_hosts → bytes.
 
   Parameters split over fsdp × context are gathered in compute dtype (a base under
   adapters as it is stored) forward and backward, and fp32 gradients scattered, in
   each microbatch; replicated ones reduce their gradient. Tensor parallelism reduces
-  two activations a layer, each way; context parallelism exchanges q, k, v and the
+  two activations per layer, each way; context parallelism exchanges q, k, v and the
   output of attention.
-  Used where nothing is compiled; the compiled program's own are used elsewhere.
+  Used where nothing is compiled; otherwise the compiled program's own are used.
   """
   shape, width, axes = job.recipe.model, _width(job), job.axes
   tokens = job.micro_rows * -(-job.new // axes["context"])
@@ -230,7 +229,7 @@ def least_traffic(job: Job, per_host: int) -> dict[bool, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-  """Seconds that one run takes at least, if nothing else had to be done."""
+  """Seconds that each part of one run takes at least."""
 
   arithmetic: float
   memory: float
@@ -250,21 +249,21 @@ def bounds(
   """
   return Bounds(
     arithmetic=executed / job.devices / kind.flops,
-    memory=least_memory_traffic(job) / kind.memory_bandwidth,
+    memory=min_memory_traffic(job) / kind.memory_bandwidth,
     interconnect=sent[False] / kind.link + sent[True] / kind.network,
   )
 
 
-def seconds(least: Bounds) -> tuple[float, float]:
-  """From the hopeful to the doubtful time of one run.
+def seconds(bounds: Bounds) -> tuple[float, float]:
+  """The shortest and the longest estimated time of one run.
 
-  Hopeful: products at the upper efficiency, everything else hidden behind them.
-  Doubtful: products at the lower one, and nothing overlaps.
+  Shortest: products at the upper efficiency, and everything else overlaps with them.
+  Longest: products at the lower one, and nothing overlaps.
   """
   low, high = PRODUCT_EFFICIENCY
   return (
-    max(least.arithmetic / high, least.memory, least.interconnect),
-    least.arithmetic / low + least.memory + least.interconnect,
+    max(bounds.arithmetic / high, bounds.memory, bounds.interconnect),
+    bounds.arithmetic / low + bounds.memory + bounds.interconnect,
   )
 
 

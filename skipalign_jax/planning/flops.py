@@ -1,7 +1,7 @@
 """Floating-point operations: what the model needs, and what a program executes.
 
-Only products are counted (a multiply-add is two), as everybody does who quotes a
-utilization; softmax, norms and the optimizer are not.
+Only products are counted (a multiply-add is two), as is usual for utilization figures;
+softmax, norms and the optimizer are not.
 
 Shapes: B batch, L length, S key length, D model, F ffn, N heads, K kv heads, H
 head dim, V vocab.
@@ -35,8 +35,8 @@ def forward(shape: model_config.ModelConfig, rows: int, length: int) -> int:
   """FLOPs that a forward pass needs.
 
   2 · B L · (matrix parameters) + layers · B · L(L+1)/2 pairs · 4 N H: scores and
-  weighted values, the causal half only. Packed rows need less: that pairs of
-  different samples are masked is not taken off.
+  weighted values, the causal half only. Packed rows need less: the masked pairs of
+  different samples are counted too.
   """
   products = 2 * rows * length * matrix_params(shape)
   pairs = rows * causal_pairs(length) * shape.num_layers
@@ -48,8 +48,12 @@ def training(
 ) -> int:
   """Model FLOPs of one step: three forward passes (gradients of both operands).
 
-  With so many parameters of adapters only these have a gradient: the model's own
-  matrices cost two passes, attention and adapters three.
+  Args:
+    shape: of the model.
+    rows: of the step.
+    length: tokens of a row.
+    adapters: parameters of adapters; if not 0, only these have a gradient: the model's
+      own matrices cost two passes, attention and adapters three.
   """
   whole = 3 * forward(shape, rows, length)
   if not adapters:
@@ -60,7 +64,7 @@ def training(
 def generation(
   shape: model_config.ModelConfig, rows: int, length: int, new: int
 ) -> int:
-  """The last `new` of `length` tokens a row: a prompt, a part of one, one token.
+  """FLOPs of the last `new` of `length` tokens per row: a prompt, a part, one token.
 
   The vocabulary head sees the last token only.
   """
@@ -72,15 +76,15 @@ def generation(
 
 
 class UnknownPrimitiveError(RuntimeError):
-  """A primitive that may hold products and that nobody has taught us to count."""
+  """A primitive that may contain products, and that has no rule for counting them."""
 
 
 def executed(jaxpr: core.ClosedJaxpr) -> int:
   """FLOPs of products that a traced program runs, over all devices.
 
   Loops count as often as they run (a while loop of unknown trips once), a cond as
-  its dearest branch, code inside shard_map once for each device of its axes.
-  Work that the partitioner repeats on several devices is not seen here.
+  its most expensive branch, code inside shard_map once for each device of its axes.
+  Work that the partitioner repeats on several devices is not included.
 
   Raises:
     UnknownPrimitiveError: a kernel or custom call without an entry in KERNELS.
@@ -101,7 +105,7 @@ def _count_equation(equation: Any) -> int:
   if name == "cond":
     branches = [_count(branch.jaxpr) for branch in params["branches"]]
     platforms = params.get("branches_platforms")
-    # lax.platform_dependent: plans are for others than what cpu.py is for.
+    # lax.platform_dependent: a plan is for accelerators, cpu.py for CPUs.
     return branches[platforms.index(None)] if platforms else max(branches)
   times = 1
   if name == "scan":
@@ -117,8 +121,8 @@ def _count_equation(equation: Any) -> int:
   return times * sum(map(_count, inner))
 
 
-# Anything called so, without a program inside and without an entry in KERNELS,
-# may hide products: better to stop than to count nothing.
+# A primitive with such a name, without a program inside and without an entry in
+# KERNELS, may contain products: better to stop than to count nothing.
 _OPAQUE = re.compile(
   r"call|custom|ffi|callback|attention|conv_general|dot|einsum|fft|cholesky|"
   r"triangular|eig|svd|qr$|lu$"
@@ -126,7 +130,7 @@ _OPAQUE = re.compile(
 
 
 def _inner(params: dict[str, Any]) -> Iterator[Any]:
-  """The programs in an equation's parameters, each once."""
+  """The programs among an equation's parameters."""
   for value in params.values():
     for part in value if isinstance(value, tuple | list) else (value,):
       if isinstance(part, core.ClosedJaxpr):
@@ -149,7 +153,7 @@ def _dot_general(equation: Any) -> int:
 def _cudnn(products: int) -> Callable[[Any], int]:
   """cuDNN attention: `products` of (pairs × H) for each head.
 
-  Its kernels skip what lies ahead of a query if the mask is one they know.
+  Its kernels skip the keys after a query if they know the mask.
   """
 
   def count(equation: Any) -> int:
@@ -174,8 +178,8 @@ KERNELS: dict[str, Callable[[Any], int]] = {
   "dot_product_attention_bwd_wrapper": _cudnn(BACKWARD_PRODUCTS),
 }
 
-# Names of Pallas kernels → products of (causal pairs × H) a head. Splash makes dk
-# and dv in one kernel (scores, dv, dp, dk), and dq there too or in another one
+# Names of Pallas kernels → products of (causal pairs × H) per head. Splash computes dk
+# and dv in one kernel (scores, dv, dp, dk), and dq in the same or in another one
 # (scores, dp, dq).
 PALLAS = (
   (r"splash_\w*fwd", lambda outputs: FORWARD_PRODUCTS),
@@ -183,12 +187,12 @@ PALLAS = (
   (r"splash_\w*dq", lambda outputs: 3),
   (r"mha_forward", lambda outputs: FORWARD_PRODUCTS),
   (r"mha_preprocess_backward", lambda outputs: 0),  # no products of matrices
-  (r"mha_backward", lambda outputs: 7),  # dq makes the scores and dp once more
+  (r"mha_backward", lambda outputs: 7),  # dq computes the scores and dp again
 )
 
 
 def _pallas(equation: Any) -> int:
-  """A Pallas kernel, by its own estimate or by its name."""
+  """FLOPs of a Pallas kernel, by its own estimate or by its name."""
   estimate = equation.params.get("cost_estimate")
   if estimate is not None:
     return int(estimate.flops)
@@ -196,7 +200,7 @@ def _pallas(equation: Any) -> int:
   for pattern, products in PALLAS:
     if re.search(pattern, name):
       # The query is the array with most heads: [batch…, N, L, H], or for Triton's mha
-      # [B, L, N, H]. What has fewer axes among the outputs is scratch.
+      # [B, L, N, H]. Outputs with fewer axes are scratch.
       arrays = [v.aval.shape for v in equation.invars if v.aval.dtype.kind in "fV"]
       query = max(arrays, key=lambda shape: (len(shape), math.prod(shape[:-2])))
       outputs = sum(v.aval.ndim >= len(query) for v in equation.outvars)

@@ -1,6 +1,6 @@
-"""Accelerators that a run can be planned for, and how their topologies are spelt.
+"""Accelerators that a run can be planned for, and how their topologies are written.
 
-Bandwidths are bytes a second and chip, one way: what a chip can send while it
+Bandwidths are bytes per second and chip, one way: what a chip can send while it
 receives as much.
 """
 
@@ -19,15 +19,15 @@ class Hardware:
   """One kind of accelerator.
 
   Attributes:
-    name: as it stands in a topology.
+    name: as in a topology.
     platform: "cuda" or "tpu".
-    kind: the maker's name.
+    kind: the manufacturer's name.
     flops: dense bf16 FLOP/s with fp32 accumulation.
     memory: bytes that a program can be given, before `reserve`.
     memory_bandwidth: bytes/s.
     link: bytes/s to chips of the same NVLink domain or slice.
     network: bytes/s to other hosts; equal to `link` on a TPU slice.
-    reserve: what a run needs beside the program: name → bytes.
+    reserve: what a run needs besides the program: name → bytes.
     target: fields of XLA's GPU description that differ by GPU; {} on TPUs.
     dimensions: of a slice, as 2 in 4x8; 0 for GPUs.
   """
@@ -45,14 +45,14 @@ class Hardware:
   dimensions: int
 
 
-# An assumption, not a measurement: nothing of it is in XLA's memory analysis.
+# An assumption, not a measurement: XLA's memory analysis includes none of it.
 GPU_RESERVE = {
   "CUDA context and libraries": round(0.75 * GIB),
   "NCCL buffers": round(1.0 * GIB),
   "allocator fragmentation": round(0.5 * GIB),
 }
 # The TPU memory below is what the compiler itself allows; the runtime's share is
-# already taken off (15.75 of 16 GiB on v5e).
+# already subtracted (15.75 of 16 GiB on v5e).
 TPU_RESERVE = {"infeed and fragmentation": round(0.25 * GIB)}
 
 _A100 = dict(
@@ -123,15 +123,15 @@ def _tpu(name, kind, flops, memory_gib, bandwidth, link, dimensions):
 
 
 # GPU peaks and memory bandwidth: NVIDIA's A10, A100 and H100 (SXM) data sheets, without
-# sparsity. NVLink: 600 and 900 GB/s a GPU both ways, so 300 and 450 one way; an A10 has
-# PCIe 4.0 only, 64 GB/s both ways.
-# Network: one adapter a GPU as in DGX A100 (200 Gbit/s) and DGX H100 (400 Gbit/s);
+# sparsity. NVLink: 600 and 900 GB/s per GPU both ways, so 300 and 450 one way; an A10
+# has PCIe 4.0 only, 64 GB/s both ways.
+# Network: one adapter per GPU as in DGX A100 (200 Gbit/s) and DGX H100 (400 Gbit/s);
 # 25 Gbit/s for an A10, as clouds offer it.
 # Memory: the device's total as the driver reports it; of an A10's 23028 MiB, what NVML
 # calls free on an idle card.
 # TPUs: Google Cloud's system architecture pages; "link" is their interchip bandwidth
 # of a chip (v4 2400, v5e 1600, v5p 4800, v6e 3584 Gbit/s), all links together.
-# Memory: what the TPU compiler of libtpu 0.0.42 says it has available.
+# Memory: the available memory in messages of libtpu 0.0.42's TPU compiler.
 HARDWARE = {
   hardware.name: hardware
   for hardware in (
@@ -158,7 +158,7 @@ SPELLINGS = (
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """So many chips of one kind.
+  """A number of chips of one kind.
 
   Attributes:
     name: as the user wrote it.
@@ -177,7 +177,7 @@ class Topology:
 
   @property
   def devices_per_host(self) -> int:
-    """Devices that `link` joins: a GPU host, or the whole of a TPU slice."""
+    """Devices that `link` connects: a GPU host, or a whole TPU slice."""
     if self.hardware.platform == "tpu":
       return self.devices
     return min(self.devices, GPUS_PER_HOST)
@@ -201,12 +201,12 @@ def _parse_one(name: str) -> Topology:
     raise errors.UserError(f"unknown topology {name!r}; {SPELLINGS}")
   hardware = HARDWARE[kind]
   if not re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*)*", size):
-    raise errors.UserError(f"topology {name!r} does not say how many; {SPELLINGS}")
+    raise errors.UserError(f"topology {name!r} has no number of chips; {SPELLINGS}")
   shape = tuple(int(part) for part in size.split("x"))
   if hardware.platform == "tpu":
     _check_slice(name, hardware, shape)
   elif len(shape) > 1:
-    raise errors.UserError(f"topology {name!r}: GPUs have one number; {SPELLINGS}")
+    raise errors.UserError(f"topology {name!r}: GPUs take one number; {SPELLINGS}")
   elif shape[0] > GPUS_PER_HOST and shape[0] % GPUS_PER_HOST:
     raise errors.UserError(
       f"topology {name!r}: more than {GPUS_PER_HOST} GPUs come in hosts of "
@@ -223,14 +223,14 @@ def _check_slice(name: str, hardware: Hardware, shape: tuple[int, ...]) -> None:
     )
   if shape[0] % 2 or shape[1] % 2:  # hosts hold 2x2 chips
     raise errors.UserError(
-      f"topology {name!r}: a host holds 2x2 chips, so the first two axes are even"
+      f"topology {name!r}: a host holds 2x2 chips, so the first two axes must be even"
     )
 
 
 def gpu_target(hardware: Hardware) -> str:
   """XLA's description of a GPU as a text proto (GpuTargetConfigProto).
 
-  Without it XLA asks the driver, and where there is none the process dies.
+  Without it XLA queries the driver, and ends the process if there is none.
   """
   per_gpu = dict(hardware.target)
   major, minor = per_gpu.pop("major"), per_gpu.pop("minor")

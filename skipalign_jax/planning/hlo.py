@@ -1,7 +1,7 @@
 """Collectives of a compiled program, from the text of its optimized HLO.
 
 XLA's own cost analysis counts the body of a loop once. Here a loop counts as
-often as it runs: by the trip count that XLA noted, else by the constant that its
+often as it runs: by the trip count that XLA notes, otherwise by the constant that its
 condition compares with.
 """
 
@@ -22,7 +22,7 @@ KINDS = (
   "collective-broadcast",
   "ragged-all-to-all",
 )
-BITS = {"pred": 8, "token": 0}  # the others carry their bits in the name
+BITS = {"pred": 8, "token": 0}  # the names of the others contain their bits
 
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?(?P<name>[\w.-]+) = (?P<rest>.*)$")
 _COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) \(.*\{$")
@@ -44,7 +44,7 @@ class Collective:
     crosses_hosts: a group spans several hosts.
     count: how often one runs.
     payload_bytes: the whole arrays gathered, reduced or sent, on each device.
-    sent_bytes: what a device sends with ring algorithms.
+    sent_bytes: the bytes that a device sends with ring algorithms.
   """
 
   kind: str
@@ -61,7 +61,7 @@ class Traffic:
 
   Attributes:
     collectives: largest first.
-    unknown_loops: loops with collectives whose trips depend on data; each
+    unknown_loops: loops with collectives whose trip count depends on data; each
       counts once.
   """
 
@@ -79,7 +79,7 @@ class _Instruction:
 
 
 def traffic(text: str, devices_per_host: int) -> Traffic:
-  """Collective bytes a device and run, from `compiled.as_text()`.
+  """Collective bytes per device and run, from `compiled.as_text()`.
 
   Args:
     text: optimized HLO of an SPMD program.
@@ -91,54 +91,94 @@ def traffic(text: str, devices_per_host: int) -> Traffic:
   computations, entry = _parse(text)
   if entry is None:
     raise ValueError("no ENTRY computation: not the text of an HLO module")
-  sums: dict[tuple[str, str, bool], list[float]] = collections.defaultdict(
-    lambda: [0, 0.0, 0.0]
-  )
-  unknown = 0
+  sums = _Sums(computations, devices_per_host)
+  sums.visit(entry, times=1, fused=False)
+  found = [
+    Collective(*key, int(count), payload, sent)
+    for key, (count, payload, sent) in sums.by_kind.items()
+  ]
+  found.sort(key=lambda c: (-c.sent_bytes, c.kind, c.dtype))
+  return Traffic(tuple(found), sums.unknown_loops)
 
-  seen: set[str] = set()
 
-  def visit(name: str, times: int, fused: bool) -> bool:
-    """Adds what runs in a computation; whether that was anything."""
-    nonlocal unknown
+class _Sums:
+  """Adds up the collectives of a program, from its entry on.
+
+  Attributes:
+    by_kind: (kind, dtype, crosses_hosts) → [count, payload bytes, sent bytes].
+    unknown_loops: see `Traffic`.
+  """
+
+  def __init__(
+    self, computations: dict[str, list[_Instruction]], devices_per_host: int
+  ):
+    self.by_kind: dict[tuple[str, str, bool], list[float]] = collections.defaultdict(
+      lambda: [0, 0.0, 0.0]
+    )
+    self.unknown_loops = 0
+    self._computations = computations
+    self._devices_per_host = devices_per_host
+    self._channels: set[str | None] = set()
+
+  def visit(self, name: str, times: int, fused: bool) -> bool:
+    """Adds the collectives of a computation; returns whether it has any.
+
+    Args:
+      name: of the computation.
+      times: how often it runs.
+      fused: it runs inside a fusion.
+    """
     found = False
-    for instruction in computations[name]:
-      kind = instruction.opcode.removesuffix("-start")
-      if kind in KINDS:
+    for instruction in self._computations[name]:
+      if instruction.opcode.removesuffix("-start") in KINDS:
         found = True
-        # XLA for TPUs cuts one collective into pieces that run inside several
-        # fusions, also of inner loops: they share a channel; the first one counts.
-        channel = _search(r"channel_id=(\d+)", instruction.text)
-        if fused and channel in seen and "chain_id=" in instruction.text:
-          continue
-        seen.add(channel)
-        kind_in_fact = (
-          "reduce-scatter"
-          if kind == "all-reduce" and name.startswith("all-reduce-scatter")
-          else kind
-        )
-        _add(sums, kind_in_fact, instruction, computations[name], times,
-             devices_per_host)  # fmt: skip
+        self._add(instruction, name, times, fused)
       elif instruction.opcode == "while":
-        condition, body = (
-          _search(rf"\b{part}=%?([\w.-]+)", instruction.text)
-          for part in ("condition", "body")
-        )
-        trips = _trips(instruction, computations, name)
-        inside = visit(body, times * (trips or 1), fused=False)
-        inside |= visit(condition, times * (trips or 1), fused=False)
-        unknown += inside and trips is None
-        found |= inside
+        found |= self._visit_loop(instruction, name, times)
       elif instruction.opcode in ("call", "fusion", "conditional", "async-start"):
+        inner = fused or instruction.opcode in ("fusion", "async-start")
         for called in _called(instruction):
-          inner = instruction.opcode in ("fusion", "async-start")
-          found |= visit(called, times, fused or inner)
+          found |= self.visit(called, times, inner)
     return found
 
-  visit(entry, 1, fused=False)
-  rows = [Collective(*key, int(n), p, s) for key, (n, p, s) in sums.items()]
-  rows.sort(key=lambda row: (-row.sent_bytes, row.kind, row.dtype))
-  return Traffic(tuple(rows), unknown)
+  def _visit_loop(self, loop: _Instruction, name: str, times: int) -> bool:
+    trips = _trips(loop, self._computations, name)
+    found = False
+    for part in ("body", "condition"):
+      called = _search(rf"\b{part}=%?([\w.-]+)", loop.text)
+      found |= self.visit(called, times * (trips or 1), fused=False)
+    self.unknown_loops += found and trips is None
+    return found
+
+  def _add(self, instruction: _Instruction, name: str, times: int, fused: bool) -> None:
+    # XLA for TPUs cuts one collective into pieces that run inside several fusions,
+    # also of inner loops: they share a channel; the first one counts.
+    channel = _search(r"channel_id=(\d+)", instruction.text)
+    if fused and channel in self._channels and "chain_id=" in instruction.text:
+      return
+    self._channels.add(channel)
+    kind = instruction.opcode.removesuffix("-start")
+    if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+      kind = "reduce-scatter"
+    groups = replica_groups.parse(instruction.text)
+    crosses = any(
+      len({device // self._devices_per_host for device in group}) > 1
+      for group in groups
+    )
+    size = len(groups[0]) if groups else 1
+    if kind == "collective-permute":
+      size = 2
+    if size == 1:
+      return  # a group of one moves nothing
+    share = {"all-reduce": 2 * (size - 1) / size, "collective-permute": 1.0}.get(
+      kind, (size - 1) / size
+    )
+    for dtype, count in _whole_arrays(instruction, kind, self._computations[name]):
+      payload = count * bits(dtype) / 8
+      sums = self.by_kind[kind, dtype, crosses]
+      sums[0] += times
+      sums[1] += times * payload
+      sums[2] += times * payload * share
 
 
 def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str | None]:
@@ -152,7 +192,7 @@ def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str | None]:
         entry = current
     elif current is not None and (found := _INSTRUCTION.match(line)):
       rest = re.sub(r"/\*.*?\*/", "", found["rest"])
-      # Layouts hold brackets and what looks like calls: {1,0:T(8,128)S(1)}.
+      # Layouts contain brackets, and text that looks like calls: {1,0:T(8,128)S(1)}.
       rest = re.sub(r"\{[\d,]*(:[A-Z][^{}]*)?\}", "", rest, count=0)
       opcode = _OPCODE.search(rest)
       if opcode:
@@ -192,7 +232,7 @@ def _search(pattern: str, text: str) -> str | None:
 
 
 def _trips(instruction, computations, inside) -> int | None:
-  """How often a loop runs; None if that is not a constant."""
+  """How often a loop runs; None if it is not a constant."""
   noted = _TRIPS.search(instruction.text)
   if noted:
     return int(noted[1])
@@ -214,7 +254,7 @@ def _trips(instruction, computations, inside) -> int | None:
 
 
 def _start(instruction, neighbours, index) -> int | None:
-  """The first value of a loop's counter, if the caller writes a constant."""
+  """The first value of a loop's counter, if the caller passes a constant."""
   by_name = {i.name: i for i in neighbours}
   state = by_name.get(instruction.operands[0])
   if state is None or state.opcode != "tuple" or index >= len(state.operands):
@@ -226,7 +266,7 @@ def _start(instruction, neighbours, index) -> int | None:
 
 
 def _step(body, index, computations) -> int | None:
-  """What an iteration adds to the loop's counter (2 in a loop unrolled twice)."""
+  """The step of a loop's counter per iteration (2 in a loop unrolled twice)."""
   if body[-1].opcode != "tuple":
     return None
   names = [i.name for i in body]
@@ -265,31 +305,18 @@ def _constant(instruction: _Instruction) -> int | None:
   return None if value is None else int(value)
 
 
-def _add(sums, kind, instruction, neighbours, times, devices_per_host) -> None:
-  groups = replica_groups.parse(instruction.text)
-  size = len(groups[0]) if groups else 1
-  crosses = any(len({i // devices_per_host for i in group}) > 1 for group in groups)
-  if kind == "collective-permute":
-    size = 2
-  if size == 1:
-    return  # a group of one moves nothing
+def _whole_arrays(
+  instruction: _Instruction, kind: str, neighbours: list[_Instruction]
+) -> list[tuple[str, int]]:
+  """(dtype, elements) of the whole arrays that a collective gathers or reduces."""
   shapes = {i.name: i.result for i in neighbours}
   sources = [a for name in instruction.operands for a in _arrays(shapes.get(name, ""))]
   results = _arrays(instruction.result)
   if instruction.opcode.endswith("-start") and kind != "all-reduce":
     # The result also carries the operands, and for permutes two counters.
     results = results[len(sources) : 2 * len(sources)]
-  # What is as large as the whole: the result of a gather, else the operand.
-  whole = results if kind == "all-gather" or not sources else sources
-  for dtype, count in whole:
-    payload = count * bits(dtype) / 8
-    share = {"all-reduce": 2 * (size - 1) / size, "collective-permute": 1.0}.get(
-      kind, (size - 1) / size
-    )
-    row = sums[kind, dtype, crosses]
-    row[0] += times
-    row[1] += times * payload
-    row[2] += times * payload * share
+  # As large as the whole: the result of a gather, otherwise the operand.
+  return results if kind == "all-gather" or not sources else sources
 
 
 def bits(dtype: str) -> int:

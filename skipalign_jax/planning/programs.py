@@ -1,4 +1,4 @@
-"""The programs that are planned: the real step, prefill and decode, traced."""
+"""The programs that a plan compiles: the real step, prefill and decode, traced."""
 
 import contextlib
 from typing import Any
@@ -29,7 +29,7 @@ def trace(job: estimate.Job, mesh: Mesh | AbstractMesh) -> Any:
     jax.stages.Traced: has `.jaxpr`, and `.lower()` if the mesh has devices.
   """
   build = _train if job.kind == "train" else _generate
-  program, arguments = build(job, mesh)  # outside: it runs small arrays for real
+  program, arguments = build(job, mesh)  # outside: it computes small arrays
   with set_mesh(mesh):
     return program.trace(*arguments)
 
@@ -81,7 +81,7 @@ def _generate(job, mesh):
 
 
 def _abstract(shape, dtype, at) -> jax.ShapeDtypeStruct:
-  # Shardings without devices are for tracing only, which does not want them.
+  # Shardings without devices are for tracing only, which does not take them.
   if isinstance(at.mesh, AbstractMesh):
     return jax.ShapeDtypeStruct(shape, dtype)
   return jax.ShapeDtypeStruct(shape, dtype, sharding=at)

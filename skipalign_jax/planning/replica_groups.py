@@ -11,7 +11,7 @@ def parse(text: str) -> list[list[int]]:
     text: one collective, as XLA prints it.
 
   Raises:
-    ValueError: none of the spellings that we know.
+    ValueError: not one of the known notations.
   """
   pairs = re.search(r"source_target_pairs=\{(\{.*?\})\}", text)
   if pairs:

@@ -1,12 +1,12 @@
-"""Tries other settings, by compiling them: what else fits, or what would."""
+"""Tries other settings by compiling them: what else fits, or what would fit."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
 
 from skipalign_jax.planning import compiler, estimate, hardware
 
-MOST_COMPILES = 12  # of one topology, all searches together
-SMALLEST_CHUNK = 128  # of the vocabulary head; less would starve its products
+MAX_COMPILES = 12  # per topology, all searches together
+MIN_LOSS_CHUNK = 128  # tokens; with fewer, products of the vocabulary head are slow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +24,16 @@ class Fit:
   fits: bool
 
 
-def fit(kind: hardware.Hardware, measured: compiler.Measured) -> Fit:
-  """Holds a program against a device."""
-  needed = measured.peak + sum(kind.reserve.values()) if measured.peak else 0
-  fits = not measured.refused and needed <= kind.memory
-  return Fit(needed, kind.memory, fits)
+def fit(kind: hardware.Hardware, peak: int, refused: str = "") -> Fit:
+  """Compares a program with the memory of a device.
+
+  Args:
+    kind: of the device.
+    peak: bytes that the program needs; 0 if unknown.
+    refused: why it did not compile; "" if it did.
+  """
+  needed = peak + sum(kind.reserve.values()) if peak else 0
+  return Fit(needed, kind.memory, not refused and needed <= kind.memory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +41,9 @@ class Tried:
   """One compiled alternative.
 
   Attributes:
-    settings: config key → value, where it differs from what was asked for.
+    settings: config key → value, where it differs from the config.
     micro_rows: rows of a microbatch on one device.
-    needed: bytes a device, reserve included; 0 if unknown.
+    needed: bytes per device, reserve included; 0 if unknown.
     fits: whether it fits.
   """
 
@@ -49,9 +54,9 @@ class Tried:
 
 
 def with_micro_rows(job: estimate.Job, rows: int) -> estimate.Job:
-  """The job with so many rows a microbatch and device.
+  """The job with this many rows per microbatch and device.
 
-  Keeps the rows of a step where they divide; else it is one microbatch.
+  Keeps the rows of a step where they divide; otherwise the step is one microbatch.
   """
   per_step = rows * job.row_shards
   if job.rows % per_step == 0:
@@ -60,31 +65,31 @@ def with_micro_rows(job: estimate.Job, rows: int) -> estimate.Job:
 
 
 def largest_microbatch(
-  build: compiler.Compiler, job: estimate.Job, tell: Callable[[str], None]
+  build: compiler.Compiler, job: estimate.Job, show: Callable[[str], None]
 ) -> tuple[int, list[Tried]]:
   """The largest power-of-two multiple (or part) of the microbatch that fits.
 
   Args:
     build: the compiler.
     job: has been compiled already.
-    tell: told before each compile.
+    show: is called with a message before each compile.
 
   Returns:
-    Rows a microbatch and device (0 if not one fits), and what was tried.
+    Rows per microbatch and device (0 if even one does not fit), and what was tried.
   """
   rows, tried = job.micro_rows, []
 
   def fits(rows: int) -> bool:
-    found = _try(build, with_micro_rows(job, rows), job, tell)
+    found = _try(build, with_micro_rows(job, rows), job, show)
     tried.append(found)
     return found.fits
 
-  most = len(build.compiled) + 4
+  max_compiles = len(build.compiled) + 4
   if fits(rows):
-    while len(build.compiled) < most and fits(2 * rows):
+    while len(build.compiled) < max_compiles and fits(2 * rows):
       rows *= 2
     return rows, tried
-  while rows > 1 and len(build.compiled) < most:
+  while rows > 1 and len(build.compiled) < max_compiles:
     rows //= 2
     if fits(rows):
       return rows, tried
@@ -92,24 +97,24 @@ def largest_microbatch(
 
 
 def remedy(
-  build: compiler.Compiler, job: estimate.Job, tell: Callable[[str], None]
+  build: compiler.Compiler, job: estimate.Job, show: Callable[[str], None]
 ) -> tuple[Tried | None, list[Tried]]:
   """The first change of settings with which the job fits, and all that was tried."""
   tried: list[Tried] = []
   for other in alternatives(job):
-    if len(build.compiled) >= MOST_COMPILES:
+    if len(build.compiled) >= MAX_COMPILES:
       break
-    tried.append(_try(build, other, job, tell))
+    tried.append(_try(build, other, job, show))
     if tried[-1].fits:
       return tried[-1], tried
   return None, tried
 
 
 def alternatives(job: estimate.Job) -> Iterator[estimate.Job]:
-  """Jobs of the same work in less memory, the cheapest change first.
+  """Jobs that do the same work in less memory, the cheapest change first.
 
   More microbatches; then remat "full"; a smaller loss chunk; then tensor and
-  context axes taken from fsdp. Each keeps what came before it.
+  context axes taken from fsdp. Each keeps the changes before it.
   """
   if job.kind == "train":
     while job.micro_rows % 2 == 0:
@@ -118,8 +123,8 @@ def alternatives(job: estimate.Job) -> Iterator[estimate.Job]:
     if job.recipe.remat != "full":
       job = job.with_recipe(remat="full")
       yield job
-    if min(job.recipe.loss_chunk, job.length) > SMALLEST_CHUNK:
-      job = job.with_recipe(loss_chunk=SMALLEST_CHUNK)
+    if min(job.recipe.loss_chunk, job.length) > MIN_LOSS_CHUNK:
+      job = job.with_recipe(loss_chunk=MIN_LOSS_CHUNK)
       yield job
   for axis in ("tensor", "context"):
     for size in (2, 4, 8):
@@ -147,8 +152,8 @@ def _with_axis(job: estimate.Job, axis: str, size: int) -> estimate.Job | None:
   return with_micro_rows(changed, 1)
 
 
-def differences(job: estimate.Job, asked: estimate.Job) -> dict[str, int | str]:
-  """Config keys whose values differ between two jobs."""
+def differences(job: estimate.Job, original: estimate.Job) -> dict[str, int | str]:
+  """Config keys whose values differ from the original job's → the job's values."""
   values = lambda job: {
     "batch_size": job.rows,
     "grad_accum": job.recipe.grad_accum,
@@ -156,14 +161,15 @@ def differences(job: estimate.Job, asked: estimate.Job) -> dict[str, int | str]:
     "loss.chunk": job.recipe.loss_chunk,
     **{f"mesh.{axis}": size for axis, size in job.mesh},
   }
-  old = values(asked)
+  old = values(original)
   return {key: value for key, value in values(job).items() if value != old[key]}
 
 
-def _try(build, job, asked, tell) -> Tried:
-  changed = differences(job, asked)
+def _try(build, job, original, show) -> Tried:
+  changed = differences(job, original)
   if job not in build.compiled:
-    told = " ".join(f"{key}={value}" for key, value in changed.items())
-    tell(f"compiling {build.topology.name} with {told or 'the config as it is'}")
-  found = fit(build.topology.hardware, build.measure(job))
+    settings = " ".join(f"{key}={value}" for key, value in changed.items())
+    show(f"compiling {build.topology.name} with {settings or 'the config as it is'}")
+  measured = build.measure(job)
+  found = fit(build.topology.hardware, measured.peak, measured.refused)
   return Tried(changed, job.micro_rows, found.needed, found.fits)

@@ -13,7 +13,14 @@ from skipalign_jax import config as config_lib
 from skipalign_jax import plan
 from skipalign_jax.commands import plan as commands_plan
 from skipalign_jax.model import known_models
-from skipalign_jax.planning import compiler, hardware, hlo, report, search
+from skipalign_jax.planning import (
+  compiler,
+  hardware,
+  hlo,
+  plan_json,
+  plan_table,
+  search,
+)
 from skipalign_jax.runtime import errors, terminal
 
 LLAMA = "meta-llama/Llama-2-7b-hf"
@@ -41,7 +48,7 @@ def run(config, **flags):
   flags = FLAGS | flags
   plan.check(flags)
   records = commands_plan.records(config, flags, console)
-  report.show(records, console)
+  plan_table.show(records, console)
   return records, console.file.getvalue()
 
 
@@ -65,13 +72,13 @@ def test_topologies():
   [
     ("", "is missing; a topology is"),
     ("b200:8", "unknown topology 'b200:8'; a topology is a GPU"),
-    ("a100-80gb", "does not say how many"),
-    ("h100:0", "does not say how many"),
-    ("a100-80gb:2x4", "GPUs have one number"),
+    ("a100-80gb", "has no number of chips"),
+    ("h100:0", "has no number of chips"),
+    ("a100-80gb:2x4", "GPUs take one number"),
     ("h100:12", "hosts of 8"),
     ("v5e:8", "have 2 axes, as in v5e:2x2"),
     ("v5p:4x4", "have 3 axes"),
-    ("v6e:1x4", "first two axes are even"),
+    ("v6e:1x4", "first two axes must be even"),
   ],
 )
 def test_unknown_topologies_are_errors(text, message):
@@ -199,7 +206,7 @@ def test_the_table_of_many_topologies_fits(no_compiler):
   console = terminal.Console(file=io.StringIO(), width=80)
   names = "a100-80gb:8,v5p:2x2x2,h100:8,a100-40gb:16"
   flags = FLAGS | {"topology": names}
-  report.show(commands_plan.records(small(batch_size=16), flags, console), console)
+  plan_table.show(commands_plan.records(small(batch_size=16), flags, console), console)
   printed = console.file.getvalue()
   assert tiny.is_plain(printed) and "…" not in printed
 
@@ -280,7 +287,8 @@ def test_search_of_the_largest_microbatch():
 def test_the_first_setting_that_fits(gib, remat, settings):
   job, build = job_of(**{"model.remat": remat}), FakeCompiler(gib)
   if settings is None:
-    assert search.fit(build.topology.hardware, build.measure(job)).fits
+    kind, measured = build.topology.hardware, build.measure(job)
+    assert search.fit(kind, measured.peak, measured.refused).fits
     return
   found, tried = search.remedy(build, job, lambda text: None)
   assert found.settings == settings
@@ -294,15 +302,15 @@ def test_a_refusal_of_the_tpu_compiler_does_not_fit():
   )
   assert compiler.refused_bytes(message) == round(15.98 * 2**30)
   assert compiler.refused_bytes("Used 20.50G of 15.75G hbm.") == round(20.5 * 2**30)
-  measured = compiler.Measured(0, 0, 2**30, message, 1, None, 1.0)
-  assert not search.fit(hardware.HARDWARE["v5e"], measured).fits
+  assert search.fit(hardware.HARDWARE["v5e"], 2**30).fits
+  assert not search.fit(hardware.HARDWARE["v5e"], 2**30, message).fits
 
 
 def test_advice_for_a_gpu_that_needs_more_than_jax_takes():
   (topology,) = hardware.parse("a100-80gb:8")
   part = lambda gib: {"bytes_per_device": {"peak": gib * 2**30}, "fits": True}
-  assert report.allocator_advice([part(40)], topology) == []
-  (advice,) = report.allocator_advice([part(67.8)], topology)
+  assert plan_json.allocator_advice([part(40)], topology) == []
+  (advice,) = plan_json.allocator_advice([part(67.8)], topology)
   assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.87" in advice
 
 

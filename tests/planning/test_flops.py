@@ -230,7 +230,7 @@ def test_bounds_and_estimate():
   assert best == pytest.approx(2)  # hidden behind the links
   assert worst == pytest.approx(2 + 2 + least.memory)
   assert np.isclose(least.memory * kind.memory_bandwidth,
-                    estimate.least_memory_traffic(whole))  # fmt: skip
+                    estimate.min_memory_traffic(whole))  # fmt: skip
 
 
 def test_of_code_for_one_platform_the_default_counts():
