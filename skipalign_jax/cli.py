@@ -54,10 +54,7 @@ def parse(
   except (AttributeError, KeyError) as error:  # an override of an undeclared key
     raise errors.UserError(_unknown_key(argv, str(error))) from error
   except (absl_flags.Error, TypeError, ValueError) as error:
-    # absl quotes the whole traceback of a config file; its last line is enough.
-    last_line = str(error).strip().splitlines()[-1]
-    message = last_line.removeprefix("skipalign_jax.runtime.errors.UserError: ")
-    raise errors.UserError(f"{message}\nusage: {usage}") from error
+    raise errors.UserError(f"{_message(error)}\nusage: {usage}") from error
   if rest:
     raise errors.UserError(f"unexpected argument {rest[0]!r}\nusage: {usage}")
   config_lib.check(values.config)
@@ -104,6 +101,16 @@ def _check_file(argv: list[str], usage: str) -> None:
     raise errors.UserError(
       f"config file {path} does not exist; files in {path.parent}: {found}"
     )
+
+
+def _message(error: BaseException) -> str:
+  """What the error is about. absl quotes the whole traceback of a config file."""
+  cause = error
+  while cause.__context__ is not None:
+    cause = cause.__context__
+  if isinstance(cause, errors.UserError):
+    return str(cause)
+  return str(error).strip().splitlines()[-1]
 
 
 def _unknown_key(argv: list[str], message: str) -> str:

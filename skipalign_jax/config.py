@@ -495,7 +495,7 @@ def flatten(c: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def tiny(c: ConfigDict) -> ConfigDict:
-  """The same recipe on a byte-level model that trains in seconds anywhere."""
+  """The same recipe on a byte-level model that trains in seconds on any machine."""
   c.model.init_from = ""
   m = c.model
   m.num_layers, m.embed_dim, m.ffn_dim = 2, 64, 128
@@ -517,7 +517,7 @@ def tiny(c: ConfigDict) -> ConfigDict:
 
 
 def _small(source: Any) -> str:
-  """Built-in sources with 64 records each, as they were mixed; or recall dialogues."""
+  """Built-in sources with 64 records each and their weights; else recall dialogues."""
   texts = source.split(",") if isinstance(source, str) else source
   if all(text.strip().startswith("builtin:") for text in texts):
     return re.sub(r"(builtin:\w+)(:\d+)?", r"\1:64", ",".join(texts))
@@ -525,15 +525,15 @@ def _small(source: Any) -> str:
 
 
 def row_length(data: ConfigDict) -> int:
-  """Tokens of a row of a training batch, before the step crops it."""
+  """Tokens per row of a training batch, before the step crops it."""
   return data.text_window or data.seq_len
 
 
 def buckets(data: ConfigDict) -> tuple[int, ...]:
-  """Lengths that the rows of a batch may have, rising; each compiles a step of its own.
+  """Lengths that the rows of a batch can have, ascending; each needs its own program.
 
-  seq_len and, for sorted batches, its halvings down to an eighth, as long as they are
-  whole tiles of the attention kernels (128).
+  seq_len and, for sorted batches, a half, a quarter and an eighth of it, as long as
+  they are multiples of the tile of the attention kernels (128).
   """
   halvings = 3 if data.batching == "sorted" else 0
   lengths = [data.seq_len]
@@ -543,12 +543,12 @@ def buckets(data: ConfigDict) -> tuple[int, ...]:
 
 
 def max_packed(data: ConfigDict) -> int:
-  """Samples that packing puts into a row at most."""
+  """Largest number of samples that packing puts into a row."""
   return max(1, data.seq_len // 32) if data.packing else 1
 
 
 def max_samples(data: ConfigDict) -> int:
-  """Segments that a row holds at most; attention kernels need a bound."""
+  """Largest number of segments in a row; attention kernels need a bound."""
   return max_packed(data) if data.packing_mask else 1
 
 
@@ -556,8 +556,13 @@ VARIANTS = {"": lambda c: c, "tiny": tiny}
 
 
 def apply_variant(c: ConfigDict, variant: str) -> ConfigDict:
-  """Applies the part behind the colon of `--config=FILE:variant`."""
+  """Applies the part after the colon of `--config=FILE:variant`.
+
+  Raises:
+    UserError: there is no such variant, or the config is wrong without it.
+  """
   if variant not in VARIANTS:
     known = ", ".join(name for name in VARIANTS if name)
     raise errors.UserError(f"unknown config variant {variant!r}; known: {known}")
+  check(c)
   return VARIANTS[variant](c)

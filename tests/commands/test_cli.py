@@ -57,15 +57,20 @@ def test_mistakes_are_reported(args, message):
   assert "Traceback" not in str(caught.value)
 
 
-@pytest.mark.parametrize("change", ["optim.eps = 0.0", "optim.epsilon = 1e-8"])
+@pytest.mark.parametrize(
+  "change", ["optim.eps = 0.0", "optim.epsilon = 1e-8", "data.seq_len = 0"]
+)
 def test_mistakes_in_a_config_file_are_reported(tmp_path, change):
   path = tmp_path / "wrong.py"
   path.write_text(
     "from skipalign_jax import config\n\n\ndef get_config(variant=''):\n"
-    f"  c = config.default()\n  c.{change}\n  return c\n"
+    f"  c = config.default()\n  c.{change}\n"
+    "  return config.apply_variant(c, variant)\n"
   )
-  with pytest.raises(errors.UserError, match=change.split(" = ")[0]):
-    parse(f"--config={path}")
+  for variant in ("", ":tiny"):
+    with pytest.raises(errors.UserError, match=change.split(" = ")[0]) as caught:
+      parse(f"--config={path}{variant}")
+    assert "Traceback" not in str(caught.value)
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
