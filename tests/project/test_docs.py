@@ -15,6 +15,7 @@ import shlex
 import sys
 
 import pytest
+import test_layers
 import yaml
 
 from skipalign_jax import analyze, cli
@@ -289,6 +290,14 @@ def test_stale_names_are_noticed(sources):
     "test_docs.py::test_nothing",
     "position_baselines.pose",
   ]
+
+
+def test_the_picture_of_the_groups_is_the_order_of_imports():
+  text = (ROOT / "docs/design.md").read_text(encoding="utf-8")
+  picture = text.partition("```\n")[2].partition("```")[0]
+  lines = [line for line in picture.splitlines() if not line.startswith(" ")]
+  drawn = [set(re.split(r"\s{2,}", line)[0].split()) for line in lines]
+  assert drawn[::-1] == list(test_layers.GROUPS)
 
 
 def test_links_of_files_become_links_of_pages(hooks):
