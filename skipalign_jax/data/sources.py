@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from skipalign_jax.data import prose, recall
+from skipalign_jax.hf import hub
 from skipalign_jax.runtime import errors, untrusted
 
 FORMS = (
@@ -79,15 +80,10 @@ class Source:
     import datasets
 
     name, _, split = self.name.removeprefix("hub:").partition(":")
-    try:
+    with hub.downloading(
+      f"data source {self.name}", "name a local .jsonl or .parquet file"
+    ):
       return enumerate(datasets.load_dataset(name, split=split or "train"), 1)
-    # The library raises its own errors, those of its HTTP client and OSError.
-    except Exception as error:
-      first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-      raise errors.UserError(
-        f"data source {self.name} cannot be loaded from the hub ({first_line}). Check "
-        "the name and the network, or name a local .jsonl or .parquet file"
-      ) from error
 
   def _path(self) -> pathlib.Path:
     path = pathlib.Path(self.name).expanduser()

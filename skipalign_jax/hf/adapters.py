@@ -1,8 +1,7 @@
 """A run that trained adapters, as a model: its base plus their product.
 
-The checkpoint holds the adapters only. What is read here is what training computed
-with: matrices as they were stored there, quantised and multiplied out again, plus
-B A, a block at a time.
+The checkpoint contains the adapters only. The weights read here are those of training:
+the base as it was stored there, quantised and dequantised again, plus B A, in blocks.
 
 Shapes: n layers, I/O in/out features, R rank.
 """
@@ -22,9 +21,9 @@ Parameters = dict[str, weights.Parameter]
 
 
 def config_of(described: native.Description) -> lora.Config | None:
-  """The adapters of a run; None if it trained all weights or is no run."""
-  given = (described.config or {}).get("lora")
-  return lora.from_config(given) if given else None
+  """The adapters of a run; None if it trained all weights or is not a run."""
+  config = (described.config or {}).get("lora")
+  return lora.from_config(config) if config else None
 
 
 def open_merged(
@@ -34,10 +33,10 @@ def open_merged(
   config: lora.Config,
   base: Parameters,
 ) -> Parameters:
-  """Path -> lazy parameter of the model that a checkpoint of adapters makes of `base`.
+  """Path -> lazy parameter of `base` with the adapters of a checkpoint merged into it.
 
   Raises:
-    UserError: the checkpoint is damaged or holds other adapters.
+    UserError: the checkpoint is damaged or has other adapters.
   """
   abstract = lora_state.abstract_adapters(config, decoder.definition(shape)[1])
   pairs = native.open_arrays(
@@ -58,7 +57,7 @@ def open_merged(
 
 
 def digest(base: Parameters) -> str:
-  """Tells one base from another by a corner of the first layer of each parameter."""
+  """Identifies a base by a corner of the first layer of each parameter."""
   corners = hashlib.sha256()
   for path, one in sorted(base.items()):
     first = slice(0, 1 if names.is_stacked(path) else 8)
@@ -70,16 +69,16 @@ def digest(base: Parameters) -> str:
 def check_base(
   workdir: pathlib.Path, described: native.Description, base: Parameters
 ) -> None:
-  """Raises UserError where `base` is not the one that a run's adapters belong to."""
+  """Raises UserError if a run's adapters belong to another base."""
   if described.base_digest not in (None, digest(base)):
     raise errors.UserError(
-      f"{workdir} holds adapters of {described.base}, which now has other weights than "
-      "when the run began; bring those back"
+      f"{workdir} has adapters of {described.base}, whose weights are not those that "
+      "the run started from; restore them"
     )
 
 
 def random_base(shape: model_config.ModelConfig, seed: int) -> Parameters:
-  """The weights that a run from scratch begins with, drawn again."""
+  """The initial weights of a run from scratch, drawn again."""
   drawn = {
     sharding.path_of(path): np.asarray(x)
     for path, x in _leaves(decoder.init(shape, seed))

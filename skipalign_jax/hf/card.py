@@ -1,7 +1,7 @@
-"""The README.md of an exported model: how it was made, from its own config.
+"""The README.md of an exported model: how it was trained, from its config.
 
-Only named keys of the resolved config are printed, never the config as a whole
-and nothing of the environment, so no path of a cache or secret leaks.
+Only named keys of the resolved config are written, never the whole config and nothing
+from the environment, so that no secret and no path of a cache is published.
 """
 
 import pathlib
@@ -69,7 +69,7 @@ _USE = (
   "Use it as any model of its kind. In training code of your own that skips "
   "positions, pass an explicit all-ones `attention_mask` next to `position_ids`: "
   "without one, transformers 5 takes every jump for the start of another packed "
-  "sequence and cuts attention there.",
+  "sequence and does not attend across it.",
 )
 
 
@@ -101,7 +101,7 @@ def _training_rows(config: dict[str, Any], step: int | None) -> list[tuple[str, 
     ("gap law", get("positions.gaps") if skipping else None),
     ("data", _public_sources(get("data.train"))),
     ("chat template", get("data.template")),
-    ("tokens a row", get("data.seq_len")),
+    ("tokens per row", get("data.seq_len")),
     ("packing", get("data.packing")),
     ("optimizer steps", step),
     ("batch size", get("batch_size")),
@@ -123,7 +123,7 @@ def _is_hub_id(base: str) -> bool:
 
 
 def _public_name(reference: str) -> str:
-  """A hub id, or the last part of a local path: folders tell about their owner."""
+  """A hub id, or the last part of a local path: folder names can be private."""
   return reference if _is_hub_id(reference) else pathlib.PurePath(reference).name
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 DTYPES = ("bfloat16", "float32", "float16", "keep")
 
-# Keys of the base model's config.json that no longer hold: where it came from,
-# code of its own, and what `model_config.to_hf` states anew.
+# Keys of the base model's config.json that do not apply any more: where it came from,
+# code of its own, and what `model_config.to_hf` writes again.
 _DROPPED = (
   "_name_or_path",
   "auto_map",
@@ -106,7 +106,7 @@ def hf_config(
     "pad_token_id": tokenizer.pad_token_id,
     "eos_token_id": _one_or_list(stop_ids),
   }
-  # Ids that nobody names are null: without the key, SmolLM3's class has its own.
+  # Unknown ids are null: without the key, SmolLM3's class has its own.
   return (
     dict.fromkeys(ids)
     | kept

@@ -2,7 +2,7 @@
 
 For llama, llama.cpp rotates neighbouring pairs (0,1), (2,3) … of a head, HF rotates
 (h, h + H/2); its converter therefore stores the q and k rows of every head
-interleaved. Reading undoes that. Quantised blocks become fp32.
+interleaved. Reading restores the order of HF. Quantised blocks become fp32.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -137,14 +136,33 @@ def _metadata(reader: gguf.GGUFReader, where: str) -> dict[str, Any]:
     ) from error
 
 
+class _Keys:
+  """The metadata of one architecture, without its name in the keys."""
+
+  def __init__(self, metadata: dict[str, Any], architecture: str, where: str):
+    self._metadata = metadata
+    self._architecture = architecture
+    self._where = where
+
+  def get(self, key: str, default: Any = None) -> Any:
+    return self._metadata.get(f"{self._architecture}.{key}", default)
+
+  def require(self, key: str) -> Any:
+    if (value := self.get(key)) is None:
+      raise errors.UserError(
+        f"{self._where}: metadata {self._architecture}.{key} is missing"
+      )
+    return value
+
+
 def hf_config(
   metadata: dict[str, Any], tensor_names: set[str], where: str
 ) -> dict[str, Any]:
   """The config.json of a GGUF header.
 
   Raises:
-    UserError: another architecture, a missing key, or something a config.json of
-      its family cannot say.
+    UserError: another architecture, a missing key, or something that a config.json of
+      its family cannot express.
   """
   architecture = metadata.get("general.architecture")
   if architecture not in ARCHITECTURES:
@@ -152,52 +170,33 @@ def hf_config(
       f"{where}: general.architecture is {architecture!r}; supported: "
       f"{', '.join(ARCHITECTURES)}. Take other models from their HF folder"
     )
-
-  def given(key: str, default: Any = None) -> Any:
-    return metadata.get(f"{architecture}.{key}", default)
-
-  def required(key: str) -> Any:
-    if given(key) is None:
-      raise errors.UserError(f"{where}: metadata {architecture}.{key} is missing")
-    return given(key)
-
-  if given("expert_count", 0):
+  keys = _Keys(metadata, architecture, where)
+  if keys.get("expert_count", 0):
     raise errors.UserError(f"{where}: mixture-of-experts models are not supported")
-  heads = required("attention.head_count")
-  width = required("embedding_length")
-  head_dim = given("attention.key_length", width // heads)
-  rotated = given("rope.dimension_count", head_dim)
-  if rotated != head_dim:
-    raise errors.UserError(
-      f"{where}: rotates {rotated} of {head_dim} head dimensions; partial rotary "
-      "embeddings are not supported"
-    )
-  tokens = metadata.get("tokenizer.ggml.tokens")
-  vocab_size = given("vocab_size", len(tokens) if tokens else None)
-  if not vocab_size:
-    raise errors.UserError(f"{where}: metadata {architecture}.vocab_size is missing")
+  heads = keys.require("attention.head_count")
+  width = keys.require("embedding_length")
   config = {
     "architectures": [families.TABLE[architecture].architecture],
     "model_type": architecture,
-    "vocab_size": vocab_size,
-    "num_hidden_layers": required("block_count"),
+    "vocab_size": _vocab_size(metadata, keys),
+    "num_hidden_layers": keys.require("block_count"),
     "hidden_size": width,
-    "intermediate_size": required("feed_forward_length"),
+    "intermediate_size": keys.require("feed_forward_length"),
     "num_attention_heads": heads,
-    "num_key_value_heads": given("attention.head_count_kv", heads),
-    "head_dim": head_dim,
+    "num_key_value_heads": keys.get("attention.head_count_kv", heads),
+    "head_dim": _head_dim(keys, width // heads, where),
     "hidden_act": "silu",
     # Stored as fp32; the shortest decimal of it is what config.json had.
-    "rms_norm_eps": _decimal(required("attention.layer_norm_rms_epsilon")),
+    "rms_norm_eps": _decimal(keys.require("attention.layer_norm_rms_epsilon")),
     "tie_word_embeddings": "output.weight" not in tensor_names,
-    "max_position_embeddings": required("context_length"),
-    "rope_theta": _decimal(given("rope.freq_base", 10_000.0)),
-    "rope_scaling": _rope_scaling(given, where),
+    "max_position_embeddings": keys.require("context_length"),
+    "rope_theta": _decimal(keys.get("rope.freq_base", 10_000.0)),
+    "rope_scaling": _rope_scaling(keys, where),
   }
   for key, name in (("attention_bias", "attn_q"), ("mlp_bias", "ffn_up")):
     if key not in families.TABLE[architecture].fixed:
       config[key] = f"blk.0.{name}.bias" in tensor_names
-  if window := given("attention.sliding_window"):
+  if window := keys.get("attention.sliding_window"):
     config |= {"use_sliding_window": True, "sliding_window": window}
   for key in ("bos", "eos"):
     if f"tokenizer.ggml.{key}_token_id" in metadata:
@@ -205,22 +204,39 @@ def hf_config(
   return config
 
 
+def _head_dim(keys: _Keys, default: int, where: str) -> int:
+  head_dim = keys.get("attention.key_length", default)
+  rotated = keys.get("rope.dimension_count", head_dim)
+  if rotated != head_dim:
+    raise errors.UserError(
+      f"{where}: rotates {rotated} of {head_dim} head dimensions; partial rotary "
+      "embeddings are not supported"
+    )
+  return head_dim
+
+
+def _vocab_size(metadata: dict[str, Any], keys: _Keys) -> int:
+  if tokens := metadata.get("tokenizer.ggml.tokens"):
+    return keys.get("vocab_size", len(tokens))
+  return keys.require("vocab_size")
+
+
 def _decimal(value: float) -> float:
   return float(str(np.float32(value)))
 
 
-def _rope_scaling(given: Callable[..., Any], where: str) -> dict[str, Any] | None:
-  kind = given("rope.scaling.type", "none")
-  factor = given("rope.scaling.factor", 0.0)
-  if given("rope.scale_linear") is not None:  # the spelling before 2023-10
-    kind, factor = "linear", given("rope.scale_linear")
+def _rope_scaling(keys: _Keys, where: str) -> dict[str, Any] | None:
+  kind = keys.get("rope.scaling.type", "none")
+  factor = keys.get("rope.scaling.factor", 0.0)
+  if keys.get("rope.scale_linear") is not None:  # the spelling before 2023-10
+    kind, factor = "linear", keys.get("rope.scale_linear")
   if kind == "none" or factor in (0.0, 1.0):
     return None
   if kind not in ("linear", "yarn"):
     raise errors.UserError(f"{where}: rope scaling {kind!r} is not supported")
   scaling = {"rope_type": kind, "factor": _decimal(factor)}
   if kind == "yarn":
-    window = given("rope.scaling.original_context_length")
+    window = keys.get("rope.scaling.original_context_length")
     if not window:
       raise errors.UserError(
         f"{where}: yarn needs rope.scaling.original_context_length"
@@ -230,11 +246,11 @@ def _rope_scaling(given: Callable[..., Any], where: str) -> dict[str, Any] | Non
 
 
 def _read_rope_factors(config: dict[str, Any], factors_P: np.ndarray, where: str):
-  """Names the llama3 scaling that a rope_freqs tensor spells out, in `config`.
+  """Adds to `config` the llama3 scaling that a rope_freqs tensor was computed from.
 
-  The file holds only the divisor of every frequency. All released Llama 3.x
-  models share one band (1, 4, 8192) and differ in the factor, so that guess is
-  made and has to reproduce every divisor.
+  The file has only the divisor of every frequency. All released Llama 3.x models share
+  one band (1, 4, 8192) and differ in the factor. So the band is assumed, and has to
+  reproduce every divisor.
   """
   scaling = {
     "rope_type": "llama3",

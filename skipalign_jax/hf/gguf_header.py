@@ -1,8 +1,8 @@
-"""Walks the header of a .gguf file before anything is made of it.
+"""Checks the header of a .gguf file before it is read.
 
-The gguf package believes the counts that it reads: an array that claims 2^60 elements
-keeps it busy until memory is full. Here every count is held against the bytes that are
-there, and against what a model has at most.
+The gguf package trusts the counts that it reads: an array that claims 2^60 elements
+keeps it busy until memory is full. Here every count is compared with the bytes of the
+file and with the most that a model needs.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -10,9 +10,9 @@ import mmap
 import pathlib
 import struct
 
-MOST_ENTRIES = 100_000  # of metadata, and of tensors
-MOST_ELEMENTS = 4_000_000  # of all metadata arrays; vocabularies have 300,000 at most
-MOST_DIMENSIONS = 8
+MAX_ENTRIES = 100_000  # of metadata, and of tensors
+MAX_ELEMENTS = 4_000_000  # of all metadata arrays; vocabularies have 300,000 at most
+MAX_DIMENSIONS = 8
 VERSIONS = (2, 3)
 
 _ARRAY, _STRING = 9, 8
@@ -20,11 +20,11 @@ _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 
 
 def check(path: pathlib.Path) -> None:
-  """Passes over the whole header of a file.
+  """Checks the whole header of a file.
 
   Raises:
-    ValueError: it is not as the format says, claims more than the file holds, or more
-      than any model needs. Big-endian files are refused too.
+    ValueError: the header does not follow the format, claims more than the file has, or
+      more than any model needs. Big-endian files are refused too.
     OSError: it cannot be read.
   """
   try:
@@ -38,7 +38,7 @@ def check(path: pathlib.Path) -> None:
 
 
 class _Walk:
-  """A place in the header that only moves on."""
+  """A position in the header that only moves forward."""
 
   def __init__(self, data: mmap.mmap):
     self._data, self._at, self._elements = data, 4, 0
@@ -48,7 +48,7 @@ class _Walk:
     if version not in VERSIONS:
       raise ValueError(f"version {version}; {VERSIONS[0]} and {VERSIONS[1]} are read")
     tensors, entries = self._integer("<Q"), self._integer("<Q")
-    if max(tensors, entries) > MOST_ENTRIES:
+    if max(tensors, entries) > MAX_ENTRIES:
       raise ValueError(f"it claims {tensors:,} tensors and {entries:,} entries")
     for _ in range(entries):
       self._text()
@@ -56,7 +56,7 @@ class _Walk:
     for _ in range(tensors):
       self._text()
       dimensions = self._integer("<I")
-      if dimensions > MOST_DIMENSIONS:
+      if dimensions > MAX_DIMENSIONS:
         raise ValueError(f"a tensor of {dimensions:,} dimensions")
       self._skip(8 * dimensions + 4 + 8)  # sizes, type, offset
 
@@ -68,7 +68,7 @@ class _Walk:
     else:
       kind, count = self._integer("<I"), self._integer("<Q")
       self._elements += count
-      if self._elements > MOST_ELEMENTS:
+      if self._elements > MAX_ELEMENTS:
         raise ValueError(f"its arrays claim {self._elements:,} elements or more")
       if kind == _STRING:
         for _ in range(count):
@@ -91,6 +91,6 @@ class _Walk:
 
 
 def _size(kind: int) -> int:
-  if kind not in _SIZES:  # arrays of arrays are none that a model has
+  if kind not in _SIZES:  # no model uses arrays of arrays
     raise ValueError(f"a value of the unknown type {kind}")
   return _SIZES[kind]

@@ -1,7 +1,7 @@
 """Builds the HF tokenizer of a GGUF file from its metadata.
 
-llama.cpp stores vocabulary, merges or scores, and only the *name* of the
-splitting rule (`tokenizer.ggml.pre`); the rules themselves are written out here.
+llama.cpp stores the vocabulary, merges or scores, and only the *name* of the splitting
+rule (`tokenizer.ggml.pre`); the rules themselves are defined here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _GPT2 = ("gpt-2", "gpt2", "default")
 _SMOLLM = ("smollm",)
 _LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
 _QWEN2 = ("qwen2",)
-_MOST_PIECE = 1024  # characters of a SentencePiece token; Llama's have 16 at most
+_MAX_PIECE = 1024  # characters of a SentencePiece token; Llama's longest has 16
 
 
 def build(metadata: dict[str, Any], where: str) -> transformers.PreTrainedTokenizerFast:
@@ -51,7 +51,7 @@ def build(metadata: dict[str, Any], where: str) -> transformers.PreTrainedTokeni
   tokens = metadata.get("tokenizer.ggml.tokens")
   if not tokens:
     raise errors.UserError(
-      f"{where}: the file holds no tokenizer; name one with --tokenizer or "
+      f"{where}: the file has no tokenizer; name one with --tokenizer or "
       "data.tokenizer (a HF folder)"
     )
   kind = metadata.get("tokenizer.ggml.model")
@@ -158,8 +158,8 @@ def _merges_from_scores(
   best; a BPE merge list says the same when every split of every piece into two
   pieces is listed, best union first.
   """
-  if max(map(len, vocab)) > _MOST_PIECE:  # splitting takes the square of it
-    raise ValueError(f"a token of more than {_MOST_PIECE} characters")
+  if max(map(len, vocab)) > _MAX_PIECE:  # the time to split it is quadratic
+    raise ValueError(f"a token of more than {_MAX_PIECE} characters")
   merges = []
   for piece, index in vocab.items():
     for cut in range(1, len(piece)):
@@ -212,7 +212,7 @@ def _special_tokens(metadata: dict[str, Any], where: str) -> dict[str, str]:
 def _set_template(
   core: tokenizers.Tokenizer, special: dict[str, str], first: str, last: str
 ) -> None:
-  """Adds BOS before and EOS behind every text where the file asks for it."""
+  """Adds BOS before and EOS after every text if the file says so."""
   before = [special[first]] if first and first in special else []
   after = [special[last]] if last and last in special else []
   if before or after:

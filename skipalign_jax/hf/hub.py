@@ -1,4 +1,4 @@
-"""What cannot be downloaded from the Hugging Face hub ends in one message."""
+"""Failed downloads from the Hugging Face hub end in one message."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ def downloading(what: str, otherwise: str) -> Iterator[None]:
   """Turns whatever the download in the block raises into a UserError.
 
   Args:
-    what: is downloaded, for the message.
+    what: is downloaded; the subject of the message.
     otherwise: what the user can do without the hub.
   """
   try:

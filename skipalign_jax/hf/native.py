@@ -4,9 +4,9 @@
     tokenizer/                the HF tokenizer
     checkpoints/<step>/params Orbax pytree of the parameters, layers stacked
 
-Training adds optimizer state and data iterator beside `params`; whoever only
-wants the model reads `params`. Blocks are read and written with TensorStore,
-which Orbax itself stores arrays with, because Orbax handles whole arrays only.
+Training adds the optimizer state and the data iterator next to `params`; the model is
+`params` alone. Blocks are read and written with TensorStore, which Orbax itself stores
+arrays with, because Orbax handles whole arrays only.
 """
 
 import dataclasses
@@ -41,9 +41,9 @@ class Description:
     hf_config: config.json of the model it started from, None from scratch.
     generation_config: generation_config.json of that model, None without one.
     base: reference of that model, None from scratch.
-    config: the resolved training config, None after a mere import.
+    config: the resolved training config, None after an import.
     versions: library name -> version that wrote the folder; None if unknown.
-    base_digest: of some of the base's weights, where adapters need them again.
+    base_digest: of some of the base's weights, if adapters need them again.
   """
 
   model_config: model_config.ModelConfig
@@ -75,7 +75,7 @@ def read_config(workdir: str | os.PathLike[str]) -> Description:
     shape = dict(value["model_config"])
     for field in dataclasses.fields(model_config.ModelConfig):
       if field.type is int:
-        operator.index(shape[field.name])  # TypeError where it is no whole number
+        operator.index(shape[field.name])  # TypeError if it is not a whole number
     shape["rope"] = rope.RopeConfig(**shape["rope"])
     shape["nope_layers"] = tuple(shape.get("nope_layers", ()))
     known = {field.name for field in dataclasses.fields(Description)}
@@ -143,7 +143,7 @@ def open_arrays(
     expected: path -> shape of what must be in it, no more and no less.
 
   Raises:
-    UserError: the checkpoint is damaged or holds something else.
+    UserError: the checkpoint is damaged or has other parameters.
   """
   _check_checksums(workdir, step, _INDEX_BYTES)
   check = functools.cache(lambda: _check_checksums(workdir, step))
@@ -191,7 +191,7 @@ def _check_checksums(
       + (
         f"Name another step as {workdir}@STEP; there are {others}."
         if others
-        else "It is the only checkpoint; bring back a copy of it."
+        else "It is the only checkpoint; restore it from a copy."
       )
     )
 
@@ -297,7 +297,7 @@ def _write(folder: pathlib.Path, parameter: weights.Parameter) -> None:
     store = tensorstore.open(spec, create=True, write=True).result()
     for block in blocks:
       store[block].write(parameter.read((block,))).result()
-  except errors.UserError:  # what `read` found wrong with the source
+  except errors.UserError:  # what is wrong with the source of `read`
     raise
   except ValueError as error:
     raise errors.UserError(

@@ -41,7 +41,7 @@ def compare(opened: reference.Model, length: int) -> Iterator[tuple[str, float, 
     raise errors.UserError(f"a comparison needs at least 3 tokens, not {length}")
   config = opened.config
   tokens_BL = np.random.default_rng(0).integers(0, config.vocab_size, (1, length))
-  # No ids, whatever the class has: they need not lie in this vocabulary.
+  # No ids: the defaults of the class may be outside of this vocabulary.
   ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
   theirs = transformers.AutoModelForCausalLM.from_config(
     transformers.AutoConfig.for_model(**model_config.to_hf(config), **ids)

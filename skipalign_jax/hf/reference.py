@@ -1,7 +1,7 @@
 """One model reference everywhere: hub id, HF folder, .gguf file or workdir.
 
-`open_model` reads configs and headers only; weights are read when asked for, so
-a 7B model opens in a moment and loads one parameter at a time.
+`open_model` reads configs and headers only; weights are read when they are used,
+so that a 7B model opens at once and loads one parameter at a time.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from skipalign_jax.hf import (
   chat_template,
   gguf,
   gguf_tokenizer,
+  hub,
   native,
   safetensors_files,
   weights,
@@ -49,7 +50,7 @@ Place = Callable[
 
 @dataclasses.dataclass(frozen=True)
 class Location:
-  """Where a reference leads.
+  """The file or folder of a reference.
 
   Attributes:
     kind: "hf", "gguf" or "workdir".
@@ -89,10 +90,10 @@ class Model:
 
 
 def locate(reference: str) -> Location:
-  """Finds what a reference means, downloading a hub model if it is one.
+  """Finds the file or folder of a reference; downloads a hub model.
 
   Raises:
-    UserError: nothing there, or not a model; lists the accepted forms.
+    UserError: it does not exist or is not a model; lists the accepted forms.
   """
   path = pathlib.Path(reference).expanduser()
   if not reference:
@@ -107,7 +108,7 @@ def locate(reference: str) -> Location:
   if at and pathlib.Path(folder).expanduser().is_dir():
     if not step.isdecimal():
       raise errors.UserError(
-        f"{reference}: the step behind @ must be an integer, not {step!r}"
+        f"{reference}: the step after @ must be an integer, not {step!r}"
       )
     return _locate_folder(pathlib.Path(folder).expanduser(), int(step))
   if _HUB_ID.fullmatch(reference) and not reference.endswith(".gguf"):
@@ -120,7 +121,7 @@ def _locate_folder(path: pathlib.Path, step: int | None) -> Location:
     return Location("workdir", path, native.find_step(path, step))
   if step is not None:
     raise errors.UserError(
-      f"{path}@{step}: only a training folder has steps, and this is none; {FORMS}"
+      f"{path}@{step}: only a training folder has steps; this is not one; {FORMS}"
     )
   if (path / "config.json").is_file():
     return Location("hf", path)
@@ -133,21 +134,15 @@ def _download(reference: str) -> pathlib.Path:
   import huggingface_hub  # here and below: libraries that take long to load
 
   name, _, revision = reference.partition("@")
-  try:
+  with hub.downloading(
+    f"{reference}: it is not a local path and", f"name a local folder. {FORMS}"
+  ):
     folder = huggingface_hub.snapshot_download(
       name,
       revision=revision or None,
       allow_patterns=_HUB_FILES,
       ignore_patterns=["*/*"],
     )
-  # The hub client raises its own errors, those of its HTTP library and OSError.
-  except Exception as error:
-    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    raise errors.UserError(
-      f"{reference}: neither a local path nor a model that could be fetched from the "
-      f"hub ({first_line}). The hub needs network access, and for gated models "
-      f"'hf auth login'; otherwise name a local folder. {FORMS}"
-    ) from error
   return pathlib.Path(folder)
 
 
@@ -161,7 +156,7 @@ def open_model(reference: str) -> Model:
 
 
 def _open(reference: str, above: tuple[pathlib.Path, ...]) -> Model:
-  """`above`: the runs whose adapters need this model as a base."""
+  """`above`: the runs whose adapters have this model as their base."""
   location = locate(reference)
   generation = None
   match location.kind:
@@ -189,8 +184,8 @@ def _open(reference: str, above: tuple[pathlib.Path, ...]) -> Model:
   return Model(reference, location, config, hf_config, generation, parameters)
 
 
-class _EndlessError(errors.UserError):
-  """Adapters whose base needs itself."""
+class _CircularBaseError(errors.UserError):
+  """Adapters whose base needs these adapters."""
 
 
 def _open_checkpoint(
@@ -203,22 +198,22 @@ def _open_checkpoint(
   here = location.path.resolve()
   if here in above:
     chain = " -> ".join(map(str, (*above[above.index(here) :], here)))
-    raise _EndlessError(
-      f"{location.path} holds adapters whose base is read from their own folder: "
-      f"{chain}. Was a folder moved or renamed? Bring the base back to where "
-      "config.json says (base; relative paths from the current folder)."
+    raise _CircularBaseError(
+      f"{location.path} has adapters whose base is read from their own folder: "
+      f"{chain}. Was a folder moved or renamed? Put the base back where config.json "
+      "says (key base; relative paths start at the current folder)."
     )
   if described.base is None:
     base = adapters.random_base(shape, described.config["seed"])
   else:
     try:
       base = _open(described.base, (*above, here)).weights
-    except _EndlessError:
+    except _CircularBaseError:
       raise
     except errors.UserError as error:
       raise errors.UserError(
-        f"{location.path} holds adapters of {described.base}, which its weights are "
-        f"read from, relative paths from the current folder: {error}"
+        f"{location.path} has adapters of {described.base}, which cannot be read "
+        f"(relative paths start at the current folder): {error}"
       ) from error
     adapters.check_base(location.path, described, base)
   return adapters.open_merged(location.path, location.step, shape, trained, base)
@@ -235,7 +230,7 @@ def load_params(
     place: creates each device array; by default whole on the default device.
 
   Returns:
-    Nested dict of arrays, as `model.py` takes it.
+    Nested dict of arrays, as `decoder` takes it.
   """
   return build_params(model.weights, dtype, place or _place_whole)
 
@@ -243,7 +238,7 @@ def load_params(
 def build_params(
   parameters: dict[str, weights.Parameter], dtype: str | np.dtype, place: Place
 ) -> dict[str, Any]:
-  """`load_params` of parameters that no opened model has."""
+  """`load_params` of parameters that are not those of an opened model."""
   tree: dict[str, Any] = {}
   for path, parameter in parameters.items():
 
@@ -267,7 +262,8 @@ def load_tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
   """The tokenizer that belongs to a reference.
 
   Raises:
-    UserError: the reference has none, or one that cannot be used or needs foreign code.
+    UserError: the reference has no tokenizer, or one that cannot be used or needs
+      foreign code.
   """
   try:
     tokenizer = _tokenizer(reference)
@@ -276,10 +272,10 @@ def load_tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
     tokenizer("A word, 1 number.\n")
   except (errors.UserError, KeyboardInterrupt, SystemExit):
     raise
-  # Whatever the library thinks of damaged files; its panics are no Exceptions.
+  # Damaged files cause any error of the library; its panics are not Exceptions.
   except BaseException as error:
-    told = str(error)[:200]
-    raise errors.UserError(f"{reference}: unreadable tokenizer ({told})") from error
+    problem = str(error)[:200]
+    raise errors.UserError(f"{reference}: unreadable tokenizer ({problem})") from error
   chat_template.try_out(tokenizer, reference)
   return tokenizer
 
@@ -288,7 +284,7 @@ def _tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
   import transformers
 
   folder = pathlib.Path(reference).expanduser()
-  if not (folder / "tokenizer.json").is_file():  # else a folder with just that
+  if not (folder / "tokenizer.json").is_file():  # otherwise only a tokenizer
     location = locate(reference)
     if location.kind == "gguf":
       return gguf_tokenizer.build(
@@ -307,7 +303,7 @@ def _tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
       raise errors.UserError(f"{file}: more than {untrusted.MAX_JSON_BYTES >> 20} MiB")
   # Not AutoTokenizer: for some class names, LlamaTokenizer among them,
   # transformers 5 rebuilds the pipeline from the vocabulary and then splits
-  # leading spaces otherwise than tokenizer.json says.
+  # leading spaces in another way than tokenizer.json does.
   return transformers.PreTrainedTokenizerFast.from_pretrained(
     str(folder), local_files_only=True
   )

@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from skipalign_jax.runtime import errors, files
+from skipalign_jax.runtime import errors, files, untrusted
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DEFAULT_SHARD_BYTES = 5 * 10**9  # what transformers uses
@@ -102,11 +102,15 @@ class SafetensorsFolder:
 def _opened(file: pathlib.Path) -> Iterator[Any]:
   """The library's reader of a file; its errors become UserError."""
   with file.open("rb") as stream:
-    if stream.read(8) == b"version ":
-      raise errors.UserError(
-        f"{file}: is a Git LFS pointer, not the weights; run 'git lfs pull'"
-      )
+    start = stream.read(8)
+  if start == b"version ":
+    raise errors.UserError(
+      f"{file}: is a Git LFS pointer, not the weights; run 'git lfs pull'"
+    )
   try:
+    # The library compares it too, but only after it has mapped the whole file.
+    if int.from_bytes(start, "little") > untrusted.MAX_JSON_BYTES:
+      raise safetensors.SafetensorError("header too large")
     with safetensors.safe_open(file, framework="np") as opened:
       yield opened
   except (safetensors.SafetensorError, OSError) as error:
@@ -181,7 +185,7 @@ def write_tensors(
   Args:
     folder: exists already.
     tensors: (HF name, array) in the order of the files.
-    max_shard_bytes: a shard holds no more, unless one tensor is larger.
+    max_shard_bytes: of one shard, unless a single tensor is larger.
 
   Returns:
     Bytes of all tensors together.

@@ -1,9 +1,9 @@
 """Lazy parameters: a model is opened without reading its weights.
 
-A `Parameter` knows its stacked shape and reads any block of it. The blocks come
-from a `TensorSource` (one tensor a layer, as in HF folders and GGUF files) or
-straight from a checkpoint; callers see no difference. Memory stays at the block
-asked for plus one layer's tensor.
+A `Parameter` knows its stacked shape and reads any block of it. The blocks come from a
+`TensorSource` (one tensor per layer, as in HF folders and GGUF files) or directly from
+a checkpoint; callers see no difference. Memory stays at the block that is read plus
+one layer's tensor.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ class Parameter:
     shape: of the whole parameter.
     dtype: as stored.
     read_block: (index, dtype) -> that block of it, converted.
-    chunk_layers: layers that one read decodes anyway; taking that many at a
+    chunk_layers: layers that one read decodes together; reading that many at a
       time avoids decoding them again.
   """
 
@@ -65,7 +65,7 @@ class Parameter:
     """The block at `index`, as `dtype` (the stored one by default).
 
     Args:
-      index: one slice an axis; missing ones, and open ends, take everything.
+      index: one slice per axis; missing ones, and open ends, take everything.
       dtype: what to convert to while reading.
     """
     assert len(index) <= len(self.shape), (self.path, index)
@@ -84,7 +84,7 @@ class Parameter:
 def stacked(
   config: model_config.ModelConfig, source: TensorSource
 ) -> dict[str, Parameter]:
-  """Path -> parameter of a model stored as one tensor a layer.
+  """Path -> parameter of a model stored as one tensor per layer.
 
   Raises:
     UserError: a tensor is missing, has another shape, or is not of this model.
@@ -94,7 +94,7 @@ def stacked(
   for path, shape in names.expected_shapes(config).items():
     layers = range(config.num_layers if names.is_stacked(path) else 1)
     stored = {source.dtype(names.hf_name(path, i)) for i in layers}
-    # Layers of several types (norms kept in fp32 here and there) meet in fp32.
+    # If the layers differ in type (some keep norms in fp32), the parameter is fp32.
     dtype = stored.pop() if len(stored) == 1 else np.dtype(np.float32)
     parameters[path] = Parameter(path, shape, dtype, _reader(path, source))
   return parameters
@@ -118,7 +118,7 @@ def _reader(path: str, source: TensorSource) -> Callable[[Index, np.dtype], np.n
 
 
 def check_tensors(config: model_config.ModelConfig, source: TensorSource) -> None:
-  """Every expected tensor is there with its shape, and no stranger is."""
+  """Raises UserError unless the tensors and their shapes are those of `config`."""
   expected = names.hf_shapes(config)
   missing = [name for name in expected if name not in source.shapes]
   if missing:
@@ -161,8 +161,8 @@ def hf_tensors(
 ) -> Iterator[tuple[str, np.ndarray]]:
   """(HF name, tensor) of every parameter, parameter after parameter.
 
-  Not layer after layer: a training checkpoint may hold all layers of a
-  parameter in one compressed chunk, which is so decoded once.
+  Not layer after layer: a training checkpoint may have all layers of a
+  parameter in one compressed chunk, which is thus decoded once.
 
   Args:
     parameters: path -> parameter.

@@ -192,7 +192,7 @@ def test_other_architectures_are_refused(tmp_path):
   path = tiny.gguf_file(tmp_path / "m.gguf", pre="unheard-of")
   with pytest.raises(errors.UserError, match="unheard-of"):
     reference.load_tokenizer(str(path))
-  with pytest.raises(errors.UserError, match="holds no tokenizer"):
+  with pytest.raises(errors.UserError, match="has no tokenizer"):
     gguf_tokenizer.build({}, "x.gguf")
 
 

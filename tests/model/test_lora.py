@@ -356,13 +356,13 @@ def test_a_run_whose_base_is_gone_endless_or_another_one_is_told(finished, tmp_p
   move_base(copy)
   with pytest.raises(errors.UserError, match=r"own folder: (\S+) -> \1\. ") as told:
     reference.open_model(str(copy))
-  assert str(told.value).count("holds adapters") == 1
+  assert str(told.value).count("has adapters") == 1
   shutil.copytree(copy, tmp_path / "second")
   move_base(f"{tmp_path / 'second'}@4")
   with pytest.raises(errors.UserError, match=r"copy -> \S*second -> \S*copy\. "):
     reference.open_model(str(copy))
   move_base(tmp_path / "gone")
-  with pytest.raises(errors.UserError, match=r"holds adapters of .*gone"):
+  with pytest.raises(errors.UserError, match=r"has adapters of .*gone"):
     reference.open_model(str(copy))
   move_base(tmp_path / "other")
   shape = native.read_config(folder).model_config
@@ -370,5 +370,5 @@ def test_a_run_whose_base_is_gone_endless_or_another_one_is_told(finished, tmp_p
   native.write_config(tmp_path / "other", native.Description(shape))
   other = adapters.random_base(shape, 6)
   native.write_params(tmp_path / "other", 0, other.values())
-  with pytest.raises(errors.UserError, match="now has other weights"):
+  with pytest.raises(errors.UserError, match="whose weights are not those"):
     reference.open_model(str(copy))

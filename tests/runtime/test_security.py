@@ -138,7 +138,7 @@ LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% end
 )
 def test_templates_end_in_time_and_memory(template, problem, monkeypatch):
   if "0.2 s" in problem:
-    monkeypatch.setattr(chat_template, "MOST_SECONDS", 0.2)
+    monkeypatch.setattr(chat_template, "MAX_SECONDS", 0.2)
   with pytest.raises(errors.UserError, match=f"x: .* {problem}"):
     chat_template.try_out(with_template(template), "x")
 
