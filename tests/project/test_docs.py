@@ -234,15 +234,33 @@ def sources():
   }
 
 
-# What a page names with a dot that is not a module of ours, a config key or a file.
-FOREIGN = {"np.load", "torch.load", "signal.set_wakeup_fd", "tokenizer.model"}
+# What a page names with a dot that is of others.
+FOREIGN = {"np.load", "signal.set_wakeup_fd", "tokenizer.model", "evaluate.load"}
+PACKAGES = {"jax", "torch", "orbax", "lm_eval", "TemplateLM", "arrow_writer", "Dataset"}
 FILE_NAME = r"[\w./*]+\.(?:py|sh|sbatch|yaml|ipynb)\b"
 DATA_NAME = r".*\.(?:jsonl?|txt|npz|png|parquet|lock|md)(?:\.gz)?"
 
 
+def is_ours(span, sources):
+  """Whether `span` names a config key or section, a module, or what one defines."""
+  key = span.removeprefix("config.")
+  sections = [part.name for part in config_lib.SECTIONS]
+  if key in config_lib.KEYS or key in sections:
+    return True
+  if any(span in names for names in sources.values()):  # Class.function
+    return True
+  parts = span.split(".")
+  for count in range(len(parts), 0, -1):
+    module, name = "/".join(parts[:count]), ".".join(parts[count:])
+    places = fnmatch.filter(sources, f"*/{module}.py")
+    places += fnmatch.filter(sources, f"*/{module}/__init__.py")
+    if places:
+      return not name or any(name in sources[place] for place in places)
+  return False
+
+
 def stale(text, sources):
   """Files, tests and functions that a text names in backticks and we do not have."""
-  keys = config_lib.KEYS
   wrong = []
   for span in re.findall(r"`([^`\n]+)`", text):
     files = re.findall(FILE_NAME, span)
@@ -250,17 +268,10 @@ def stale(text, sources):
     _, colons, test = span.partition("::")
     if colons and not any(test in names for names in sources.values()):
       wrong.append(span)
-    if not re.fullmatch(r"(\w+/)*\w+(\.\w+)+", span) or files or span in FOREIGN:
+    is_name = re.fullmatch(r"\w+(\.\w+)+", span) and not re.fullmatch(DATA_NAME, span)
+    if not is_name or files or span in FOREIGN or span.split(".")[0] in PACKAGES:
       continue
-    if span in keys or any(key.startswith(f"{span}.") for key in keys):
-      continue
-    dotted = span.replace(".", "/")
-    if fnmatch.filter(sources, f"*/{dotted}.py") or f"/{dotted}/__init__.py" in sources:
-      continue
-    module, _, name = span.partition(".")
-    places = fnmatch.filter(sources, f"*/{module}.py")
-    is_data = re.fullmatch(DATA_NAME, span)
-    if not is_data and not any(name in sources[place] for place in places):
+    if not is_ours(span, sources):
       wrong.append(span)
   return wrong
 
