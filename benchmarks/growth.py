@@ -53,18 +53,9 @@ class Ours:
     return self._batches[length]
 
 
-def main() -> None:
-  parser = harness.arguments(__doc__)
-  parser.add_argument("--lengths", default="512,1024,2048,4096,8192")
-  parser.add_argument("--dtype", default="bfloat16")
-  parser.add_argument("--remat", default="dots", choices=("none", "dots", "full"))
-  parser.add_argument("--rounds", type=int, default=3)
-  args = parser.parse_args()
-  before = harness.environment()
-  config = harness.open_model(args.model).config
-  lengths = harness.numbers(args.lengths)
+def measure(args, lengths: list[int]) -> tuple[dict, dict, dict, dict]:
+  """Length → compiler's plan, seconds of each round, error, resident bytes."""
   settings = dict(model=args.model, dtype=args.dtype, remat=args.remat)
-
   worker = harness.Worker(Ours, **settings)
   planned = {length: worker("planned", length=length) for length in lengths}
   turns = {length: lambda at=length: worker("step", length=at) for length in lengths}
@@ -76,6 +67,49 @@ def main() -> None:
     worker = harness.Worker(Ours, **settings)
     resident[length] = worker("resident", length=length)
     worker.close()
+  return planned, seconds, failed, resident
+
+
+def relate(result: dict, base: dict) -> None:
+  """Adds the time per FLOP relative to the shortest length, by both counts."""
+  pairs = zip(result["seconds_per_flop"], base["seconds_per_flop"], strict=True)
+  relative = [a / b for a, b in pairs]
+  factor = lambda r: r["planned"]["executed_flops"] / sum(r["flops"].values())
+  growth = factor(result) / factor(base)
+  result["seconds_per_flop_relative"] = harness.spread(relative)
+  result["seconds_per_executed_flop_relative"] = harness.spread(
+    [ratio / growth for ratio in relative]
+  )
+
+
+def row(result: dict) -> list:
+  """One line of the table."""
+  work, resident = result["flops"], result["resident_bytes"]
+  return [
+    result["length"],
+    harness.show(result["seconds"]),
+    f"{sum(work.values()) / 1e12:.2f}",
+    f"{100 * work['attention'] / sum(work.values()):.0f} %",
+    harness.show(result["seconds_per_flop_relative"], ".2f"),
+    harness.show(result["seconds_per_executed_flop_relative"], ".2f"),
+    f"{result['planned']['temporaries'] / 2**30:.2f}",
+    f"{result['temporary_bytes_per_token'] / 2**20:.2f}",
+    f"{resident['peak'] / 2**30:.2f}",
+    f"{(resident['peak'] - resident['before']) / 2**30:.2f}",
+  ]
+
+
+def main() -> None:
+  parser = harness.arguments(__doc__)
+  parser.add_argument("--lengths", default="512,1024,2048,4096,8192")
+  parser.add_argument("--dtype", default="bfloat16")
+  parser.add_argument("--remat", default="dots", choices=("none", "dots", "full"))
+  parser.add_argument("--rounds", type=int, default=3)
+  args = parser.parse_args()
+  before = harness.environment()
+  config = harness.open_model(args.model).config
+  lengths = harness.numbers(args.lengths)
+  planned, seconds, failed, resident = measure(args, lengths)
 
   results, rows = [], []
   for length in lengths:
@@ -95,31 +129,8 @@ def main() -> None:
       "resident_bytes_per_token": held / length,
     }
     results.append(result)
-    base = results[0]
-    relative = [
-      a / b
-      for a, b in zip(result["seconds_per_flop"], base["seconds_per_flop"], strict=True)
-    ]
-    factor = lambda r: r["planned"]["executed_flops"] / sum(r["flops"].values())
-    growth = factor(result) / factor(base)
-    result["seconds_per_flop_relative"] = harness.spread(relative)
-    result["seconds_per_executed_flop_relative"] = harness.spread(
-      [ratio / growth for ratio in relative]
-    )
-    rows.append(
-      [
-        length,
-        harness.show(result["seconds"]),
-        f"{sum(work.values()) / 1e12:.2f}",
-        f"{100 * work['attention'] / sum(work.values()):.0f} %",
-        harness.show(result["seconds_per_flop_relative"], ".2f"),
-        harness.show(result["seconds_per_executed_flop_relative"], ".2f"),
-        f"{planned[length]['temporaries'] / 2**30:.2f}",
-        f"{result['temporary_bytes_per_token'] / 2**20:.2f}",
-        f"{resident[length]['peak'] / 2**30:.2f}",
-        f"{held / 2**30:.2f}",
-      ]
-    )
+    relate(result, results[0])
+    rows.append(row(result))
   print(f"\n{args.model}, 1 row, {args.dtype}, remat={args.remat}")
   head = ["L", "seconds per step", "TFLOP", "attention", "s/FLOP, relative"]
   head += ["s/executed", "temporaries, GiB", "MiB per token", "peak RSS, GiB"]

@@ -246,9 +246,82 @@ def write_chats(args, folder: str) -> tuple[str, int]:
   return str(path), tokens
 
 
+def measure(args, data: str) -> tuple[dict, dict, dict]:
+  """Times both sides on the chats in `data`.
+
+  Returns:
+    name → seconds of each preparation; name → (seconds, tokens, targets) of each pass;
+    name → error of those that failed.
+  """
+  common = dict(
+    model=args.model,
+    data=data,
+    seq_len=args.seq_len,
+    batch=args.batch,
+    packing=bool(args.packing),
+  )
+  workers = harness.start(
+    {
+      "ours": lambda: harness.Worker(Ours, **common),
+      "trl": lambda: harness.Worker(Trl, **common, num_proc=args.num_proc),
+    }
+  )
+  running = {n: w for n, w in workers.items() if isinstance(w, harness.Worker)}
+  errors = {n: w for n, w in workers.items() if isinstance(w, str)}
+  call = lambda method: {
+    name: lambda worker=worker: worker(method) for name, worker in running.items()
+  }
+  try:
+    check_samples({name: worker("samples") for name, worker in running.items()})
+    prepared, failed = harness.rounds(call("prepare"), args.rounds)
+    passes, failed_later = harness.rounds(call("batches"), args.rounds)
+  finally:
+    for worker in running.values():
+      with contextlib.suppress(harness.Failed):
+        worker("close")
+      worker.close()
+  return prepared, passes, errors | failed | failed_later
+
+
+def check_samples(samples: dict[str, list[list[int]]]) -> None:
+  """Stops if the two sides made different samples of the same chats."""
+  if len(samples) == 2 and samples["ours"] != samples["trl"]:
+    pairs = itertools.zip_longest(samples["ours"], samples["trl"])
+    ours, theirs = next((a, b) for a, b in pairs if a != b)
+    raise SystemExit(f"the two sides differ: {ours} and {theirs}; no comparison")
+
+
+def compare(prepared: dict, passes: dict) -> dict:
+  """Ratios of the two sides' times; {} if one of them failed."""
+  if not len(prepared) == len(passes) == 2:
+    return {}
+  each = {name: [s / n for s, n, _ in runs] for name, runs in passes.items()}
+  return {
+    "prepare": harness.compare("ours", prepared["ours"], "trl", prepared["trl"]),
+    "batches": harness.compare("ours", each["ours"], "trl", each["trl"]),
+  }
+
+
+def show(args, rates: dict, ratios: dict, left_out: dict) -> None:
+  """Prints the table and the ratios."""
+  rows = []
+  for name, values in rates.items():
+    numbers = harness.spread(values)
+    fed = f"{numbers['median'] / args.needed:.1f}x" if args.needed else ""
+    rows.append([name, harness.show(numbers, ",.0f"), fed])
+  packed = "packed" if args.packing else "one sample per row"
+  print(f"\nbatches of {args.batch} x {args.seq_len}, {packed}")
+  print(harness.table(["what", "tokens/s", f"of {args.needed:,.0f} needed"], rows))
+  if ratios:
+    print("\n".join(f"  {name}: {ratio['text']}" for name, ratio in ratios.items()))
+    print("  tokens and targets of all chats are equal on both sides")
+  for name, error in left_out.items():
+    print(f"  {name} left out: {error}")
+
+
 def main() -> None:
   parser = harness.arguments(__doc__)
-  parser.add_argument("--data", default="", help="chats; built-in recall without")
+  parser.add_argument("--data", default="", help="chats; without, built-in recall")
   parser.add_argument("--chats", type=int, default=2000)
   parser.add_argument("--seq_len", type=int, default=1024)
   parser.add_argument("--batch", type=int, default=8)
@@ -260,64 +333,14 @@ def main() -> None:
   before = harness.environment()
   with tempfile.TemporaryDirectory() as folder:
     data, tokens = write_chats(args, folder)
-    common = dict(
-      model=args.model,
-      data=data,
-      seq_len=args.seq_len,
-      batch=args.batch,
-      packing=bool(args.packing),
-    )
-    workers = harness.start(
-      {
-        "ours": lambda: harness.Worker(Ours, **common),
-        "trl": lambda: harness.Worker(Trl, **common, num_proc=args.num_proc),
-      }
-    )
-    running = {n: w for n, w in workers.items() if isinstance(w, harness.Worker)}
-    try:
-      samples = {name: worker("samples") for name, worker in running.items()}
-      same = len(samples) == 2 and samples["ours"] == samples["trl"]
-      if len(samples) == 2 and not same:
-        pairs = itertools.zip_longest(samples["ours"], samples["trl"])
-        ours, theirs = next((a, b) for a, b in pairs if a != b)
-        raise SystemExit(f"the two sides differ: {ours} and {theirs}; no comparison")
-      call = lambda method: {
-        name: lambda worker=worker: worker(method) for name, worker in running.items()
-      }
-      prepared, failed = harness.rounds(call("prepare"), args.rounds)
-      passes, failed_later = harness.rounds(call("batches"), args.rounds)
-    finally:
-      for worker in running.values():
-        with contextlib.suppress(harness.Failed):
-          worker("close")
-        worker.close()
-
+    prepared, passes, left_out = measure(args, data)
   rates = {}
   for name in prepared:
     rates[f"prepare, {name}"] = [tokens / seconds for seconds in prepared[name]]
   for name in passes:
     rates[f"batches, {name}"] = [count / seconds for seconds, count, _ in passes[name]]
-  rows = []
-  for name, values in rates.items():
-    numbers = harness.spread(values)
-    fed = f"{numbers['median'] / args.needed:.1f}x" if args.needed else ""
-    rows.append([name, harness.show(numbers, ",.0f"), fed])
-  packed = "packed" if args.packing else "one sample per row"
-  print(f"\nbatches of {args.batch} x {args.seq_len}, {packed}")
-  print(harness.table(["what", "tokens/s", f"of {args.needed:,.0f} needed"], rows))
-  ratios = {}
-  if len(prepared) == len(passes) == 2:
-    each = {name: [s / n for s, n, _ in runs] for name, runs in passes.items()}
-    ratios = {
-      "prepare": harness.compare("ours", prepared["ours"], "trl", prepared["trl"]),
-      "batches": harness.compare("ours", each["ours"], "trl", each["trl"]),
-    }
-    print("\n".join(f"  {name}: {ratio['text']}" for name, ratio in ratios.items()))
-    print("  tokens and targets of all chats are equal on both sides")
-  left_out = {n: w for n, w in workers.items() if isinstance(w, str)}
-  left_out |= failed | failed_later
-  for name, error in left_out.items():
-    print(f"  {name} left out: {error}")
+  ratios = compare(prepared, passes)
+  show(args, rates, ratios, left_out)
   harness.report(
     args,
     before,

@@ -31,7 +31,6 @@ import time
 import harness
 import plans
 
-from skipalign_jax import config
 from skipalign_jax.model import known_models
 from skipalign_jax.planning import hardware
 
@@ -90,47 +89,20 @@ class Tunix:
   def _build(self, dtype, remat):
     """The jitted step, and the abstract model and optimizer that it takes."""
     import jax
-    import jax.numpy as jnp
-    import optax
+    import tunix_peer
     from flax import nnx
     from tunix.models.llama3 import model as llama3
-    from tunix.sft import peft_trainer
-    from tunix.sft import utils as tunix_utils
 
     # Its own function without the check of the default device.
     llama3.shard = lambda x, spec: jax.lax.with_sharding_constraint(x, self._at(*spec))
-    c, optim = known_models.KNOWN[MODEL], config.default().optim
-    shape = llama3.ModelConfig(
-      num_layers=c.num_layers,
-      vocab_size=c.vocab_size,
-      embed_dim=c.embed_dim,
-      hidden_dim=c.ffn_dim,
-      num_heads=c.num_heads,
-      head_dim=c.head_dim,
-      num_kv_heads=c.num_kv_heads,
-      rope_theta=int(c.rope.theta),
-      norm_eps=c.norm_eps,
-      weight_tying=c.tie_embeddings,
-      remat_config=llama3.RematConfig[remat.upper()],
-    )
-    adamw = optax.chain(
-      optax.clip_by_global_norm(optim.clip_norm),
-      optax.adamw(
-        optim.learning_rate,
-        b1=optim.beta1,
-        b2=optim.beta2,
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-      ),
-    )
+    shape = tunix_peer.shape(known_models.KNOWN[MODEL], remat)
     trainers = []
 
     def build():
       model = llama3.Llama3(shape, rngs=nnx.Rngs(0))
       params = nnx.state(model, nnx.Param)
       nnx.update(model, jax.tree.map(lambda x: x.astype(dtype), params))
-      settings = peft_trainer.TrainingConfig(eval_every_n_steps=10**9)
-      trainers.append(peft_trainer.PeftTrainer(model, adamw, settings))
+      trainers.append(tunix_peer.trainer(model))
       return trainers[0].model, trainers[0].optimizer
 
     model, optimizer = nnx.eval_shape(build)
@@ -141,16 +113,7 @@ class Tunix:
       state = nnx.state(part)
       nnx.update(part, jax.tree.map(lay_out, state, nnx.get_partition_spec(state)))
 
-    def model_input(batch):
-      real = jnp.ones_like(batch.input_tokens, bool)  # nothing is padding
-      return {
-        "input_tokens": batch.input_tokens,
-        "input_mask": batch.input_mask,
-        "positions": tunix_utils.build_positions_from_mask(real),
-        "attention_mask": tunix_utils.make_causal_attn_mask(real),
-      }
-
-    trainer = trainers[0].with_gen_model_input_fn(model_input)
+    trainer = trainers[0].with_gen_model_input_fn(tunix_peer.model_input)
     step = nnx.jit(trainer.create_train_step_fn(), donate_argnames=("optimizer",))
     return step, model, optimizer
 

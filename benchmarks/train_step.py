@@ -28,6 +28,7 @@ theta. Needs benchmarks/requirements.txt; missing contenders are left out.
 import dataclasses
 import gc
 import time
+from collections.abc import Callable
 
 import harness
 import jax
@@ -152,59 +153,21 @@ class Torch:
 
 class Tunix:
   def __init__(self, model: str, length: int, dtype: str, remat: str):
-    import optax
+    import tunix_peer
     from flax import nnx
     from tunix.models.llama3 import model as llama3
     from tunix.sft import peft_trainer
-    from tunix.sft import utils as tunix_utils
 
     opened = harness.open_model(model)
-    c = opened.config
-    shape = llama3.ModelConfig(
-      num_layers=c.num_layers,
-      vocab_size=c.vocab_size,
-      embed_dim=c.embed_dim,
-      hidden_dim=c.ffn_dim,
-      num_heads=c.num_heads,
-      head_dim=c.head_dim,
-      num_kv_heads=c.num_kv_heads,
-      rope_theta=int(c.rope.theta),
-      norm_eps=c.norm_eps,
-      weight_tying=c.tie_embeddings,
-      remat_config=llama3.RematConfig[remat.upper()],
-    )
+    shape = tunix_peer.shape(opened.config, remat)
     graph, state = nnx.split(
       nnx.eval_shape(lambda: llama3.Llama3(shape, rngs=nnx.Rngs(0)))
     )
-    params = tunix_params(c, reference.load_params(opened, dtype))
+    params = tunix_params(opened.config, reference.load_params(opened, dtype))
     nnx.replace_by_pure_dict(state, params)
     del params
-    optim = config_lib.default().optim
-    trainer = peft_trainer.PeftTrainer(
-      nnx.merge(graph, state),
-      optax.chain(
-        optax.clip_by_global_norm(optim.clip_norm),
-        optax.adamw(
-          optim.learning_rate,
-          b1=optim.beta1,
-          b2=optim.beta2,
-          eps=optim.eps,
-          weight_decay=optim.weight_decay,
-        ),
-      ),
-      peft_trainer.TrainingConfig(eval_every_n_steps=10**9),
-    )
-
-    def model_input(batch):
-      real = jnp.ones_like(batch.input_tokens, bool)  # nothing is padding
-      return {
-        "input_tokens": batch.input_tokens,
-        "input_mask": batch.input_mask,
-        "positions": tunix_utils.build_positions_from_mask(real),
-        "attention_mask": tunix_utils.make_causal_attn_mask(real),
-      }
-
-    self._trainer = trainer.with_gen_model_input_fn(model_input)
+    trainer = tunix_peer.trainer(nnx.merge(graph, state))
+    self._trainer = trainer.with_gen_model_input_fn(tunix_peer.model_input)
     self._step, _ = self._trainer.jit_train_and_eval_step(cache_nnx_graph=True)
     batch = harness.dialogue(model, length)
     self._batch = peft_trainer.TrainingInput(
@@ -281,22 +244,13 @@ def measure(args, length: int, dtype: str) -> dict:
   try:
     compile_seconds = ours("compile")
     other_theta = ours("loss_at_theta", theta=TUNIX_THETA) if "tunix" in running else 0
-    turns = {
-      name: lambda strategy=strategy: ours("step", strategy=strategy)
-      for name, strategy in STRATEGIES.items()
-    }
-    turns |= {
-      name: lambda worker=worker: worker("step")
-      for name, worker in running.items()
-      if name != "ours"
-    }
+    turns = steps_of(running)
     # Not timed: the first round compiles, the second uses all memory once.
     first, failed = harness.rounds(turns, 2)
     losses = {name: results[0][1] for name, results in first.items()}
     print(f"losses before the first update: {losses}", flush=True)
-    mine = losses["ours"]
     if "torch" in losses:
-      check_loss("torch", losses["torch"], mine, dtype)
+      check_loss("torch", losses["torch"], losses["ours"], dtype)
     if "tunix" in losses:
       check_loss("tunix", losses["tunix"], other_theta, dtype)
     measured = {name: turn for name, turn in turns.items() if name in first}
@@ -328,6 +282,19 @@ def measure(args, length: int, dtype: str) -> dict:
       if name != "ours"
     },
     "left_out": errors | failed | failed_later,
+  }
+
+
+def steps_of(running: dict[str, harness.Worker]) -> dict[str, Callable]:
+  """Name → a call of one step, of our strategies and of each peer."""
+  steps = {
+    name: lambda strategy=strategy: running["ours"]("step", strategy=strategy)
+    for name, strategy in STRATEGIES.items()
+  }
+  return steps | {
+    name: lambda worker=worker: worker("step")
+    for name, worker in running.items()
+    if name != "ours"
   }
 
 
