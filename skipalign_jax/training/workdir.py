@@ -13,6 +13,8 @@ workdir/
   .lock          held by the process that writes here
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import fcntl
@@ -24,15 +26,17 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import ml_collections
-import transformers
 from rich import console as rich_console
 
 from skipalign_jax.hf import adapters, card, export, native, reference
 from skipalign_jax.model import model_config
 from skipalign_jax.runtime import errors, files
+
+if TYPE_CHECKING:  # slow to load
+  import transformers
 
 STEPS = "steps.json"
 LOCK = ".lock"

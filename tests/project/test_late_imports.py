@@ -7,8 +7,8 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-SLOW = {"matplotlib", "scipy.stats", "datasets", "orbax"}
-GROUPS = ("planning", "sweep")
+SLOW = {"matplotlib", "scipy.stats", "transformers", "datasets", "orbax"}
+GROUPS = ("planning", "analysis", "sweep")
 
 
 def loaded_by(modules: list[str]) -> set[str]:
