@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# N processes on this machine, to try what many hosts do:
+# N processes on this machine, to try a run on many hosts:
 #
 #   launch/local.sh 2 --config=configs/smollm2_ntk.py:tiny --workdir=runs/tiny2
 #
-# Everything behind N goes to skipalign_jax.train. Ctrl-C, or SIGTERM to this script or
-# to one of the processes, makes all of them save the same step and leave; the same
-# command goes on from there, with this N or another.
+# Everything after N goes to skipalign_jax.train. Ctrl-C, or SIGTERM to this script or
+# to one of the processes, makes all of them save the same step and end; the same
+# command resumes from there, with this N or another.
 #
 # Needs bash 5.1. Environment: PORT and PYTHON; DEVICES, the virtual devices of a process
 # (4). With JAX_PLATFORMS=cuda process i takes GPU i instead.

@@ -5,10 +5,10 @@
 #
 # Every host has the repository with '.[tpu]' installed, in ~/skipalign_jax. The workdir
 # has to be one folder for all hosts: here a bucket mounted with gcsfuse (or Filestore).
-# JAX finds the other hosts by itself. A host that hears of its maintenance sends its
-# process SIGTERM; one that is shut down, as a preempted one is, has it sent by systemd.
-# All hosts save the same step and leave with 143. Make the slice again, if it is gone,
-# and run this again: it goes on.
+# JAX finds the other hosts by itself. Before its maintenance a host sends its
+# process SIGTERM; when it is shut down or preempted, systemd sends it. All hosts save
+# the same step and end with 143. Create the slice again, if it is gone, and run this
+# again: it resumes.
 set -euo pipefail
 : "${TPU:?name of the TPU}" "${ZONE:?its zone}" "${BUCKET:?where the workdir lives}"
 
