@@ -22,7 +22,6 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -78,7 +77,7 @@ def claim(
         adapters.check_base(folder, native.read_config(folder), base.weights)
     else:
       # A start that was killed may leave these files.
-      ours = {LOCK, ".config.json.new"}
+      ours = {LOCK, files.unfinished("config.json")}
       if folder.exists() and {path.name for path in folder.iterdir()} - ours:
         raise errors.UserError(
           f"--workdir={folder} has files but no run in it; give a new folder"
@@ -98,10 +97,8 @@ def claim(
       )
       native.write_config(folder, description)
     if not (folder / native.TOKENIZER).exists():
-      half = folder / f".{native.TOKENIZER}.new"
-      shutil.rmtree(half, ignore_errors=True)
-      export.save_tokenizer(tokenizer, half)
-      half.replace(folder / native.TOKENIZER)
+      with files.replacing(folder / native.TOKENIZER) as new:
+        export.save_tokenizer(tokenizer, new)
     return held
   except OSError as error:
     raise errors.UserError(f"--workdir={folder} cannot be used: {error}") from error

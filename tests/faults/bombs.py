@@ -1,7 +1,7 @@
 """Small files that claim, or unpack to, far more than a machine has.
 
-python bombs.py prints a line of JSON a bomb: what became of it, in how many seconds,
-and how much more memory it took than the process had, each in a process of its own.
+python bombs.py prints a line of JSON per bomb: the outcome, the seconds, and the memory
+that it added to the process. Each runs in a process of its own.
 """
 
 import functools
@@ -101,7 +101,7 @@ def parquet(folder, column):
     pyarrow.table({"text": column}),
     folder / "x.parquet",
     compression="zstd",
-    write_statistics=False,  # which would hold the text itself
+    write_statistics=False,  # which would contain the text itself
   )
   return read_data(folder / "x.parquet")
 
@@ -220,13 +220,13 @@ def explode(name: str) -> tuple[str, float, int]:
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     start = time.perf_counter()
     try:
-      told = f"read: {run()}"
+      outcome = f"read: {run()}"
     except errors.UserError as error:
-      told = f"UserError: {error}"
+      outcome = f"UserError: {error}"
     except BaseException as error:  # also a panic of a Rust library
       traceback.print_exc()
-      told = f"CRASH: {error!r}"
-    return told[:300], round(time.perf_counter() - start, 2), peak_mib() - before
+      outcome = f"CRASH: {error!r}"
+    return outcome[:300], round(time.perf_counter() - start, 2), peak_mib() - before
 
 
 def peak_mib() -> int:
@@ -241,10 +241,10 @@ def main(names: list[str]) -> None:
       os._exit(0)
     os.close(writing)
     os.waitpid(child, 0)
-    told = os.read(reading, 1 << 16)
+    reply = os.read(reading, 1 << 16)
     os.close(reading)
     print(
-      json.dumps([name, *json.loads(told or '["CRASH: killed", 0, 0]')]), flush=True
+      json.dumps([name, *json.loads(reply or '["CRASH: killed", 0, 0]')]), flush=True
     )
 
 

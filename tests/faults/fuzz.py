@@ -2,8 +2,8 @@
 
 python fuzz.py READER COUNT SEED prints a line of JSON: how many files, how many damaged
 records were in them, how many files were refused, the seconds of the slowest one, the
-most memory. Any exception but UserError, and whatever takes longer than LIMIT_S, is a
-failure, told with the seed of the file that caused it.
+peak memory. Any exception but UserError, and anything that takes longer than LIMIT_S,
+is a failure, printed with the seed of its file.
 """
 
 import contextlib
@@ -50,8 +50,8 @@ def good(i: int) -> dict:
     case 0:
       return {"text": f"Text {i}. It says {messages[0]['content']}\n\nEnd."}
     case 1:
-      told = [{"from": m["role"], "value": m["content"]} for m in messages]
-      return {"conversations": told}
+      turns = [{"from": m["role"], "value": m["content"]} for m in messages]
+      return {"conversations": turns}
     case 2:
       return {
         "instruction": f"Say {i}", "input": "now", "output": str(i),
@@ -289,15 +289,15 @@ def main(reader: str, count: int, seed: int) -> None:
         failed.setdefault(f"{type(error).__name__}: {error}"[:300], i)
       slowest = max(slowest, time.perf_counter() - start)
     signal.setitimer(signal.ITIMER_REAL, 0)
-  told = {
+  summary = {
     "files": count,
     "records": records,
     "refused": refused,
     "slowest_s": round(slowest, 2),
-    "most_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+    "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
     "failed": failed,
   }
-  print(json.dumps(told))
+  print(json.dumps(summary))
 
 
 if __name__ == "__main__":

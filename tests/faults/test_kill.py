@@ -1,7 +1,7 @@
-"""SIGKILL at 23 seeded moments, then the same command: the run of which nobody knows.
+"""SIGKILL at 23 seeded moments, then the same command: the run as without a kill.
 
-Records but for timings, weights, optimizer state and the order of the data are those of
-an uninterrupted run, bit for bit.
+Records (except timings), weights, optimizer state and the order of the data are those
+of an uninterrupted run, bit for bit.
 """
 
 import random
@@ -47,11 +47,9 @@ def uninterrupted(folder, cache_dir, **changes):
 
 
 @pytest.mark.parametrize(("moment", "workers"), TRAINING)
-def test_a_killed_training_goes_on_as_if_nothing_happened(
-  moment, workers, whole, cache_dir, tmp_path
-):
+def test_a_killed_training_resumes_exactly(moment, workers, whole, cache_dir, tmp_path):
   args = tiny_runs.arguments(tmp_path / "run", cache_dir, **{"data.workers": workers})
-  # It returns when nobody holds the pipe any more: workers end with their parent.
+  # It returns when no process has the pipe open: workers end with their parent.
   status, printed = tiny_runs.run(args, moment, batches=tmp_path / "batches")
   assert status == -9, printed  # else nothing was killed
   status, printed = tiny_runs.run(args, batches=tmp_path / "batches")

@@ -1,4 +1,4 @@
-"""Two processes, one of which dies, stops answering, or is told to stop."""
+"""Two processes, one of which dies, or stops answering."""
 
 import pathlib
 import signal
@@ -53,7 +53,7 @@ def wait_for_checkpoint(folder, processes):
 
 @pytest.mark.parametrize("dead", [0, 1])
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP"])
-def test_the_other_process_ends_and_says_why(how, dead, cache_dir, tmp_path):
+def test_the_other_process_ends_with_a_reason(how, dead, cache_dir, tmp_path):
   """A killed one closes its connections; a stopped one is silent, as a lost host is."""
   folder = tmp_path / "run"
   pair = start_pair(folder, cache_dir, steps=100_000)
@@ -73,7 +73,7 @@ def test_the_other_process_ends_and_says_why(how, dead, cache_dir, tmp_path):
   assert "cannot continue" in printed or "distributed service" in printed
 
 
-def test_after_one_is_killed_both_go_on_exactly(cache_dir, tmp_path):
+def test_after_one_is_killed_both_resume_exactly(cache_dir, tmp_path):
   """The caches of compiled programs are warm in the second and third pair."""
   pair = start_pair(tmp_path / "killed", cache_dir, steps=200)
   wait_for_checkpoint(tmp_path / "killed", pair)

@@ -17,7 +17,7 @@ from skipalign_jax.hf import native
 from skipalign_jax.runtime import errors
 
 pytestmark = pytest.mark.slow
-ENDING = "the same command goes on from the latest."
+ENDING = "the same command resumes from the latest."
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +41,10 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.parametrize("room", [1_500_000, 600_000, 20_000])
-def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(
+def test_a_full_disk_stops_the_run_and_space_lets_it_resume(
   room, small_disk, whole, cache_dir
 ):
-  """Room for so many bytes more is left behind the first checkpoints."""
+  """So many bytes are free after the first checkpoints."""
   folder = small_disk / "run"
   shutil.copytree(whole, folder)
   for at in native.steps(folder):
@@ -58,7 +58,7 @@ def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(
   assert status in (0, 2), printed  # 0: it was enough
   if status:
     assert "No space left" in printed
-    assert ENDING in printed  # beside what Orbax says of its threads
+    assert ENDING in printed  # next to what Orbax prints about its threads
     assert native.find_step(folder, None) >= 12
   (small_disk / "ballast").unlink()
   assert tiny_runs.run(tiny_runs.arguments(folder, cache_dir))[0] == 0
@@ -81,7 +81,7 @@ def test_a_limit_on_file_sizes_during_a_save(whole, cache_dir, tmp_path):
   tiny_runs.assert_same_run(folder, whole)
 
 
-def test_a_read_only_workdir_is_told(whole, cache_dir, tmp_path):
+def test_a_read_only_workdir_is_an_error(whole, cache_dir, tmp_path):
   folder = tmp_path / "run"
   shutil.copytree(whole, folder)
   bind = ["mount", "--bind", str(folder), str(folder)]
@@ -101,7 +101,7 @@ def test_a_read_only_workdir_is_told(whole, cache_dir, tmp_path):
 def test_every_flip_and_every_cut_in_the_latest_checkpoint_is_noticed(
   whole, cache_dir, tmp_path
 ):
-  """Each file that carries state, by its seal; and one run to the end."""
+  """Each file with state, by its checksum; and one run to the end."""
   from skipalign_jax.runtime import checksums
 
   rng, noticed = random.Random(0), 0
@@ -130,7 +130,7 @@ def test_every_flip_and_every_cut_in_the_latest_checkpoint_is_noticed(
 
 
 def test_what_orbax_alone_notices(tmp_path):
-  """Why there are seals: flips in indices are noticed, flips in arrays are not."""
+  """Why there are checksums: Orbax notices flips in indices, but not in arrays."""
   folder, rng = tmp_path / "run", random.Random(0)
   saved_states.save_all(folder, {7: None}, keep=1, keep_best=False)
   expected = np.asarray(saved_states.state(7.0).params["norm"]["weight"])

@@ -150,7 +150,7 @@ def test_export_of_training_writes_both_rope_spellings_and_stops(tmp_path):
   assert len(mode) == 1, "some files are private"
 
 
-def test_model_card_tells_the_recipe_and_no_more(tmp_path):
+def test_the_model_card_has_the_recipe_and_nothing_else(tmp_path):
   trained(tmp_path / "run")
   run("export", tmp_path / "run", tmp_path / "out")
   text = (tmp_path / "out/README.md").read_text()
@@ -241,7 +241,7 @@ def test_bad_flags(tmp_path, capsys):
   capsys.readouterr()
 
 
-def test_verify_without_torch_says_what_to_install(tmp_path):
+def test_verify_without_torch_names_the_package(tmp_path):
   if importlib.util.find_spec("torch"):
     pytest.skip("torch is installed")
   source = tiny.hf_folder(tmp_path / "hf")

@@ -169,7 +169,7 @@ def test_damaged_headers_never_crash(tmp_path):
   assert refused > 20
 
 
-def test_a_quantisation_that_the_library_cannot_read_is_told(tmp_path, monkeypatch):
+def test_a_quantisation_that_the_library_cannot_read_is_an_error(tmp_path, monkeypatch):
   path = tmp_path / "m.gguf"
   tiny.gguf_file(path)
   opened = reference.open_model(str(path))

@@ -18,7 +18,7 @@ from skipalign_jax.runtime import checksums, errors, files
 
 
 def refused(ref, *parts):
-  """Opening `ref` fails with one message that holds all `parts`."""
+  """Opening `ref` fails with one message that contains all `parts`."""
   with pytest.raises(errors.UserError) as caught:
     reference.open_model(str(ref))
   for part in parts:
@@ -164,7 +164,7 @@ def test_workdir_mistakes(tmp_path):
 
 
 def test_a_damaged_checkpoint_is_not_read(tmp_path, monkeypatch):
-  """Any file of its parameters; what else it holds is nobody's business."""
+  """All files of its parameters are checked, and no others."""
   folder = tmp_path / "run"
   workdir(folder)
   for step in (4, 20):
@@ -231,16 +231,16 @@ def test_references_that_lead_nowhere(tmp_path):
 
 
 def test_hub_failure_explains_itself(monkeypatch):
-  asked = {}
+  call = {}
 
   def offline(name, **kwargs):
-    asked.update(kwargs, name=name)
+    call.update(kwargs, name=name)
     raise OSError("no route to host")
 
   monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
   refused("org/model@abc", "no route to host", "network", "hf auth login", "local")
-  assert (asked["name"], asked["revision"]) == ("org/model", "abc")
-  assert not any("bin" in p or p == "*.py" for p in asked["allow_patterns"])
+  assert (call["name"], call["revision"]) == ("org/model", "abc")
+  assert not any("bin" in p or p == "*.py" for p in call["allow_patterns"])
 
 
 def test_hub_download_opens_as_a_folder(monkeypatch, tmp_path):

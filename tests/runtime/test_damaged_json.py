@@ -1,4 +1,4 @@
-"""Damaged files of our own end in one clear message: which one, why, what to do."""
+"""Damaged files of this project end in one message: which file, why, what to do."""
 
 import json
 import shutil
@@ -74,7 +74,7 @@ def test_results_of_the_length_study(tmp_path, change):
 
 
 @pytest.mark.parametrize("bad", DAMAGED)
-def test_results_of_the_length_study_that_are_none(tmp_path, bad):
+def test_results_of_the_length_study_that_are_not_json(tmp_path, bad):
   (tmp_path / "results.json").write_bytes(bad)
   with pytest.raises(errors.UserError, match=r"results\.json.*delete it"):
     command.main([f"--out={tmp_path}"])

@@ -25,8 +25,8 @@ SECRETS = {
   name: f"secret-of-{name.lower()}"
   for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "AWS_SECRET_KEY")
 }
-# Calls that run what a file holds. code_eval runs programs, behind --unsafe_code, in
-# processes of their own; its `exec` stands in a text.
+# Calls that run the content of a file. code_eval runs programs, with --unsafe_code, in
+# other processes; its `exec` is in a text.
 RUNNING = {"eval", "exec", "compile", "__import__"}
 PICKLING = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "torch"}
 
@@ -164,7 +164,7 @@ def test_templates_that_fail_make_bad_records(template):
   assert found.reason == "refused by the chat template"
 
 
-def test_a_timer_of_others_goes_on(monkeypatch):
+def test_another_timer_runs_on(monkeypatch):
   import signal
 
   rang = []
@@ -183,12 +183,12 @@ def test_a_timer_of_others_goes_on(monkeypatch):
 
 
 @pytest.mark.slow
-def test_no_secret_is_written_or_said(tmp_path):
+def test_no_secret_is_written_or_printed(tmp_path):
   """A run, its evaluation and its model card, with secrets in the environment."""
   environment = tiny.environment(1) | SECRETS
   environment["HF_HUB_OFFLINE"] = "1"
   run, card, ev = (str(tmp_path / name) for name in ("run", "hf", "eval"))
-  said = io.StringIO()
+  output = io.StringIO()
   cache = f"--config.data.cache_dir={tmp_path}/cache"
   for command in (
     ["train", "--config=configs/quickstart.py:tiny", f"--workdir={run}", cache],
@@ -204,11 +204,11 @@ def test_no_secret_is_written_or_said(tmp_path):
       text=True,
     )
     assert done.returncode == (2 if command[0] == "generate" else 0), done.stderr
-    said.write(done.stdout + done.stderr)
+    output.write(done.stdout + done.stderr)
   files = [path for path in tmp_path.rglob("*") if path.is_file()]
   names = {path.name for path in files}
   assert {"config.json", "metrics.jsonl", "README.md", "results.json"} <= names
   for secret in SECRETS.values():
-    assert secret not in said.getvalue()
+    assert secret not in output.getvalue()
     for path in files:
       assert secret.encode() not in path.read_bytes(), path
