@@ -1,4 +1,4 @@
-"""`analyze`: JSON first, pictures from it; what each says is what it should."""
+"""`analyze`: its JSON, the pictures drawn from it, and its errors."""
 
 import json
 
@@ -8,6 +8,7 @@ import tiny
 
 from skipalign_jax import analyze, config
 from skipalign_jax.analysis import pictures, reach, training
+from skipalign_jax.commands import analyze as commands_analyze
 from skipalign_jax.runtime import errors
 
 CONFIG = "--config=configs/llama2_ntk.py:tiny"
@@ -44,8 +45,9 @@ def test_distances_are_of_all_dialogues_and_draws(flags, capsys):
   assert before["beyond"]["pairs"] is None
   assert sum(after["beyond"]["pairs"]["parts"]) == pytest.approx(1, abs=1e-4)
   assert (out / "distances.png").read_bytes().startswith(PNG)
-  said = capsys.readouterr().out
-  assert "12 dialogues" in said and "┃ strategy" in said and tiny.is_plain(said)
+  printed = capsys.readouterr().out
+  assert "12 dialogues" in printed and "┃ strategy" in printed
+  assert tiny.is_plain(printed)
 
 
 def test_coverage_and_diagram(flags, capsys):
@@ -55,8 +57,8 @@ def test_coverage_and_diagram(flags, capsys):
   assert found["contiguous"]["unmoved"] == 1 and found["skip_outer"]["unmoved"] < 1
   assert found["skip_outer"]["samples"] == 5
   run("rope", *given)
-  said = capsys.readouterr().out
-  assert said.count("┡") == 2 and tiny.is_plain(said)
+  printed = capsys.readouterr().out
+  assert printed.count("┡") == 2 and tiny.is_plain(printed)
   run("diagram", *given, "--samples=2", "--strategies=contiguous,skip_outer")
   record = json.loads((out / "diagram.json").read_text())
   assert len(record["samples"]) == 2
@@ -115,17 +117,18 @@ def test_running_mean():
 @pytest.mark.parametrize(
   ("args", "message"),
   [
-    (["figures"], "'figures' is not known"),
+    (["coverge"], "did you mean coverage?"),
+    (["figures"], "unexpected argument 'figures'"),
     (["distances", CONFIG, "--strategies=skip"], "positions.strategy='skip'"),
     (["distances", CONFIG, "--draws=0"], "--draws 1 or more"),
     (["rope", CONFIG, "--samples=3"], "rope reads no data"),
     (["training"], "needs the workdirs"),
     (["training", "nowhere"], "nowhere/metrics.jsonl does not exist"),
-    (["training", "a", "--steps=3"], "unexpected flag '--steps=3'"),
+    (["training", "a", "--steps=3"], "unexpected argument '--steps=3'"),
     (["draw", "pyproject.toml"], "cannot be drawn"),
   ],
 )
-def test_mistakes_are_told(args, message):
+def test_mistakes_are_errors(args, message):
   with pytest.raises(errors.UserError) as caught:
     analyze.main(["analyze", *args])
   assert message in str(caught.value)
@@ -134,7 +137,7 @@ def test_mistakes_are_told(args, message):
 def test_a_record_of_something_else(tmp_path):
   (tmp_path / "results.json").write_text('{"summary": 1}')
   with pytest.raises(errors.UserError, match="kind None has no picture"):
-    analyze.redraw(tmp_path / "results.json")
+    commands_analyze.redraw(tmp_path / "results.json")
   with pytest.raises(errors.UserError, match="no records yet"):
     (tmp_path / "metrics.jsonl").write_text("")
     training.read([str(tmp_path)])

@@ -1,4 +1,4 @@
-"""The command: flags, rope at inference, meshes, what it prints and refuses."""
+"""The command: flags, rope at inference, meshes, printed results and errors."""
 
 import json
 
@@ -7,6 +7,7 @@ import tiny
 import tiny_subject
 
 from skipalign_jax import evaluate
+from skipalign_jax.commands import evaluate as commands_evaluate
 from skipalign_jax.hf import reference
 from skipalign_jax.runtime import errors
 
@@ -24,7 +25,7 @@ def run(model, out, *more, task="needle"):
 NEEDLE = ("--lengths=300", "--depths=2", "--max_new_tokens=3")
 
 
-def test_command_writes_results_and_says_them(model, tmp_path, capsys):
+def test_command_writes_results_and_prints_them(model, tmp_path, capsys):
   assert run(model, tmp_path / "out", *NEEDLE, "--limit=1") == 0
   results = json.loads((tmp_path / "out/results.json").read_text())
   assert 0 <= results["summary"]["average"] <= 1
@@ -41,7 +42,7 @@ def test_rope_is_scaled_at_inference(model, tmp_path):
   assert protocol["rope"]["kind"] == "ntk" and protocol["rope"]["factor"] == 4
   assert protocol["window"] == 1024
   opened = reference.open_model(model)
-  assert evaluate.with_rope(opened, "model", None) == opened.config
+  assert commands_evaluate.with_rope(opened, "model", None) == opened.config
 
 
 @pytest.mark.parametrize(
@@ -57,14 +58,14 @@ def test_rope_is_scaled_at_inference(model, tmp_path):
     (["--lengths=16"], "alone have"),
   ],
 )
-def test_mistakes_are_told(model, tmp_path, flags, message):
+def test_mistakes_are_errors(model, tmp_path, flags, message):
   with pytest.raises(errors.UserError) as caught:
     run(model, tmp_path / "out", *flags)
   assert message in str(caught.value)
   assert not (tmp_path / "out").exists()
 
 
-def test_unreadable_checkpoint_is_told(model, tmp_path):
+def test_unreadable_checkpoint_is_an_error(model, tmp_path):
   broken = tiny_subject.folder(tmp_path / "broken")
   weights = broken / "model.safetensors"
   weights.write_bytes(weights.read_bytes()[:-500])
@@ -75,14 +76,14 @@ def test_unreadable_checkpoint_is_told(model, tmp_path):
   assert not (tmp_path / "out").exists()
 
 
-def test_unknown_task_names_those_there_are(capsys):
+def test_error_of_an_unknown_task_lists_the_tasks(capsys):
   with pytest.raises(SystemExit) as caught:
     evaluate.main(["needles", "--model=x"])
   assert caught.value.code == 2
   assert "needle" in capsys.readouterr().err
 
 
-def test_model_without_template_asks_for_chat_false(tmp_path):
+def test_model_without_template_needs_chat_false(tmp_path):
   bare = tiny_subject.folder(tmp_path / "bare")
   for name in ("chat_template.jinja", "tokenizer_config.json"):
     (bare / name).unlink(missing_ok=True)
@@ -91,17 +92,27 @@ def test_model_without_template_asks_for_chat_false(tmp_path):
   assert run(bare, tmp_path / "out", *NEEDLE, "--chat=False", "--limit=1") == 0
 
 
+def test_error_of_an_unknown_flag_names_the_nearest(capsys):
+  with pytest.raises(SystemExit) as caught:
+    evaluate.main(["needle", "--model=x", "--lenghts=1"])
+  assert caught.value.code == 2
+  printed = capsys.readouterr().err
+  assert "--lenghts=1" in printed and "did you mean --lengths?" in printed
+  assert "evaluate needle --model=REF" in printed
+
+
 def test_default_folder_and_report():
   assert (
-    evaluate.default_folder("needle", "a/b c.gguf") == "runs/evals/needle-a_b_c.gguf"
+    commands_evaluate.default_folder("needle", "a/b c.gguf")
+    == "runs/evals/needle-a_b_c.gguf"
   )
-  lines = evaluate.report(
+  lines = commands_evaluate.report(
     {"x": 0.5, "by": {"1": {"mean": 0.25, "low": 0.0, "high": 1.0, "n": 4}}}
   )
   assert lines == ["x: 0.5000", "by", "  1: 0.2500 (0.0000 to 1.0000, n 4)"]
 
 
-def test_compare_sets_folders_side_by_side(model, tmp_path, capsys):
+def test_compare_shows_folders_side_by_side(model, tmp_path, capsys):
   run(model, tmp_path / "a", *NEEDLE, "--limit=1")
   run(model, tmp_path / "b", *NEEDLE)
   command = ["compare", str(tmp_path / "a"), str(tmp_path / "b")]

@@ -18,9 +18,10 @@ import pytest
 import test_layers
 import yaml
 
-from skipalign_jax import analyze, cli
+from skipalign_jax import cli
 from skipalign_jax import config as config_lib
 from skipalign_jax.analysis import training
+from skipalign_jax.commands import analyze
 from skipalign_jax.runtime import errors
 from skipalign_jax.sweep import plan as plan_lib
 from skipalign_jax.training import resolve

@@ -6,8 +6,9 @@ import shutil
 import pytest
 import tiny
 
-from skipalign_jax import analyze, config
+from skipalign_jax import config
 from skipalign_jax.analysis import training
+from skipalign_jax.commands import analyze
 from skipalign_jax.runtime import errors
 from skipalign_jax.training import health, metrics, starts, workdir
 from studies.length import __main__ as command

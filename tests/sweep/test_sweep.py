@@ -24,7 +24,7 @@ from skipalign_jax import evaluate
 from skipalign_jax.evals import tasks
 from skipalign_jax.runtime import errors, terminal
 from skipalign_jax.sweep import __main__ as command
-from skipalign_jax.sweep import collect, retrieval, retrieval_tables, runs
+from skipalign_jax.sweep import collect, execute, retrieval, retrieval_tables, runs
 from skipalign_jax.sweep import plan as plan_lib
 
 PAPER = {"paper_table1": 12, "paper_table2": 5, "paper_figure4": 10}  # rows
@@ -186,7 +186,7 @@ def test_list(plan):
   evaluated(plan, "base", "keys")
   evaluated(plan, "base", "long")
   console = quiet()
-  command.show(plan, console)
+  execute.show(plan, console)
   text = shown(console)
   assert "A & co: step 4 of 8\n" in text
   assert (
@@ -225,9 +225,9 @@ def test_a_sweep_goes_on_and_failures_do_not_stop_it(plan, monkeypatch):
     called.append((task, pathlib.Path(folder.split("=")[1]).relative_to(plan.out)))
     return (1 if task == "train" or "needle" in rest else 0), 0
 
-  monkeypatch.setattr(command, "call", call)
+  monkeypatch.setattr(execute, "call", call)
   console = quiet()
-  assert command.run(plan, console) == 1
+  assert execute.run(plan, console) == 1
   p = pathlib.Path
   assert called == [
     ("train", p("rows/a_co")),  # fails: nothing of it is evaluated
@@ -235,13 +235,15 @@ def test_a_sweep_goes_on_and_failures_do_not_stop_it(plan, monkeypatch):
     ("longbench", p("evals/base/long")),
     ("needle", p("evals/base/keys")),
   ]
-  told = shown(console).split("rows failed:")[1]
-  assert "A & co: training ended with status 1" in told
-  assert "bad: config has no key" in told and "B: needle ended with status 1" in told
+  failures = shown(console).split("runs failed:")[1]
+  assert "A & co: training ended with status 1" in failures
+  assert (
+    "bad: config has no key" in failures and "B: needle ended with status 1" in failures
+  )
 
   # A signal ends the sweep, with the status that shells give it.
-  monkeypatch.setattr(command, "call", lambda _: (143, 143))
-  assert command.run(plan, quiet()) == 143
+  monkeypatch.setattr(execute, "call", lambda _: (143, 143))
+  assert execute.run(plan, quiet()) == 143
 
   for name in ("A & co", "B", "base"):
     for evaluation in ("long", "keys"):
@@ -249,8 +251,8 @@ def test_a_sweep_goes_on_and_failures_do_not_stop_it(plan, monkeypatch):
         evaluated(plan, name, evaluation)
   trained(plan, "A & co", 8, 8)
   del plan.sweep.runs["bad"]
-  monkeypatch.setattr(command, "call", lambda _: pytest.fail("done already"))
-  assert command.run(plan, quiet()) == 0
+  monkeypatch.setattr(execute, "call", lambda _: pytest.fail("done already"))
+  assert execute.run(plan, quiet()) == 0
 
 
 def test_commands_say_what_is_run(plan):
@@ -264,11 +266,11 @@ def test_commands_say_what_is_run(plan):
     *("-m", "skipalign_jax.evaluate", "needle", f"--model={plan.out}/rows/b"),
     *(f"--out={plan.out}/evals/b/keys", "--depths=2"),
   ]
-  with pytest.raises(errors.UserError, match="row 'bad': config has no key"):
-    command.write_commands(plan, quiet())
+  with pytest.raises(errors.UserError, match="run 'bad': config has no key"):
+    execute.write_commands(plan, quiet())
   del plan.sweep.runs["bad"]
   plan.sweep.runs["A & co"].changes["data.system_prompt"] = "it's $HOME"
-  command.write_commands(plan, quiet())
+  execute.write_commands(plan, quiet())
   lines = (plan.out / "commands.txt").read_text().splitlines()
   assert len(lines) == 3
   parts = shlex.split(lines[0])
@@ -305,9 +307,9 @@ def test_a_signal_reaches_the_command_and_its_end_is_awaited(tmp_path):
 
   thread = threading.Thread(target=terminate)
   thread.start()
-  assert command.call([sys.executable, "-c", CHILD, str(ready)]) == (7, 143)
+  assert execute.call([sys.executable, "-c", CHILD, str(ready)]) == (7, 143)
   thread.join()
-  assert command.call([sys.executable, "-c", "raise SystemExit(3)"]) == (3, 0)
+  assert execute.call([sys.executable, "-c", "raise SystemExit(3)"]) == (3, 0)
 
 
 def test_slurm_array(tmp_path):
@@ -423,8 +425,8 @@ def test_curves_run_over_both_axes(tmp_path, monkeypatch):
     (["--config=configs/nowhere.py"], "does not exist"),
     (["--config=configs/llama2_ntk.py"], "no get_sweep.*skipalign_jax.train"),
     (["--config=configs/paper_table1.py:huge"], "unknown sweep variant 'huge'"),
-    (["--config=configs/paper_table1.py", "--runn"], "unexpected argument '--runn'"),
-    (["--config=configs/paper_table1.py", "--config.seed"], "unexpected argument"),
+    (["--config=configs/paper_table1.py", "--runn"], "'--runn'; did you mean --run?"),
+    (["--config=configs/paper_table1.py", "--config.seed"], "--config.KEY=VALUE"),
     (
       ["--config=configs/paper_table1.py", "--eval.short.tasks=mmlu"],
       "--eval.short: the sweep has no such evaluation; it has longbench",
@@ -517,8 +519,8 @@ def test_each_row_is_tested_at_the_target_that_it_did_best_at(choosing, monkeypa
       chosen(choosing, target, *{512: (-9.0, -1.0), 1024: (-4.0, -4.0)}[target])
     return 0, 0
 
-  monkeypatch.setattr(command, "call", call)
-  command.run(choosing, quiet())
+  monkeypatch.setattr(execute, "call", call)
+  execute.run(choosing, quiet())
   asked = [
     (pathlib.Path(g["--out"]).name, g.get("--rope.kind"), g.get("--rope.target_length"))
     for g in called
@@ -766,7 +768,7 @@ def test_a_target_that_could_not_be_tried_leaves_the_row_untested(choosing):
   assert f"--out={choosing.evaluation('A', 'choose@1024')}" in only
   assert choosing.target("A") is None and choosing.status("A") != "done"
   with pytest.raises(errors.UserError, match="--rows=NAME"):
-    command.write_commands(choosing, quiet())
+    execute.write_commands(choosing, quiet())
 
 
 def test_some_rows_by_the_names_of_their_folders(plan):

@@ -1,0 +1,313 @@
+"""What a run trains, measured, printed and drawn."""
+
+import dataclasses
+import functools
+import itertools
+import json
+import pathlib
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from rich import console as rich_console
+
+from skipalign_jax import config as config_lib
+from skipalign_jax.analysis import dialogues, measure, pictures, reach, training
+from skipalign_jax.analysis import distances as distances_lib
+from skipalign_jax.data import prepare, sources
+from skipalign_jax.data import tokenizer as tokenizer_lib
+from skipalign_jax.method import positions
+from skipalign_jax.runtime import compile_cache, errors, terminal, untrusted
+from skipalign_jax.training import preview, resolve
+
+STRATEGIES = "contiguous,skip_outer,skip_outer/uniform,skip_inner,skip_all"
+DIAGRAM = "contiguous,skip_outer,skip_inner,skip_all"
+
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """The flags of a measurement; "" and 0 stand for its own defaults."""
+
+  strategies: str
+  samples: int
+  draws: int
+
+
+def draw_measurement(
+  what: str, config: ml_collections.ConfigDict, flags: Mapping[str, Any]
+) -> None:
+  """Measures what a config trains; writes WHAT.json and WHAT.png.
+
+  Args:
+    what: one of `MEASUREMENTS`.
+    config: the whole config.
+    flags: strategies, samples, draws and out, by name.
+
+  Raises:
+    UserError: config, data or flags cannot be used, or `out` cannot be written.
+  """
+  compile_cache.enable()
+  console = terminal.Console()
+  options = Options(flags["strategies"], flags["samples"], flags["draws"])
+  _write(MEASUREMENTS[what](config, options, console), flags["out"], console)
+
+
+def draw_training(workdirs: Sequence[str], out: str) -> None:
+  """Writes losses and evaluations of runs to training.json and training.png.
+
+  Raises:
+    UserError: a workdir has no metrics, or `out` cannot be written.
+  """
+  _write(training.read(workdirs), out, terminal.Console())
+
+
+def redraw_all(names: Sequence[str]) -> None:
+  """Draws the pictures of JSON files again; see `redraw`."""
+  for name in names:
+    terminal.Console().print(f"written: {redraw(pathlib.Path(name))}")
+
+
+def redraw(path: pathlib.Path) -> pathlib.Path:
+  """Draws the picture of a JSON that `analyze` wrote, next to it.
+
+  Raises:
+    UserError: the file cannot be read, or is not such a JSON.
+  """
+  try:
+    record = untrusted.parse_json(untrusted.read(path, untrusted.MAX_JSON_BYTES))
+    return pictures.draw(record, path.with_suffix(".png"))
+  except errors.UserError as error:
+    raise errors.UserError(f"{path} cannot be drawn: {error}") from error
+  except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    raise errors.UserError(
+      f"{path} cannot be drawn: it is damaged ({error!r}); measure again"
+    ) from error
+
+
+def _write(record: Record, out: str, console: rich_console.Console) -> None:
+  folder = pathlib.Path(out).expanduser()
+  path = folder / f"{record['kind']}.json"
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(_text(record), encoding="utf-8")
+  except OSError as error:
+    raise errors.UserError(f"--out={out} cannot be written: {error}") from error
+  console.print(f"written: {path}, {redraw(path)}")
+
+
+def _text(record: Record) -> str:
+  """JSON with one line per list; histograms would be columns of numbers otherwise."""
+  text = json.dumps(record, indent=1, ensure_ascii=False)
+  flat = lambda match: " ".join(match[0].split())
+  return re.sub(r"\[[^\[\]{}]*\]", flat, text) + "\n"
+
+
+def _sources(
+  config: ml_collections.ConfigDict, console: rich_console.Console
+) -> list[prepare.Prepared]:
+  if config.data.text_window:
+    raise errors.UserError(
+      "analyze counts whole samples, and data.text_window crops them; set it to 0"
+    )
+  tokenizer = tokenizer_lib.resolve(config)
+  prepared = [
+    prepare.prepare(source, config.data, tokenizer, console)
+    for source in sources.parse(config.data.train)
+  ]
+  for one in prepared:
+    console.print(one.report())
+  return prepared
+
+
+def _counted(
+  kind: str,
+  title: str,
+  describe: Callable[[distances_lib.Counter], Record],
+  config: ml_collections.ConfigDict,
+  options: Options,
+  console: rich_console.Console,
+) -> Record:
+  base = resolve.check(config)
+  chosen = measure.recipes(base, options.strategies or STRATEGIES)
+  prepared = _sources(config, console)
+  seq_len = config_lib.row_length(config.data)
+  begin = time.perf_counter()
+  pieces = dialogues.read(prepared, options.samples)
+  counters = measure.count(pieces, chosen, config.seed, seq_len, options.draws)
+  seconds = time.perf_counter() - begin
+  counted = next(iter(counters.values())).samples
+  tokens = next(iter(counters.values())).tokens // options.draws
+  console.print(
+    f"{counted // options.draws:,} dialogues, {tokens:,} tokens, "
+    f"{options.draws} draw(s) of {len(chosen)} strategies in {seconds:.1f} s, "
+    f"compiling included: {counted * len(chosen) / seconds:,.0f} dialogues per second"
+  )
+  L = base.max_position
+  return {
+    "kind": kind,
+    "title": f"{title}: {counted // options.draws:,} dialogues of {tokens:,} tokens, "
+    f"L = {L:,}, p = {base.skip_prob:g}"
+    + (f", mean of {options.draws} draws" if options.draws > 1 else ""),
+    "sources": [
+      {"name": p.source.name.rpartition("/")[2], "samples": len(p.usable)}
+      for p in prepared
+    ],
+    "seq_len": seq_len,
+    "max_position": L,
+    "skip_prob": base.skip_prob,
+    "prob_per": base.prob_per,
+    "seed": config.seed,
+    "draws": options.draws,
+    "strategies": {
+      name: {"recipe": {"strategy": chosen[name].strategy, "gaps": chosen[name].gaps}}
+      | describe(counter)
+      for name, counter in counters.items()
+    },
+  }
+
+
+def distances(
+  config: ml_collections.ConfigDict, options: Options, console: rich_console.Console
+) -> Record:
+  """Histograms of relative distances; see `measure.histogram`."""
+  seq_len = config_lib.row_length(config.data)
+  record = _counted(
+    "distances",
+    "Relative distances that responses see",
+    lambda counter: measure.histogram(counter, seq_len),
+    config,
+    options,
+    console,
+  )
+  far = {name: s["beyond"]["pairs"] for name, s in record["strategies"].items()}
+  console.print(
+    f"Pairs at {seq_len:,} positions and beyond: their share of all pairs, the share "
+    "of each tenth of the way to L, and the distance from uniform (KS, TV)"
+  )
+  headings = ("strategy", "share, %", "tenths, %", "KS", "TV")
+  console.print(
+    terminal.table(
+      headings,
+      [
+        (
+          name,
+          f"{100 * beyond['share']:.1f}",
+          " ".join(f"{100 * part:.1f}" for part in beyond["parts"]),
+          f"{beyond['ks']:.3f}",
+          f"{beyond['tv']:.3f}",
+        )
+        if beyond
+        else (name, "0", *["-"] * 3)
+        for name, beyond in far.items()
+      ],
+    )
+  )
+  return record
+
+
+def coverage(
+  config: ml_collections.ConfigDict, options: Options, console: rich_console.Console
+) -> Record:
+  """Positions and distances that occur, and the gaps; see `measure.coverage`."""
+  record = _counted(
+    "coverage",
+    "Positions and gaps",
+    measure.coverage,
+    config,
+    options,
+    console,
+  )
+  headings = (
+    "strategy", "below", "distances that occur, %", "positions that occur, %",
+    "samples without a gap, %",
+  )  # fmt: skip
+  rows = [
+    (
+      name,
+      f"{found['limit']:,}",
+      f"{100 * found['distances']['share']:.2f}",
+      f"{100 * found['positions']['share']:.2f}",
+      f"{100 * found['unmoved']:.1f}",
+    )
+    for name, found in record["strategies"].items()
+  ]
+  console.print(terminal.table(headings, rows))
+  return record
+
+
+def diagram(
+  config: ml_collections.ConfigDict, options: Options, console: rich_console.Console
+) -> Record:
+  """The first dialogues of two turns or more, under each strategy."""
+  base = resolve.check(config)
+  chosen = measure.recipes(base, options.strategies or DIAGRAM)
+  pieces = dialogues.read(_sources(config, console))
+  several = (
+    one for piece in pieces for one in dialogues.one_by_one(piece) if one.blocks[0] >= 4
+  )
+  found = list(itertools.islice(several, options.samples or 3))
+  if not found:
+    raise errors.UserError("no dialogue of the data has two turns or more")
+  seq_len = config_lib.row_length(config.data)
+  rows = [next(dialogues.batches(one, seq_len, 1)) for one in found]
+  batch = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+  samples: list[Record] = [
+    {
+      "title": f"dialogue {i}: {one.blocks[0] // 2} turns, {one.length[0]:,} tokens",
+      "strategies": {},
+    }
+    for i, one in enumerate(found, 1)
+  ]
+  for name, recipe in chosen.items():
+    draw = jax.jit(functools.partial(positions.synthesize, recipe, config.seed))
+    drawn_BL = np.asarray(draw(batch))
+    for sample, spans in zip(samples, preview.samples(batch, drawn_BL), strict=True):
+      sample["strategies"][name] = [vars(span) for span in spans]
+  return {
+    "kind": "diagram",
+    "title": f"Position ids, L = {base.max_position:,}, p = {base.skip_prob:g}",
+    "max_position": base.max_position,
+    "samples": samples,
+  }
+
+
+def rotations(
+  config: ml_collections.ConfigDict, options: Options, console: rich_console.Console
+) -> Record:
+  """Turns of RoPE's pairs; see `reach.measure`."""
+  if options != Options("", 0, 1):
+    raise errors.UserError(
+      "rope reads no data; remove --strategies, --samples and --draws"
+    )
+  resolve.check(config)
+  record = reach.measure(config)
+  headings = (
+    "", "positions", "rope", f"of {record['pairs']} pairs turn fully",
+    "reach angles beyond pretraining's",
+  )  # fmt: skip
+  rows = [
+    (
+      line["name"],
+      f"{line['distance']:,}",
+      line["rope"],
+      str(line["full_turn"]),
+      str(line["beyond_pretraining"]),
+    )
+    for line in record["lines"]
+  ]
+  console.print(terminal.table(headings, rows))
+  return record
+
+
+MEASUREMENTS = {
+  "distances": distances,
+  "coverage": coverage,
+  "diagram": diagram,
+  "rope": rotations,
+}

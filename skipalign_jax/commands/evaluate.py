@@ -1,0 +1,141 @@
+"""Evaluates a model on a task and prints the summary."""
+
+import argparse
+import dataclasses
+import pathlib
+import re
+from typing import Any
+
+from skipalign_jax import config as config_lib
+from skipalign_jax.data import chat
+from skipalign_jax.evals import runner, tasks
+from skipalign_jax.evals import subject as subject_lib
+from skipalign_jax.hf import reference
+from skipalign_jax.model import decoder, inference, model_config, sharding
+from skipalign_jax.runtime import compile_cache, distributed, errors, terminal
+from skipalign_jax.training import resolve
+
+
+def run(args: argparse.Namespace) -> int:
+  """Evaluates and prints the summary; returns the exit status.
+
+  Args:
+    args: the flags of `skipalign_jax.evaluate` for one task.
+
+  Raises:
+    UserError: the model cannot be read or does not fit the flags; or the folder
+      cannot be used.
+  """
+  task = tasks.module(args.task)
+  fields = dataclasses.fields(task.Options)
+  options = task.Options(**{f.name: getattr(args, f.name) for f in fields})
+  distributed.initialize(args.distributed)
+  compile_cache.enable()
+  console = terminal.Console(quiet=not distributed.is_first())
+  subject = open_subject(args)
+  folder = pathlib.Path(args.out or default_folder(args.task, args.model))
+  results = runner.run(args.task, task, options, subject, folder, console, args.limit)
+  for note in results["notes"]:
+    console.print(f"note: {note}")
+  items = f", {len(results['items'])} items" if results["items"] else ""
+  console.print(f"{args.task} of {args.model}{items}; 95 % intervals in brackets")
+  for line in report(results["summary"], "  "):
+    console.print(line)
+  console.print(f"written to {folder / 'results.json'}")
+  return 0
+
+
+def default_folder(task: str, model: str) -> str:
+  """Where results are written without --out."""
+  return f"runs/evals/{task}-{re.sub(r'[^A-Za-z0-9.@_-]+', '_', model).strip('_.')}"
+
+
+def open_subject(args: argparse.Namespace) -> subject_lib.Subject:
+  """Loads the model that the command names.
+
+  Raises:
+    UserError: the reference cannot be read, or rope or mesh do not fit the model.
+  """
+  opened = reference.open_model(args.model)
+  tokenizer = reference.load_tokenizer(args.tokenizer or args.model)
+  if args.template != "model":
+    chat.set_template(tokenizer, args.template)
+  config = with_rope(opened, vars(args)["rope.kind"], vars(args)["rope.target_length"])
+  reference.check_vocabulary(tokenizer, config)
+  mesh = sharding.make_mesh(mesh_sizes(args.mesh))
+  resolve.check_heads(config, mesh.shape)
+  if mesh.size == 1:
+    params = reference.load_params(opened, args.dtype)
+    engine = inference.Engine(params, config, args.dtype)
+  else:
+    at = sharding.params_shardings(mesh, decoder.definition(config)[1])
+    params = reference.load_params(opened, args.dtype, sharding.placer(at))
+    engine = inference.Engine(params, config, args.dtype, mesh)
+  step = opened.location.step
+  name = (
+    args.model
+    if step is None
+    else f"{args.model.rpartition('@')[0] or args.model}@{step}"
+  )
+  return subject_lib.Subject(
+    engine,
+    tokenizer,
+    subject_lib.identity(name, config, tokenizer, args.dtype),
+    args.batch_tokens,
+  )
+
+
+def with_rope(
+  opened: reference.Model, kind: str, target_length: int | None
+) -> model_config.ModelConfig:
+  """The model's config with its rope scaled as training would scale it.
+
+  Raises:
+    UserError: the scaling is unknown, or its length is missing or too short.
+  """
+  if kind not in ("model", "none") and target_length is None:
+    raise errors.UserError(f"--rope.kind={kind} needs --rope.target_length=N")
+  config = config_lib.default()
+  config.model.init_from = opened.reference
+  config.rope.kind, config.rope.target_length = kind, target_length
+  return resolve.model_from(config, opened.config, opened.config.vocab_size)
+
+
+def mesh_sizes(text: str) -> dict[str, int]:
+  """ "fsdp=2,context=4" → the size of each axis; 1 for those that are not named.
+
+  Raises:
+    UserError: an unknown axis or a size that is not a number.
+  """
+  sizes = dict.fromkeys(sharding.AXES, 1)
+  for part in text.split(","):
+    axis, _, size = part.partition("=")
+    if axis not in sizes or not re.fullmatch(r"-?\d+", size):
+      raise errors.UserError(
+        f"--mesh={text}: give sizes like fsdp=2,context=4 of {', '.join(sizes)}"
+      )
+    sizes[axis] = int(size)
+  return sizes
+
+
+def report(summary: dict[str, Any], indent: str = "") -> list[str]:
+  """A summary in lines."""
+  lines = []
+  for name, value in summary.items():
+    if isinstance(value, dict) and {"mean", "low", "high", "n"} <= value.keys():
+      lines.append(f"{indent}{name}: {interval(value)}")
+    elif isinstance(value, dict):
+      lines += [f"{indent}{name}", *report(value, indent + "  ")]
+    else:
+      shown = f"{value:.4f}" if isinstance(value, float) else value
+      lines.append(f"{indent}{name}: {shown}")
+  return lines
+
+
+def interval(value: dict[str, Any]) -> str:
+  """ "0.4000 (0.1176 to 0.7693, n 5)"."""
+  if value["low"] is None:
+    return f"{value['mean']:.4f} (n {value['n']})"
+  return (
+    f"{value['mean']:.4f} ({value['low']:.4f} to {value['high']:.4f}, n {value['n']})"
+  )
