@@ -19,7 +19,7 @@ def main() -> int:
     sys.argv,
     USAGE,
     n=cli.Flag(1, "Rows to print."),
-    max_tokens_per_block=cli.Flag(40, "Longer runs are shortened. 0: no limit."),
+    max_tokens_per_block=cli.Flag(40, "Longer spans are shortened. 0: no limit."),
     every_token=cli.Flag(0, "1: one line per token."),
   )
   # Imported once the command line is understood: JAX takes a second to load.
