@@ -65,7 +65,7 @@ def _add_common(command: arguments.Parser) -> None:
   add("--template", default="model", help="chat template: model or tulu")
   add("--dtype", default="bfloat16", choices=DTYPES, help="of weights and products")
   add("--batch_tokens", type=int, default=16_384, help="tokens of a batch's KV cache")
-  add("--limit", type=int, default=0, help="only the first so many items; 0: all")
+  add("--limit", type=int, default=0, help="only the first N items; 0: all")
   add("--rope.kind", default="model", help="or none, linear, ntk, yarn, llama3")
   add("--rope.target_length", type=int, default=None, help="positions to scale to")
   add("--mesh", default="fsdp=-1", help="devices per axis: data, fsdp, tensor, context")

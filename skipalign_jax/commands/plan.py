@@ -230,7 +230,7 @@ def run_steps(
       f"(allenai/tulu-v2-sft-mixture has {TULU_SAMPLES:,})"
     )
   steps = max(1, config.epochs * samples // config.batch_size)
-  note = "packing puts several samples in a row: the run is shorter than this"
+  note = "packing puts several samples into a row, so the run takes fewer steps"
   return steps, note if config.data.packing else ""
 
 

@@ -40,5 +40,5 @@ def unexpected(argument: str, known: Iterable[str]) -> str:
     known: what it knows.
   """
   close = difflib.get_close_matches(argument.partition("=")[0], list(known), n=1)
-  remedy = f"did you mean {close[0]}?" if close else "--help lists what there is"
+  remedy = f"did you mean {close[0]}?" if close else "--help lists the arguments"
   return f"unexpected argument {argument!r}; {remedy}"

@@ -7,20 +7,18 @@ tests them on up to 50. It writes results.json into DIR, then figure.png from th
 results alone; if DIR already has the results, only the figure and the tables are made.
 """
 
-import argparse
 import pathlib
 
-from skipalign_jax.runtime import errors, terminal
+from skipalign_jax.runtime import arguments, errors, terminal
 
 MINIMUM = {"steps": 1, "seeds": 2}
 
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the study, or shows the results of an earlier run; returns the exit status."""
-  parser = argparse.ArgumentParser(
+  parser = arguments.Parser(
     prog="python -m studies.length",
     description=__doc__,
-    formatter_class=terminal.HelpFormatter,
   )
   parser.add_argument("--out", required=True, help="folder for results and figure")
   parser.add_argument("--steps", type=int, default=600, help="of training")

@@ -6,19 +6,17 @@ share the work. The study writes the numbers of every piece into DIR, then study
 from which the tables and figures are made.
 """
 
-import argparse
 import json
 import pathlib
 
-from skipalign_jax.runtime import errors, terminal
+from skipalign_jax.runtime import arguments, errors, terminal
 
 
 def main(argv: list[str] | None = None) -> int:
   """Makes the missing pieces, then tables and figures; returns the exit status."""
-  parser = argparse.ArgumentParser(
+  parser = arguments.Parser(
     prog="python -m studies.needles",
     description=__doc__,
-    formatter_class=terminal.HelpFormatter,
   )
   parser.add_argument("--out", required=True, help="folder of the study")
   parser.add_argument(

@@ -1,0 +1,72 @@
+"""Command lines that end before any work load no library that loads slowly."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+from skipalign_jax import analyze, convert
+from skipalign_jax.commands import analyze as commands_analyze
+from skipalign_jax.hf import export
+
+sys.path.append(str(tiny.ROOT / "benchmarks"))
+import command_startup
+
+SLOW = ("jax", "transformers", "datasets", "orbax", "matplotlib", "scipy", "pandas")
+# Runs command lines in one process; prints the exit status of each, and what is newly
+# loaded after it.
+RUN = """
+import contextlib, io, json, runpy, sys
+results, loaded = [], set(sys.modules)
+for module, *words in json.loads(sys.argv[1]):
+  sys.argv[:] = [module, *words]
+  out, err = contextlib.redirect_stdout, contextlib.redirect_stderr
+  with out(io.StringIO()), err(io.StringIO()):
+    try:
+      runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as leaving:
+      status = leaving.code
+  results.append([status, sorted(set(sys.modules) - loaded)])
+  loaded = set(sys.modules)
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def results():
+  cases = [command_startup.command_line(tiny.ROOT, c) for c in command_startup.CASES]
+  command = [sys.executable, "-c", RUN, json.dumps(cases)]
+  done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  return dict(zip(command_startup.CASES, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("case", command_startup.CASES)
+def test_help_and_mistakes_load_nothing_slow(results, case):
+  status, loaded = results[case]
+  assert status == (0 if "--help" in case else 2)
+  assert not set(SLOW) & set(loaded)
+
+
+def test_every_command_has_cases():
+  commands = {case.split()[0] for case in command_startup.CASES}
+  files = (tiny.ROOT / "skipalign_jax").glob("*.py")
+  runnable = {p.stem for p in files if "__main__" in p.read_text(encoding="utf-8")}
+  assert len(runnable) == 7 and runnable < commands
+
+
+def test_positions_load_no_data_library():
+  code = "import sys, skipalign_jax.method.positions; print(*sys.modules)"
+  done = subprocess.run(
+    [sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True, text=True
+  )
+  loaded = set(done.stdout.split())
+  assert "jax" in loaded
+  assert not {"transformers", "datasets", "matplotlib"} & loaded
+
+
+def test_choices_of_command_lines_are_those_of_the_work():
+  assert convert.DTYPES == export.DTYPES
+  assert analyze.MEASUREMENTS == tuple(commands_analyze.MEASUREMENTS)
