@@ -171,6 +171,18 @@ def test_wrong_commands_are_noticed(parse, text):
     parse(module, words)
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_imports_of_notebooks_exist(path):
+  cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+  lines = [line for cell in cells for line in "".join(cell["source"]).splitlines()]
+  for line in lines:
+    if match := re.match(r"\s*from (skipalign_jax[\w.]*) import (.*)", line):
+      for name in re.findall(r"\w+(?: as \w+)?", match[2]):
+        importlib.import_module(f"{match[1]}.{name.split()[0]}")
+    elif match := re.match(r"\s*import (skipalign_jax[\w.]*)", line):
+      importlib.import_module(match[1])
+
+
 def test_reference_has_every_key(hooks):
   text = hooks.reference()
   table_row = r"^\| `([\w.]+)` \| (.*) \| (.*) \| (.*) \|$"
