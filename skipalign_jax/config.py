@@ -217,6 +217,12 @@ SECTIONS = (
     max_message_bytes=key(
       1_000_000, "A chat with a longer message is unusable.", at_least=1
     ),
+    ignore_keys=key(
+      "",
+      "Keys of chat records and of their turns, separated by commas, that change "
+      "nothing. Other unknown keys make a record unusable, because they may say what "
+      "is to be learned.",
+    ),
     workers=key(0, "Processes per host that read data. 0: a thread reads.", at_least=0),
     cache_dir=key(
       "", "Folder of the tokenized samples. Empty: ~/.cache/skipalign_jax."

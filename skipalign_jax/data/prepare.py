@@ -14,7 +14,7 @@ import fcntl
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import ml_collections
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
   import datasets
   import transformers
 
-FORMAT = 3  # of the table rows; increase it when they or the encoding change
+FORMAT = 4  # of the table rows; increase it when they or the encoding change
 _BATCH, _BATCH_SIZE = 512, 64 << 20  # records tokenized at a time; bytes, about
 
 
@@ -184,10 +184,16 @@ def _fingerprint(
     config.seq_len,
     config.system_prompt,
     config.max_message_bytes,
+    sorted(ignored_keys(config)),
     config.text_blocks,
     config.text_window,
   )
   return hashlib.sha256(repr(parts).encode("utf-8")).hexdigest()[:32]
+
+
+def ignored_keys(config: ml_collections.ConfigDict) -> frozenset[str]:
+  """The keys of records and turns that `data.ignore_keys` names."""
+  return frozenset(filter(None, map(str.strip, config.ignore_keys.split(","))))
 
 
 def _columns() -> datasets.Features:
@@ -231,10 +237,13 @@ def _write(
     transient=True,
     disable=not console.is_terminal,
   )
+  ignored = ignored_keys(config)
   with bar, arrow_writer.ArrowWriter(features=_columns(), path=str(path)) as writer:
     task = bar.add_task(f"tokenizing {source.name}", total=None)
     for batch in _batches(source.records()):
-      parsed = [_parse(record, config.max_message_bytes) for _, record in batch]
+      parsed = [
+        _parse(record, config.max_message_bytes, ignored) for _, record in batch
+      ]
       dialogues = iter(chats([one for one in parsed if isinstance(one, list)]))
       documents = texts([one for one in parsed if isinstance(one, str)])
       for (number, record), one in zip(batch, parsed, strict=True):
@@ -262,7 +271,7 @@ def _batches(records: Iterator[tuple[int, Any]]) -> Iterator[list[tuple[int, Any
 
 
 def _parse(
-  record: Any, max_bytes: int
+  record: Any, max_bytes: int, ignored: frozenset[str] = frozenset()
 ) -> list[schemas.Message] | str | schemas.BadSample:
   """The record's dialogue, its text, or why it has neither."""
   try:
@@ -271,7 +280,9 @@ def _parse(
     if isinstance(record, bytes):
       record = schemas.parse_line(record)
     document = text.text_of(record)
-    return schemas.messages_of(record, max_bytes) if document is None else document
+    return (
+      schemas.messages_of(record, max_bytes, ignored) if document is None else document
+    )
   except schemas.BadSample as bad:
     return bad
 
@@ -302,6 +313,16 @@ def _row(
   )
 
 
+def _hints(reasons: Iterable[str]) -> list[str]:
+  """What to do about reasons that name a key or a role."""
+  hints, reasons = [], list(reasons)
+  if any("is not understood" in reason for reason in reasons):
+    hints.append("Keys that change nothing can be listed in data.ignore_keys.")
+  if any(reason.startswith("unknown role") for reason in reasons):
+    hints.append(f"Known roles: {', '.join(schemas.ROLES)}.")
+  return hints
+
+
 def _check(
   source: sources.Source, rows: datasets.Dataset, max_bad_fraction: float
 ) -> None:
@@ -326,9 +347,15 @@ def _check(
       f"data source {source.name}: {bad:,} of {records:,} records are unusable, "
       f"more than data.max_bad_fraction={max_bad_fraction}:\n"
       + "\n".join(listed)
+      + "".join(f"\n{hint}" for hint in _hints(counts))
       + "\nFix them, or increase data.max_bad_fraction to train without them."
     )
   if not np.isin(statuses, fine[:2]).any():
+    if bad:  # max_bad_fraction is 1
+      raise errors.UserError(
+        f"data source {source.name} has no usable record: "
+        + ", ".join(f"{count:,} x {reason}" for reason, count in counts.most_common())
+      )
     raise errors.UserError(
       f"data source {source.name}: no sample has a target within its first "
       "data.seq_len tokens; increase data.seq_len"

@@ -13,11 +13,13 @@ from skipalign_jax.hf import hub
 from skipalign_jax.runtime import errors, untrusted
 
 FORMS = (
-  "builtin:recall[:N], builtin:text[:N], hub:NAME[:SPLIT], or a .jsonl, .jsonl.gz, "
-  ".parquet, .txt or .txt.gz file; *w after it repeats it w times per epoch"
+  "builtin:recall[:N], builtin:text[:N], hub:NAME[:SPLIT], or a .jsonl, .ndjson, "
+  ".json, .parquet or .txt file (all but .parquet may be .gz); *w after it repeats it "
+  "w times per epoch"
 )
 _TEXTS = (".txt", ".txt.gz")  # one document per file
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", *_TEXTS)
+_LINES = (".jsonl", ".ndjson", ".json")  # a record per line, or an array of records
+_SUFFIXES = (*_LINES, *(f"{suffix}.gz" for suffix in _LINES), ".parquet", *_TEXTS)
 _ROWS = 16  # of a parquet table, decoded at a time
 _BUILTIN = {"recall": recall.record, "text": prose.record}
 
@@ -44,7 +46,7 @@ class Source:
   def records(self) -> Iterator[tuple[int, Any]]:
     """(number of the line or table row from 1, raw record).
 
-    A record is a dict, or the bytes of a JSONL line.
+    A record is a JSON value, or the bytes of a line with one.
 
     Raises:
       UserError: the source does not exist, or its content is not in the format of its
@@ -55,9 +57,9 @@ class Source:
     if self.name.startswith("hub:"):
       return self._hub()
     path = self._path()
-    if path.name.endswith(_TEXTS):
+    if path.name.lower().endswith(_TEXTS):
       return _document(path)
-    return _parquet(path) if path.suffix == ".parquet" else _lines(path)
+    return _parquet(path) if path.suffix.lower() == ".parquet" else _lines(path)
 
   def check(self) -> None:
     """Raises UserError if the name is not valid or names no file."""
@@ -87,7 +89,7 @@ class Source:
 
   def _path(self) -> pathlib.Path:
     path = pathlib.Path(self.name).expanduser()
-    if not path.name.endswith(_SUFFIXES):
+    if not path.name.lower().endswith(_SUFFIXES):
       raise errors.UserError(f"data source {self.name!r} is unknown; give {FORMS}")
     if not path.is_file():
       problem = "is a directory" if path.is_dir() else "no such file"
@@ -123,10 +125,11 @@ def parse(spec: str | Sequence[str]) -> list[Source]:
   return found
 
 
-def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
-  """Lines that are not blank, with their numbers."""
+def _lines(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
+  """Lines that are not blank, or the items of an array, with their numbers."""
   try:
-    yield from untrusted.lines(path)
+    is_array = untrusted.is_array(path)
+    yield from untrusted.array_items(path) if is_array else untrusted.lines(path)
   except untrusted.BROKEN as error:
     raise errors.UserError(
       f"data source {path} cannot be read to its end: {error}"

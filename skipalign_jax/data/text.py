@@ -35,7 +35,7 @@ BLOCKS = {
   "paragraphs": _PARAGRAPH,
 }
 
-_CHATS = ("messages", "conversations", "instruction")  # columns of a chat
+_CHATS = (*schemas.CHAT_COLUMNS, "instruction")  # columns of a chat
 _CHARACTERS = 1 << 22  # tokenized at a time; offsets take 100 bytes per token
 
 

@@ -6,12 +6,13 @@ message that says what the file was for.
 """
 
 import gzip
+import io
 import itertools
 import json
 import pathlib
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 MAX_RECORD_BYTES = 64 << 20  # of a line, or of a text file
 MAX_JSON_BYTES = 100 << 20  # of a config or an index
@@ -24,13 +25,13 @@ BROKEN = (OSError, EOFError, zlib.error, ValueError)
 
 
 def read(path: pathlib.Path, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
-  """The content of a file, decompressed if its name ends in .gz.
+  """The content of a file, decompressed if it is gzip.
 
   Raises:
     ValueError: it has more than `max_bytes`.
     OSError, EOFError, zlib.error: it cannot be read.
   """
-  with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+  with _open(path) as file:
     data = file.read(max_bytes + 1)
   if len(data) > max_bytes:
     raise ValueError(f"it has more than {max_bytes >> 20} MiB, the limit")
@@ -38,7 +39,7 @@ def read(path: pathlib.Path, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
 
 
 def lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
-  """Lines that are not blank, with their numbers from 1; decompressed if .gz.
+  """Lines that are not blank, with their numbers from 1; decompressed if gzip.
 
   Of a line longer than `MAX_RECORD_BYTES` only the first `MAX_RECORD_BYTES` + 1 bytes,
   so that its length shows it. The rest is skipped.
@@ -47,9 +48,9 @@ def lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
     ValueError: the file decompresses to implausibly many bytes.
     OSError, EOFError, zlib.error: it cannot be read to its end.
   """
-  compressed = path.suffix == ".gz"
+  compressed = _is_gzip(path)
   file_size, total = path.stat().st_size, 0
-  with gzip.open(path) if compressed else path.open("rb") as file:
+  with _open(path) as file:
     for number in itertools.count(1):
       line = part = file.readline(MAX_RECORD_BYTES + 1)
       if not line:
@@ -66,6 +67,83 @@ def lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
         line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
       if line.strip() or len(line) > MAX_RECORD_BYTES:
         yield number, line
+
+
+def array_items(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
+  """The items of a file that holds one JSON array, with their numbers from 1.
+
+  About `MAX_RECORD_BYTES` characters of it are in memory at a time.
+
+  Raises:
+    ValueError: it is not an array, an item is longer than that, or the file
+      decompresses to implausibly many bytes.
+    OSError, EOFError, zlib.error: it cannot be read to its end.
+  """
+  compressed = path.stat().st_size if _is_gzip(path) else None
+  with io.TextIOWrapper(_open(path), encoding="utf-8-sig") as file:
+    text, total = file.read(_BLOCK).lstrip(), 0
+    if not text.startswith("["):
+      raise ValueError("it does not begin with a JSON array")
+    text = text[1:].lstrip()
+    for number in itertools.count(1):
+      while (found := _first_item(text)) is None:
+        block = file.read(max(_BLOCK, len(text)))
+        text, total = text + block, total + len(block)
+        if not block:
+          raise ValueError(f"item {number} of its JSON array is not valid JSON")
+        if compressed is not None:
+          check_growth(total, compressed)
+        if len(text) > MAX_RECORD_BYTES:
+          raise ValueError(
+            f"item {number} of its JSON array is not valid JSON, or has more than "
+            f"{MAX_RECORD_BYTES >> 20} MiB"
+          )
+      item, text = found
+      if item is _END:
+        if (text + file.read(_BLOCK)).strip():
+          raise ValueError("something follows its JSON array")
+        return
+      yield number, item
+
+
+_BLOCK = 1 << 20  # characters
+_END = object()  # of an array
+
+
+def _first_item(text: str) -> tuple[Any, str] | None:
+  """An array's first item and what follows; None if the text may go on within it."""
+  text = text.lstrip()
+  if text.startswith("]"):
+    return _END, text[1:]
+  try:
+    item, end = json.JSONDecoder().raw_decode(text)
+  except RecursionError as error:
+    raise ValueError("nested too deeply") from error
+  except ValueError:
+    return None
+  rest = text[end:].lstrip()
+  if rest.startswith(","):
+    return item, rest[1:]
+  return (item, rest) if rest.startswith("]") else None
+
+
+def is_array(path: pathlib.Path) -> bool:
+  """Whether the first character of a file opens a JSON array."""
+  with _open(path) as file:
+    start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+  return start.startswith(b"[")
+
+
+def _open(path: pathlib.Path) -> BinaryIO:
+  return gzip.open(path) if _is_gzip(path) else path.open("rb")
+
+
+def _is_gzip(path: pathlib.Path) -> bool:
+  """By its name or its first bytes."""
+  if path.suffix.lower() == ".gz":
+    return True
+  with path.open("rb") as file:
+    return file.read(2) == b"\x1f\x8b"
 
 
 def check_growth(decompressed: int, compressed: int) -> None:

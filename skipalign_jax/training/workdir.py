@@ -48,6 +48,7 @@ FREE = (
   "checkpoint.",
   "mesh.",
   "data.cache_dir",
+  "data.ignore_keys",  # the data's fingerprint says whether it mattered
   "data.workers",
 )
 

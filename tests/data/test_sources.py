@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from skipalign_jax.data import schemas, sources
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, untrusted
 
 RECORDS = [
   {"messages": [{"role": "user", "content": f"q{i}"},
@@ -70,6 +70,41 @@ def test_jsonl_plain_and_gzip(tmp_path):
   assert numbers == (1, 3, 4, 5, 6)  # line 2 is blank
   assert [schemas.parse_line(line) for line in lines] == RECORDS
   assert [schemas.parse_line(line) for _, line in read(zipped)] == RECORDS
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.NDJSON", "a.json.gz"])
+@pytest.mark.parametrize("indent", [None, 1, "one per line"])
+def test_an_array_is_its_items_whatever_the_name(tmp_path, name, indent, monkeypatch):
+  monkeypatch.setattr(untrusted, "_BLOCK", 7)  # items are cut anywhere
+  if indent == "one per line":
+    text = "[" + ",\n".join(map(json.dumps, RECORDS)) + "]\n"
+  else:
+    text = json.dumps(RECORDS, indent=indent)
+  data = b"\xef\xbb\xbf" + text.encode()
+  (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+  assert read(tmp_path / name) == list(enumerate(RECORDS, 1))
+
+
+def test_names_in_capitals_and_gzip_by_content(tmp_path):
+  (tmp_path / "a.JSONL").write_bytes(gzip.compress(LINES))
+  lines = [line for _, line in read(tmp_path / "a.JSONL")]
+  assert [schemas.parse_line(line) for line in lines] == RECORDS
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    '[{"a": 1}',
+    '[{"a": 1}] {"b": 2}',
+    '[{"a": 1} {"b": 2}]',
+    '[{"a": 1},\n{"b": }]',
+    "[" * 100_000,
+  ],
+)
+def test_damaged_arrays(tmp_path, text):
+  (tmp_path / "a.json").write_text(text)
+  with pytest.raises(errors.UserError, match=r"a\.json cannot be read to its end"):
+    read(tmp_path / "a.json")
 
 
 def test_parquet(tmp_path):
