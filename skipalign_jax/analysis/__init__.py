@@ -1,1 +1,1 @@
-"""What a data set teaches: distances, coverage, rotations; pictures from JSON alone."""
+"""Measures of what a run trains, and their pictures, drawn from JSON alone."""

@@ -3,7 +3,7 @@
 Positions depend on lengths and ids only, so no token is read: a million dialogues are
 some tens of megabytes of numbers, streamed from the tokenized cache in pieces.
 
-Shapes: N samples, C blocks of all samples one after another, R rows, L tokens a row.
+Shapes: N samples, C blocks of all samples one after another, R rows, L tokens per row.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ class Dialogues:
     length: tokens of each.
     blocks: blocks of each, at least one.
     size: tokens of each block.
-    sample_id: uint32, what the draws are keyed by.
-    is_text: plain text, in which nobody responds.
+    sample_id: uint32, the key of the random draws.
+    is_text: plain text, which has no responses.
   """
 
   length: np.ndarray
@@ -39,8 +39,8 @@ def read(prepared: Sequence[prepare.Prepared], limit: int = 0) -> Iterator[Dialo
   """All usable samples, each once, in pieces of at most `PIECE`.
 
   Args:
-    prepared: tokenized sources; their weights play no part.
-    limit: only the first so many samples; 0 for all.
+    prepared: tokenized sources; their weights are not used.
+    limit: the number of samples, from the first; 0 for all.
   """
   left = limit or sum(len(p.usable) for p in prepared)
   for p in prepared:
@@ -70,7 +70,7 @@ def _piece(p: prepare.Prepared, begin: int, at: np.ndarray) -> Dialogues:
 
 
 def one_by_one(piece: Dialogues) -> Iterator[Dialogues]:
-  """Its samples, each alone."""
+  """The samples of a piece, one at a time."""
   ends = np.cumsum(piece.blocks)
   for i, end in enumerate(ends.tolist()):
     yield Dialogues(
@@ -87,12 +87,12 @@ def batches(
 ) -> Iterator[dict[str, np.ndarray]]:
   """The arrays [R, L] that `positions.synthesize` reads, and `is_text`.
 
-  Samples share rows: packing changes no draw, and less padding is less work.
+  Samples share rows: packing does not change the draws, and less padding is less work.
 
   Args:
     piece: samples of at most `seq_len` tokens.
     seq_len: L.
-    rows: R; the last batch is filled up with empty rows, so that one program serves.
+    rows: R; the last batch is filled up with empty rows, so that all have one shape.
   """
   plan = packing.plan_rows(piece.length, seq_len, max_samples=seq_len)
   first_block_N = np.cumsum(piece.blocks) - piece.blocks
@@ -129,6 +129,6 @@ def batches(
 
 
 def spread(begin_N: np.ndarray, count_N: np.ndarray) -> np.ndarray:
-  """begin, begin + 1 … of `count` numbers each, one after another."""
+  """begin, begin + 1 …: `count` numbers of each, one after another."""
   shift_N = begin_N - (np.cumsum(count_N) - count_N)
   return np.repeat(shift_N, count_N) + np.arange(count_N.sum())

@@ -9,13 +9,13 @@ itself; their distance is the difference of their position ids. Two counts of it
            relative distance sets for generating responses in each turn"
 
 Role headers and stop tokens count with their block (a choice: the places that predict
-a target are the same but for a few tokens a reply). Positions of a block are
-contiguous, so the pairs of two blocks are counted in closed form: n queries from
-position a on and m keys from b on meet each distance lo = a − b − m + 1 … a + n − 1 −
-b as often as two boxes overlap, a trapezoid whose second difference is +1 at lo, −1
-at lo + m and lo + n, +1 at lo + m + n. A block with itself has n − d pairs. Summing
-second differences of all blocks, then summing twice, gives the histogram: work by
-blocks, memory by distances, whatever the number of tokens.
+a target differ by a few tokens per reply). Positions of a block are contiguous, so the
+pairs of two blocks are counted in closed form: n queries from position a and m keys
+from position b have each distance lo = a − b − m + 1 … a + n − 1 − b as often as two
+boxes overlap, a trapezoid whose second difference is +1 at lo, −1 at lo + m and
+lo + n, +1 at lo + m + n. A block with itself has n − d pairs. Summing the second
+differences of all blocks, and then summing twice, gives the histogram: the work depends
+on the number of blocks, the memory on that of distances, neither on that of tokens.
 
 Shapes: T places of a batch, R runs (blocks, or parts of them, without a gap), Q pairs
 of a query run and a key run, D distances 0 … D − 1, or positions.
@@ -28,15 +28,15 @@ import numpy as np
 
 from skipalign_jax.analysis import dialogues
 
-_PAIRS = 1_000_000  # of runs that are expanded at a time
+_PAIRS = 1_000_000  # pairs of runs that are expanded at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-  """Neighbouring tokens of a sample whose positions follow each other.
+  """Runs: neighbouring tokens of a sample with consecutive positions.
 
   Attributes:
-    sample: number of the sample, never falling.
+    sample: number of the sample; does not decrease.
     first: position of the first token.
     size: tokens.
     is_query: the tokens are of a response, or of a text.
@@ -71,12 +71,13 @@ def runs(batch: Mapping[str, np.ndarray], positions_BL: np.ndarray) -> Runs:
 class Counter:
   """Counts over a data set, batch by batch.
 
-  Attributes (arrays int64, as long as `limit`, indexed by distance or position):
+  Attributes:
+    limit: positions and distances are below it.
     samples, tokens: how many were counted.
     unmoved: samples without a gap.
-    gaps: how often a gap of so many positions was left out.
-    gaps_in_sample: how many samples have so many gaps.
-    last: the last position of each sample.
+    gaps: int64 by size; how many gaps have this size.
+    gaps_in_sample: int64 by number of gaps; how many samples have this number.
+    last: int64 by position; how many samples end there.
   """
 
   def __init__(self, limit: int):
@@ -120,7 +121,7 @@ class Counter:
     self.gaps += self._bins(gap_R[gap_R > 0])
     self.last += self._bins(end_R[np.append(opens_R[1:], len(end_R)) - 1] - 1)
 
-    # A few samples at a time: RandPos makes a run of each token.
+    # A few samples at a time: with RandPos each token is a run.
     query = np.flatnonzero(found.is_query)
     opens_of_R = np.repeat(opens_R, np.diff(np.append(opens_R, len(first_R))))
     keys = query - opens_of_R[query] + 1  # its own run and all before
@@ -148,7 +149,7 @@ class Counter:
     self._pairs[1] -= n.sum() + len(n)
     self._pairs += self._bins(n + 1)
 
-    # The union of a sample's intervals: each adds what lies beyond those before it.
+    # The union of a sample's intervals: each adds the part after those before it.
     order = np.lexsort((lo_Q, found.sample[q_Q]))
     apart = found.sample[q_Q][order] * (self.limit + 1)
     lo, hi = lo_Q[order] + apart, hi_Q[order] + apart

@@ -1,6 +1,6 @@
-"""Draws a data set's positions under several recipes, and says what came of them.
+"""Draws a data set's positions with several recipes, and measures them.
 
-Shapes: R rows, L tokens a row, D distances or positions.
+Shapes: R rows, L tokens per row, D distances or positions.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from skipalign_jax.analysis import dialogues, distances
 from skipalign_jax.method import positions
 from skipalign_jax.runtime import errors
 
-ROWS = 8  # of a batch that positions are drawn for
+ROWS = 8  # per batch that positions are drawn for
 WIDE_BINS, NEAR_BINS, PARTS = 200, 64, 10
 
 Record = dict[str, Any]
@@ -27,9 +27,9 @@ def recipes(
   """Names → recipes: "contiguous,skip_outer,skip_outer/uniform".
 
   Args:
-    base: of the config; what is not named stays as it says.
-    spec: strategies, each with a gap law behind a slash or without; empty for the
-      one of the config beside contiguous positions.
+    base: the config's recipe; it gives the fields that `spec` does not name.
+    spec: strategies, each alone or followed by a slash and a gap law; empty for
+      contiguous positions and the config's strategy.
 
   Raises:
     UserError: an unknown strategy or gap law.
@@ -58,8 +58,8 @@ def count(
     chosen: name → recipe.
     seed: of the run.
     seq_len: tokens of the rows that positions are drawn for.
-    draws: count this many seeds, from `seed` on: one says what a run trains, many
-      what the recipe does on the average.
+    draws: number of seeds to count, starting with `seed`: one measures a run, many
+      measure the mean of the recipe.
 
   Raises:
     UserError: there are no samples.
@@ -76,7 +76,7 @@ def count(
   for piece in pieces:
     for batch in dialogues.batches(piece, seq_len, ROWS):
       read = {name: x_RL for name, x_RL in batch.items() if name != "is_text"}
-      # All of them first: the device draws while the host counts.
+      # Draw all of them first: the device draws while the host counts.
       drawn = [
         (name, one(number, read)) for name, one in draw.items() for number in seeds
       ]
@@ -90,8 +90,8 @@ def count(
 def histogram(counter: distances.Counter, seq_len: int) -> Record:
   """Both counts of distances in bins, and how far from uniform the long ones are.
 
-  Keys: `wide` and `near` hold bins [begin of the first, width], to the limit and to
-  seq_len, with the mean count of a distance in each; `beyond` speaks of the distances
+  Keys: `wide` and `near` hold the width of bins, up to the limit and up to seq_len,
+  and the mean count of a distance in each bin; `beyond` describes the distances
   seq_len … limit − 1: the share of pairs there, ten equal parts of it (uniform: 0.1
   each), the largest difference of the distribution function from the uniform one
   (`ks`) and half the sum of absolute differences over `wide` bins (`tv`).
@@ -119,7 +119,7 @@ def _means(count_D: np.ndarray, width: int) -> list[float]:
 
 
 def departure(count_D: np.ndarray, begin: int) -> Record | None:
-  """How the counts from `begin` on differ from uniform ones; None if there are none."""
+  """How the counts from `begin` differ from uniform ones; None without any counts."""
   long_D = count_D[begin:]
   total = int(long_D.sum())
   if not total:
@@ -127,7 +127,7 @@ def departure(count_D: np.ndarray, begin: int) -> Record | None:
   share_D = long_D / total
   size = len(long_D)
   edges = np.arange(PARTS) * size // PARTS
-  # Of the distribution function, at the end of each distance and right before it.
+  # Differences of the distribution function at the end of each distance.
   off_D = np.cumsum(share_D) - np.arange(1, size + 1) / size
   width = -(-size // WIDE_BINS)
   bins = np.arange(0, size, width)
@@ -142,9 +142,9 @@ def departure(count_D: np.ndarray, begin: int) -> Record | None:
 
 
 def coverage(counter: distances.Counter) -> Record:
-  """What part of 0 … limit − 1 is met at all, and how the gaps are.
+  """The part of 0 … limit − 1 that occurs, and the sizes of gaps.
 
-  Keys: `distances` and `positions` with the share that occurs, the longest that does
+  Keys: `distances` and `positions` with the share that occurs, the longest that occurs
   and the longest stretch that does not; `unmoved`, the share of samples without a gap;
   `gaps_per_sample`, samples with 0, 1, 2 … gaps; quantiles (10, 50, 90 %) of gaps and
   of the last position; `wide`, tokens at a position, the mean of each bin.

@@ -1,6 +1,6 @@
-"""Figures from JSON alone: colours that colour-blind readers tell apart, and dashes.
+"""Figures from JSON alone, in colours and dashes that colour-blind readers distinguish.
 
-Every picture has its own white ground, so it reads on light and dark pages.
+Every picture has a white background, so it can be read on light and dark pages.
 """
 
 import pathlib
@@ -12,13 +12,13 @@ from skipalign_jax.runtime import errors
 from skipalign_jax.training import preview
 
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-SMOOTHED = 20  # points that a curve of losses is averaged over
+SMOOTHED = 20  # points in the running mean of losses
 
 Record = Mapping[str, Any]
 
 
 def draw(record: Record, path: pathlib.Path) -> pathlib.Path:
-  """A PNG of what `analyze` wrote as JSON; returns `path`.
+  """Draws a PNG of a JSON record of `analyze`; returns `path`.
 
   Raises:
     UserError: the record is not one of `analyze`.
@@ -47,7 +47,7 @@ def _style(i: int) -> dict[str, Any]:
 
 
 def _distances(figure, record: Record) -> None:
-  """Left the distances that a sample has anyway, right all of them."""
+  """Left: distances within the length of a sample. Right: all distances."""
   figure.set_size_inches(11, 6.4)
   axes = figure.subplots(2, 2, sharex="col")
   ends = {"near": record["seq_len"], "wide": record["max_position"]}
@@ -84,21 +84,23 @@ def _distances(figure, record: Record) -> None:
 
 
 def _coverage(figure, record: Record) -> None:
-  """Tokens at each position, and how many gaps samples have."""
+  """Left: tokens at each position. Right: gaps per sample."""
   figure.set_size_inches(11, 3.6)
   left, right = figure.subplots(1, 2, width_ratios=(3, 2))
   names = list(record["strategies"])
-  most = 9
+  max_gaps = 9  # more are drawn together
   for i, (_, found) in enumerate(record["strategies"].items()):
     wide = found["wide"]
     y = [1e6 * n / found["tokens"] or float("nan") for n in wide["tokens"]]
     x = [(j + 0.5) * wide["width"] for j in range(len(y))]
     left.plot(x, y, **_style(i))
     counts = found["gaps_per_sample"]
-    shown = counts[:most] + [sum(counts[most:])] + [0] * (most + 1 - len(counts))
+    shown = (
+      counts[:max_gaps] + [sum(counts[max_gaps:])] + [0] * (max_gaps + 1 - len(counts))
+    )
     step = 0.8 / len(names)
-    at = [n + (i - (len(names) - 1) / 2) * step for n in range(most + 1)]
-    heights = [100 * n / found["samples"] for n in shown[: most + 1]]
+    at = [n + (i - (len(names) - 1) / 2) * step for n in range(max_gaps + 1)]
+    heights = [100 * n / found["samples"] for n in shown[: max_gaps + 1]]
     color = curves.COLORS[i % len(curves.COLORS)]
     hatch = ("", "//", "..", "xx", "\\\\", "--", "++")[i % 7]
     right.bar(at, heights, step, color=color, hatch=hatch, edgecolor="white", lw=0,
@@ -107,8 +109,8 @@ def _coverage(figure, record: Record) -> None:
   left.xaxis.set_major_formatter("{x:,.0f}")
   left.set(xlabel="position", ylabel="tokens at a position, per million")
   left.grid(color="#DDDDDD", linewidth=0.6)
-  ticks = [*map(str, range(most)), f"{most}+"]
-  right.set_xticks(range(most + 1), ticks)
+  ticks = [*map(str, range(max_gaps)), f"{max_gaps}+"]
+  right.set_xticks(range(max_gaps + 1), ticks)
   right.set(xlabel="gaps in a sample", ylabel="samples, %")
   right.legend(fontsize=8)
 
@@ -133,7 +135,7 @@ def _diagram(figure, record: Record) -> None:
 
 
 def _rope(figure, record: Record) -> None:
-  """Left how many positions a turn of each pair takes, right its turns over all."""
+  """Left: positions per turn of each pair. Right: its turns over all positions."""
   figure.set_size_inches(13, 4.2)
   waves, axis = figure.subplots(1, 2)
   distances = sorted({line["distance"] for line in record["lines"]})
@@ -163,7 +165,7 @@ def _rope(figure, record: Record) -> None:
 
 
 def _training(figure, record: Record) -> None:
-  """A panel a number, a line a run."""
+  """A panel per number, a line per run."""
   names = {
     "loss": "training loss, nats a target",
     "eval_loss": "held-out loss, nats a target",
@@ -199,7 +201,7 @@ def _training(figure, record: Record) -> None:
 
 
 def _running_mean(values: list[float]) -> list[float]:
-  """Each value averaged with those before it, `SMOOTHED` at most."""
+  """The mean of each value and those before it, at most `SMOOTHED` values."""
   return [
     sum(values[max(0, i + 1 - SMOOTHED) : i + 1]) / min(i + 1, SMOOTHED)
     for i in range(len(values))

@@ -1,9 +1,9 @@
 """How far each rotated pair of RoPE turns over the distances that are trained.
 
-A pair whose wavelength is longer than every distance of pretraining has met a part of
-its circle only; beyond those distances it reaches angles that the model never saw.
-Scaling (NTK: SkipAlign §4) slows the pairs down, the last one just enough; training at
-positions up to L shows the model the angles that are left.
+A pair whose wavelength is longer than every distance of pretraining has covered only a
+part of its circle; longer distances give angles that the model has never seen. Scaling
+(NTK: SkipAlign §4) slows the pairs down, the last one just enough; training at
+positions up to L shows the model the remaining angles.
 
 Shapes: P rotated pairs.
 """
@@ -23,7 +23,7 @@ def measure(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Turns of each pair at the whole length, in pretraining and in the run.
 
   Args:
-    config: the whole config; its model may be one that `shapes` knows.
+    config: the whole config; its model may be one of `known_models`.
 
   Returns:
     `lines`: for each stage its name, length, turns of each pair, how many
@@ -46,7 +46,7 @@ def measure(config: ml_collections.ConfigDict) -> dict[str, Any]:
   lines = []
   for name, model, length in stages:
     turns_P = turns(model, length)
-    # NTK turns the last pair exactly as far: what rounding adds is not beyond.
+    # NTK turns the last pair exactly as far: allow for rounding.
     beyond_P = (seen_P < 1) & (turns_P > seen_P * (1 + 1e-4))
     lines.append(
       {
@@ -67,7 +67,7 @@ def measure(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def turns(model: model_config.ModelConfig, distance: int) -> np.ndarray:
-  """Turns_P that each pair makes over a distance of so many positions."""
+  """Turns_P of each pair over a distance, in positions."""
   inv_P, _ = rope.inverse_frequencies(model.rope, model.head_dim)
   return distance * inv_P.astype(np.float64) / (2 * np.pi)
 
@@ -86,7 +86,7 @@ def _models(
   found = known_models.KNOWN.get(name)
   if found is None and name:
     found = reference.open_model(name).config
-  vocab_size = config.model.vocab_size or 1  # plays no part here
+  vocab_size = config.model.vocab_size or 1  # not used here
   if found is None:
     plain = copy.deepcopy(config)
     plain.rope.kind, plain.rope.target_length = "model", None

@@ -9,7 +9,7 @@ import numpy as np
 from skipalign_jax.runtime import errors
 from skipalign_jax.training import metrics
 
-POINTS = 400  # of a curve at most; more steps are averaged
+MAX_POINTS = 400  # of a curve; neighbours are averaged where there are more steps
 PER_STEP = ("loss", "grad_norm", "learning_rate", "tokens_per_second")
 
 
@@ -20,7 +20,7 @@ def read(workdirs: Sequence[str]) -> dict[str, Any]:
     workdirs: of `train`; each with a metrics.jsonl.
 
   Raises:
-    UserError: no such file, nothing in it, or damage.
+    UserError: a file does not exist, has no records, or is damaged.
   """
   if not workdirs:
     raise errors.UserError("training needs the workdirs of runs")
@@ -38,7 +38,7 @@ def read(workdirs: Sequence[str]) -> dict[str, Any]:
 
 
 def curves(records: Sequence[dict[str, Any]]) -> dict[str, list[list[float]]]:
-  """Name → [steps, values]; per-step numbers are means of neighbours, if many."""
+  """Name → [steps, values]; of many steps, means of neighbours for per-step numbers."""
   known = ("step", *PER_STEP, "eval_loss")
   names = [*PER_STEP, "eval_loss"]
   names += sorted({k for r in records for k in r if "/" in k and k not in known})
@@ -53,7 +53,7 @@ def curves(records: Sequence[dict[str, Any]]) -> dict[str, list[list[float]]]:
       continue
     array = np.array(points, np.float64)
     if name in PER_STEP:
-      parts = np.array_split(array, min(POINTS, len(array)))
+      parts = np.array_split(array, min(MAX_POINTS, len(array)))
       array = np.array([part.mean(0) for part in parts])
     found[name] = [[float(f"{x:.6g}") for x in row] for row in array.T.tolist()]
   return found

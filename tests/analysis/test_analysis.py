@@ -155,7 +155,7 @@ def test_departure_from_uniform():
   assert measure.departure(np.r_[np.ones(9), np.zeros(9)], 9) is None
 
 
-def test_coverage_says_what_is_never_met():
+def test_coverage_reports_what_never_occurs():
   counter = distances.Counter(100)
   counter.add(
     distances.Runs(

@@ -68,11 +68,11 @@ def test_norms_of_heads_are_executed_but_not_needed():
 
 
 @pytest.mark.parametrize("remat", AGAIN)
-def test_the_step_executes_what_a_hand_counts(remat):
+def test_executed_flops_of_the_step_match_a_count_by_hand(remat):
   assert executed(job(remat=remat)) == BOTH + AGAIN[remat]
 
 
-def test_microbatches_and_meshes_change_no_count():
+def test_microbatches_and_meshes_do_not_change_the_count():
   assert executed(job(grad_accum=4)) == BOTH
   assert executed(job(mesh=(2, 2, 2, 1))) == BOTH
 
@@ -138,7 +138,7 @@ def test_loops_branches_and_shards():
   assert got == 4 * (2 * 2 * 2 * 3)  # [2, 3] x [3, 2] on each of 4
 
 
-def test_a_kernel_that_nobody_can_count_stops():
+def test_an_unknown_kernel_is_an_error():
   kernel = lambda x_ref, o_ref: None
   call = pl.pallas_call(kernel, out_shape=jax.ShapeDtypeStruct((8,), jnp.float32))
   with pytest.raises(flops.UnknownPrimitiveError, match="Pallas kernel"):
@@ -223,17 +223,17 @@ def test_activations_follow_rows_and_remat():
 def test_bounds_and_estimate():
   kind = hardware.HARDWARE["a100-80gb"]
   whole = job(mesh=(1, 8, 1, 1))
-  least = estimate.bounds(whole, kind, 8 * 312 * 10**12, {False: 3e11, True: 25e9})
-  assert least.arithmetic == pytest.approx(1)
-  assert least.interconnect == pytest.approx(2)
-  best, worst = estimate.seconds(least)
+  bounds = estimate.bounds(whole, kind, 8 * 312 * 10**12, {False: 3e11, True: 25e9})
+  assert bounds.arithmetic == pytest.approx(1)
+  assert bounds.interconnect == pytest.approx(2)
+  best, worst = estimate.seconds(bounds)
   assert best == pytest.approx(2)  # hidden behind the links
-  assert worst == pytest.approx(2 + 2 + least.memory)
-  assert np.isclose(least.memory * kind.memory_bandwidth,
+  assert worst == pytest.approx(2 + 2 + bounds.memory)
+  assert np.isclose(bounds.memory * kind.memory_bandwidth,
                     estimate.min_memory_traffic(whole))  # fmt: skip
 
 
-def test_of_code_for_one_platform_the_default_counts():
+def test_platform_dependent_code_counts_its_default():
   def product(x):
     twice = lambda x: jnp.concatenate([x, x]) @ x
     once = lambda x: jnp.concatenate([x @ x, x])

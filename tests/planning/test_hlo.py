@@ -102,14 +102,14 @@ def test_loops_multiply_and_a_reduction_travels_twice(texts):
 
 @pytest.mark.multidevice
 @pytest.mark.parametrize("name", ["gather_in_a_scan", "nested"])
-def test_trips_are_read_from_the_condition_where_xla_notes_none(texts, name):
+def test_trips_are_read_from_the_condition_if_xla_notes_none(texts, name):
   assert "known_trip_count" in texts[name]
   bare = re.sub(r'"known_trip_count":\{"n":"\d+"\},?', "", texts[name])
   assert hlo.traffic(bare, 8) == hlo.traffic(texts[name], 8)
 
 
 @pytest.mark.multidevice
-def test_a_loop_that_depends_on_data_is_told(texts):
+def test_a_loop_that_depends_on_data_is_reported(texts):
   found = hlo.traffic(texts["until"], 8)
   assert found.unknown_loops == 1
   assert rows(found)["all-reduce", "f32"].count == 1
@@ -164,11 +164,11 @@ def test_pieces_of_one_collective_count_once():
     ("source_target_pairs={{0,1},{1,0}}, x", [[0, 1], [1, 0]]),
   ],
 )
-def test_spellings_of_groups(text, groups):
+def test_notations_of_groups(text, groups):
   assert replica_groups.parse(text) == groups
 
 
-def test_what_is_no_program_is_refused():
+def test_text_that_is_not_a_program_is_refused():
   with pytest.raises(ValueError, match="ENTRY"):
     hlo.traffic("nothing", 8)
   with pytest.raises(ValueError, match="no group"):

@@ -1,4 +1,4 @@
-"""Sweeps: their rows are real configs, killed ones go on, results become tables."""
+"""Sweeps: their runs are real configs, killed ones resume, results become tables."""
 
 import csv
 import dataclasses
@@ -27,7 +27,7 @@ from skipalign_jax.sweep import __main__ as command
 from skipalign_jax.sweep import collect, execute, retrieval, retrieval_tables, runs
 from skipalign_jax.sweep import plan as plan_lib
 
-PAPER = {"paper_table1": 12, "paper_table2": 5, "paper_figure4": 10}  # rows
+PAPER = {"paper_table1": 12, "paper_table2": 5, "paper_figure4": 10}  # runs
 FILES = {
   path.stem: path
   for folder in ("configs", "studies/smollm2")
@@ -52,12 +52,12 @@ def resolved(sweep, name):
 
 @pytest.mark.parametrize("variant", ["", "tiny"])
 @pytest.mark.parametrize("name", SWEEPS)
-def test_every_row_is_a_config(name, variant):
+def test_every_run_is_a_config(name, variant):
   sweep = load(name, variant)
   assert variant or len(sweep.runs) == PAPER.get(name, len(sweep.runs))
-  for row in sweep.runs:
-    config = resolved(sweep, row)
-    assert (config is None) == bool(sweep.runs[row].model)
+  for run in sweep.runs:
+    config = resolved(sweep, run)
+    assert (config is None) == bool(sweep.runs[run].model)
     if variant:
       assert config.model.num_layers == 2 and config.steps == 8
 
@@ -67,15 +67,15 @@ def test_every_row_is_a_config(name, variant):
 def test_every_evaluation_is_a_command(name, variant):
   plan = plan_lib.Plan(load(name, variant), pathlib.Path("out"))
   parser = evaluate._parser()
-  for row in plan.sweep.runs:
+  for run in plan.sweep.runs:
     for evaluation in plan.sweep.evaluations:
-      args = parser.parse_args(plan.evaluate_command(row, evaluation)[2:])
+      args = parser.parse_args(plan.evaluate_command(run, evaluation)[2:])
       assert args.model and pathlib.Path(args.out).parts[:2] == ("out", "evals")
       fields = dataclasses.fields(tasks.module(args.task).Options)
       tasks.options(args.task, {f.name: getattr(args, f.name) for f in fields})
 
 
-def test_rows_are_the_papers():
+def test_runs_are_the_papers():
   one, two, four = (load(name) for name in PAPER)
   skip = resolved(one, "LLAMA-2-7B + SkipAlign")
   assert skip.positions.to_dict() | {"max_position": 100_000} == {
@@ -102,17 +102,17 @@ def test_rows_are_the_papers():
   for name, strategy in strategies.items():
     assert resolved(two, f"Yi-6B-200K + {name}").positions.strategy == strategy
   found = {
-    (config.positions.max_position, config.positions.skip_prob): row.point
-    for name, row in four.runs.items()
-    if row.point and (config := resolved(four, name))
+    (config.positions.max_position, config.positions.skip_prob): run.point
+    for name, run in four.runs.items()
+    if run.point and (config := resolved(four, name))
   }
   assert found == {at: at for at in found} and len(found) == 9
   assert {L for L, _ in found} == {50_000, 100_000, 150_000}
   assert {p for _, p in found} == {0.2, 0.5, 0.8}
 
 
-def test_rows_of_one_name_are_one_row():
-  """Sweeps share folders, so a row must be the same in all of them."""
+def test_runs_of_one_name_are_one_run():
+  """Sweeps share folders, so a run must be the same in all of them."""
   plans = [plan_lib.Plan(load(name), pathlib.Path("out")) for name in PAPER]
   seen = {}
   for plan in plans:
@@ -129,7 +129,7 @@ QUICK = "configs/llama2_ntk.py"
 
 @pytest.fixture
 def plan(tmp_path):
-  """Three trained rows, one of them impossible, and a model as it is."""
+  """Three trained runs, one of them impossible, and a model as it is."""
   table = {
     "A & co": runs.Run(QUICK, paper={"Avg.": 41.5}),
     "bad": runs.Run(QUICK, {"positions.strateggy": "skip_all"}),
@@ -147,7 +147,7 @@ def plan(tmp_path):
 
 
 def trained(plan, name, done, steps):
-  """A workdir as far as a sweep looks into it."""
+  """The parts of a workdir that a sweep reads."""
   saved = plan.workdir(name) / "checkpoints" / str(done)
   (saved / "params").mkdir(parents=True)
   for file in ("_CHECKPOINT_METADATA", "params/_METADATA"):
@@ -197,7 +197,7 @@ def test_list(plan):
   assert str(plan.workdir("A & co")) in text and "a_co" in text
 
 
-def test_a_row_that_was_changed_after_its_training_is_refused(plan):
+def test_a_run_that_was_changed_after_its_training_is_refused(plan):
   trained(plan, "B", 8, 8)
   tree = {"positions": {"max_position": 70_000}, "seed": 3}
   content = {"format": "skipalign_jax", "config": tree}
@@ -213,7 +213,7 @@ def test_a_row_that_was_changed_after_its_training_is_refused(plan):
   plan.check("B")
 
 
-def test_a_sweep_goes_on_and_failures_do_not_stop_it(plan, monkeypatch):
+def test_a_sweep_resumes_and_failures_do_not_stop_it(plan, monkeypatch):
   trained(plan, "B", 8, 8)
   evaluated(plan, "B", "long")
   called = []
@@ -255,7 +255,7 @@ def test_a_sweep_goes_on_and_failures_do_not_stop_it(plan, monkeypatch):
   assert execute.run(plan, quiet()) == 0
 
 
-def test_commands_say_what_is_run(plan):
+def test_commands_are_those_of_run(plan):
   trains = plan.train_command("B")
   assert trains == [
     *("-m", "skipalign_jax.train", "--config=configs/llama2_ntk.py:tiny"),
@@ -334,7 +334,10 @@ def test_slurm_array(tmp_path):
   until(ready)
   second.send_signal(signal.SIGTERM)
   out, _ = second.communicate(timeout=30)
-  assert (out, second.returncode) == ("", 7)  # its save was awaited, nothing followed
+  assert (out, second.returncode) == (
+    "",
+    7,
+  )  # saved; nothing followed
 
 
 def test_collect(plan):
@@ -455,7 +458,7 @@ def test_files_that_cannot_be_sweeps_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_tiny_sweep(tmp_path, cache_dir):
-  """Two rows for real: trained, evaluated, collected; the second time nothing is."""
+  """Two runs: trained, evaluated and collected; nothing is done a second time."""
   file = tmp_path / "two.py"
   file.write_text(
     "from skipalign_jax.sweep import runs\n"
@@ -486,7 +489,7 @@ def test_tiny_sweep(tmp_path, cache_dir):
 
 @pytest.fixture
 def choosing(tmp_path):
-  """A trained row and a model with its own rope, in a sweep with two NTK targets."""
+  """A trained run and a model with its own rope, in a sweep with two NTK targets."""
   table = {
     "A": runs.Run(QUICK),
     "base": runs.Run(model="some/model", evaluate={"rope.kind": "model"}),
@@ -506,7 +509,7 @@ def chosen(plan, target, *log_p):
   (folder / "results.json").write_text(json.dumps({"summary": {"log_p": by_length}}))
 
 
-def test_each_row_is_tested_at_the_target_that_it_did_best_at(choosing, monkeypatch):
+def test_each_run_is_evaluated_at_its_best_target(choosing, monkeypatch):
   trained(choosing, "A", 8, 8)
   called = []
 
@@ -536,7 +539,7 @@ def test_each_row_is_tested_at_the_target_that_it_did_best_at(choosing, monkeypa
 
 
 def test_tables_of_chosen_targets_pair_keys(choosing, tmp_path):
-  """Rows, two lengths, two texts of two keys: shares, choice, differences by hand."""
+  """Two lengths, two texts of two keys: shares, choice and differences by hand."""
   table = choosing.sweep.runs | {"B": runs.Run(QUICK)}
   sweep = dataclasses.replace(choosing.sweep, runs=table, pairs=(("A", "B"),))
   plan = plan_lib.Plan(sweep, choosing.out)
@@ -591,7 +594,7 @@ def test_tables_of_chosen_targets_pair_keys(choosing, tmp_path):
   assert (plan.out / "study_keys.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_keys_of_several_evaluations_are_paired_where_both_rows_have_them(choosing):
+def test_keys_of_several_evaluations_are_paired_where_both_runs_have_them(choosing):
   evaluations = {
     "keys": {"task": "keys"},
     "far": {"task": "keys", "rivals": True},
@@ -657,8 +660,8 @@ def test_keys_of_several_evaluations_are_paired_where_both_rows_have_them(choosi
   assert needles == {"one": 3, "other": 1, "n": 4, "p": pytest.approx(2 * 5 / 2**4)}
 
 
-def test_keys_in_another_haystack_stand_by_themselves(choosing):
-  """They neither count for the claims nor change the tables of the first one."""
+def test_keys_in_another_haystack_are_separate(choosing):
+  """They do not count for the claims, and do not change the tables of the first one."""
   evaluations = {
     "keys": {"task": "keys", "haystack": "a.txt"},
     "far": {"task": "keys", "haystack": "a.txt", "seed": 1},
@@ -698,11 +701,11 @@ def test_keys_in_another_haystack_stand_by_themselves(choosing):
   assert not retrieval.gather(plan, ["A"])["others"]
 
 
-def test_a_row_without_results_is_missing_as_a_whole(choosing):
+def test_a_run_without_results_is_missing_as_a_whole(choosing):
   assert collect.gather(choosing, ["base"]) == ([], ["base"])
 
 
-def test_misalignment_is_ranked_against_what_rows_find():
+def test_misalignment_is_correlated_with_the_keys_that_runs_find():
   cell = lambda length, log_p: {"length": length, "score": log_p > -3, "log_p": log_p}
   row = lambda kl, log_p: {
     "sce": kl,
@@ -717,7 +720,7 @@ def test_misalignment_is_ranked_against_what_rows_find():
   assert rank([row(0.1, -1.0)] * 4) is None
 
 
-def test_losses_are_ranked_over_rows_of_the_same_data(choosing):
+def test_losses_are_correlated_over_runs_of_the_same_data(choosing):
   same, other = {"steps": 2}, {"data.seq_len": 512}
   row = lambda changes: runs.Run("configs/smollm2_ntk.py", changes)
   table = {name: row(same) for name in "ABCD"} | {name: row(other) for name in "EF"}
@@ -751,7 +754,7 @@ def test_losses_are_ranked_over_rows_of_the_same_data(choosing):
   assert not retrieval._correlations(plan, {"base": found["base"]})
 
 
-def test_a_row_can_be_given_its_target(choosing):
+def test_a_run_can_have_a_given_target(choosing):
   given = {"rope.kind": "ntk", "rope.target_length": 2048}
   row = runs.Run(model="some/model", evaluate=given)
   sweep = dataclasses.replace(choosing.sweep, runs={"given": row})
@@ -761,7 +764,7 @@ def test_a_row_can_be_given_its_target(choosing):
   assert command[-2:] == ["--rope.kind=ntk", "--rope.target_length=2048"]
 
 
-def test_a_target_that_could_not_be_tried_leaves_the_row_untested(choosing):
+def test_a_run_is_not_evaluated_before_all_its_targets_are(choosing):
   trained(choosing, "A", 8, 8)
   chosen(choosing, 512, -1.0)
   (only,) = choosing.todo("A")
@@ -771,7 +774,7 @@ def test_a_target_that_could_not_be_tried_leaves_the_row_untested(choosing):
     execute.write_commands(choosing, quiet())
 
 
-def test_some_rows_by_the_names_of_their_folders(plan):
+def test_some_runs_by_the_names_of_their_folders(plan):
   kept = runs.select(plan.sweep, ["base", "a_co"])
   assert list(kept.runs) == ["A & co", "base"]
   with pytest.raises(errors.UserError, match="no run 'A'; there are a_co, bad"):
