@@ -120,7 +120,7 @@ def test_contiguous_positions_need_no_room(config):
   resolve.check(config)
 
 
-def test_rows_places_and_heads_must_spread_over_the_mesh(config):
+def test_rows_tokens_and_heads_must_divide_over_the_mesh(config):
   config.batch_size, config.grad_accum = 16, 4
   llama = known_models.KNOWN["meta-llama/Llama-2-70b-hf"]  # 64 query heads, 8 kv heads
   mesh = dict(data=2, fsdp=2, tensor=2, context=8)
