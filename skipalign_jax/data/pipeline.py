@@ -191,7 +191,7 @@ def build(
   steps = _add_epochs(rows, config)
   return Data(
     steps=steps,
-    report=_report(train, held_out, rows, config),
+    report=_report(train, held_out, rows, steps, config),
     fingerprint=_fingerprint(train, usable, held_out, tokenizer),
     several_turns=sum(p.several_turns() for p in train),
     train_rows=rows,
@@ -282,6 +282,7 @@ def _report(
   train: list[prepare.Prepared],
   held_out: list[HeldOut],
   rows: rows_lib.TrainRows,
+  steps: int,
   config: ml_collections.ConfigDict,
 ) -> str:
   """What was read and what was left out, a few lines."""
@@ -296,6 +297,16 @@ def _report(
       )
   if config.data.batching == "sorted":
     lines.append(rows.describe_sorted())
+  used = steps * config.batch_size
+  if len(train) > 1 or train[0].source.weight != 1:
+    counts = zip(train, rows.samples_by_source(used), strict=True)
+    seen = ", ".join(f"{count:,} of {p.source.name}" for p, count in counts)
+    lines.append(f"the run trains on {seen}")
+  if config.epochs is not None and (rest := len(rows) - used):
+    lines.append(
+      f"NOTE: the last {rest:,} of {len(rows):,} rows do not fill a batch of "
+      f"batch_size={config.batch_size} and are not trained on"
+    )
   return "\n".join(lines)
 
 

@@ -60,7 +60,12 @@ class TrainRows:
       zip(self._prepared, self._usable, strict=True)
     ):
       whole, part = divmod(p.source.weight, 1)
-      some = rng.permutation(usable)[: round(part * len(usable))]
+      # What a fraction leaves of a sample is carried over to the next epoch.
+      before, after = (
+        round(part * len(usable) * epochs)
+        for epochs in (self._epochs, self._epochs + 1)
+      )
+      some = rng.permutation(usable)[: after - before]
       rows = np.concatenate([np.tile(usable, int(whole)), some])
       chosen.append(np.stack([np.full(len(rows), number), rows], axis=1))
     order = rng.permutation(np.concatenate(chosen))
@@ -69,7 +74,7 @@ class TrainRows:
     plan = packing.plan_rows(
       lengths, config_lib.row_length(c), config_lib.max_packed(c)
     )
-    if not plan:
+    if not plan and not self._rows:
       raise errors.UserError(
         "data.train: the weights after * leave no samples in an epoch; increase them"
       )
@@ -80,6 +85,13 @@ class TrainRows:
     else:
       self._rows += planned
     self._epochs += 1
+
+  def samples_by_source(self, rows: int) -> list[int]:
+    """How many samples of each source the first `rows` rows of the run have."""
+    counts = np.zeros(len(self._prepared), int)
+    for _, members in self._rows[:rows]:
+      np.add.at(counts, members[:, 0], 1)
+    return counts.tolist()
 
   def _add_sorted(self, planned: list[Planned], rng: np.random.Generator) -> None:
     """Batches of rows of similar length, in random order (LongAlign, 2401.18058).

@@ -1,6 +1,7 @@
 """Where records come from: files, the hub, or the built-in generators."""
 
 import dataclasses
+import hashlib
 import io
 import json
 import pathlib
@@ -21,6 +22,7 @@ _TEXTS = (".txt", ".txt.gz")  # one document per file
 _LINES = (".jsonl", ".ndjson", ".json")  # a record per line, or an array of records
 _SUFFIXES = (*_LINES, *(f"{suffix}.gz" for suffix in _LINES), ".parquet", *_TEXTS)
 _ROWS = 16  # of a parquet table, decoded at a time
+_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16  # of a file, for its identity
 _BUILTIN = {"recall": recall.record, "text": prose.record}
 
 
@@ -37,11 +39,13 @@ class Source:
   weight: float = 1.0
 
   def identity(self) -> str:
-    """A text that changes when the file does, by its size and time."""
+    """A text that changes when the file does: its size, time and parts of it."""
     if self.name.startswith(("builtin:", "hub:")):
       return self.name
-    stat = self._path().stat()
-    return f"{self._path().resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    path = self._path()
+    stat = path.stat()
+    digest = _content_sample(path, stat.st_size)
+    return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {digest}"
 
   def records(self) -> Iterator[tuple[int, Any]]:
     """(number of the line or table row from 1, raw record).
@@ -123,6 +127,19 @@ def parse(spec: str | Sequence[str]) -> list[Source]:
     source.check()
     found.append(source)
   return found
+
+
+def _content_sample(path: pathlib.Path, size: int) -> str:
+  """A digest of parts of a file: all of a small one.
+
+  Copying tools can keep the time of a file that has other content of the same size.
+  """
+  digest = hashlib.sha256()
+  with path.open("rb") as file:
+    for i in range(_SAMPLES):  # the first one begins the file, the last one ends it
+      file.seek(max(0, size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))
+      digest.update(file.read(_SAMPLE_BYTES))
+  return digest.hexdigest()[:16]
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[int, Any]]:

@@ -194,6 +194,27 @@ def test_weights(cache):
   assert sorted(ids_of(rows[:20])) != sorted(ids_of(rows[20:]))
 
 
+def test_fractions_of_a_sample_are_carried_over_epochs(cache):
+  train = "builtin:recall:8,builtin:recall:4*0.1"
+  c = make_config(cache, train=train, eval="")
+  c.batch_size, c.steps, c.epochs = 1, None, 20
+  data = build(c)
+  assert data.steps == 8 * 20 + 8  # a tenth of 4 samples, 20 times
+  seen = "trains on 160 of builtin:recall:8, 8 of builtin:recall:4"
+  assert seen in data.report
+  c.epochs = 2
+  assert build(c).steps == 8 * 2 + 1
+
+
+def test_rows_that_fill_no_batch_are_reported(cache):
+  c = make_config(cache, train="builtin:recall:7", eval="", packing=False)
+  c.batch_size, c.steps, c.epochs = 4, None, 1
+  data = build(c)
+  assert data.steps == 1 and "the last 3 of 7 rows" in data.report
+  c.steps, c.epochs = 1, None
+  assert "do not fill" not in build(c).report
+
+
 def test_sources_may_be_given_in_tuples(cache, tmp_path):
   path = write(tmp_path / "a, b.jsonl", [turns("x", "y")])
   c = make_config(cache)

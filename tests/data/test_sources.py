@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 
 import datasets
 import pyarrow
@@ -163,3 +164,19 @@ def test_identity_follows_the_file(tmp_path):
   assert source.identity() == before
   path.write_bytes(LINES + LINES)
   assert source.identity() != before
+
+
+def test_identity_follows_content_of_the_same_size_and_time(tmp_path):
+  path = tmp_path / "a.jsonl"
+  data = bytearray(b"x" * (1 << 20))
+  path.write_bytes(data)
+  (source,) = sources.parse(str(path))
+  seen = {source.identity()}
+  stat = path.stat()
+  for at in (0, 1 << 19, (1 << 20) - 1):
+    changed = data[:]
+    changed[at] ^= 1
+    path.write_bytes(changed)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    seen.add(source.identity())
+  assert len(seen) == 4
