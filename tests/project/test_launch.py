@@ -79,6 +79,7 @@ def test_skypilot_has_what_a_managed_job_needs():
 
 
 NO_COMMAND = ("local.sh", "slurm_array.sbatch")  # theirs are arguments
+FLAGS = {name: cli.Flag("", "Of train.") for name in ("workdir", "distributed")}
 
 
 @pytest.mark.parametrize(
@@ -89,14 +90,14 @@ def test_commands_are_real(path, monkeypatch):
   found = commands(path.read_text())
   assert found
   for arguments in found:
-    _, own = cli.parse(["train", *arguments], "usage", workdir="", distributed="auto")
+    _, own = cli.parse(["train", *arguments], "usage", **FLAGS)
     assert own["workdir"]
 
 
 def test_the_example_of_local_sh_is_real(monkeypatch):
   monkeypatch.chdir(tiny.ROOT)
   example = re.search(r"launch/local\.sh 2 (.*)", (FOLDER / "local.sh").read_text())
-  cli.parse(["train", *example[1].split()], "usage", workdir="")
+  cli.parse(["train", *example[1].split()], "usage", **FLAGS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
