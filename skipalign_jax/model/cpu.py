@@ -1,4 +1,11 @@
-"""What only CPUs need. Delete this file when XLA's CPU backend no longer does."""
+"""What only CPUs need. Delete this file when XLA's CPU backend no longer does.
+
+Programs for other platforms contain none of it. The products choose their form when a
+program is lowered. Values for the backward pass are bits (`to_bits`) or not from the
+moment they are traced, since all forms of a program must agree on their dtype: by the
+platform of the mesh that is set, and without a mesh by JAX's default platform. The
+values are the same either way.
+"""
 
 import functools
 from collections.abc import Callable
@@ -7,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import ad_checkpoint
 from jax.experimental import layout
+
+from skipalign_jax.model import sharding
 
 FAST_ROWS = 2
 
@@ -71,9 +80,11 @@ def from_bits(x: jax.Array) -> jax.Array:
 def named(x: jax.Array, name: str) -> jax.Array:
   """x itself; `name` tells remat policies that it may be kept for the backward pass.
 
-  Kept values are stacked over layers by a scan, part by part, so their bits are kept
+  Kept values are stacked over layers by a scan, part by part, so CPUs keep their bits
   (see `to_bits`). Bits have no gradient: for use in gradient rules.
   """
+  if sharding.platform() != "cpu":
+    return ad_checkpoint.checkpoint_name(x, name)
   return from_bits(ad_checkpoint.checkpoint_name(to_bits(x), name))
 
 

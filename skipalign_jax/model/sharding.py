@@ -203,6 +203,12 @@ def is_split() -> bool:
   return not mesh.empty and mesh.size > 1
 
 
+def platform() -> str:
+  """Platform of the mesh that is set: "cpu", "gpu" or "tpu"; else JAX's default one."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
 def cache_spec(mesh: AnyMesh, num_kv_heads: int) -> PartitionSpec:
   """Of a KV cache [layers, B, S, K, H]: places over context, heads over tensor."""
   heads = "tensor" if num_kv_heads % mesh.shape["tensor"] == 0 else None
