@@ -7,7 +7,7 @@ PoSE (2309.10400), RandPos (2305.16843) and CREAM (2406.07138). All have one sha
 for a text of `length` tokens, a row of N places and positions below L. The first
 m = min(length, N) entries count: place t holds token content[t] of the text, at
 position positions[t]. A text that fits is kept whole, content[t] = t; of a longer one
-PoSE and CREAM take the parts that their positions speak of (plain text only: a reply
+PoSE and CREAM take the parts to which their positions refer (plain text only: a reply
 cannot be cut out of a dialogue). Positions rise strictly. A sample of L tokens or more
 stays contiguous.
 
@@ -28,10 +28,10 @@ def pose(
 ) -> tuple[jax.Array, jax.Array]:
   """PoSE: a few chunks, each skipped ahead of the one before.
 
-  With two chunks: r1 ~ U{1 … ⌈m/2⌉} tokens, then the rest; in the text the second
-  chunk starts v ~ U{0 … length−m} later, among positions u ~ U{0 … L−m} later. With
-  more, each takes at most its even share of what is left, and v, u go on from those of
-  the chunk before.
+  With two chunks: r1 ~ U{1 … ⌈m/2⌉} tokens, then the rest, which is v ~ U{0 …
+  length−m} tokens later in the text and has u ~ U{0 … L−m} larger positions. With more
+  chunks, each takes at most an even share of the tokens that are left, and its v and u
+  are at least those of the chunk before.
   """
   m = jnp.minimum(length, N)
   at_N = jnp.arange(N)
@@ -48,7 +48,7 @@ def pose(
 
   zero = jnp.int32(0)
   carry = jax.lax.fori_loop(1, chunks, next_chunk, (zero, zero, zero, at_N, at_N))
-  return _unless(m >= L, at_N, carry[3:])
+  return _contiguous_if(m >= L, at_N, carry[3:])
 
 
 def randpos(
@@ -57,10 +57,10 @@ def randpos(
   """RandPos: m positions of 0 … L−1, all subsets equally likely, in order."""
   m = jnp.minimum(length, N)
   at_N = jnp.arange(N)
-  some_N = jax.random.permutation(key, L)[:N]
-  position_N = jnp.sort(jnp.where(jnp.arange(len(some_N)) < m, some_N, L))
-  position_N = jnp.pad(position_N, (0, N - len(some_N)), constant_values=L)
-  return _unless(m >= L, at_N, (at_N, position_N))
+  subset_N = jax.random.permutation(key, L)[:N]
+  position_N = jnp.sort(jnp.where(jnp.arange(len(subset_N)) < m, subset_N, L))
+  position_N = jnp.pad(position_N, (0, N - len(subset_N)), constant_values=L)
+  return _contiguous_if(m >= L, at_N, (at_N, position_N))
 
 
 def cream(
@@ -70,17 +70,17 @@ def cream(
 
   With f = L/m, head and tail take h = ⌊m/3⌋ or 4f tokens (a fair coin; never more than
   ⌊m/3⌋), the middle the other m − 2h. It ends at e ~ U{h + (mid−1)α/2 … mα/2 − h − 1},
-  where α is drawn from a Gaussian around 1 + f, cut to 2 … 2f: distances that get lost
-  in the middle are trained most. The text is taken at the same places; where it ends
-  before L, its own end is the tail, and a middle that would lie behind it comes right
-  before it. Fewer than three tokens have no middle and stay contiguous.
+  where α is drawn from a Gaussian around 1 + f, truncated to 2 … 2f, which trains the
+  distances of the middle most. The text is taken at the same places. If it is shorter
+  than L, its own end is the tail, and the middle ends before that tail. Fewer than
+  three tokens have no middle and stay contiguous.
   """
   m = jnp.minimum(length, N)
   at_N = jnp.arange(N)
   f = L / m
   third = m // 3
-  few = jnp.clip((4 * f).astype(jnp.int32), 1, third)
-  h = jnp.where(_draw(key, 0, 0, 1) == 0, third, few)
+  short = jnp.clip((4 * f).astype(jnp.int32), 1, third)
+  h = jnp.where(_draw(key, 0, 0, 1) == 0, third, short)
   mid = m - 2 * h
   alpha_X = jnp.linspace(2.0, 2.0 * f, 1000)
   below_X = jax.scipy.stats.norm.cdf(alpha_X, 1 + f, SPREAD)
@@ -88,25 +88,25 @@ def cream(
   alpha = jnp.floor(jnp.interp(uniform, below_X, alpha_X)).astype(jnp.int32)
   e = _draw(key, 2, h + (mid - 1) * alpha // 2, m * alpha // 2 - h - 1)
 
-  def placed(end, total):  # head, middle up to `end`, tail of 0 … total − 1
+  def three_parts(end, total):  # head, middle up to `end`, tail of 0 … total − 1
     in_middle_N = at_N - h + end - mid + 1
     tail_N = at_N - m + total
     return jnp.where(at_N < h, at_N, jnp.where(at_N < m - h, in_middle_N, tail_N))
 
   end_in_text = jnp.minimum(e, length - h - 1)
-  drawn = placed(end_in_text, length), placed(e, L)
-  return _unless((m >= L) | (m < 3), at_N, drawn)
+  drawn = three_parts(end_in_text, length), three_parts(e, L)
+  return _contiguous_if((m >= L) | (m < 3), at_N, drawn)
 
 
-METHODS = {"pose": pose, "randpos": randpos, "cream": cream}  # pose needs its chunks
+METHODS = {"pose": pose, "randpos": randpos, "cream": cream}  # pose also takes chunks
 CROPS = ("pose", "cream")  # methods that choose parts of a longer text
 
 
 def _draw(key: jax.Array, stream: int, low: jax.Array, high: jax.Array) -> jax.Array:
-  """An integer of low … high, both included; `low` where there is none."""
+  """An integer of low … high, both included; `low` if high is smaller."""
   key = jax.random.fold_in(key, stream)
   return jax.random.randint(key, (), low, jnp.maximum(low, high) + 1)
 
 
-def _unless(condition, at_N, drawn):
+def _contiguous_if(condition, at_N, drawn):
   return tuple(jnp.where(condition, at_N, x_N) for x_N in drawn)

@@ -1,22 +1,22 @@
-"""Long-Short Alignment as a regulariser (arXiv 2506.11769): the same next token, asked
-with a long and with a short context, should get the same answer.
+"""Long-Short Alignment as a regulariser (arXiv 2506.11769): a long and a short context
+should give the same next-token distribution.
 
-  loss = L_train + α · mean over pairs of SCE(p, q)
+  loss = L_train + α · mean over pairs of SCE(p, q),   SCE(p, q) = H(p, q) + H(q, p)
   p: next-token distribution at place t, given the whole sample before it
   q: the same, given all but the sample's first l_extra tokens
 
 The paper reads l_train + l_extra tokens, gives the first l_train to window A, the last
 l_train to window B, and pairs A[l_extra:] with B[: l_train − l_extra]. Place by place
-that is the sample with and without its first l_extra tokens; what B reads behind A's
+that is the sample with and without its first l_extra tokens; what B reads after A's
 end is in no pair. So window B is here the same row in which the first l_extra tokens of
-every sample belong to a segment of their own. Places, positions and targets stay where
-they are: packed rows need nothing more, no window starts in a neighbour, and skipped
-positions compose (B's are A's; RoPE sees their differences only).
+every sample belong to a segment of their own. Places, positions and targets do not
+change: packed rows need nothing more, no window starts in a neighbour, and skipped
+positions can be used too (B's are A's; RoPE sees only their differences).
 
-l_extra ~ U{1 … ⌊m/2⌋} is drawn anew for every sample and step; a sample of m tokens is
-its own l_train.
+l_extra ~ U{1 … ⌊m/2⌋} is drawn for every sample and step; a sample of m tokens is its
+own l_train.
 
-Shapes: W = 2 windows, long and short; B rows, L tokens a row, X chunks of C places, D
+Shapes: W = 2 windows, long and short; B rows, L tokens per row, X chunks of C places, D
 model, V vocab.
 """
 
@@ -31,8 +31,8 @@ from skipalign_jax import config as config_lib
 from skipalign_jax.method import positions
 from skipalign_jax.model import losses, products
 
-TOO_STRONG = 0.5  # from this α on the paper sees worse long-context scores
-STREAM = 2  # of random numbers, beside the positions'
+HARMFUL_ALPHA = 0.5  # from this α on the paper reports worse long-context scores
+STREAM = 2  # sets the random numbers apart from those of positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +41,9 @@ class LongShortConfig:
 
   Attributes:
     alpha: its weight; 0.1 to 0.3 helps, from 0.5 on it harms (paper, table on α).
-    stop_gradient: "long" takes p as a given teacher, "short" takes q; "none" moves
-      both, as the paper does.
-    min_context: tokens that the short context has at least, in a pair that counts.
+    stop_gradient: the side that is a constant: "long" makes p a fixed teacher, "short"
+      q; "none" trains both, as the paper does.
+    min_context: pairs whose short context has fewer tokens do not count.
   """
 
   alpha: float
@@ -66,9 +66,9 @@ def windows(
   Args:
     config: min_context is read.
     seed: of the run.
-    step: its number; other ones draw other windows.
+    step: its number; each step draws its own windows.
     batch: `segment_ids` and `sample_ids`, [B, L].
-    weight_BL: of each place's target in the loss; 0 for none.
+    weight_BL: of each place's target in the loss; 0 where there is no target.
 
   Returns:
     short_segment_ids_BL int32: 0 on padding, 2s − 1 on the l_extra hidden tokens of
@@ -107,76 +107,80 @@ def regularised(
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
   """Σ weight · −log p(target) + Σ pair weight · SCE(p, q), and its parts.
 
-  p follows from the long window's states, q from the short one's.
-  As in `losses.cross_entropy`, the logits of a chunk exist once, and with them their
-  gradients: with H(p, q) = −Σ p log q, those of SCE are
+  p comes from the long window's states, q from the short one's. As in
+  `losses.cross_entropy`, the logits of a chunk are computed once, and their gradients
+  with them: with H(p, q) = −Σ p log q, the gradient of SCE is
   p (−log q − H(p, q)) + p − q for p's logits, and the same with p and q exchanged.
 
   Args:
     long_BLD, short_BLD: final hidden states, compute dtype.
     head_VD: output matrix, fp32 master.
     targets_BL: int32 in [0, V).
-    weight_BL: fp32, of the cross entropy; divided by its denominator already.
-    pair_weight_BL: fp32, of SCE; times α, divided by its denominator already.
-    chunk: of cross entropy; here the logits of a quarter as many places a row exist
+    weight_BL: fp32, of the cross entropy; already divided by its denominator.
+    pair_weight_BL: fp32, of SCE; already times α and divided by its denominator.
+    chunk: of cross entropy; here the logits of a quarter as many places per row exist
       at one time, for both windows.
-    stop_gradient: the side that is taken as given, "long", "short" or "none".
+    stop_gradient: the side that is a constant, "long", "short" or "none".
 
   Returns:
-    The sum, to be differentiated; and, only to be looked at, the cross entropy's part,
+    The sum, to be differentiated; and, without a gradient, the cross entropy's part,
     the SCE's part and Σ pair weight · (KL(p‖q) + KL(q‖p)). fp32.
   """
   L = long_BLD.shape[1]
-  # A window has as many arrays again: so this takes no more memory than cross entropy.
+  # Two windows, twice as many arrays each: no more memory than cross entropy takes.
   chunk = min(max(chunk // 4, 1), L)
   pad = lambda x: jnp.pad(x, [(0, 0), (0, -L % chunk)] + [(0, 0)] * (x.ndim - 2))
   hidden_WBLD = jnp.stack([pad(long_BLD), pad(short_BLD)])
-  others = jax.tree.map(pad, (targets_BL, weight_BL, pair_weight_BL))
-  return _regularised(hidden_WBLD, head_VD, others, chunk, stop_gradient)
+  per_place = jax.tree.map(pad, (targets_BL, weight_BL, pair_weight_BL))
+  return _regularised(hidden_WBLD, head_VD, per_place, chunk, stop_gradient)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _regularised(hidden_WBLD, head_VD, others, chunk, stop_gradient):
+def _regularised(hidden_WBLD, head_VD, per_place, chunk, stop_gradient):
   head_VD = head_VD.astype(hidden_WBLD.dtype)
 
   def add_chunk(sums, chunk_arrays):
-    return jax.tree.map(jnp.add, sums, _both(head_VD, *chunk_arrays)[0]), None
+    return jax.tree.map(jnp.add, sums, _chunk_terms(head_VD, *chunk_arrays)[0]), None
 
-  chunks = _chunks(hidden_WBLD, others, chunk)
+  chunks = _chunks(hidden_WBLD, per_place, chunk)
   sums, _ = jax.lax.scan(add_chunk, (jnp.float32(0),) * 3, chunks)
   return sums[0] + sums[1], sums
 
 
-def _regularised_forward(hidden_WBLD, head_VD, others, chunk, stop_gradient):
-  head_is_trained = head_VD.perturbed  # if not, no gradient is made for it
-  hidden_WBLD, head_VD, others = losses.values_of((hidden_WBLD, head_VD, others))
+def _regularised_forward(hidden_WBLD, head_VD, per_place, chunk, stop_gradient):
+  head_is_trained = head_VD.perturbed  # otherwise its gradient is not computed
+  hidden_WBLD, head_VD, per_place = losses.values_of((hidden_WBLD, head_VD, per_place))
   dtype = hidden_WBLD.dtype
   head_cast_VD = head_VD.astype(dtype)
-  moved = 1 if stop_gradient == "short" else 2  # windows that get a gradient
+  trained = 1 if stop_gradient == "short" else 2  # windows that get a gradient
 
   def add_chunk(carry, chunk_arrays):
     sums, d_head_VD = carry
     hidden_WBCD, (targets_BC, weight_BC, pair_BC) = chunk_arrays
-    parts, log_p_BCV, log_q_BCV, h_pq_BC, h_qp_BC = _both(head_cast_VD, *chunk_arrays)
+    parts, log_p_BCV, log_q_BCV, h_pq_BC, h_qp_BC = _chunk_terms(
+      head_cast_VD, *chunk_arrays
+    )
     one_hot_BCV = jax.nn.one_hot(targets_BC, head_VD.shape[0], dtype=jnp.float32)
     d_p_BCV = weight_BC[..., None] * (jnp.exp(log_p_BCV) - one_hot_BCV)
     if stop_gradient != "long":
       d_p_BCV += pair_BC[..., None] * _sce_gradient(log_p_BCV, log_q_BCV, h_pq_BC)
     d_q_BCV = pair_BC[..., None] * _sce_gradient(log_q_BCV, log_p_BCV, h_qp_BC)
-    d_logits_WBCV = jnp.stack([d.astype(dtype) for d in (d_p_BCV, d_q_BCV)[:moved]])
+    d_logits_WBCV = jnp.stack([d.astype(dtype) for d in (d_p_BCV, d_q_BCV)[:trained]])
     d_hidden_WBCD = products.einsum("wbcv,vd->wbcd", d_logits_WBCV, head_cast_VD)
     if head_is_trained:
-      d_head_VD += products.einsum("wbcv,wbcd->vd", d_logits_WBCV, hidden_WBCD[:moved])
+      d_head_VD += products.einsum(
+        "wbcv,wbcd->vd", d_logits_WBCV, hidden_WBCD[:trained]
+      )
     sums = jax.tree.map(jnp.add, sums, parts)
     return (sums, d_head_VD), d_hidden_WBCD.astype(dtype)
 
   shape = head_VD.shape if head_is_trained else ()
   start = (jnp.float32(0),) * 3, jnp.zeros(shape, jnp.float32)
-  chunks = _chunks(hidden_WBLD, others, chunk)
+  chunks = _chunks(hidden_WBLD, per_place, chunk)
   (sums, d_head_VD), d_hidden_XWBCD = jax.lax.scan(add_chunk, start, chunks)
   d_hidden_WBLD = jnp.moveaxis(d_hidden_XWBCD, 0, 3)
-  d_hidden_WBLD = d_hidden_WBLD.reshape(moved, *hidden_WBLD.shape[1:])
-  d_hidden_WBLD = jnp.pad(d_hidden_WBLD, [(0, 2 - moved)] + [(0, 0)] * 3)
+  d_hidden_WBLD = d_hidden_WBLD.reshape(trained, *hidden_WBLD.shape[1:])
+  d_hidden_WBLD = jnp.pad(d_hidden_WBLD, [(0, 2 - trained)] + [(0, 0)] * 3)
   gradients = d_hidden_WBLD, d_head_VD.astype(head_VD.dtype)
   return (sums[0] + sums[1], sums), gradients
 
@@ -190,15 +194,15 @@ def _regularised_backward(chunk, stop_gradient, gradients, d_results):
 _regularised.defvjp(_regularised_forward, _regularised_backward, symbolic_zeros=True)
 
 
-def _chunks(hidden_WBLD, others, chunk):
-  """As `losses.chunks_of`, for both windows: hidden_XWBCD and the others, [X, B, C]."""
+def _chunks(hidden_WBLD, per_place, chunk):
+  """`losses.chunks_of` for both windows: hidden_XWBCD, and per_place as [X, B, C]."""
   windows = [losses.chunks_of(hidden_BLD, chunk) for hidden_BLD in hidden_WBLD]
-  return jnp.stack(windows, axis=1), losses.chunks_of(others, chunk)
+  return jnp.stack(windows, axis=1), losses.chunks_of(per_place, chunk)
 
 
-def _both(head_VD, hidden_WBCD, others):
+def _chunk_terms(head_VD, hidden_WBCD, per_place):
   """A chunk's three sums, log p and log q, H(p, q) and H(q, p); fp32."""
-  targets_BC, weight_BC, pair_BC = others
+  targets_BC, weight_BC, pair_BC = per_place
   logits_WBCV = products.einsum("wbcd,vd->wbcv", hidden_WBCD, head_VD)
   log_p_BCV, log_q_BCV = jax.nn.log_softmax(logits_WBCV)
   target_BC1 = jnp.take_along_axis(log_p_BCV, targets_BC[..., None], axis=-1)
@@ -212,6 +216,6 @@ def _both(head_VD, hidden_WBCD, others):
 
 
 def _sce_gradient(log_p_BCV, log_q_BCV, h_pq_BC):
-  """Of H(p, q) + H(q, p), with respect to p's logits, given H(p, q)."""
+  """Gradient of H(p, q) + H(q, p) with respect to p's logits, given H(p, q)."""
   scale_BCV = 1 - log_q_BCV - h_pq_BC[..., None]
   return jnp.exp(log_p_BCV) * scale_BCV - jnp.exp(log_q_BCV)

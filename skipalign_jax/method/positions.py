@@ -1,25 +1,26 @@
 """Position ids for short samples that teach long-range dependencies.
 
 SkipAlign (arXiv 2405.03939, eqs. 2-4). A dialogue of m tokens is split into
-blocks c_0 … c_{n-1}, one per instruction or response. Every token keeps its
-place inside its block; whole blocks move right by a bias u_i:
+blocks c_0 … c_{n-1}, one per instruction or response. Inside a block, tokens keep
+their order without gaps; whole blocks move right by a bias u_i:
 
   u_0 = 0
-  R_i = L − m − u_{i−1}                                     room that is left
+  R_i = L − m − u_{i−1}                                     the room that is left
   u_i = u_{i−1} + 1[DO_SKIP(c_i) and ε_i ≤ p and R_i ≥ 1]·s_i
   s_i ~ U{1 … R_i},   ε_i ~ U[0, 1)
   position(token t of block i) = t + u_i
 
 so positions rise strictly, are contiguous inside a block, start at 0 and end
-below L. (Eq. 4 as printed adds the earlier biases twice and overruns L; this is
-the reading that keeps the paper's own promises.) A sample of L tokens or more
-is left alone.
+below L. (Eq. 4 as printed adds the earlier biases twice and exceeds L; this reading
+is the one with the properties that the paper states.) A sample of L tokens or more
+is not changed.
 
 Draws depend on (seed, epoch, sample id, block) only: batch order, packing, host
-count and resuming never change a sample's positions. Only RoPE reads them:
-who attends to whom is decided by segment ids and array order.
+count and resuming never change a sample's positions. Only RoPE reads them: segment
+ids and array order decide which tokens attend to each other.
 
-Shapes: B rows, L tokens a row, N blocks a row (at most L, so N = L here).
+Shapes: B rows, L tokens per row (in equations, L is `max_position`), N blocks per row
+(at most L, so N = L here).
 """
 
 import dataclasses
@@ -33,8 +34,8 @@ from skipalign_jax import config as config_lib
 from skipalign_jax.method import baselines
 
 # DO_SKIP of each strategy, given whether a block is a response. Block 0 of a
-# sample never moves. skip_outer, the paper's default, leaves a single turn as
-# it is: there is no second instruction to move.
+# sample never moves. skip_outer, the paper's default, does not change a single
+# turn: it has no second instruction to move.
 DO_SKIP = {
   "contiguous": lambda is_response: jnp.zeros_like(is_response),
   "skip_all": lambda is_response: jnp.ones_like(is_response),
@@ -51,15 +52,15 @@ class PositionConfig:
     strategy: a key of `DO_SKIP` or of `baselines.METHODS`.
     max_position: L; every position is below it.
     skip_prob: p, the share of eligible blocks (or samples) that skip.
-    prob_per: "block" draws ε for each block (eq. 4), "sample" once a sample.
-    resample: "never" keeps one draw a sample (the paper draws in
-      preprocessing), "epoch" draws anew each epoch.
+    prob_per: "block" draws ε for each block (eq. 4), "sample" once per sample.
+    resample: "never" draws once per sample (the paper draws in preprocessing),
+      "epoch" once per sample and epoch.
     gaps: "sequential" is eq. 3, whose early gaps take most of the room;
       "uniform" makes all ordered layouts of the gaps equally likely (as
       LongRecipe, 2409.00509, does over sentences).
-    chunks: of PoSE.
-    skip_below: samples of at least so many tokens, which teach long dependencies
-      as they are, stay contiguous; 0 for none.
+    chunks: how many chunks PoSE makes of a sample.
+    skip_below: samples of at least this many tokens stay contiguous, since they teach
+      long dependencies without skips; 0 for no limit.
   """
 
   strategy: str
@@ -90,80 +91,66 @@ def synthesize(
   Returns:
     positions_BL int32; 0 on padding.
   """
-  base = jax.random.key(seed)
-
-  def row(segment_L, block_L, is_response_L, sample_id_L, epoch_L):
-    L = segment_L.shape[0]
-    at_L = jnp.arange(L)
-    new_segment_L = _changes(segment_L)
-    new_block_L = new_segment_L | _changes(block_L)
-    segment_start_L = jax.lax.cummax(jnp.where(new_segment_L, at_L, 0))
-    segment_size_L = segment_sizes(segment_L)
-
-    # One entry a block, in row order; the entries behind the last are unused.
-    first_N = jnp.nonzero(new_block_L, size=L, fill_value=L - 1)[0]
-    size_N = segment_size_L[first_N]
-    blocks = Blocks(
-      count=new_block_L.sum(),
-      index=block_L[first_N],
-      room=jnp.where(_moves(config, size_N), config.max_position - size_N, 0),
-      key=jax.vmap(sample_key, (None, None, 0, 0))(
-        base, config.resample, epoch_L[first_N], sample_id_L[first_N]
-      ),
-      do_skip=DO_SKIP[config.strategy](is_response_L[first_N]),
-    )
-    chosen_N = blocks.do_skip & (blocks.index > 0) & _coin(config, blocks)
-    gap_law = {"sequential": sequential_biases, "uniform": uniform_biases}
-    u_N = gap_law[config.gaps](blocks, chosen_N)
-
-    bias_L = u_N[jnp.cumsum(new_block_L) - 1]
-    return jnp.where(segment_L > 0, at_L - segment_start_L + bias_L, 0)
-
   names = ("segment_ids", "block_ids", "is_response", "sample_ids", "epochs")
   arrays = [jnp.asarray(batch[name]) for name in names]
   if config.strategy == "contiguous":  # no draws: keep them out of the program
     return contiguous(arrays[0])
-  if config.strategy in baselines.METHODS:
-    return jax.vmap(functools.partial(_baseline_row, config, base))(*arrays)
-  return jax.vmap(row)(*arrays)
+  draw_row = _baseline_row if config.strategy in baselines.METHODS else _skipalign_row
+  return jax.vmap(functools.partial(draw_row, config, jax.random.key(seed)))(*arrays)
 
 
 def contiguous(segment_ids_BL: jax.Array) -> jax.Array:
   """0 … m−1 in every segment (Normal-SFT), 0 on padding."""
-
-  def row(segment_L):
-    at_L = jnp.arange(segment_L.shape[0])
-    start_L = jax.lax.cummax(jnp.where(_changes(segment_L), at_L, 0))
-    return jnp.where(segment_L > 0, at_L - start_L, 0)
-
-  return jax.vmap(row)(jnp.asarray(segment_ids_BL))
+  return jax.vmap(_contiguous_row)(jnp.asarray(segment_ids_BL))
 
 
-def segment_sizes(segment_ids_L: jax.Array) -> jax.Array:
-  """m_L: at each place of a row, how many places have its segment id."""
-  L = segment_ids_L.shape[0]
-  return jnp.bincount(segment_ids_L, length=L + 1)[segment_ids_L]
+def _contiguous_row(segment_L: jax.Array) -> jax.Array:
+  at_L = jnp.arange(segment_L.shape[0])
+  start_L = jax.lax.cummax(jnp.where(_changes(segment_L), at_L, 0))
+  return jnp.where(segment_L > 0, at_L - start_L, 0)
+
+
+def _skipalign_row(
+  config, base, segment_L, block_L, is_response_L, sample_id_L, epoch_L
+):
+  """Positions of a row: t + u_i for token t of block i."""
+  L = segment_L.shape[0]
+  starts_block_L = _changes(segment_L) | _changes(block_L)
+  # One entry per block, in row order; the entries after the last one are not used.
+  first_N = jnp.nonzero(starts_block_L, size=L, fill_value=L - 1)[0]
+  m_N = segment_sizes(segment_L)[first_N]
+  blocks = Blocks(
+    count=starts_block_L.sum(),
+    index=block_L[first_N],
+    room=jnp.where(_may_skip(config, m_N), config.max_position - m_N, 0),
+    key=jax.vmap(sample_key, (None, None, 0, 0))(
+      base, config.resample, epoch_L[first_N], sample_id_L[first_N]
+    ),
+    do_skip=DO_SKIP[config.strategy](is_response_L[first_N]),
+  )
+  chosen_N = blocks.do_skip & (blocks.index > 0) & _coin(config, blocks)
+  u_N = BIASES[config.gaps](blocks, chosen_N)
+  u_L = u_N[jnp.cumsum(starts_block_L) - 1]
+  return jnp.where(segment_L > 0, _contiguous_row(segment_L) + u_L, 0)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Blocks:
-  """The blocks of one row, in order; arrays [N]."""
+  """The blocks of one row, in order; arrays [N], but for `count`."""
 
   count: jax.Array  # how many of the N entries are used
-  index: jax.Array  # i: place of the block in its sample
+  index: jax.Array  # i: number of the block in its sample
   room: jax.Array  # L − m of the sample
   key: jax.Array  # random key of the sample
   do_skip: jax.Array  # DO_SKIP(c_i)
 
 
-def sample_key(
-  base: jax.Array, resample: str, epoch: jax.Array, sample_id: jax.Array
-) -> jax.Array:
-  """The random key of a sample: folded from (seed, [epoch], sample id)."""
-  if resample == "epoch":
-    base = jax.random.fold_in(base, epoch)
-  return jax.random.fold_in(base, sample_id)
+def _coin(config: PositionConfig, blocks: Blocks) -> jax.Array:
+  """ε_i < p: one draw per block, or one per sample."""
+  index_N = blocks.index if config.prob_per == "block" else 0 * blocks.index
+  key_N = jax.vmap(jax.random.fold_in)(blocks.key, 2 * index_N)
+  return jax.vmap(jax.random.uniform)(key_N) < config.skip_prob
 
 
 def sequential_biases(blocks: Blocks, chosen_N: jax.Array) -> jax.Array:
@@ -183,9 +170,9 @@ def sequential_biases(blocks: Blocks, chosen_N: jax.Array) -> jax.Array:
 def uniform_biases(blocks: Blocks, chosen_N: jax.Array) -> jax.Array:
   """u_N such that all layouts of the chosen gaps are equally likely.
 
-  k gaps that share R blanks (some stay behind the last block) are the k-subsets
-  of R + k slots: the r-th smallest slot minus r is that gap's bias. Floyd's
-  algorithm draws the subset, one slot a block.
+  Layouts of k gaps that share R blanks (some of them after the last block) are the
+  k-subsets of R + k slots: the r-th smallest slot minus r is that gap's bias. Floyd's
+  algorithm draws the subset, one slot per block.
   """
   N = chosen_N.shape[0]
   used_N = jnp.arange(N) < blocks.count
@@ -206,21 +193,12 @@ def uniform_biases(blocks: Blocks, chosen_N: jax.Array) -> jax.Array:
   slot_N = jnp.full_like(blocks.room, -1)
   slot_N = jax.lax.fori_loop(0, blocks.count, draw_slot, slot_N)
   order_N = jnp.lexsort((slot_N, jnp.where(chosen_N, sample_N, N + 1)))
-  sorted_N = slot_N[order_N]  # the chosen ones first, sample by sample
+  sorted_N = slot_N[order_N]  # of chosen blocks first, sample by sample
   bias_N = sorted_N[jnp.maximum(total_N - 1, 0)] - rank_N
   return jnp.where(rank_N >= 0, bias_N, 0)
 
 
-def _coin(config: PositionConfig, blocks: Blocks) -> jax.Array:
-  """ε_i < p: one draw a block, or one a sample."""
-  index_N = blocks.index if config.prob_per == "block" else 0 * blocks.index
-  key_N = jax.vmap(jax.random.fold_in)(blocks.key, 2 * index_N)
-  return jax.vmap(jax.random.uniform)(key_N) < config.skip_prob
-
-
-def _changes(x_L: jax.Array) -> jax.Array:
-  """True where a value differs from the one before it; True at 0."""
-  return jnp.concatenate([jnp.ones(1, bool), x_L[1:] != x_L[:-1]])
+BIASES = {"sequential": sequential_biases, "uniform": uniform_biases}
 
 
 def crop(
@@ -228,13 +206,13 @@ def crop(
 ) -> dict[str, jax.Array]:
   """Rows of N places cut out of longer ones, with their `positions`.
 
-  For plain text under PoSE and CREAM, which say what part of the text stands at which
+  For plain text under PoSE and CREAM, which choose the part of the text for each
   position.
 
   Args:
-    config: its strategy is one of `position_baselines.CROPS`.
+    config: its strategy is one of `baselines.CROPS`.
     seed: of the run.
-    batch: as `synthesize` takes it, [B, W] with W ≥ N, one sample a row.
+    batch: as `synthesize` takes it, [B, W] with W ≥ N, one sample per row.
     N: tokens of the rows that are returned.
 
   Returns:
@@ -248,7 +226,7 @@ def crop(
       base, config.resample, arrays["epochs"][0], arrays["sample_ids"][0]
     )
     content_N, position_N = _baseline(config)(key, length, N, config.max_position)
-    stays = ~_moves(config, jnp.minimum(length, N))
+    stays = ~_may_skip(config, jnp.minimum(length, N))
     content_N = jnp.where(stays, jnp.arange(N), content_N)
     position_N = jnp.where(stays, jnp.arange(N), position_N)
     used_N = jnp.arange(N) < length
@@ -262,6 +240,7 @@ def crop(
 
 
 def _baseline(config: PositionConfig) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  """method(key, length, N, L) → content_N, positions_N, as in `baselines`."""
   method = baselines.METHODS[config.strategy]
   if config.strategy == "pose":
     return functools.partial(method, chunks=config.chunks)
@@ -271,7 +250,7 @@ def _baseline(config: PositionConfig) -> Callable[..., tuple[jax.Array, jax.Arra
 def _baseline_row(
   config, base, segment_L, block_L, is_response_L, sample_id_L, epoch_L
 ):
-  """Positions of a row, sample by sample: these methods know no blocks."""
+  """Positions of a row, sample by sample: these methods have no blocks."""
   L = segment_L.shape[0]
   at_L = jnp.arange(L)
 
@@ -280,14 +259,34 @@ def _baseline_row(
     first, m = jnp.argmax(inside_L), jnp.sum(inside_L)
     key = sample_key(base, config.resample, epoch_L[first], sample_id_L[first])
     _, drawn_L = _baseline(config)(key, m, L, config.max_position)
-    drawn_L = jnp.where(_moves(config, m), drawn_L, at_L)
+    drawn_L = jnp.where(_may_skip(config, m), drawn_L, at_L)
     return jnp.where(inside_L, jnp.roll(drawn_L, first), position_L)
 
   zeros_L = jnp.zeros(L, jnp.int32)
   return jax.lax.fori_loop(1, jnp.max(segment_L) + 1, place, zeros_L)
 
 
-def _moves(config: PositionConfig, size: jax.Array) -> jax.Array:
-  """Whether a sample of this many tokens has room and reason to move."""
-  moves = size < config.max_position
-  return moves & (size < config.skip_below) if config.skip_below else moves
+def sample_key(
+  base: jax.Array, resample: str, epoch: jax.Array, sample_id: jax.Array
+) -> jax.Array:
+  """The random key of a sample: folded from (seed, [epoch], sample id)."""
+  if resample == "epoch":
+    base = jax.random.fold_in(base, epoch)
+  return jax.random.fold_in(base, sample_id)
+
+
+def _may_skip(config: PositionConfig, size: jax.Array) -> jax.Array:
+  """Whether a sample of this many tokens has room for skips, and needs them."""
+  has_room = size < config.max_position
+  return has_room & (size < config.skip_below) if config.skip_below else has_room
+
+
+def segment_sizes(segment_ids_L: jax.Array) -> jax.Array:
+  """m_L: at each place of a row, how many places have its segment id."""
+  L = segment_ids_L.shape[0]
+  return jnp.bincount(segment_ids_L, length=L + 1)[segment_ids_L]
+
+
+def _changes(x_L: jax.Array) -> jax.Array:
+  """True where a value differs from the one before it; True at 0."""
+  return jnp.concatenate([jnp.ones(1, bool), x_L[1:] != x_L[:-1]])

@@ -1,7 +1,7 @@
 """Causal attention within segments.
 
 Shapes: A layers, B batch, L query length, S key length, N heads, K kv heads, G = N/K
-query heads a kv head, H head dim, C queries of a block, T = G·C.
+query heads per kv head, H head dim, C queries of a block, T = G·C.
 
 Who may attend is decided by array order and segment ids alone. Positions act
 through the rotated queries and keys only, so skipped positions leave the mask
@@ -14,8 +14,9 @@ import numpy as np
 
 from skipalign_jax.model import cpu, products
 
-# Rows of up to LONG places go by blocks of queries (each a copy in the program, all
-# keys before its end at once), longer ones by tiles of TILE queries × TILE keys.
+# Rows of up to LONG places are computed in blocks of queries (each block a part of the
+# program, with all keys before its end at once), longer ones in tiles of TILE queries ×
+# TILE keys.
 BLOCK, LONG, TILE = 128, 1024, 256
 MASKED = -1e30
 KEPT = "attention"  # name of what the backward pass needs, for remat policies
@@ -57,11 +58,11 @@ def blockwise(
   v_BLKH: jax.Array,
   segment_ids_BL: jax.Array,
 ) -> jax.Array:
-  """Self-attention that holds the scores of a block or a tile at a time.
+  """Self-attention that holds the scores of one block or tile at a time.
 
-  Equal to `plain` under the causal segment mask. Blocks and tiles of keys ahead
-  of all their queries are never computed. The backward pass keeps only the
-  log-sum-exp of each query and makes the scores again, as FlashAttention
+  Equal to `plain` under the causal segment mask. Blocks and tiles whose keys all come
+  after their queries are never computed. The backward pass keeps only the
+  log-sum-exp of each query and computes the scores again, as FlashAttention
   (2205.14135) does.
   """
   B, L, N, H = q_BLNH.shape
@@ -84,14 +85,13 @@ def cached(
 ) -> jax.Array:
   """Attention of L new places to a cache that holds them and all before them.
 
-  Equal to `plain` under the causal segment mask. Goes through the cache `block`
-  keys at a time with a running softmax (FlashAttention, 2205.14135), and never
-  reads what lies behind the new places: one program for every part of a prompt.
-  No gradient.
+  Equal to `plain` under the causal segment mask. Reads the cache in blocks of keys
+  with a running softmax (FlashAttention, 2205.14135), and nothing after the new
+  places: one program serves every part of a prompt. No gradient.
 
   Args:
     q_BLNH: rotated queries.
-    k_ABSKH, v_ABSKH: [layers, B, S, K, H], maybe as bits; `block` divides S.
+    k_ABSKH, v_ABSKH: the cache, which may hold bits (`cpu.to_bits`); `block` divides S.
     query_segments_BL, key_segments_BS: int32.
     start: place of the first query.
     layer: which of the cache's layers.
@@ -99,8 +99,8 @@ def cached(
   """
   B, L, N, H = q_BLNH.shape
   K = k_ABSKH.shape[3]
-  q_BKTH = q_BLNH.reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4)
-  q_BKTH = q_BKTH.reshape(B, K, N // K * L, H)
+  G, T = N // K, N // K * L
+  q_BKTH = q_BLNH.reshape(B, L, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, T, H)
   places_L = start + jnp.arange(L)
 
   def add_block(i, carry):
@@ -110,9 +110,9 @@ def cached(
     segments_BS = jax.lax.dynamic_slice(key_segments_BS, (0, i * block), (B, block))
     score_BKTS = products.einsum("bkth,bskh->bkts", q_BKTH, take(k_ABSKH)) * H**-0.5
     may_attend_BLS = mask(places_L - i * block, query_segments_BL, segments_BS)
-    score_BKGLS = score_BKTS.reshape(B, K, N // K, L, block)
+    score_BKGLS = score_BKTS.reshape(B, K, G, L, block)
     score_BKGLS = jnp.where(may_attend_BLS[:, None, None], score_BKGLS, MASKED)
-    score_BKTS = score_BKGLS.reshape(B, K, N // K * L, block)
+    score_BKTS = score_BKGLS.reshape(B, K, T, block)
     new_top_BKT1 = jnp.maximum(top_BKT1, jnp.max(score_BKTS, axis=-1, keepdims=True))
     weight_BKTS = _once(jnp.exp(score_BKTS - new_top_BKT1).astype(q_BLNH.dtype))
     shrink_BKT1 = jnp.exp(top_BKT1 - new_top_BKT1)
@@ -124,14 +124,11 @@ def cached(
       + products.einsum("bkts,bskh->bkth", weight_BKTS, take(v_ABSKH)),
     )
 
-  empty = (
-    jnp.full((B, K, N // K * L, 1), MASKED, jnp.float32),
-    jnp.zeros((B, K, N // K * L, 1), jnp.float32),
-    jnp.zeros((B, K, N // K * L, H), jnp.float32),
-  )
+  zeros_BKT1, zeros_BKTH = (jnp.zeros((B, K, T, n), jnp.float32) for n in (1, H))
+  empty = jnp.full_like(zeros_BKT1, MASKED), zeros_BKT1, zeros_BKTH
   blocks = (start + L + block - 1) // block
   _, sum_BKT1, out_BKTH = jax.lax.fori_loop(0, blocks, add_block, empty)
-  out_BKGLH = (out_BKTH / sum_BKT1).reshape(B, K, N // K, L, H)
+  out_BKGLH = (out_BKTH / sum_BKT1).reshape(B, K, G, L, H)
   return out_BKGLH.transpose(0, 3, 1, 2, 4).reshape(B, L, N, H).astype(q_BLNH.dtype)
 
 
@@ -183,7 +180,7 @@ def _gradients(
 ):
   """d_q, d_k and d_v in fp32 of a block of queries and some keys.
 
-  Works on transposed scores (keys × queries). So the left operand of each product
+  The scores are transposed (keys × queries): so the left operand of each product
   contracts its last axis, which is the layout that is fast everywhere.
   """
   B, K, G, C, H = q_BKGCH.shape
@@ -202,7 +199,7 @@ def _gradients(
   d_score_BKST = merge(d_score_BKSGC.astype(dtype))
   d_v_BKSH = products.einsum("bkst,bkth->bksh", merge(weight_BKSGC), d_out_BKTH)
   d_k_BKSH = products.einsum("bkst,bkth->bksh", d_score_BKST, q_BKTH)
-  # Behind a barrier: XLA for CPUs cannot run a bf16 product that writes transposed.
+  # With a barrier: XLA for CPUs cannot run a bf16 product with a transposed result.
   d_q_BKHT = _once(products.einsum("bkhs,bkst->bkht", k_BKHS, d_score_BKST))
   return d_q_BKHT.swapaxes(2, 3).reshape(B, K, G, C, H), d_k_BKSH, d_v_BKSH
 
@@ -218,7 +215,7 @@ def _mask_of_keys(first, query_segments_BC, key_segments_BS) -> jax.Array:
 
 
 def _attend_blocks(q_BKGLH, k_BKLH, v_BKLH, segment_ids_BL):
-  """Output and log-sum-exp, a block of queries after the other."""
+  """Output and log-sum-exp, one block of queries after the other."""
   outs, log_sums = [], []
   for start, end in _blocks(q_BKGLH.shape[3]):
     may_attend_BCS = mask(
@@ -305,7 +302,7 @@ def _gradients_tiles(
 ):
   L = q_BKGLH.shape[3]
   k_BKPH, v_BKPH = _whole(k_BKLH, 2), _whole(v_BKLH, 2)
-  # Transposed once; transposed tile by tile, XLA for CPUs would multiply in fp32.
+  # Transposed once: if each tile were transposed, XLA for CPUs would multiply in fp32.
   k_BKHP = _once(k_BKPH.swapaxes(2, 3))
   segment_ids_BP = _whole(segment_ids_BL, 1)
   q_BKGPH, *of_queries = (
@@ -341,17 +338,17 @@ _blockwise.defvjp(_forward, _backward)
 
 
 def _once(x: jax.Array) -> jax.Array:
-  """Computed once and kept in its own dtype: memory traffic is what costs here."""
+  """Computed once and kept in its own dtype: memory traffic dominates here."""
   return jax.lax.optimization_barrier(x)
 
 
 def _blocks(L: int) -> list[tuple[int, int]]:
-  """(start, end) of each block of queries; it sees the keys up to its end."""
+  """(start, end) of each block of queries; a block reads the keys up to its end."""
   return [(start, min(start + BLOCK, L)) for start in range(0, L, BLOCK)]
 
 
 def _whole(x: jax.Array, axis: int) -> jax.Array:
-  """Zeros behind a row that does not end with a tile; nothing attends to them."""
+  """Pads to whole tiles with zeros, to which nothing attends."""
   pads = [(0, 0)] * x.ndim
   pads[axis] = (0, -x.shape[axis] % TILE)
   return jnp.pad(x, pads)

@@ -1,9 +1,9 @@
-"""Attention backends behind one signature.
+"""Attention backends with one signature.
 
 Shapes: B batch, L length, N heads, K kv heads, H head dim, M segments of a row.
 
 Every backend is `(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL) → out_BLNH`: causal by
-array index, inside a segment, whatever the positions; softmax in fp32. Segments
+array index, inside a segment, for any positions; softmax in fp32. Segments
 are runs of equal ids. Only "xla" holds all L×L scores.
 """
 
@@ -27,8 +27,8 @@ class Backend:
 
   Attributes:
     name: key of BACKENDS.
-    max_segments: runs of equal segment ids that a row has at most; 2 is one
-      sample and the padding behind it. cuDNN needs to know.
+    max_segments: the largest number of runs of equal segment ids in a row; 2 is one
+      sample and the padding after it. cuDNN needs it.
   """
 
   name: str
@@ -40,17 +40,17 @@ class FromCache:
   """Attention of new places to a KV cache that holds them.
 
   Attributes:
-    block: keys whose scores exist at one time; 0 for all, masked.
+    block: keys whose scores exist at one time; 0 for all keys, masked.
   """
 
   block: int
 
 
 def choose_cached(platform: str, new_places: int) -> FromCache:
-  """How new places attend to a cache: in blocks, but for tokens on accelerators.
+  """How new places attend to a cache: in blocks, except single tokens on accelerators.
 
   There a loop costs more than reading places that are not in use, and a cache whose
-  places lie on several devices is read where it is.
+  places are on several devices is read where it is.
   """
   if platform == "cpu":
     return FromCache(CPU_BLOCK)
@@ -76,7 +76,7 @@ def choose(
     max_segments: see Backend.
 
   Raises:
-    UserError: the kernel does not exist for these; says what it needs.
+    UserError: the kernel does not exist for these; the message lists what it needs.
   """
   config_lib.check_section("attention", {"backend": name})
   platform = "gpu" if platform == "cuda" else platform
@@ -178,7 +178,7 @@ def attend_cache(
 
 
 def _layer(x_ABSKH: jax.Array, layer: jax.Array) -> jax.Array:
-  """x_BSKH, what a cache holds of one layer."""
+  """x_BSKH, one layer of a cache."""
   return cpu.from_bits(x_ABSKH[layer])
 
 
@@ -192,8 +192,8 @@ def reference(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL):
 def cudnn(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL, max_segments):
   """cuDNN's flash attention.
 
-  A row of one sample is told by its length; packed rows by the offsets and
-  lengths of their segments, which cuDNN offers from Hopper on.
+  A row of one sample is described by its length; packed rows by the offsets and
+  lengths of their segments, which cuDNN supports from Hopper on.
   """
   if max_segments <= 2:
     length_B = jnp.maximum(jnp.sum(segment_ids_BL > 0, axis=1), 1)
@@ -230,10 +230,10 @@ def cudnn(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL, max_segments):
 
 
 def runs(segment_ids_BL: jax.Array, max_segments: int) -> tuple[jax.Array, jax.Array]:
-  """Where the runs of equal ids begin and how long they are.
+  """Where the runs of equal ids begin, and their lengths.
 
   Returns:
-    offsets int32 [B, M + 1] and lengths int32 [B, M]; −1 behind the last run.
+    offsets int32 [B, M + 1] and lengths int32 [B, M]; −1 after the last run.
   """
   before_BL = jnp.pad(segment_ids_BL[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
   run_BL = jnp.cumsum(segment_ids_BL != before_BL, axis=1) - 1
@@ -249,7 +249,7 @@ def triton(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL, interpret=False):
   """JAX's flash attention for NVIDIA GPUs, written in Pallas for Triton."""
   from jax.experimental.pallas.ops.gpu import attention as pallas_gpu
 
-  # The kernel knows no grouped queries.
+  # The kernel does not support grouped queries.
   group = q_BLNH.shape[2] // k_BLKH.shape[2]
   k_BLNH, v_BLNH = (jnp.repeat(x, group, axis=2) for x in (k_BLKH, v_BLKH))
   return pallas_gpu.mha(
@@ -264,7 +264,7 @@ def triton(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL, interpret=False):
 
 
 def splash(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL, interpret=False):
-  """JAX's Splash attention for TPUs, which skips the tiles ahead."""
+  """JAX's Splash attention for TPUs, which skips tiles that are masked."""
   from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as pallas_tpu,
   )

@@ -4,7 +4,8 @@ Programs for other platforms contain none of it. The products choose their form 
 program is lowered. Values for the backward pass are bits (`to_bits`) or not from the
 moment they are traced, since all forms of a program must agree on their dtype: by the
 platform of the mesh that is set, and without a mesh by JAX's default platform. The
-values are the same either way.
+values are the same either way, and compiled for A100 and TPU v5e the casts would cost
+nearly nothing (benchmarks/bit_casts_202611.md).
 """
 
 import functools
@@ -17,7 +18,7 @@ from jax.experimental import layout
 
 from skipalign_jax.model import sharding
 
-FAST_ROWS = 2
+FAST_ROWS = 2  # rows from which on a bf16 product is fast
 
 
 def weight_gradient(
@@ -25,9 +26,9 @@ def weight_gradient(
 ) -> jax.Array:
   """d_weight_OI = d_outᵀ x for T tokens, by `product(equation, left, right)`.
 
-  XLA's fast bf16 product on CPUs wants a left operand that contracts its last,
-  contiguous dimension. A plain transpose is folded back into the product; a
-  transpose with a layout stays (twice as fast: benchmarks/weight_gradient.py).
+  XLA's fast bf16 product on CPUs needs a left operand that contracts its last,
+  contiguous dimension. XLA folds a plain transpose back into the product, but not one
+  with a layout (twice as fast: benchmarks/weight_gradient.py).
   """
 
   plain = lambda d_out_TO, x_TI: product("to,ti->oi", d_out_TO, x_TI)
@@ -42,7 +43,7 @@ def weight_gradient(
 
 
 def few_rows(product: Callable[[jax.Array], jax.Array], x_TI: jax.Array) -> jax.Array:
-  """product(x) for T tokens, with enough rows to be fast.
+  """product(x) for T tokens, padded to FAST_ROWS rows.
 
   A bf16 product of one row converts the whole matrix to fp32 first, and takes several
   times as long as one of two rows (benchmarks/one_row.py).
@@ -58,7 +59,7 @@ def to_bits(x: jax.Array) -> jax.Array:
   """bf16 as uint16, anything else as it is.
 
   On CPUs, XLA reads or updates a part of a bf16 array by converting all of it to fp32
-  (and back); of an integer array it takes just the part.
+  (and back); of an integer array it reads or updates only the part.
   """
   if x.dtype != jnp.bfloat16:
     return x
@@ -78,10 +79,10 @@ def from_bits(x: jax.Array) -> jax.Array:
 
 
 def named(x: jax.Array, name: str) -> jax.Array:
-  """x itself; `name` tells remat policies that it may be kept for the backward pass.
+  """x itself, under a name by which remat policies keep it for the backward pass.
 
-  Kept values are stacked over layers by a scan, part by part, so CPUs keep their bits
-  (see `to_bits`). Bits have no gradient: for use in gradient rules.
+  A scan stacks the kept values of its layers one by one, so CPUs keep their bits (see
+  `to_bits`). Bits have no gradient: for use in gradient rules.
   """
   if sharding.platform() != "cpu":
     return ad_checkpoint.checkpoint_name(x, name)

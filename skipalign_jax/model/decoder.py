@@ -40,7 +40,7 @@ class Cache:
 
   Attributes:
     k, v: [layers, B, S, K, H]; on CPUs bf16 as bits, uint16 (see `cpu.to_bits`).
-    segment_ids: [B, S]; 0 where nothing was written.
+    segment_ids: [B, S]; 0 at places that are not in use.
     length: places written so far, the same for all rows.
   """
 
@@ -53,7 +53,7 @@ class Cache:
 def empty_cache(
   config: ModelConfig, batch: int, length: int, dtype: jnp.dtype
 ) -> Cache:
-  """A cache for `length` tokens a row."""
+  """A cache for `length` tokens per row."""
   kv = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
   return Cache(
     k=jnp.zeros(kv, dtype),
@@ -72,7 +72,7 @@ def linear(x_TI: jax.Array, weight_OI: jax.Array) -> jax.Array:
   """x Wᵀ for T tokens, in x's dtype with fp32 accumulation.
 
   The gradient rule casts the cotangent to the compute dtype too: the default
-  one would multiply in fp32 whatever the forward pass did.
+  one would multiply in fp32, even if the forward pass does not.
   """
   return _linear_forward(x_TI, weight_OI)[0]
 
@@ -229,7 +229,7 @@ class Decoder(nnx.Module):
         layers and attention) or "full" (all but the inputs of each layer).
       cache: None in training.
       backend: a kernel for training, and for whole prompts into an empty cache;
-        FromCache to attend to the cache too: the next part of a prompt, or a token.
+        FromCache to attend to the cache too, for the next part of a prompt or a token.
 
     Returns:
       hidden_BLD in compute_dtype, and the new cache or None.
@@ -251,11 +251,11 @@ class Decoder(nnx.Module):
       x_BLD, cache = carry
       params, index = params_and_index
       layer = nnx.merge(layer_def, jax.tree.map(cpu.from_bits, params))
-      turn = rotation
+      layer_rotation = rotation
       if self.config.nope_layers:
         rotates = jnp.all(index != jnp.array(self.config.nope_layers))
-        turn = rope.only_if(rotates, *rotation)
-      return layer(x_BLD, turn, segment_ids_BL, backend, cache, index), None
+        layer_rotation = rope.only_if(rotates, *rotation)
+      return layer(x_BLD, layer_rotation, segment_ids_BL, backend, cache, index), None
 
     indices = jnp.arange(self.config.num_layers)
     (x_BLD, cache), _ = jax.lax.scan(
@@ -271,7 +271,7 @@ def _keep(policy):
 
 
 def _of_kernel(primitive, *inputs, **params) -> bool:
-  """What a fused attention kernel returns; our own code names it (attention.KEPT)."""
+  """Whether this is a fused attention kernel; our own is named (attention.KEPT)."""
   if primitive.name == "custom_vjp_call":  # Triton's kernel in its own gradient rule
     return "pallas_call" in str(params)
   return primitive.name in ("pallas_call", "dot_product_attention_fwd_wrapper")
@@ -303,7 +303,7 @@ def init(config: ModelConfig, seed: int) -> Params:
 
 
 def bind(config: ModelConfig, params: Params) -> Decoder:
-  """The model with these weights: the way back from a plain dict to NNX."""
+  """The NNX model with these weights, from a plain dict."""
   return nnx.merge(definition(config)[0], nnx.State(params))
 
 
@@ -353,22 +353,14 @@ def extend(
   compute_dtype: str,
   backend: backends.Backend | backends.FromCache,
 ) -> tuple[jax.Array, Cache]:
-  """Part of a prompt or one step of decoding: what generation compiles.
+  """Reads part of a prompt, or one token, for generation.
 
   Returns:
     logits_BV fp32 after the last token of each row, and the cache with all of
     these tokens in it.
   """
-  hidden_BLD, cache = read(
-    params,
-    tokens_BL,
-    positions_BL,
-    segment_ids_BL,
-    cache,
-    config,
-    compute_dtype,
-    backend,
-  )
+  rows = tokens_BL, positions_BL, segment_ids_BL
+  hidden_BLD, cache = read(params, *rows, cache, config, compute_dtype, backend)
   head_VD = bind(config, params).head()
   return linear(hidden_BLD[:, -1], head_VD).astype(jnp.float32), cache
 

@@ -1,7 +1,7 @@
 """What the supported `model_type`s of transformers mean, and what is refused.
 
 They are one decoder that differs in biases, norms of q and k, and layers without
-rope. A config.json may leave keys out; what that means differs as well.
+rope. They also differ in the defaults of the keys that a config.json leaves out.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ class Family:
   Attributes:
     architecture: its class in transformers.
     fixed: fields of ModelConfig that config.json cannot change.
-    o_bias: whether attention_bias is for o too, or for q, k and v only.
+    o_bias: whether attention_bias applies to o too, or to q, k and v only.
     qk_norm: RMSNorm over each head of q and k, before rope.
     nope: whether config.json can name layers without rope.
     theta: base of the rope when config.json names none.
@@ -118,11 +118,11 @@ _NEUTRAL = {
 
 
 def complete(hf: Mapping[str, Any], where: str) -> tuple[Family, dict[str, Any]]:
-  """The family of a config.json, and its keys with those that it left out.
+  """The family of a config.json, and its keys with the defaults of missing ones.
 
   Raises:
-    UserError: another model_type, or a key that asks for what this decoder does
-      not do.
+    UserError: another model_type, or a key with a value that this decoder does not
+      support.
   """
   model_type = hf.get("model_type")
   if model_type not in TABLE:
@@ -139,14 +139,14 @@ def complete(hf: Mapping[str, Any], where: str) -> tuple[Family, dict[str, Any]]
       )
   if not 1 <= int(hf["num_hidden_layers"]) <= MAX_LAYERS:
     raise errors.UserError(
-      f"{where}: num_hidden_layers={hf['num_hidden_layers']} must be at least 1 and at "
-      f"most {MAX_LAYERS}"
+      f"{where}: num_hidden_layers={hf['num_hidden_layers']} must be from 1 to "
+      f"{MAX_LAYERS:,}"
     )
   _refuse_windows(family, hf, where)
   if not family.nope and not all(hf.get("no_rope_layers") or ()):
     raise errors.UserError(
       f"{where}: no_rope_layers has layers without rope, which {model_type} does not "
-      "know; is this a smollm3 model?"
+      "have; is this a smollm3 model?"
     )
   return family, hf
 
@@ -157,9 +157,9 @@ def _refuse_windows(family: Family, hf: Mapping[str, Any], where: str) -> None:
   if slides and window is not None and window < length:
     raise errors.UserError(
       f"{where}: attention with a sliding window ({window} of {length} positions) is "
-      f"not supported. Rows of at most {window} tokens do not notice it: for those, "
-      f"set sliding_window to null and max_position_embeddings to {window} in a copy "
-      "of the model's folder"
+      f"not supported. It does not matter for rows of at most {window} tokens: for "
+      f"those, set sliding_window to null and max_position_embeddings to {window} in a "
+      "copy of the model's folder"
     )
   others = sorted(set(hf.get("layer_types") or ()) - {"full_attention"})
   if others:
@@ -174,7 +174,7 @@ def nope_layers(family: Family, hf: Mapping[str, Any], where: str) -> tuple[int,
 
   Args:
     family: of the model.
-    hf: its completed config.json, where `no_rope_layers` says 0 for such a layer.
+    hf: its completed config.json, in which `no_rope_layers` is 0 for such a layer.
     where: for messages.
   """
   if not family.nope:

@@ -1,11 +1,11 @@
-"""A model to be asked: prompts read in parts, tokens one by one, log-probabilities.
+"""Inference: prompts read in parts, tokens one by one, log-probabilities.
 
 Shapes: B rows, L padded length, C places of a part, S cache length, D model, V vocab.
 Rows are padded on the left, so all write the same place of the cache; padding has
 segment 0 and is never attended to, and positions count from each row's first token.
 
-Few shapes are compiled: lengths are rounded up to a short list, and a part of a prompt
-costs what lies before it, not what the cache could hold.
+Few shapes are compiled: lengths are rounded up to a short list, and the cost of a part
+of a prompt depends on the places before it, not on the size of the cache.
 """
 
 import contextlib
@@ -22,11 +22,11 @@ from skipalign_jax.model import backends, cpu, decoder, losses, model_config, sh
 from skipalign_jax.runtime import errors
 
 PART = 256  # places of a prompt that a CPU reads at a time
-SCORED = 128  # places a row whose logits exist at one time
+SCORED = 128  # places per row whose logits exist at one time
 
 
 class Programs(NamedTuple):
-  """What is compiled, on one mesh; see `model.read` and `model.extend`."""
+  """Compiled programs on one mesh; see `decoder.read` and `decoder.extend`."""
 
   empty: Callable[..., decoder.Cache]
   read: Callable[..., tuple[jax.Array, decoder.Cache]]
@@ -66,7 +66,7 @@ def cache_shardings(
 
 
 class Engine:
-  """Weights on their devices, and what can be asked of them."""
+  """A model on its devices: generates, and scores given tokens."""
 
   def __init__(
     self,
@@ -101,7 +101,7 @@ class Engine:
     return 1 if self._mesh is None else sharding.row_shards(self._mesh)
 
   def room(self, tokens: int) -> int:
-    """Places of the cache that a row of so many tokens, old and new, gets."""
+    """Places of the cache for a row of `tokens` tokens, of prompt and reply."""
     return bucket(tokens, backends.choose_cached(self._platform, self._part).block or 1)
 
   def generate(
@@ -118,15 +118,15 @@ class Engine:
 
     Args:
       prompts: token ids, none empty; lengths may differ.
-      max_new_tokens: at most so many steps.
-      stop_ids: a row ends before any of these.
+      max_new_tokens: the largest number of steps.
+      stop_ids: a reply ends before any of these.
       temperature: 0 is greedy; else logits are divided by it and sampled.
       top_p: samples from the smallest set of tokens with this probability.
       seed: of the samples.
-      min_new_tokens: the first so many tokens are none of `stop_ids`.
+      min_new_tokens: `stop_ids` are not allowed in this many first steps.
 
     Yields:
-      One entry a prompt: a token id, or None once its reply has ended.
+      One entry per prompt: a token id, or None once its reply has ended.
 
     Raises:
       UserError: an empty prompt, or options out of range.
@@ -180,7 +180,7 @@ class Engine:
     """How likely the tokens of each sequence are, given all before them.
 
     Args:
-      sequences: token ids, at least two each; what stands first is context only.
+      sequences: token ids, at least two each; those before `starts` are context only.
       starts: for each sequence, the index (at least 1) of its first token that is
         scored.
 
@@ -219,7 +219,7 @@ class Engine:
 
     Args:
       shared: token ids of the beginning, at least one.
-      tails: token ids behind it, at least two each.
+      tails: token ids after it, at least two each.
       starts: for each tail, the index (at least 1) of its first token that is scored.
 
     Returns:
@@ -239,15 +239,15 @@ class Engine:
       n = len(tail) - 1
       tokens_BT, targets_BT, used_BT = (np.zeros((B, T), np.int32) for _ in range(3))
       tokens_BT[:, :n], targets_BT[:, :n], used_BT[:, :n] = tail[:-1], tail[1:], 1
-      behind = {
+      tail_rows = {
         "tokens": tokens_BT,
         "positions": np.tile(len(shared) + np.arange(T, dtype=np.int32), (B, 1)),
         "segment_ids": used_BT,
       }
-      # Written over the tail before it, as if that had never been there.
+      # Overwrites the tail before it.
       cache = dataclasses.replace(cache, length=end + 0)
       hidden_BTD, cache = self._run(
-        self._programs.read, behind, slice(None), cache, from_cache=True
+        self._programs.read, tail_rows, slice(None), cache, from_cache=True
       )
       with self.on_mesh():
         log_p_BT, likeliest_BT = score_targets(
@@ -260,7 +260,7 @@ class Engine:
   def score_next(
     self, prompts: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]
   ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """How likely each of some tokens comes next: choices behind one question.
+    """How likely each candidate is as the next token, as for multiple choice.
 
     Args:
       prompts: token ids, none empty.
@@ -347,7 +347,7 @@ class Engine:
         self._dtype,
         new,
         self.config.head_dim,
-        max_segments=3,  # padding comes first, which cuDNN cannot be told by a length
+        max_segments=3,  # padding comes first: a length does not describe that to cuDNN
       )
     with self.on_mesh():
       return program(
@@ -360,7 +360,7 @@ class Engine:
       )
 
   def on_mesh(self) -> contextlib.AbstractContextManager[Any]:
-    """Programs that read `hidden` run in this, so that their shardings are known."""
+    """Sets the mesh, if there is one; programs that read `hidden` run in this."""
     return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
 
   def _place(self, x: Any) -> Any:
@@ -373,7 +373,7 @@ class Engine:
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def cast(params: decoder.Params, dtype: str, layers_as_bits: bool) -> decoder.Params:
-  """Weights in a dtype; the layers', which a scan goes through, maybe as bits."""
+  """Weights in a dtype; those of layers, which a scan reads, as bits if asked for."""
   params = jax.tree.map(lambda x: x.astype(dtype), params)
   if layers_as_bits:
     params["layers"] = jax.tree.map(cpu.to_bits, params["layers"])
@@ -405,10 +405,10 @@ def choose(
     sorted_BV = -jnp.sort(-logits_BV, axis=-1)
     before_BV = jnp.cumsum(jax.nn.softmax(sorted_BV, axis=-1), axis=-1)
     before_BV -= jax.nn.softmax(sorted_BV, axis=-1)  # mass of likelier tokens
-    least_B1 = jnp.min(
+    min_B1 = jnp.min(
       jnp.where(before_BV < top_p, sorted_BV, jnp.inf), axis=-1, keepdims=True
     )
-    logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+    logits_BV = jnp.where(logits_BV >= min_B1, logits_BV, -jnp.inf)
   return sharding.constrain_replicated(jax.random.categorical(key, logits_BV, axis=-1))
 
 

@@ -1,4 +1,4 @@
-"""Shapes of well-known models: what a plan needs of them, without their weights."""
+"""Shapes of well-known models, for plans without their files."""
 
 from typing import Any
 

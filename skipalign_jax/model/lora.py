@@ -4,9 +4,9 @@ Shapes: n layers, T tokens, I/O in/out features, R rank. Matrices are [O, I], so
 [n, R, I] and B [n, O, R]; the frozen W may be quantised (QLoRA, 2305.14314).
 
 Training has two trees. `adapters` holds A and B, fp32 masters, under the path of
-their matrix (layers/attn/q/lora_a); optimizer and checkpoints know nothing else.
-`base` is the model's own tree of parameters as they are stored. `join` makes of both
-what the model computes with: the base, whose linear layers are `Adapted`.
+their matrix (layers/attn/q/lora_a); optimizer and checkpoints have only this one.
+`base` is the model's own tree of parameters as they are stored. `join` makes the tree
+of both that the model computes with: the base, whose linear layers are `Adapted`.
 """
 
 import dataclasses
@@ -33,13 +33,13 @@ MATRICES = {name: f"layers/attn/{name}/weight" for name in ("q", "k", "v", "o")}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """What config.lora means.
+  """The settings of config.lora.
 
   Attributes:
     rank: R, at least 1.
-    alpha: the adapters' product counts alpha / rank.
+    alpha: the adapters' product is scaled by alpha / rank.
     targets: names of the linear layers that have adapters.
-    base: how frozen matrices are stored, one of `frozen.STORAGE`.
+    base: how frozen matrices are stored, one of `quantized.STORAGE`.
   """
 
   rank: int
@@ -54,7 +54,7 @@ class Config:
 
 
 def from_config(given: Mapping[str, Any]) -> Config | None:
-  """Reads config.lora; None where all weights are trained.
+  """Reads config.lora; None if all weights are trained.
 
   Raises:
     UserError: a value out of range, an unknown target, or no qwix where it is needed.
@@ -96,8 +96,8 @@ class Adapted:
 def linear(x_TI: jax.Array, weight: Adapted) -> jax.Array:
   """x Wᵀ + scale · (x Aᵀ) Bᵀ in x's dtype, both summed in fp32.
 
-  The gradient rule makes no gradient of W, and keeps no copy of it: a quantised
-  matrix is multiplied out again.
+  The gradient rule computes no gradient of W, and keeps no copy of it: a quantised
+  matrix is dequantised again.
   """
   return _linear(x_TI, weight.base, weight.a, weight.b, weight.scale, weight.split)
 
@@ -135,7 +135,7 @@ _linear.defvjp(_forward, _backward)
 
 
 def _gathered(base, split, dtype):
-  """W in `dtype`; devices send each other what is stored, not what it means."""
+  """W in `dtype`; devices exchange it as it is stored, before dequantising."""
   stored = jax.tree.map(lambda x: sharding.constrain(x, split), base)
   return quantized.dense(stored, dtype)
 
@@ -191,7 +191,7 @@ def added(
 
 
 def layer_of(tree: Tree, name: str) -> Tree:
-  """The dict of a linear layer, made where there is none."""
+  """The dict of a linear layer, created if it is missing."""
   for key in MATRICES[name].split("/")[:-1]:
     tree = tree.setdefault(key, {})
   return tree

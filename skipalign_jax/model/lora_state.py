@@ -1,4 +1,4 @@
-"""The trees of a run with adapters: shapes, first values, and where they live.
+"""The trees of a run with adapters: shapes, initial values, and shardings.
 
 Shapes: n layers, I/O in/out features, R rank.
 """
@@ -40,7 +40,7 @@ def abstract_base(config: lora.Config, params: lora.Tree) -> lora.Tree:
 
 
 def storage(config: lora.Config, path: str) -> Callable[[jax.Array], quantized.Stored]:
-  """What becomes of a parameter of the base."""
+  """The function that converts a parameter of the base to its stored form."""
   if path.endswith("norm/weight"):
     return lambda x: x.astype(jnp.float32)
   kind = config.base if path in lora.MATRICES.values() else "bfloat16"
@@ -100,10 +100,10 @@ def init(config: lora.Config, params: lora.Tree, seed: int) -> lora.Tree:
 def shardings(
   config: lora.Config, mesh: sharding.AnyMesh, params: lora.Tree
 ) -> tuple[lora.Tree, lora.Tree]:
-  """Where adapters and base live.
+  """Shardings of adapters and base.
 
   An adapter's long side is split over all axes that split its matrix, R stays whole.
-  Values and scales of a quantised matrix lie as the matrix would.
+  Values and scales of a quantised matrix are split as the matrix would be.
   """
 
   def named(spec, x):
@@ -126,7 +126,7 @@ def shardings(
 def placer(
   config: lora.Config, shardings: lora.Tree
 ) -> Callable[..., quantized.Stored]:
-  """Creates the base in its places, a layer in full precision at a time.
+  """Creates the base on its devices, with one layer in full precision at a time.
 
   Returns:
     A `hf.reference.Place`.
@@ -157,7 +157,7 @@ def placer(
 
 @functools.cache
 def _quantiser(storage, shape, at):
-  """Compiled: nothing stored yet; and one more layer."""
+  """Two compiled functions: the empty matrix, and one that stores a layer in it."""
   store = functools.partial(quantized.store, storage=storage)
   kept = jax.eval_shape(store, jax.ShapeDtypeStruct(shape, jnp.float32))
 

@@ -1,4 +1,4 @@
-"""Losses as (sum, weight): one global denominator divides, later.
+"""Losses as weighted sums over places: the caller divides, by a global sum of weights.
 
 Shapes: B batch, L length, C chunk, D model, V vocab.
 """
@@ -12,21 +12,21 @@ from jax import custom_derivatives
 
 from skipalign_jax.model import products
 
-# Of inputs that a gradient rule with symbolic zeros gets: whether each is
-# differentiated is told beside its value.
+# A gradient rule with symbolic zeros gets each input with a flag, `perturbed`: whether
+# it is differentiated. This takes the values.
 values_of = custom_derivatives.custom_vjp_primal_tree_values
 
 
 def next_token_targets(
   tokens_BL: jax.Array, segment_ids_BL: jax.Array, loss_weight_BL: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """What each place predicts, and how much that counts.
+  """What each place predicts, and the weight of that prediction.
 
   `loss_weight_BL` belongs to the token that is predicted. A place never
-  predicts into another segment.
+  predicts a token of another segment.
 
   Returns:
-    targets_BL int32, weight_BL fp32 (the last place of a row weighs 0).
+    targets_BL int32, weight_BL fp32 (0 at the last place of a row).
   """
   targets_BL = jnp.roll(tokens_BL, -1, axis=1)
   inside_BL = jnp.roll(segment_ids_BL, -1, axis=1) == segment_ids_BL
@@ -42,19 +42,19 @@ def cross_entropy(
   weight_BL: jax.Array,
   chunk: int,
 ) -> jax.Array:
-  """Σ weight · −log p(target), logits of `chunk` places a row at a time.
+  """Σ weight · −log p(target), with the logits of `chunk` places per row at a time.
 
   Full [B, L, V] logits never exist. When differentiated, the forward pass of a
-  chunk also makes its gradients (they are ready there: softmax − one-hot), so
-  no logits are computed twice; the backward pass only scales them. A head that is
-  not differentiated has no gradient made for it.
+  chunk also computes its gradients (softmax − one-hot, both known there), so
+  no logits are computed twice; the backward pass only scales them. The gradient of
+  the head is computed only if the head is differentiated.
 
   Args:
     hidden_BLD: final hidden states, compute dtype.
     head_VD: output matrix, fp32 master.
     targets_BL: int32 in [0, V).
     weight_BL: fp32 ≥ 0.
-    chunk: places a row whose logits exist at one time.
+    chunk: places per row whose logits exist at one time.
 
   Returns:
     fp32 scalar sum; divide by the global Σ weight.
@@ -76,7 +76,7 @@ def target_log_probs(
     hidden_BLD: final hidden states, compute dtype.
     head_VD: output matrix.
     targets_BL: int32 in [0, V).
-    chunk: places a row whose logits exist at one time; all, where it does not
+    chunk: places per row whose logits exist at one time; all of them if it does not
       divide L.
 
   Returns:
@@ -108,7 +108,7 @@ def long_short_terms(
     one_BLD: final hidden states, compute dtype, that give p.
     other_BLD: those that give q; same shape.
     head_VD: output matrix.
-    chunk: places a row whose logits exist at one time.
+    chunk: places per row whose logits exist at one time.
 
   Returns:
     sce_BL = H(p, q) + H(q, p) and symmetric_kl_BL, as in `two_sided`; fp32, nats.
@@ -217,7 +217,7 @@ def _chunk_loss(hidden_BCD, head_VD, targets_BC):
 def chunks_of(arrays: Any, chunk: int) -> Any:
   """[B, L, …] → [L / chunk, B, chunk, …], to scan over.
 
-  Chunk i takes every (L / chunk)-th place from i on: where devices share a row,
+  Chunk i takes every (L / chunk)-th place from i on: if devices share a row,
   each has its part of every chunk.
   """
   split = lambda x: jnp.moveaxis(x.reshape(x.shape[0], chunk, -1, *x.shape[2:]), 2, 0)

@@ -60,7 +60,8 @@ class ModelConfig:
     for name, value in families.TABLE[self.family].fixed.items():
       if getattr(self, name) != value:
         raise errors.UserError(
-          f"model.{name}={not value}, but with model.family={self.family} it is {value}"
+          f"model.{name}={not value} conflicts with model.family={self.family}, where "
+          f"it is {value}"
         )
     if self.nope_layers and not families.TABLE[self.family].nope:
       raise errors.UserError(
@@ -69,7 +70,7 @@ class ModelConfig:
       )
     if not all(0 <= i < self.num_layers for i in self.nope_layers):
       raise errors.UserError(
-        f"model.nope_layers={self.nope_layers} must lie in 0 … {self.num_layers - 1}"
+        f"model.nope_layers={self.nope_layers} must be in 0 … {self.num_layers - 1}"
       )
 
   @property
@@ -140,7 +141,7 @@ def _rope_from_hf(
   v5 = _rope_spelling(hf.get("rope_parameters") or {}, default_theta)
   if v4 and v5 and v4 != v5:
     raise errors.UserError(
-      f"{where}: rope_theta/rope_scaling say {v4} but rope_parameters say {v5};"
+      f"{where}: rope_theta/rope_scaling give {v4} but rope_parameters give {v5};"
       " make the two spellings agree or remove one"
     )
   given = v5 or v4
@@ -174,7 +175,7 @@ def _rope_from_hf(
   )
 
 
-# Keys of a rope that `_rope_from_hf` understands.
+# Keys of a rope that `_rope_from_hf` reads.
 _ROPE_KEYS = {
   "rope_type",
   "rope_theta",
@@ -189,7 +190,7 @@ _ROPE_KEYS = {
 
 
 def _rope_spelling(raw: Mapping[str, Any], default_theta: float) -> dict[str, Any]:
-  """One of the two spellings with its defaults filled in; {} if it says nothing."""
+  """One of the two spellings with its defaults filled in; {} if it is empty."""
   given = {key: value for key, value in raw.items() if value is not None}
   if not given:
     return {}

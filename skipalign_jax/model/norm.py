@@ -1,4 +1,4 @@
-"""RMSNorm with a gradient rule that keeps little.
+"""RMSNorm with a gradient rule that keeps few values.
 
 Shapes: … any leading axes, D the axis that is normed.
 """
@@ -16,8 +16,8 @@ from skipalign_jax.model import products
 def rms_norm(x: jax.Array, weight_D: jax.Array, eps: float) -> jax.Array:
   """x / sqrt(mean x² + ε) · weight over the last axis, in fp32, in x's dtype.
 
-  With a gradient rule that keeps x itself and one number a place; the default one
-  keeps and converts several fp32 arrays, a sixth of a step on a CPU.
+  The gradient rule keeps x itself and one number per place; the default one keeps and
+  converts several fp32 arrays, which takes a sixth of a step on a CPU.
 
   Args:
     x: [… D].

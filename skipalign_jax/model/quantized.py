@@ -1,8 +1,8 @@
-"""How weights that are not trained sit in memory: bf16, or quantised in tiles.
+"""How weights that are not trained are stored: bf16, or quantised in tiles.
 
 Quantised matrices are qwix's `QArray`s, whose integers XLA stores packed; 64 inputs
-of an output share one fp32 scale, so nf4 and int4 take 4.5 bits a weight, int8 8.5.
-qwix is imported only where a matrix is quantised: it is an extra.
+of an output share one fp32 scale, so nf4 and int4 take 4.5 bits per weight, int8 8.5.
+qwix is imported only when a matrix is quantised: it is an extra.
 """
 
 import importlib.util
@@ -18,34 +18,34 @@ from skipalign_jax.runtime import errors
 Stored = Any  # a jax.Array, or a qwix.QArray of arrays
 
 TILE = 64  # QLoRA's
-# qwix lays the largest integers of a tile halfway between two (127.5, 7.5), where
-# rounding differs between machines; so much more room makes them 127 and 7.
+# qwix scales the largest value of a tile to 127.5 or 7.5, halfway between two integers,
+# where rounding differs between machines; with this factor it is 127 or 7.
 HEADROOM = {"int8": 127.5 / 127, "int4": 7.5 / 7, "nf4": 1.0}
 
 
 def check(storage: str) -> None:
-  """Checks that weights can be stored so here.
+  """Checks that weights can be stored in this form.
 
   Raises:
-    UserError: an unknown storage, or one whose library is not installed.
+    UserError: an unknown storage, or its library is not installed.
   """
   config_lib.check_section("lora", {"base": storage})
   if storage != "bfloat16" and importlib.util.find_spec("qwix") is None:
     raise errors.UserError(
-      f"lora.base={storage} needs qwix: pip install -e '.[lora]'; or take "
-      "lora.base=bfloat16, which needs nothing"
+      f"lora.base={storage} needs qwix: pip install -e '.[lora]'; or use "
+      "lora.base=bfloat16"
     )
 
 
 def store(weight: jax.Array, storage: str) -> Stored:
-  """A matrix [..., O, I] as it is kept.
+  """A matrix [..., O, I] in its stored form.
 
-  Quantised symmetrically, by the largest value of each tile of I; where TILE does not
-  divide I, the largest common divisor does.
+  Quantised symmetrically, by the largest value of each tile of I. If TILE does not
+  divide I, tiles have the greatest common divisor of both.
   """
   if storage == "bfloat16":
     return weight.astype(jnp.bfloat16)
-  import qwix  # an extra; and only here is it needed
+  import qwix
 
   *channels, last = range(weight.ndim)
   return qwix.quantize(
@@ -58,7 +58,7 @@ def store(weight: jax.Array, storage: str) -> Stored:
 
 
 def dense(stored: Stored, dtype: jnp.dtype | str) -> jax.Array:
-  """The matrix again; multiplied out in fp32, rounded once."""
+  """The matrix in `dtype`; dequantised in fp32, rounded once."""
   if not hasattr(stored, "qvalue"):
     return stored.astype(dtype)
   import qwix
@@ -72,7 +72,7 @@ def num_bytes(tree: Any) -> int:
 
 
 def bits(dtype: jnp.dtype) -> int:
-  """Bits that XLA stores a value in; `itemsize` says 8 for integers of 4."""
+  """Bits in which XLA stores a value; `itemsize` would give 8 for 4-bit integers."""
   if jnp.issubdtype(dtype, jnp.integer):
     return jnp.iinfo(dtype).bits
   return 8 * jnp.dtype(dtype).itemsize

@@ -2,10 +2,10 @@
 
 Shapes: B batch, L length, N heads, H head dim, P = H/2 rotated pairs.
 
-`inverse_frequencies` is computed once from the config on the host; `apply` is
+`inverse_frequencies` is computed once from the config on the host; `rotation` is
 the only place where positions enter the model. Angles are fp32 products of
-int32 positions, never looked up in a table and never bf16 (which cannot tell
-position 257 from 256).
+int32 positions, never looked up in a table and never bf16 (in which position 257
+equals 256).
 """
 
 import dataclasses
@@ -95,8 +95,8 @@ def inverse_frequencies(config: RopeConfig, head_dim: int) -> tuple[np.ndarray, 
   theta = config.theta
   if config.kind == "ntk":
     theta = ntk_theta(theta, config.factor, head_dim)
-  # In fp32 and in this order, for the same bits as PyTorch, with which the models
-  # were pretrained: one unit in the last place turns position 100 000 by 6e-3.
+  # In fp32 and in this order, to get the bits of PyTorch, with which the models were
+  # pretrained: one unit in the last place turns position 100 000 by 6e-3.
   exponent_P = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
   wide_P = np.float64(np.float32(theta)) ** exponent_P.astype(np.float64)
   inv_P = np.float32(1) / wide_P.astype(np.float32)
@@ -141,7 +141,7 @@ def rotation(
 ) -> tuple[jax.Array, jax.Array]:
   """cos_BLP and sin_BLP of position × rate, fp32, times `scale`.
 
-  The same for all layers, so made once a step and not in each of them.
+  The same for all layers, so computed once per step and not in each of them.
   """
   angle_BLP = positions_BL[:, :, None].astype(jnp.float32) * inv_freq_P
   return jnp.cos(angle_BLP) * scale, jnp.sin(angle_BLP) * scale

@@ -21,7 +21,7 @@ from skipalign_jax.runtime import errors
 
 AXES = ("data", "fsdp", "tensor", "context")
 BATCH = ("data", "fsdp")
-SHARDS = ("fsdp", "context")  # who shares a parameter: context needs no own copy
+SHARDS = ("fsdp", "context")  # axes over which parameters are split
 AnyMesh = Mesh | AbstractMesh
 
 # Path of a parameter (layers are stacked on axis 0) → its spec. Each parameter
@@ -43,7 +43,7 @@ TABLE = (
 
 
 def make_mesh(sizes: dict[str, int], devices: list[Any] | None = None) -> Mesh:
-  """A mesh over all devices; one size may be -1 and takes what is left."""
+  """A mesh over all devices; one size may be -1, for all devices that are left."""
   check_sizes(sizes)
   devices = jax.devices() if devices is None else devices
   shape = [sizes[axis] for axis in AXES]
@@ -121,7 +121,7 @@ def params_shardings(mesh: Mesh, params: Any) -> Any:
 
 
 def placer(shardings: Any) -> Callable[..., jax.Array]:
-  """Creates parameters in their places: a `hf.reference.Place`.
+  """Creates parameters on their devices: a `hf.reference.Place`.
 
   Args:
     shardings: where each parameter lives, a nested dict like that of parameters.
@@ -160,19 +160,19 @@ def constrain_replicated(x: jax.Array) -> jax.Array:
 def over_heads(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
   """Runs an attention kernel on each device's rows and heads, with whole rows.
 
-  `attend(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL, …)` knows no mesh; k and v may have
-  another length than q, as those of a cache do. Between layers
-  the places of a row are split over `context`; here they come together and the
-  heads are split instead, by one all-to-all each way (DeepSpeed-Ulysses,
-  2309.14509), so that every kernel works for every mesh and causality costs all
-  devices the same. Fewer kv heads than devices are repeated.
+  `attend(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL, …)` does not use the mesh; k and v
+  may have another length than q, as those of a cache do. Between layers the places of
+  a row are split over `context`; here rows are whole and the heads are split instead,
+  by one all-to-all each way (DeepSpeed-Ulysses, 2309.14509). So every kernel works for
+  every mesh, and the causal mask gives all devices the same work. If there are fewer kv
+  heads than devices, they are repeated.
   """
 
   def attend_on_mesh(q_BLNH, k_BLKH, v_BLKH, *others):
     if not is_split():
       return attend(q_BLNH, k_BLKH, v_BLKH, *others)
     mesh = jax.sharding.get_abstract_mesh()
-    # Said here, so that projections run on each device's own places.
+    # Constrained here, so that projections run on each device's own places.
     places = PartitionSpec(BATCH, "context", "tensor")
     q_BLNH, k_BLKH, v_BLKH = (constrain(x, places) for x in (q_BLNH, k_BLKH, v_BLKH))
     B, _, N, _ = q_BLNH.shape
@@ -220,8 +220,8 @@ def write_places(
 ) -> jax.Array:
   """The cache with L new places of one layer in it, from `start` on.
 
-  Where the places of a cache are split, each device picks its own ones of a part:
-  told to update a slice, XLA would bring the whole cache together first.
+  If the places of a cache are split, each device picks its own places of a part: for
+  an update of a slice, XLA would gather the whole cache first.
   """
   L, all_places = new_BLKH.shape[1], cached_ABSKH.shape[2]
   mesh = jax.sharding.get_abstract_mesh()

@@ -71,9 +71,9 @@ def describe_long_short(regulariser: long_short.LongShortConfig) -> list[str]:
   if not regulariser.alpha:
     return []
   lines = [f"long-short alpha {regulariser.alpha:g}"]
-  if regulariser.alpha >= long_short.TOO_STRONG:
+  if regulariser.alpha >= long_short.HARMFUL_ALPHA:
     lines.append(
-      f"           NOTE: from alpha {long_short.TOO_STRONG:g} on the paper saw worse "
-      "long-context scores"
+      f"           NOTE: from alpha {long_short.HARMFUL_ALPHA:g} on, the paper reports "
+      "worse long-context scores"
     )
   return lines

@@ -165,7 +165,7 @@ def test_records_that_stopped_a_run(record, reason):
     ({"rope_scaling": None, "rope_theta": float("nan")}, "rope.theta=nan"),
     ({"rms_norm_eps": float("nan")}, "norm_eps"),
     ({"vocab_size": 2**60}, "model.vocab_size=.* from 1 to 2"),
-    ({"num_hidden_layers": 2**60}, "at most 10000"),
+    ({"num_hidden_layers": 2**60}, "num_hidden_layers=.* from 1 to 10,000"),
     ({"x": "@deep"}, "nested too deeply"),
   ],
 )

@@ -132,7 +132,7 @@ def test_promises(name):
 
 
 @pytest.mark.parametrize("name", list(baselines.METHODS))
-def test_a_sample_without_room_stays_as_it_is(name):
+def test_a_sample_without_room_stays_contiguous(name):
   here = synthesize(config(name, 20), stack([row([(1, [21])]), row([(1, [20])])]))
   np.testing.assert_array_equal(here[0, :21], np.arange(21))
   np.testing.assert_array_equal(here[1, :20], np.arange(20))
@@ -159,7 +159,7 @@ def test_longrecipe_is_uniform_gaps_between_all_units():
 
 
 @pytest.mark.parametrize("strategy", ["pose", "skip_all"])
-def test_long_samples_stay_and_short_ones_move(strategy):
+def test_only_samples_below_skip_below_move(strategy):
   recipe = config(strategy, 1000, skip_prob=1.0, skip_below=12)
   here = synthesize(recipe, stack([row([(3, [4, 8]), (4, [5, 6])])]))[0]
   np.testing.assert_array_equal(here[:12], np.arange(12))
@@ -167,7 +167,7 @@ def test_long_samples_stay_and_short_ones_move(strategy):
 
 
 @pytest.mark.parametrize("name", baselines.CROPS)
-def test_crop_takes_the_text_that_its_positions_speak_of(name):
+def test_crop_takes_the_text_at_its_positions(name):
   N, W, L = 12, 40, 40
   rows = [row([(i, [n])], length=W) for i, n in enumerate([40, 40, 25, 7])]
   batch = stack(rows)
@@ -183,7 +183,7 @@ def test_crop_takes_the_text_that_its_positions_speak_of(name):
   assert (np.diff(content) >= 1).all() and (np.diff(content) > 1).any()
   assert content[:2].max() > N and content[2].max() < 25
   np.testing.assert_array_equal(cut["tokens"][3, :7], 100 + np.arange(7))
-  if name == "cream":  # a text as long as L stands where its positions say
+  if name == "cream":  # a text as long as L: its places are its positions
     np.testing.assert_array_equal(cut["positions"][:2], content[:2])
   assert all(cut[key].dtype == x.dtype for key, x in batch.items())
 

@@ -34,7 +34,7 @@ def segments(batch):
 
 
 def hidden_tokens(found, row, start, m):
-  """l_extra of a sample, read off its short window."""
+  """l_extra of a sample, counted in its short window."""
   short_m = found["short_segment_ids"][row, start : start + m]
   extra = int(np.sum(short_m == short_m[0]))
   np.testing.assert_array_equal(
@@ -60,7 +60,7 @@ def test_a_short_window_lacks_the_first_tokens_of_each_sample():
       used = slice(start + extra, start + m)
       expected_BL[row, used] = weight_BL[row, used]
     np.testing.assert_array_equal(found["pair_weight"], expected_BL)
-  assert len(seen) > 1.5 * len(list(segments(batch)))  # drawn anew in each step
+  assert len(seen) > 1.5 * len(list(segments(batch)))  # each step draws its own
 
 
 def test_min_context():
@@ -182,7 +182,7 @@ def test_a_step_is_the_naive_one(run, naive):
   found, _ = windows(batch)
   others = found["short_segment_ids"], found["pair_weight"]
   places_BL = drawn(batch)
-  assert places_BL.max() > tiny.SEQ_LEN  # the two methods meet
+  assert places_BL.max() > tiny.SEQ_LEN  # so positions skip
   for shift in (0, 1000):
     (_, (loss, sce)), _ = naive(start, batch, places_BL, places_BL + shift, *others)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
@@ -270,13 +270,13 @@ def test_microbatches_and_stopped_sides(run):
 
 
 @pytest.mark.parametrize(
-  ("fields", "told"),
+  ("fields", "key"),
   [
     ((-1.0, "none", 0), "alpha"),
     ((0.1, "both", 0), "stop_gradient"),
     ((0.1, "none", -1), "min_context"),
   ],
 )
-def test_bad_settings_are_refused(fields, told):
-  with pytest.raises(errors.UserError, match=told):
+def test_bad_settings_are_refused(fields, key):
+  with pytest.raises(errors.UserError, match=key):
     long_short.LongShortConfig(*fields)

@@ -188,16 +188,16 @@ def test_prob_per_sample_skips_all_or_none():
   assert abs((jumps == 0).mean() - 0.5) < 0.04
 
 
-def test_draws_depend_on_seed_sample_and_epoch_only():
+def test_draws_depend_only_on_seed_sample_and_epoch():
   sample = (7, [2, 2, 2, 2])
   here = lambda recipe, seed=0, epoch=0, id_=7: synthesize(
     recipe, stack([row([(id_, sample[1])], epoch=epoch)]), seed
   )[0, :8].tolist()
   static = config("skip_all", 100_000, skip_prob=1.0)
-  anew = config("skip_all", 100_000, skip_prob=1.0, resample="epoch")
+  by_epoch = config("skip_all", 100_000, skip_prob=1.0, resample="epoch")
   assert here(static) == here(static, epoch=5)
-  assert here(anew) != here(anew, epoch=5)
-  assert here(anew, epoch=5) == here(anew, epoch=5)
+  assert here(by_epoch) != here(by_epoch, epoch=5)
+  assert here(by_epoch, epoch=5) == here(by_epoch, epoch=5)
   assert here(static) != here(static, seed=1)
   assert here(static) != here(static, id_=8)
 
@@ -232,6 +232,6 @@ def test_contiguous_counts_from_zero_in_each_segment():
     dict(prob_per="token"),
   ],
 )
-def test_mistakes_are_told(wrong):
+def test_bad_settings_are_refused(wrong):
   with pytest.raises(errors.UserError, match=next(iter(wrong))):
     config(**wrong)

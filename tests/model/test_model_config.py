@@ -104,7 +104,7 @@ QWEN3_8B = QWEN25_7B | {
   "max_window_layers": 36,
   "sliding_window": None,
 }
-SMOLLM3_3B = {  # tied, which it does not say
+SMOLLM3_3B = {  # tied by default
   "model_type": "smollm3",
   "vocab_size": 128_256,
   "hidden_size": 2048,
@@ -150,7 +150,7 @@ def test_number_of_parameters(name):
 @pytest.mark.parametrize("name", KNOWN)
 def test_shapes_known_by_name_are_those_of_config_json(name):
   config = model_config.from_hf(KNOWN[name])
-  plain = config.rope.kind == "none"  # then the original window means nothing
+  plain = config.rope.kind == "none"  # the original window is not used
   where = dataclasses.replace(config.rope, original_window=0) if plain else config.rope
   assert known_models.KNOWN[name] == dataclasses.replace(config, rope=where)
 
@@ -242,7 +242,7 @@ def test_ntk_is_exported_as_its_base(length):
     ({"hidden_size": "wide"}, "wrong type"),
     ({"hidden_size": None}, "wrong type"),
     ({"num_key_value_heads": 5}, "must divide"),
-    ({"num_hidden_layers": 0}, "at least 1"),
+    ({"num_hidden_layers": 0}, "num_hidden_layers=0 .* from 1 to 10,000"),
     ({"rope_scaling": {"type": "linear"}}, "needs a factor"),
     ({"rope_scaling": {"type": "longrope", "factor": 4.0}}, "unknown"),
     (
@@ -256,7 +256,7 @@ def test_ntk_is_exported_as_its_base(length):
     ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
   ],
 )
-def test_configs_that_cannot_be_honoured_are_refused(change, message):
+def test_unsupported_configs_are_refused(change, message):
   with pytest.raises(errors.UserError, match=message):
     model_config.from_hf(LLAMA2_7B | change, "some/config.json")
 
@@ -274,13 +274,13 @@ def test_dropout_and_windows_as_long_as_the_model_are_harmless():
     QWEN25_7B | {"use_sliding_window": True},
   ):
     written = model_config.to_hf(model_config.from_hf(hf))
-    # A longer window must not wake the other one.
+    # A longer window must not turn on the sliding one.
     assert written.get("sliding_window") is None
     assert not written.get("use_sliding_window")
 
 
 @pytest.mark.parametrize("model_type", families.TABLE)
-def test_keys_that_are_left_out_mean_what_they_mean_to_transformers(model_type):
+def test_defaults_of_missing_keys_are_those_of_transformers(model_type):
   size = {  # 64 is not 4096 / 32, the sizes of the classes
     "hidden_size": 2048,
     "num_attention_heads": 32,
@@ -307,12 +307,12 @@ def test_keys_that_are_left_out_mean_what_they_mean_to_transformers(model_type):
   ("changes", "message"),
   [
     ({"family": "gemma"}, "model.family='gemma' .*one of llama"),
-    ({"family": "qwen2"}, "with model.family=qwen2 it is True"),
-    ({"family": "mistral", "mlp_bias": True}, "with model.family=mistral it is False"),
+    ({"family": "qwen2"}, "model.family=qwen2.* it is True"),
+    ({"family": "mistral", "mlp_bias": True}, "model.family=mistral.* it is False"),
     ({"nope_layers": (1,)}, "model.family=llama has no layers without rope"),
-    ({"family": "smollm3", "nope_layers": (32,)}, r"must lie in 0 … 31"),
+    ({"family": "smollm3", "nope_layers": (32,)}, r"nope_layers=.* 0 … 31"),
   ],
 )
-def test_a_family_is_not_what_it_cannot_be(changes, message):
+def test_values_that_a_family_does_not_have_are_refused(changes, message):
   with pytest.raises(errors.UserError, match=message):
     dataclasses.replace(model_config.from_hf(LLAMA2_7B), **changes)
