@@ -310,7 +310,8 @@ def _store_spec(folder: pathlib.Path, path: str, driver: str) -> dict[str, Any]:
     "driver": driver,
     "kvstore": {
       "driver": "ocdbt",
-      "base": f"file://{folder}/",
+      # Not a file:// URL, in which %, # and ? of a path would mean something else.
+      "base": {"driver": "file", "path": f"{folder}/"},
       "path": path.replace("/", ".") + "/",
     },
   }

@@ -23,6 +23,16 @@ from skipalign_jax.training import state as state_lib
 # So that an export reads one layer of a stacked parameter, not all of them.
 CHUNK_BYTES = 2**28
 DAMAGED = "damaged"
+_NOT_FOR_ORBAX = "[\\"  # it takes a path for a pattern in one place
+
+
+def check_path(workdir: pathlib.Path) -> None:
+  """Raises UserError for a path under which Orbax cannot find what it wrote."""
+  if found := sorted(set(_NOT_FOR_ORBAX) & set(str(workdir.absolute()))):
+    raise errors.UserError(
+      f"--workdir={workdir}: the library that writes checkpoints cannot open them "
+      f"again in a path with {' or '.join(found)}; give a path without"
+    )
 
 
 def set_damaged_aside(workdir: pathlib.Path, console: rich_console.Console) -> None:
@@ -153,7 +163,8 @@ class Checkpoints:
     except Exception as error:  # damaged files raise nearly anything
       raise errors.UserError(
         f"checkpoint {self._manager.directory / str(at)} cannot be read: {error}\n"
-        "Remove that folder to resume from an earlier one, or use a new --workdir."
+        "Move that folder elsewhere to resume from an earlier one, or give a new "
+        "--workdir."
       ) from error
     state = state_lib.TrainState(found.opt["step"], found.params, found.opt["opt"])
     return state, found.data["iterator"]

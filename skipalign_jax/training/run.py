@@ -36,12 +36,16 @@ def run(
     UserError: see `setup.prepare` and `workdir.claim`; or writing or data fails.
   """
   with distributed.together():
+    checkpoint.check_path(folder)
     setup = setup_lib.prepare(config, folder, console)
+  starts.check_processes(config, setup.data.fingerprint)
   lock = claim(setup)
   saved = checkpoint.Checkpoints(
     folder, config.checkpoint.keep, config.checkpoint.keep_best
   )
   start = saved.latest() or 0
+  with distributed.together():
+    workdir.check_start(folder, start, setup.data.steps, config.checkpoint.every)
   announce(setup, start)
   if start:
     state, iterator = restore(setup, saved, start)

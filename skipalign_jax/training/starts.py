@@ -15,9 +15,11 @@ import jax
 import ml_collections
 
 from skipalign_jax.hf import card
-from skipalign_jax.runtime import errors, files
+from skipalign_jax.runtime import distributed, errors, files
+from skipalign_jax.training import same_run
 
 FILE = "starts.jsonl"
+MAX_DIFFERENCES = 20  # that are listed
 
 
 def describe(
@@ -42,6 +44,31 @@ def describe(
   }
 
 
+def check_processes(config: ml_collections.ConfigDict, data_fingerprint: str) -> None:
+  """Raises UserError in all processes unless all train the same on the same data.
+
+  Args:
+    config: the resolved config of this process.
+    data_fingerprint: of its data.
+  """
+  code = {"data fingerprint": data_fingerprint, "commit": _commit()}
+  this = {"config": config.to_dict(), "code and data": code}
+  first, *others = map(json.loads, distributed.exchange(json.dumps(this)))
+  different = []
+  for index, other in enumerate(others, 1):
+    names = "process 0 has", f"process {index} has"
+    for part in this:
+      different += same_run.differences(
+        first[part], other[part], same_run.OF_A_PROCESS, names
+      )
+  if different:
+    raise errors.UserError(
+      "the processes of this run do not train the same:\n"
+      + "\n".join(different[:MAX_DIFFERENCES])
+      + "\nStart all of them with the same command, code and data."
+    )
+
+
 def add(workdir: pathlib.Path, start: dict[str, Any]) -> list[str]:
   """Writes a line for this start; returns what changed since the one before.
 
@@ -58,6 +85,16 @@ def add(workdir: pathlib.Path, start: dict[str, Any]) -> list[str]:
         f"(fingerprint {before['data']}, now {start['data']}). "
         "Restore the data, or start a new --workdir with model.init_from on this one."
       )
+    # Edited config.json: it is compared with the command, and here with what ran.
+    different = same_run.differences(
+      before["config"], start["config"], same_run.FREE, ("the last start had", "now")
+    )
+    if different:
+      raise errors.UserError(
+        f"--workdir={workdir}: this is another config than that of the last start:\n"
+        + "\n".join(different)
+        + "\nGive a new --workdir, or the same values to resume that run."
+      )
     changes = _differences(before, start)
   with path.open("a", encoding="utf-8") as file:
     file.write(json.dumps(start) + "\n")
@@ -69,13 +106,19 @@ def _last(path: pathlib.Path) -> dict[str, Any] | None:
   if not path.exists():
     return None
   files.cut_half_line(path)
-  starts = files.read_json_lines(path, _check)
+  starts = read(path)
   return starts[-1] if starts else None
+
+
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+  """All starts of a run; UserError where the file is damaged."""
+  return files.read_json_lines(path, _check)
 
 
 def _check(start: Any) -> None:
   """Raises what `files.read_json_lines` reports where a start is not whole."""
-  start["data"], start["commit"], start["versions"].items(), start["hardware"].items()
+  start["data"], start["commit"], start["step"], start["config"].items()
+  start["versions"].items(), start["hardware"].items()
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

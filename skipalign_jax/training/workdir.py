@@ -19,13 +19,12 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import pathlib
 import socket
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import ml_collections
 from rich import console as rich_console
@@ -33,24 +32,13 @@ from rich import console as rich_console
 from skipalign_jax.hf import adapters, card, export, native, reference
 from skipalign_jax.model import model_config
 from skipalign_jax.runtime import errors, files
+from skipalign_jax.training import metrics, same_run, starts
 
 if TYPE_CHECKING:  # slow to load
   import transformers
 
 STEPS = "steps.json"
 LOCK = ".lock"
-
-# Keys that may change when a run is resumed; all others change its numbers.
-FREE = (
-  "log_every",
-  "eval.every",
-  "evals.",
-  "checkpoint.",
-  "mesh.",
-  "data.cache_dir",
-  "data.ignore_keys",  # the data's fingerprint says whether it mattered
-  "data.workers",
-)
 
 
 def claim(
@@ -155,6 +143,45 @@ def writing(folder: pathlib.Path) -> Iterator[None]:
     ) from error
 
 
+def check_start(folder: pathlib.Path, start: int, steps: int, every: int) -> None:
+  """Checks that the checkpoints of a run are where its other files say.
+
+  Args:
+    folder: the workdir.
+    start: the latest checkpoint; 0 for none.
+    steps: of the whole run.
+    every: checkpoint.every.
+
+  Raises:
+    UserError: the run has had checkpoints and none is there, or the latest is of a step
+      that the run does not have.
+  """
+  if start > steps:
+    raise errors.UserError(
+      f"{folder / native.CHECKPOINTS} has step {start}, but the run has {steps} steps: "
+      "checkpoints are named after their steps. Give each its own name again"
+    )
+  if start or not _had_checkpoints(folder, every):
+    return
+  raise errors.UserError(
+    f"--workdir={folder} is of a run that has saved checkpoints, and none is in "
+    f"{folder / native.CHECKPOINTS}. Bring that folder back (is a disk missing?), or "
+    "give a new --workdir to begin again"
+  )
+
+
+def _had_checkpoints(folder: pathlib.Path, every: int) -> bool:
+  """Whether a start continued from one, or steps ran that come after one was saved."""
+  path = folder / starts.FILE
+  if path.exists() and any(one["step"] for one in starts.read(path)):
+    return True
+  path = folder / "metrics.jsonl"
+  if not path.exists() or not every:
+    return False
+  # The save of step 2·every waits until that of step every is on disk.
+  return any(record["step"] > 2 * every for record in metrics.read(path))
+
+
 def write_steps(folder: pathlib.Path, steps: int) -> None:
   """Writes how many steps the run has, so that others can see whether it is done."""
   files.write_json(folder / STEPS, {"steps": steps})
@@ -204,27 +231,12 @@ def _check_same(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None
     raise errors.UserError(
       f"--workdir={folder} is a model, not a training run; give a new folder"
     )
-  theirs = _flatten(found.config)
-  ours = _flatten(json.loads(json.dumps(config.to_dict())))  # tuples become lists
-  shown = lambda flat, key: repr(flat[key]) if key in flat else "no such key"
-  different = [
-    f"  {key}: the run has {shown(theirs, key)}, now {shown(ours, key)}"
-    for key in sorted(theirs.keys() | ours.keys())
-    if shown(theirs, key) != shown(ours, key) and not key.startswith(FREE)
-  ]
+  different = same_run.differences(
+    found.config, config.to_dict(), same_run.FREE, ("the run has", "now")
+  )
   if different:
     raise errors.UserError(
       f"--workdir={folder} holds a run with another config:\n"
       + "\n".join(different)
       + "\nGive a new folder, or the same values to resume that run."
     )
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat = {}
-  for name, value in tree.items():
-    if isinstance(value, dict):
-      flat |= _flatten(value, f"{prefix}{name}.")
-    else:
-      flat[prefix + name] = value
-  return flat

@@ -140,7 +140,19 @@ def test_killed_before_the_first_checkpoint_starts_again(finished, config, tmp_p
   folder = tmp_path / "copy"
   shutil.copytree(finished, folder)
   shutil.rmtree(folder / "checkpoints")
+  for name, lines in (("metrics.jsonl", 6), ("starts.jsonl", 1)):
+    whole = (folder / name).read_text().splitlines(keepends=True)
+    (folder / name).write_text("".join(whole[:lines]))
   assert run(config, folder) == 0
+  assert tiny.records(folder) == tiny.records(finished)
+
+
+def test_a_run_whose_checkpoints_are_gone_is_refused(finished, config, tmp_path):
+  folder = tmp_path / "copy"
+  shutil.copytree(finished, folder)
+  shutil.rmtree(folder / "checkpoints")
+  with pytest.raises(errors.UserError, match="Bring that folder back"):
+    run(config, folder)
   assert tiny.records(folder) == tiny.records(finished)
 
 

@@ -6,6 +6,7 @@ import pytest
 from rich import console as rich_console
 from saved_states import arrays, restore, save_all, state
 
+from skipalign_jax.hf import native
 from skipalign_jax.runtime import errors
 from skipalign_jax.training import checkpoint
 
@@ -29,6 +30,25 @@ def test_restores_state_and_iterator(tmp_path):
   ):
     np.testing.assert_array_equal(one, other)
     assert one.dtype == other.dtype
+
+
+@pytest.mark.parametrize("name", ["lr[1e-4]", "a\\b"])
+def test_paths_that_orbax_cannot_open_again_are_refused(tmp_path, name):
+  with pytest.raises(errors.UserError, match="give a path without"):
+    checkpoint.check_path(tmp_path / name)
+
+
+def test_any_other_path_is_data(tmp_path):
+  for name in ("a%2Fb", "50%", "a#b", "a?b", "a|b", "a*b", "a b", "{x}", "é'\"$~&;,"):
+    checkpoint.check_path(tmp_path / name)
+    (tmp_path / name).mkdir()
+    save_all(tmp_path / name, {7: None}, keep=1, keep_best=False)
+    found, _ = restore(tmp_path / name, 7)
+    weight = native.open_arrays(tmp_path / name, 7, {"norm/weight": (2000,)})
+    np.testing.assert_array_equal(
+      found.params["norm"]["weight"], weight["norm/weight"].read()
+    )
+  assert len(list(tmp_path.iterdir())) == 9  # and nowhere else
 
 
 def test_a_missing_step_is_reported(tmp_path):

@@ -96,6 +96,65 @@ def test_storage_errors_are_reported_and_others_not_hidden(tmp_path):
     raise FileNotFoundError(errno.ENOENT, "no such file")
 
 
+def test_checkpoints_that_are_gone_end_the_run(tmp_path):
+  (tmp_path / "checkpoints").mkdir()
+  records = tmp_path / "metrics.jsonl"
+  check = lambda start=0, steps=20, every=5: workdir.check_start(
+    tmp_path, start, steps, every
+  )
+  check()  # a new run
+  records.write_text('{"step": 10, "loss": 1.0}\n')
+  check()  # killed while its first checkpoint was written
+  records.write_text('{"step": 11, "loss": 1.0}\n')
+  with pytest.raises(errors.UserError, match="Bring that folder back"):
+    check()
+  assert records.read_text()  # not emptied
+  check(every=0)  # saves at its end only
+  check(start=10)
+  with pytest.raises(errors.UserError, match="has step 25, but the run has 20 steps"):
+    check(start=25)
+  records.unlink()
+  starts.add(tmp_path, start_line(tmp_path, step=5))
+  with pytest.raises(errors.UserError, match="Bring that folder back"):
+    check()
+
+
+def start_line(folder, step=0, **changes):
+  c = config_lib.tiny(config_lib.default())
+  c.update_from_flattened_dict(changes)
+  return starts.describe(c, "the same data", step)
+
+
+def test_an_edited_config_is_compared_with_the_last_start(tmp_path):
+  starts.add(tmp_path, start_line(tmp_path))
+  starts.add(tmp_path, start_line(tmp_path, log_every=7))
+  with pytest.raises(errors.UserError, match=r"optim\.learning_rate: the last start"):
+    starts.add(tmp_path, start_line(tmp_path, **{"optim.learning_rate": 0.5}))
+
+
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    ("seed", 1), ("optim.learning_rate", 0.5), ("steps", 9), ("data.train", "other"),
+    ("positions.strategy", "pose"), ("mesh.fsdp", 1), ("checkpoint.every", 3),
+  ],
+)  # fmt: skip
+def test_processes_with_other_configs_are_named(key, value, monkeypatch):
+  config = config_lib.tiny(config_lib.default())
+  other = config.copy_and_resolve_references()
+  other.update_from_flattened_dict({key: value, "data.workers": 3})
+  said = []
+  monkeypatch.setattr(starts.distributed, "exchange", lambda t: said.append(t) or [t])
+  starts.check_processes(other, "data")
+  monkeypatch.setattr(starts.distributed, "exchange", lambda t: [t, *said])
+  with pytest.raises(errors.UserError) as caught:
+    starts.check_processes(config, "data")
+  lines = str(caught.value).splitlines()
+  assert len(lines) == 3 and lines[1].startswith(f"  {key}: process 0 has ")
+  with pytest.raises(errors.UserError, match="data fingerprint: process 0 has 'new'"):
+    starts.check_processes(other, "new")
+
+
 def test_starts_report_what_changed_and_refuse_other_data(tmp_path):
   first = starts.describe(config_lib.default(), "a", 0)
   assert {"jax", "python"} <= first["versions"].keys()

@@ -1,0 +1,44 @@
+"""Whether two configs make the same run, key by key."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from skipalign_jax import config as config_lib
+
+# Keys that may change when a run is resumed; all others change its numbers.
+FREE = (
+  "log_every",
+  "eval.every",
+  "evals.",
+  "checkpoint.",
+  "mesh.",
+  "data.cache_dir",
+  "data.ignore_keys",  # the data's fingerprint says whether it mattered
+  "data.workers",
+)
+# Keys that may differ between the processes of a run.
+OF_A_PROCESS = ("data.cache_dir", "data.workers")
+
+
+def differences(
+  one: Mapping[str, Any],
+  other: Mapping[str, Any],
+  free: tuple[str, ...],
+  names: tuple[str, str],
+) -> list[str]:
+  """Lines on the keys that differ.
+
+  Args:
+    one, other: configs as nested dicts, or as JSON made them.
+    free: beginnings of the keys that do not count.
+    names: what has the values of `one` and of `other`, for the lines.
+  """
+  flat = lambda tree: config_lib.flatten(json.loads(json.dumps(tree)))  # no tuples
+  one, other = flat(one), flat(other)
+  shown = lambda tree, key: repr(tree[key]) if key in tree else "no such key"
+  return [
+    f"  {key}: {names[0]} {shown(one, key)}, {names[1]} {shown(other, key)}"
+    for key in sorted(one.keys() | other.keys())
+    if shown(one, key) != shown(other, key) and not key.startswith(free)
+  ]
