@@ -1,5 +1,6 @@
 """The exception for mistakes of the user, and the exit status of a command."""
 
+import signal
 import sys
 from collections.abc import Callable
 
@@ -16,12 +17,16 @@ def first_line(error: BaseException) -> str:
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-  """Runs `main` and exits: 0, its own status, 2 on UserError, 130 on Ctrl-C."""
+  """Runs `main` and exits: 0, its own status, 2 on UserError, 130 on Ctrl-C, 141
+  where nobody reads its output."""
   try:
     status = main() or 0
   except UserError as error:
     terminal.print_to_stderr(f"error: {error}")
     status = 2
+  except BrokenPipeError:  # the reader of the output has ended, as `| head` does
+    terminal.discard_output()
+    status = 128 + signal.SIGPIPE
   except KeyboardInterrupt:
     terminal.print_to_stderr("interrupted")
     status = 130

@@ -6,7 +6,9 @@ can be copied.
 """
 
 import argparse
+import os
 import re
+import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -32,7 +34,15 @@ class Console(rich_console.Console):
       options.setdefault("soft_wrap", True)
       if self.is_terminal:
         objects = tuple(fold(text, self.width) for text in objects)
-    super().print(*objects, **options)
+    try:
+      super().print(*objects, **options)
+    except OSError:  # the disk of a log is full, or a terminal has gone
+      self.on_broken_pipe()
+
+  def on_broken_pipe(self) -> None:
+    """Goes on without output where rich would end the process: work must be saved."""
+    self.quiet = True
+    discard_output()
 
   def print_markdown(self, text: str) -> None:
     """A Markdown text: rendered on a terminal, as it is elsewhere."""
@@ -67,6 +77,13 @@ def _fold(line: str, width: int) -> str:
   )
   joined = (" \\\n" if command else "\n").join(lines)
   return joined.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def discard_output() -> None:
+  """Makes the rest of the standard output go nowhere; nobody can receive it."""
+  null = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(null, sys.stdout.fileno())
+  os.close(null)
 
 
 def print_to_stderr(text: str) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import subprocess
 import sys
 
 import pytest
@@ -100,3 +101,43 @@ def test_help_fits_80_columns_and_is_plain(name, monkeypatch, capsys):
     wide = [line for line in text.splitlines() if cells.cell_len(line) > 80]
     assert not wide and "\x1b" not in text
     assert "usage" in text and "None" not in text
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_command_continues_where_nobody_receives_its_output(tmp_path, full):
+  """A pipe whose reader has ended, and a full disk."""
+  code = (
+    "from skipalign_jax.runtime import errors, terminal\n"
+    "import pathlib, sys\n"
+    "def main():\n"
+    "  console = terminal.Console()\n"
+    "  for i in range(3000):\n"
+    "    console.print(50 * 'x')\n"
+    "  pathlib.Path(sys.argv[1]).write_text('saved')\n"
+    "errors.run_command(main)"
+  )
+  command = [sys.executable, "-c", code, str(tmp_path / "file")]
+  if full:
+    with open("/dev/full", "w") as file:
+      done = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True)
+    status, said = done.returncode, done.stderr
+  else:
+    process = subprocess.Popen(
+      command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    said, status = process.stderr.read(), process.wait()
+  assert (status, said) == (0, "") and (tmp_path / "file").read_text() == "saved"
+
+
+def test_help_into_a_pipe_that_closes_is_no_traceback():
+  code = (
+    "from skipalign_jax.runtime import errors\n"
+    "def main():\n  for i in range(9999): print(50 * 'x')\n"
+    "errors.run_command(main)"
+  )
+  process = subprocess.Popen(
+    [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+  )
+  process.stdout.close()
+  assert process.stderr.read() == b"" and process.wait() == 141
