@@ -7,14 +7,22 @@
 # to one of the processes, makes all of them save the same step and end; the same
 # command resumes from there, with this N or another.
 #
-# Needs bash 5.1. Environment: PORT and PYTHON; DEVICES, the virtual devices of a process
+# Needs bash 5.1. Environment: PORT (a free one by default) and PYTHON; DEVICES, the virtual devices of a process
 # (4). With JAX_PLATFORMS=cuda process i takes GPU i instead.
 set -euo pipefail
 set -m # a process group for each, so that Ctrl-C comes to this script only
 
 count=${1:?usage: launch/local.sh N --config=FILE --workdir=DIR ...}
 shift
-address=127.0.0.1:${PORT:-9311}
+# A second run on the port of a first one would end both.
+is_free() { ! (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+if [[ ! ${PORT:-} ]]; then
+  until PORT=$((20000 + RANDOM % 12000)) && is_free "$PORT"; do :; done
+elif ! is_free "$PORT"; then
+  echo "error: PORT=$PORT is in use; give another one, or leave PORT out" >&2
+  exit 2
+fi
+address=127.0.0.1:$PORT
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 if [[ $JAX_PLATFORMS == cpu ]]; then
   # --xla_force_host_platform_device_count: one CPU poses as so many devices.

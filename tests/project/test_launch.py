@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -206,14 +207,17 @@ def test_a_tpu_host_that_goes_down_asks_training_to_stop(asked_by, tmp_path):
   assert "metadata.google.internal" in (repository / "asked").read_text()
 
 
-def local(folder, script):
+def local(folder, script, **environment):
   """launch/local.sh with two processes that are `script`; INDEX says which one."""
   stub = folder / "python"
   take = 'INDEX="${@: -1}" INDEX="${INDEX##*,}"'
   stub.write_text(f"#!/usr/bin/env bash\n{take}\n{script}\n")
   stub.chmod(0o755)
   return subprocess.Popen(
-    [FOLDER / "local.sh", "2"], env=os.environ | {"PYTHON": str(stub)}, cwd=folder
+    [FOLDER / "local.sh", "2"],
+    env=os.environ | {"PYTHON": str(stub)} | environment,
+    cwd=folder,
+    stderr=subprocess.PIPE,
   )
 
 
@@ -245,6 +249,21 @@ def test_a_signal_to_local_sh_is_no_status(tmp_path):
       time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=10) == 0
+
+
+def test_a_port_that_is_taken_is_refused_and_a_free_one_is_chosen(tmp_path):
+  script = 'echo "${@: -1}" > $INDEX'
+  with socket.socket() as first_run:
+    first_run.bind(("127.0.0.1", 0))
+    first_run.listen()
+    port = str(first_run.getsockname()[1])
+    refused = local(tmp_path, script, PORT=port)
+    assert refused.wait(timeout=20) == 2
+    assert f"PORT={port} is in use" in refused.stderr.read().decode()
+    assert not (tmp_path / "0").exists()
+    assert local(tmp_path, script).wait(timeout=20) == 0
+  chosen = [(tmp_path / name).read_text() for name in "01"]
+  assert chosen[0].split(",")[0] == chosen[1].split(",")[0] and port not in chosen[0]
 
 
 def test_the_readme_lists_every_file():
