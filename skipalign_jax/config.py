@@ -236,8 +236,8 @@ SECTIONS = (
       "skip_outer",
       "Which blocks of a sample skip ahead. contiguous: none; skip_all: all; "
       "skip_inner: responses; skip_outer: instructions. Methods of other papers: "
-      "pose, randpos, cream. LongRecipe is skip_all with skip_prob=1 and gaps=uniform "
-      "on data.text_blocks=sentences.",
+      "pose, randpos, cream. Close to LongRecipe is skip_all with skip_prob=1 and "
+      "gaps=uniform on data.text_blocks=sentences.",
       choices=(
         "contiguous",
         "skip_all",

@@ -11,8 +11,10 @@ PoSE and CREAM take the parts to which their positions refer (plain text only: a
 cannot be cut out of a dialogue). Positions rise strictly. A sample of L tokens or more
 stays contiguous.
 
-LongRecipe (2409.00509) moves sentences such that all layouts of the gaps are equally
-likely: blocks that are sentences, strategy skip_all, skip_prob 1, gaps uniform.
+LongRecipe (2409.00509) moves sentences by gaps that are nearly those of strategy
+skip_all, skip_prob 1, gaps uniform, with blocks that are sentences. There all layouts
+are equally likely; LongRecipe's code pins the first sentence at position 0 after the
+draw, which joins two gaps: its first gap is about twice as long as the others.
 
 Shapes: N places of a row; all int32.
 """
@@ -74,6 +76,9 @@ def cream(
   distances of the middle most. The text is taken at the same places. If it is shorter
   than L, its own end is the tail, and the middle ends before that tail. Fewer than
   three tokens have no middle and stay contiguous.
+
+  The authors' code fixes the mean of that Gaussian at 9, which is 1 + f at f = 8 only;
+  this follows the paper.
   """
   m = jnp.minimum(length, N)
   at_N = jnp.arange(N)

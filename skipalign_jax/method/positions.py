@@ -56,8 +56,8 @@ class PositionConfig:
     resample: "never" draws once per sample (the paper draws in preprocessing),
       "epoch" once per sample and epoch.
     gaps: "sequential" is eq. 3, whose early gaps take most of the room;
-      "uniform" makes all ordered layouts of the gaps equally likely (as
-      LongRecipe, 2409.00509, does over sentences).
+      "uniform" makes all ordered layouts of the gaps equally likely (LongRecipe's,
+      2409.00509, over sentences are nearly so; see baselines.py).
     chunks: how many chunks PoSE makes of a sample.
     skip_below: samples of at least this many tokens stay contiguous, since they teach
       long dependencies without skips; 0 for no limit.

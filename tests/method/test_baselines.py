@@ -138,8 +138,8 @@ def test_a_sample_without_room_stays_contiguous(name):
   np.testing.assert_array_equal(here[1, :20], np.arange(20))
 
 
-def test_longrecipe_is_uniform_gaps_between_all_units():
-  """A sorted random subset of the slots, the first pinned at 0 (2409.00509)."""
+def test_uniform_gaps_between_all_units_are_sorted_random_slots():
+  """LongRecipe's (2409.00509), but that the first unit has no slot of its own there."""
   sizes, L, rng = [2, 1, 3], 12, np.random.default_rng(0)
   recipe = config("skip_all", L, skip_prob=1.0, gaps="uniform")
   one = stack([row([(0, sizes)], length=8)])
