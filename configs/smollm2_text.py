@@ -1,8 +1,8 @@
 """Continued training on plain text whose paragraphs skip, up to a million positions.
 
 Without chats: every token is a target. The paragraphs of a document move like blocks of
-a dialogue (Skip-All), with uniform gaps, nearly as in LongRecipe (2409.00509): pieces of 1024
-tokens have distances of up to 1 000 000. NTK-scaled rope to the same length.
+a dialogue (Skip-All), with uniform gaps, nearly as in LongRecipe (2409.00509): pieces
+of 1024 tokens have distances of up to 1 000 000. NTK-scaled rope to the same length.
 data.text_blocks=sentences moves sentences instead.
 
 Hardware: any CPU with 8 GB, or one GPU. Weights: `make weights`.
