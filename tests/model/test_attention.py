@@ -71,7 +71,7 @@ def test_blockwise_equals_plain(monkeypatch, longest, L, heads, kv_heads):
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-6)
 
 
-def test_long_rows_compute_no_tile_ahead_and_hold_one(monkeypatch):
+def test_long_rows_skip_masked_tiles_and_hold_one_at_a_time(monkeypatch):
   """FLOPs of n(n+1)/2 tiles; nothing as large as a block of all keys' scores."""
   monkeypatch.setattr(attention, "LONG", 16)
   monkeypatch.setattr(attention, "TILE", 16)

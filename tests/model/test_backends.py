@@ -60,7 +60,7 @@ def test_backends_agree(attend, exact):
     assert error < 0.02, error
 
 
-def test_runs_tell_cudnn_where_segments_are():
+def test_runs_are_the_segments_of_each_row():
   segments_BL = np.array([[1, 1, 1, 2, 0, 0], [0, 0, 5, 5, 5, 5], [3] * 6])
   offsets, lengths = backends.runs(jnp.asarray(segments_BL), 3)
   assert offsets.tolist() == [[0, 3, 4, -1], [0, 2, -1, -1], [0, -1, -1, -1]]
@@ -112,7 +112,7 @@ def compile_cudnn_for_hopper():
   from skipalign_jax.planning import compiler, hardware
 
   compiler.prepare("cuda", os.devnull)
-  # JAX asks the device that is here, and none is.
+  # JAX would query a device, and there is none.
   fused.check_compute_capability = lambda capability: True
   (topology,) = hardware.parse("h100:8")
   one = dict.fromkeys(sharding.AXES, 1)

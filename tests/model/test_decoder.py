@@ -1,4 +1,4 @@
-"""The decoder: causal, deaf to packing and caching, moved by positions only in rope."""
+"""The decoder: causal, the same packed or cached, with positions only in rope."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ synthesize = jax.jit(functools.partial(positions.synthesize, tiny.SKIPS, 0))
 def alone(params, config, tokens, positions):
   """Naive logits of one sample without padding."""
   m, L = len(tokens), tiny.SEQ_LEN
-  pad = lambda x: np.pad(x, (0, L - m))  # one shape; what is behind is never seen
+  pad = lambda x: np.pad(x, (0, L - m))  # one shape; nothing attends to the padding
   causal_LL = np.tri(L, dtype=bool)
   return naive_logits(params, config, pad(tokens), pad(positions), causal_LL)[:m]
 
@@ -143,7 +143,7 @@ def test_remat_changes_nothing():
   for remat in ("dots", "full"):
     for one, other in zip(values[remat], values["none"], strict=True):
       np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
-  # "dots" computes the sums of squares of the two norms again, "full" besides q, k,
+  # "dots" computes the sums of squares of the two norms again, "full" also q, k,
   # v, o, gate, up and the two products of attention.
   none, dots, full = (programs[remat].count("dot_general") for remat in decoder.REMAT)
   assert none == dots - 2 == full - 10
@@ -234,7 +234,7 @@ def test_the_parameters_are_those_of_the_table_and_the_count(kind):
   assert sum(x.size for _, x in leaves) == config.num_params()
 
 
-def test_init_draws_each_matrix_anew():
+def test_init_draws_each_matrix_separately():
   config = dataclasses.replace(CONFIG, vocab_size=24, tie_embeddings=True)
   first, again, other = (decoder.init(config, seed) for seed in (0, 0, 1))
   layers = first["layers"]

@@ -60,7 +60,7 @@ def test_scores_are_those_of_each_sequence_alone(part):
 def test_a_beginning_in_common_is_read_once_and_changes_nothing(part):
   engine = inference.Engine(PARAMS, CONFIG, "float32", part=part)
   shared, tails = SEQUENCES[0], [SEQUENCES[2], SEQUENCES[1], SEQUENCES[3]]
-  starts = [5, 8, 1]  # the long tail first: what it leaves behind must not be seen
+  starts = [5, 8, 1]  # the long tail first: what it wrote must not be read
   whole = engine.score(
     [shared + tail for tail in tails], [len(shared) + start for start in starts]
   )
@@ -85,7 +85,7 @@ def test_hidden_states_end_at_the_right():
     np.testing.assert_allclose(got_LV, want_LV, rtol=1e-3, atol=1e-3)
 
 
-def test_a_reply_of_at_least_so_many_tokens_has_no_stop_before():
+def test_min_new_tokens_delays_the_stop():
   engine = inference.Engine(PARAMS, CONFIG, "float32")
   prompt = SEQUENCES[0]
   (first,), *_ = engine.generate([prompt], 3, ())

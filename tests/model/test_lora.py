@@ -237,7 +237,7 @@ def test_what_cannot_be_is_refused(changes, message):
     lora.from_config(c)
 
 
-def test_without_qwix_it_is_told_how_to_install_it(monkeypatch):
+def test_without_qwix_the_error_names_the_extra(monkeypatch):
   monkeypatch.setattr(quantized.importlib.util, "find_spec", lambda name: None)
   c = config_lib.default().lora
   c.rank = 8
@@ -344,7 +344,7 @@ def test_evaluations_during_training_ask_the_merged_model(finished):
   jax.tree.map(near, found, load(folder))
 
 
-def test_a_run_whose_base_is_gone_endless_or_another_one_is_told(finished, tmp_path):
+def test_a_missing_circular_or_changed_base_is_refused(finished, tmp_path):
   _, folder = finished
   copy = tmp_path / "copy"
   shutil.copytree(folder, copy)
@@ -354,9 +354,9 @@ def test_a_run_whose_base_is_gone_endless_or_another_one_is_told(finished, tmp_p
     (copy / "config.json").write_text(json.dumps(described | {"base": str(to)}))
 
   move_base(copy)
-  with pytest.raises(errors.UserError, match=r"own folder: (\S+) -> \1\. ") as told:
+  with pytest.raises(errors.UserError, match=r"own folder: (\S+) -> \1\. ") as caught:
     reference.open_model(str(copy))
-  assert str(told.value).count("has adapters") == 1
+  assert str(caught.value).count("has adapters") == 1
   shutil.copytree(copy, tmp_path / "second")
   move_base(f"{tmp_path / 'second'}@4")
   with pytest.raises(errors.UserError, match=r"copy -> \S*second -> \S*copy\. "):

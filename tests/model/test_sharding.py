@@ -179,7 +179,7 @@ def train_on(names):
     )
     run = tiny.Run(mesh, steps=STEPS, **changes)
     metrics = [run.step(batch_of(t)) for t in range(STEPS)]
-    moments = by_path(run.state.opt[1][0].mu)  # of Adam, behind the clipping
+    moments = by_path(run.state.opt[1][0].mu)  # of Adam, after the clipping
     report[name] = dict(
       losses=[float(m["loss"]) for m in metrics],
       norms=[float(m["grad_norm"]) for m in metrics],
