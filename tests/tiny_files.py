@@ -90,6 +90,14 @@ def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
   return np.stack([halves[:, 0], halves[:, 1]], axis=2).reshape(weight.shape)
 
 
+_ADD = {
+  str: gguf.GGUFWriter.add_string,
+  float: gguf.GGUFWriter.add_float32,
+  bool: gguf.GGUFWriter.add_bool,
+  int: gguf.GGUFWriter.add_uint32,
+}
+
+
 def gguf_file(
   path: pathlib.Path, name="llama2_gqa", rope_freqs=None, metadata=None, pre="smollm"
 ):
@@ -108,8 +116,7 @@ def gguf_file(
   writer.add_layer_norm_rms_eps(c.norm_eps)
   writer.add_vocab_size(c.vocab_size)
   for key, value in (metadata or {}).items():
-    add = writer.add_string if isinstance(value, str) else writer.add_float32
-    add(key, value)
+    _ADD[type(value)](writer, key, value)
   tok = tokenizer()
   state = json.loads(tok.backend_tokenizer.to_str())
   special = set(tok.all_special_tokens) | {"<|im_end|>"}

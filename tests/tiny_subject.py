@@ -31,6 +31,7 @@ def make(begin="", batch_tokens=4096, window=64):
     tokenizer,
     subject.identity("tiny", config, tokenizer, "float32"),
     batch_tokens,
+    eos_ids=(),
   )
 
 

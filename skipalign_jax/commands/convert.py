@@ -62,7 +62,7 @@ def export_model(
   """
   opened, tokens = _open(model, tokenizer)
   start = time.perf_counter()
-  stop_ids = tokenizer_lib.stop_token_ids(tokens)
+  stop_ids = tokenizer_lib.stop_token_ids(tokens, opened.eos_ids)
   total = export.export(opened, tokens, stop_ids, out, dtype, shard_bytes)
   seconds = time.perf_counter() - start
   written = f"{terminal.size(total)} of weights written in {seconds:.0f} s"
@@ -106,6 +106,8 @@ def _open(
 ) -> tuple[reference.Model, transformers.PreTrainedTokenizerFast]:
   opened = reference.open_model(model)
   tokens = reference.load_tokenizer(tokenizer or model)
+  if tokenizer:
+    opened = reference.with_tokenizer(opened, tokens)
   _describe(opened)
   return opened, tokens
 

@@ -58,6 +58,8 @@ def open_subject(args: argparse.Namespace) -> subject_lib.Subject:
   """
   opened = reference.open_model(args.model)
   tokenizer = reference.load_tokenizer(args.tokenizer or args.model)
+  if args.tokenizer:
+    opened = reference.with_tokenizer(opened, tokenizer)
   if args.template != "model":
     chat.set_template(tokenizer, args.template)
   config = with_rope(opened, vars(args)["rope.kind"], vars(args)["rope.target_length"])
@@ -82,6 +84,7 @@ def open_subject(args: argparse.Namespace) -> subject_lib.Subject:
     tokenizer,
     subject_lib.identity(name, config, tokenizer, args.dtype),
     args.batch_tokens,
+    opened.eos_ids,
   )
 
 

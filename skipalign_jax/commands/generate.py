@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
   steps = inference.Engine(params, opened.config, args.dtype).generate(
     prompts,
     args.max_new_tokens,
-    tokenizer_lib.stop_token_ids(tokenizer),
+    tokenizer_lib.stop_token_ids(tokenizer, opened.eos_ids),
     args.temperature,
     args.top_p,
     args.seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import ml_collections
@@ -86,9 +87,18 @@ def _load(ref: str) -> transformers.PreTrainedTokenizerFast:
   return reference.load_tokenizer(ref)
 
 
-def stop_token_ids(tokenizer: transformers.PreTrainedTokenizerFast) -> tuple[int, ...]:
-  """Ids that end a reply: eos, and the last token of a reply in the chat template."""
-  stops = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+def stop_token_ids(
+  tokenizer: transformers.PreTrainedTokenizerFast, eos_ids: Sequence[int]
+) -> tuple[int, ...]:
+  """Ids that end a reply; generation, evaluations and exports take them from here.
+
+  Args:
+    tokenizer: its eos token is one, and the last token of a reply in its template.
+    eos_ids: those that the model's files name (`reference.Model.eos_ids`).
+  """
+  stops = [*eos_ids]
+  if tokenizer.eos_token_id is not None:
+    stops.append(tokenizer.eos_token_id)
   if tokenizer.chat_template:
     (sample,) = chat.Encoder(tokenizer, seq_len=1 << 20)(
       [[("user", "a"), ("assistant", "b")]]

@@ -64,6 +64,7 @@ class Evaluator:
   config: model_config.ModelConfig
   compute_dtype: str
   tokenizer: transformers.PreTrainedTokenizerFast
+  eos_ids: tuple[int, ...]
   mesh: Mesh
   workdir: pathlib.Path
   console: rich_console.Console
@@ -93,6 +94,7 @@ class Evaluator:
       self.tokenizer,
       subject_lib.identity(name, self.config, self.tokenizer, self.compute_dtype),
       scheduled.batch_tokens,
+      self.eos_ids,
     )
     results = runner.run(
       scheduled.task,

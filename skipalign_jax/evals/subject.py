@@ -31,12 +31,14 @@ class Subject:
     tokenizer: of the model, with its chat template.
     identity: the part of a protocol that describes the model; JSON.
     batch_tokens: places of the KV cache that a batch may take.
+    eos_ids: those that the model's files name (`reference.Model.eos_ids`).
   """
 
   engine: inference.Engine
   tokenizer: transformers.PreTrainedTokenizerFast
   identity: dict[str, Any]
   batch_tokens: int
+  eos_ids: tuple[int, ...]
 
   @property
   def window(self) -> int:
@@ -46,7 +48,7 @@ class Subject:
   @functools.cached_property
   def stop_ids(self) -> tuple[int, ...]:
     """Tokens that end a reply."""
-    return tokenizer_lib.stop_token_ids(self.tokenizer)
+    return tokenizer_lib.stop_token_ids(self.tokenizer, self.eos_ids)
 
   def chat(self, content: str) -> str:
     """The prompt for a reply to one user message.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
   import gguf
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")  # as the families of these names
+_ENDS = ("eos", "eot", "eom")  # tokenizer.ggml.*_token_id at which llama.cpp stops
 
 
 class GGUFFile:
@@ -198,9 +199,12 @@ def hf_config(
       config[key] = f"blk.0.{name}.bias" in tensor_names
   if window := keys.get("attention.sliding_window"):
     config |= {"use_sliding_window": True, "sliding_window": window}
-  for key in ("bos", "eos"):
-    if f"tokenizer.ggml.{key}_token_id" in metadata:
-      config[f"{key}_token_id"] = metadata[f"tokenizer.ggml.{key}_token_id"]
+  first = metadata.get("tokenizer.ggml.bos_token_id")
+  if first is not None:
+    config["bos_token_id"] = first
+  ends = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in _ENDS]
+  if ends := list(dict.fromkeys(end for end in ends if end is not None)):
+    config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
   return config
 
 

@@ -24,6 +24,7 @@ from skipalign_jax.hf import (
   hub,
   native,
   safetensors_files,
+  stops,
   weights,
 )
 from skipalign_jax.model import model_config
@@ -71,7 +72,7 @@ class Model:
     reference: what the user wrote.
     location: where it is.
     config: its shape.
-    hf_config: its config.json, or the one HF would have.
+    hf_config: its config.json, or the one HF would have; None from scratch.
     generation_config: its generation_config.json, None without one.
     weights: path -> lazy parameter, layers stacked.
   """
@@ -79,7 +80,7 @@ class Model:
   reference: str
   location: Location
   config: model_config.ModelConfig
-  hf_config: dict[str, Any]
+  hf_config: dict[str, Any] | None
   generation_config: dict[str, Any] | None
   weights: dict[str, weights.Parameter]
 
@@ -87,6 +88,13 @@ class Model:
   def kind(self) -> str:
     """ "hf", "gguf" or "workdir"."""
     return self.location.kind
+
+  @property
+  def eos_ids(self) -> tuple[int, ...]:
+    """The ids that its files name as ends; see `stops.named`."""
+    return stops.named(
+      self.generation_config, self.hf_config, self.config.vocab_size, self.reference
+    )
 
 
 def locate(reference: str) -> Location:
@@ -181,7 +189,32 @@ def _open(reference: str, above: tuple[pathlib.Path, ...]) -> Model:
       config, hf_config = described.model_config, described.hf_config
       generation = described.generation_config
       parameters = _open_checkpoint(location, described, above)
+  stops.named(generation, hf_config, config.vocab_size, reference)  # refuses now
   return Model(reference, location, config, hf_config, generation, parameters)
+
+
+def with_tokenizer(
+  model: Model, tokenizer: transformers.PreTrainedTokenizerFast
+) -> Model:
+  """A model that another tokenizer than its own is used with.
+
+  Of the ids that its files name as ends, it keeps those that are the same token in both
+  tokenizers; all of them if it has no tokenizer of its own.
+  """
+  try:
+    own = load_tokenizer(model.reference)
+  except errors.UserError:
+    return model
+
+  def same(one: int) -> bool:
+    token = own.convert_ids_to_tokens(one)
+    return token is not None and tokenizer.convert_ids_to_tokens(one) == token
+
+  return dataclasses.replace(
+    model,
+    hf_config=stops.restricted(model.hf_config, same),
+    generation_config=stops.restricted(model.generation_config, same),
+  )
 
 
 class _CircularBaseError(errors.UserError):

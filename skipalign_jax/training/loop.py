@@ -42,6 +42,7 @@ class Loop:
       setup.recipe.model,
       setup.recipe.compute_dtype,
       setup.tokenizer,
+      setup.opened.eos_ids if setup.opened else (),
       setup.mesh,
       setup.folder,
       setup.console,

@@ -66,6 +66,8 @@ def prepare(
   name = config.model.init_from
   opened = reference.open_model(name) if name else None
   tokenizer = tokenizer_lib.resolve(config)
+  if opened and config.data.tokenizer:
+    opened = reference.with_tokenizer(opened, tokenizer)
   shape = resolve.model_from(config, opened and opened.config, len(tokenizer))
   reference.check_vocabulary(tokenizer, shape)
   mesh = sharding.make_mesh(dict(config.mesh))

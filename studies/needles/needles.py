@@ -36,7 +36,11 @@ def open_subject(
     config = dataclasses.replace(config, rope=scaled, window=target * window)
   engine = inference.Engine(reference.load_params(opened), config, "float32")
   return subject_lib.Subject(
-    engine, reference.load_tokenizer(str(model)), {}, batch_tokens=0
+    engine,
+    reference.load_tokenizer(str(model)),
+    {},
+    batch_tokens=0,
+    eos_ids=opened.eos_ids,
   )
 
 

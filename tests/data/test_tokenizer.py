@@ -38,11 +38,12 @@ def test_saved_tokenizer_is_the_same(tmp_path):
 def test_stop_tokens():
   other = tokenizer.byte_tokenizer()
   eos, im_end = other.eos_token_id, other.convert_tokens_to_ids("<|im_end|>")
-  assert tokenizer.stop_token_ids(other) == (eos, im_end)
+  assert tokenizer.stop_token_ids(other, ()) == (eos, im_end)
+  assert tokenizer.stop_token_ids(other, (7, eos)) == (7, eos, im_end)
   chat.set_template(other, "tulu")
-  assert tokenizer.stop_token_ids(other) == (eos,)
+  assert tokenizer.stop_token_ids(other, ()) == (eos,)
   other.chat_template = None
-  assert tokenizer.stop_token_ids(other) == (eos,)
+  assert tokenizer.stop_token_ids(other, ()) == (eos,)
 
 
 def test_resolve():

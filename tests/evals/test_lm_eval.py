@@ -65,6 +65,7 @@ def subject(tokenizer=TOKENIZER):
     tokenizer,
     subject_lib.identity("tiny", CONFIG, tokenizer, "float32"),
     batch_tokens=256,
+    eos_ids=(),
   )
 
 

@@ -43,6 +43,7 @@ def adapters(ref, folder, tokenizer, window=None):
     tokenizer,
     subject_lib.identity(str(ref), config, tokenizer, "float32"),
     batch_tokens=4096,
+    eos_ids=opened.eos_ids,
   )
   theirs = huggingface.HFLM(
     str(folder),

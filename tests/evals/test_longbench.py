@@ -40,7 +40,7 @@ def subject():
   engine = inference.Engine(PARAMS, CONFIG, "float32")
   tokenizer = tokenizer_lib.byte_tokenizer()
   identity = subject_lib.identity("tiny", CONFIG, tokenizer, "float32")
-  return subject_lib.Subject(engine, tokenizer, identity, batch_tokens=1024)
+  return subject_lib.Subject(engine, tokenizer, identity, batch_tokens=1024, eos_ids=())
 
 
 def record(context="some context", **changes):

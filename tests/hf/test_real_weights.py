@@ -106,7 +106,7 @@ def test_exported_model_replies_as_ours(opened, params, tokenizer, theirs, expor
     out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
   )
   prompt = generate.encode(tokenizer, PROMPTS[0], raw=False, system="")
-  stops = tokenizer_lib.stop_token_ids(tokenizer)
+  stops = tokenizer_lib.stop_token_ids(tokenizer, opened.eos_ids)
   (reply,) = our_replies(params, opened.config, [prompt], 64, stops)
   assert tokenizer.decode(reply) == text == "The capital of France is Paris."
 
