@@ -29,6 +29,8 @@ _DROPPED = (
   "rope_scaling",
   "rope_theta",
   "rope_parameters",
+  "original_max_position_embeddings",
+  "quantization_config",
 )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from skipalign_jax import config as config_lib
+from skipalign_jax.model import hf_keys
 from skipalign_jax.runtime import errors
 
 
@@ -99,23 +100,6 @@ SUPPORTED = (
 
 MAX_LAYERS = config_lib.KEYS["model.num_layers"].at_most
 
-# Keys that would change the mathematics, and the values with which they do not.
-_NEUTRAL = {
-  "hidden_act": ("silu",),
-  "partial_rotary_factor": (None, 1),
-  "attn_logit_softcapping": (None,),
-  "final_logit_softcapping": (None,),
-  "logit_scale": (None, 1),
-  "logits_scaling": (None, 1),
-  "embedding_multiplier": (None, 1),
-  "residual_multiplier": (None, 1),
-  "attention_multiplier": (None,),
-  "attention_chunk_size": (None,),
-  "num_experts": (None, 0),
-  "num_local_experts": (None, 0),
-  "is_causal": (None, True),
-}
-
 
 def complete(hf: Mapping[str, Any], where: str) -> tuple[Family, dict[str, Any]]:
   """The family of a config.json, and its keys with the defaults of missing ones.
@@ -131,12 +115,7 @@ def complete(hf: Mapping[str, Any], where: str) -> tuple[Family, dict[str, Any]]
     )
   family = TABLE[model_type]
   hf = _DEFAULTS | dict(family.defaults) | dict(hf) | dict(family.fixed)
-  for key, neutral in _NEUTRAL.items():
-    if hf.get(key) not in neutral:
-      raise errors.UserError(
-        f"{where}: {key} {hf[key]!r} is not supported and would be ignored; expected "
-        f"{neutral[-1]!r}"
-      )
+  hf_keys.check(hf, where)
   if not 1 <= int(hf["num_hidden_layers"]) <= MAX_LAYERS:
     raise errors.UserError(
       f"{where}: num_hidden_layers={hf['num_hidden_layers']} must be from 1 to "

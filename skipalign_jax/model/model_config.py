@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.model import families, rope
+from skipalign_jax.model import families, hf_rope, rope
 from skipalign_jax.runtime import errors
 
 
@@ -120,7 +120,7 @@ def from_hf(hf: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
       attention_bias=bool(hf["attention_bias"]),
       mlp_bias=bool(hf["mlp_bias"]),
       window=int(hf["max_position_embeddings"]),
-      rope=_rope_from_hf(hf, where, family.theta),
+      rope=hf_rope.read(hf, where, family.theta),
       family=hf["model_type"],
       nope_layers=families.nope_layers(family, hf, where),
     )
@@ -130,79 +130,6 @@ def from_hf(hf: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     raise
   except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
     raise errors.UserError(f"{where}: a value of the wrong type ({error})") from error
-
-
-def _rope_from_hf(
-  hf: Mapping[str, Any], where: str, default_theta: float
-) -> rope.RopeConfig:
-  v4 = _rope_spelling(
-    {"rope_theta": hf.get("rope_theta")} | (hf.get("rope_scaling") or {}), default_theta
-  )
-  v5 = _rope_spelling(hf.get("rope_parameters") or {}, default_theta)
-  if v4 and v5 and v4 != v5:
-    raise errors.UserError(
-      f"{where}: rope_theta/rope_scaling give {v4} but rope_parameters give {v5};"
-      " make the two spellings agree or remove one"
-    )
-  given = v5 or v4
-  unknown = given.keys() - _ROPE_KEYS
-  if unknown:
-    raise errors.UserError(
-      f"{where}: the rope has {', '.join(sorted(unknown))}, which are not supported"
-      " and would be ignored"
-    )
-  kind = given.get("rope_type", "default")
-  if kind in ("linear", "yarn", "llama3") and "factor" not in given:
-    raise errors.UserError(f"{where}: rope_type {kind} needs a factor")
-  window = int(hf["max_position_embeddings"])
-  factor = float(given.get("factor", 1.0))
-  original = given.get("original_max_position_embeddings") or window
-  if kind == "llama3" and "original_max_position_embeddings" not in given:
-    raise errors.UserError(
-      f"{where}: rope_type llama3 needs original_max_position_embeddings"
-    )
-  attention = given.get("attention_factor")
-  return rope.RopeConfig(
-    kind="none" if kind == "default" else kind,
-    theta=float(given.get("rope_theta", default_theta)),
-    factor=factor,
-    original_window=int(original),
-    beta_fast=float(given.get("beta_fast") or 32.0),
-    beta_slow=float(given.get("beta_slow") or 1.0),
-    attention_factor=None if attention is None else float(attention),
-    low_freq_factor=float(given.get("low_freq_factor") or 1.0),
-    high_freq_factor=float(given.get("high_freq_factor") or 4.0),
-  )
-
-
-# Keys of a rope that `_rope_from_hf` reads.
-_ROPE_KEYS = {
-  "rope_type",
-  "rope_theta",
-  "factor",
-  "original_max_position_embeddings",
-  "beta_fast",
-  "beta_slow",
-  "attention_factor",
-  "low_freq_factor",
-  "high_freq_factor",
-}
-
-
-def _rope_spelling(raw: Mapping[str, Any], default_theta: float) -> dict[str, Any]:
-  """One of the two spellings with its defaults filled in; {} if it is empty."""
-  given = {key: value for key, value in raw.items() if value is not None}
-  if not given:
-    return {}
-  if "type" in given:
-    old_name = given.pop("type")
-    given.setdefault("rope_type", old_name)
-  # Keys that only repeat a default.
-  if given.get("truncate") is True:
-    del given["truncate"]
-  if given.get("partial_rotary_factor") == 1:
-    del given["partial_rotary_factor"]
-  return {"rope_type": "default", "rope_theta": default_theta} | given
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:

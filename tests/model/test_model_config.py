@@ -7,7 +7,7 @@ import pytest
 import transformers
 
 from skipalign_jax.model import families, known_models, model_config, rope
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, files
 
 LLAMA2_7B = {
   "architectures": ["LlamaForCausalLM"],
@@ -119,6 +119,7 @@ SMOLLM3_3B = {  # tied by default
   "no_rope_layers": [1, 1, 1, 0] * 9,
   "layer_types": ["full_attention"] * 36,
 }
+YARN = {"rope_type": "yarn", "factor": 4.0}
 MODELS = {
   "llama2_7b": (LLAMA2_7B, 6_738_415_616),
   "llama2_13b": (LLAMA2_13B, 13_015_864_320),
@@ -254,11 +255,110 @@ def test_ntk_is_exported_as_its_base(length):
       "mscale, which are not supported",
     ),
     ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+    ({"use_qk_norm": True}, "use_qk_norm True is not supported"),
+    ({"clip_qkv": 8.0}, "clip_qkv 8.0"),
+    ({"attention_scale": 0.1}, r"the key attention_scale \(0.1\) is unknown"),
+    ({"num_kv_heads": 4}, "the key num_kv_heads .* remove it in a copy"),
+    ({"rope_base": 5e5}, "the key rope_base"),
+    ({"post_norm": False}, "the key post_norm"),
+    ({"emb_cap": 1}, "the key emb_cap"),
+    (
+      {
+        "original_max_position_embeddings": 1024,
+        "rope_scaling": YARN | {"original_max_position_embeddings": 2048},
+      },
+      "is 1024, but 2048 within the rope",
+    ),
   ],
 )
 def test_unsupported_configs_are_refused(change, message):
   with pytest.raises(errors.UserError, match=message):
     model_config.from_hf(LLAMA2_7B | change, "some/config.json")
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"rope_scaling": YARN | {"original_max_position_embeddings": 1024}},
+    {"rope_scaling": YARN, "original_max_position_embeddings": 1024},
+    {"rope_scaling": YARN | {"factor": None}, "original_max_position_embeddings": 1024},
+    {
+      "rope_scaling": YARN
+      | {"finetuned": True, "original_max_position_embeddings": 1024}
+    },
+  ],
+)
+def test_yarn_by_other_spellings(change):
+  """A null factor is the ratio of the windows, and "finetuned" changes nothing."""
+  config = model_config.from_hf(LLAMA2_7B | change)
+  assert config.rope == rope.RopeConfig("yarn", 1e4, 4.0, original_window=1024)
+
+
+def test_a_theta_outside_of_rope_parameters_is_its_base():
+  without = {k: v for k, v in LLAMA2_7B.items() if k != "rope_scaling"}
+  change = {"rope_theta": 5e5, "rope_parameters": YARN}
+  found = model_config.from_hf(without | change).rope
+  assert (found.kind, found.theta) == ("yarn", 5e5)
+  assert model_config.from_hf(
+    LLAMA2_7B | {"rope_theta": 5e5, "rope_parameters": {"rope_type": "default"}}
+  ).rope == rope.RopeConfig("none", 5e5, original_window=4096)
+
+
+def test_an_original_window_without_scaling_changes_nothing():
+  change = {"original_max_position_embeddings": 1024}
+  plain = model_config.from_hf(LLAMA2_7B)
+  assert model_config.from_hf(LLAMA2_7B | change) == plain
+
+
+# As releases on the hub have them, next to the keys that are read.
+ORDINARY = {
+  "_name_or_path": "org/model",
+  "_attn_implementation_autoset": True,
+  "_flash_attn_2_enabled": True,
+  "architectures": ["LlamaForCausalLM"],
+  "attention_dropout": 0.0,
+  "bos_token_id": 1,
+  "eos_token_id": [2, 3],
+  "pad_token_id": -1,
+  "image_token_id": 7,
+  "initializer_range": 0.02,
+  "is_llama_config": True,
+  "rope_interleaved": False,
+  "max_length": 4096,
+  "max_sequence_length": 2048,
+  "pretraining_tp": 1,
+  "resid_pdrop": 0.1,
+  "temperature": 0.9,
+  "top_k": 20,
+  "repetition_penalty": 1.1,
+  "tokenizer_class": "LlamaTokenizer",
+  "torch_dtype": "float16",
+  "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+  "transformers_version": "4.31.0",
+  "unsloth_fixed": True,
+  "use_cache": True,
+  "use_mrope": False,
+  "auto_map": {"AutoConfig": "configuration.Config"},
+  "pruned_heads": {},
+  "rope_ratio": None,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_ordinary_keys_pass(name):
+  hf = MODELS[name][0]
+  ordinary = {key: value for key, value in ORDINARY.items() if key not in hf}
+  assert model_config.from_hf(hf | ordinary) == model_config.from_hf(hf)
+
+
+@pytest.mark.parametrize("model_type", families.TABLE)
+def test_what_transformers_saves_is_read(model_type, tmp_path):
+  changes = {"sliding_window": None} if model_type == "mistral" else {}
+  theirs = transformers.AutoConfig.for_model(model_type, **changes)
+  theirs.save_pretrained(tmp_path)
+  short = model_config.from_hf(files.read_json(tmp_path / "config.json"))
+  # All attributes, as version 4 wrote them for other classes.
+  assert model_config.from_hf(theirs.to_dict()) == short
 
 
 def test_missing_key_is_named_with_its_file():

@@ -1,0 +1,123 @@
+"""The rope of a config.json, in the spelling of transformers v4, of v5, or both."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from skipalign_jax.model import rope
+from skipalign_jax.runtime import errors
+
+_KEYS = {
+  "rope_type",
+  "rope_theta",
+  "factor",
+  "original_max_position_embeddings",
+  "beta_fast",
+  "beta_slow",
+  "attention_factor",
+  "low_freq_factor",
+  "high_freq_factor",
+}
+_ORIGINAL = "original_max_position_embeddings"
+
+
+def read(hf: Mapping[str, Any], where: str, default_theta: float) -> rope.RopeConfig:
+  """The rope of a config.json.
+
+  Args:
+    hf: its keys, the left-out ones filled in.
+    where: the file, for messages.
+    default_theta: base of the family when the file names none.
+
+  Raises:
+    UserError: the spellings disagree, a key is missing or not supported.
+  """
+  given = _one_spelling(hf, where, default_theta)
+  if unknown := given.keys() - _KEYS:
+    raise errors.UserError(
+      f"{where}: the rope has {', '.join(sorted(unknown))}, which are not supported"
+      " and would be ignored"
+    )
+  kind = given["rope_type"]
+  original = _original_window(hf, given, where)
+  attention = given.get("attention_factor")
+  return rope.RopeConfig(
+    kind="none" if kind == "default" else kind,
+    theta=float(given["rope_theta"]),
+    factor=_factor(hf, given, original, where),
+    original_window=original,
+    beta_fast=float(given.get("beta_fast") or 32.0),
+    beta_slow=float(given.get("beta_slow") or 1.0),
+    attention_factor=None if attention is None else float(attention),
+    low_freq_factor=float(given.get("low_freq_factor") or 1.0),
+    high_freq_factor=float(given.get("high_freq_factor") or 4.0),
+  )
+
+
+def _one_spelling(
+  hf: Mapping[str, Any], where: str, default_theta: float
+) -> dict[str, Any]:
+  """What the file says, by rope_theta and rope_scaling or by rope_parameters."""
+  theta = hf.get("rope_theta")
+  base = default_theta if theta is None else theta
+  old = _filled(hf.get("rope_scaling") or {}, base)
+  new = hf.get("rope_parameters")
+  if not new:
+    return old
+  new = _filled(new, base)
+  # Without rope_scaling, rope_theta is the base of rope_parameters and no more.
+  spelled = "rope_scaling" in hf and not (theta is None and hf["rope_scaling"] is None)
+  if old != new if spelled else theta is not None and theta != new["rope_theta"]:
+    raise errors.UserError(
+      f"{where}: rope_theta/rope_scaling give {old} but rope_parameters give {new};"
+      " make the two spellings agree or remove one"
+    )
+  return new
+
+
+def _filled(raw: Mapping[str, Any], theta: float) -> dict[str, Any]:
+  """A spelling with its defaults, without keys that change nothing."""
+  given = {
+    # A null factor asks for the ratio of the windows; other nulls for the default.
+    key: value
+    for key, value in raw.items()
+    if value is not None or key == "factor"
+  }
+  if "type" in given:
+    old_name = given.pop("type")
+    given.setdefault("rope_type", old_name)
+  # YaRN's first code noted so that the model was trained with it.
+  given.pop("finetuned", None)
+  if given.get("truncate") is True:
+    del given["truncate"]
+  if given.get("partial_rotary_factor") == 1:
+    del given["partial_rotary_factor"]
+  return {"rope_type": "default", "rope_theta": theta} | given
+
+
+def _original_window(
+  hf: Mapping[str, Any], given: Mapping[str, Any], where: str
+) -> int:
+  """Tokens before the extension; transformers takes the key at the top level first."""
+  inside, window = given.get(_ORIGINAL), hf["max_position_embeddings"]
+  if given["rope_type"] not in ("yarn", "llama3"):
+    return int(inside or window)
+  outside = hf.get(_ORIGINAL)
+  if inside and outside and inside != outside:
+    raise errors.UserError(
+      f"{where}: {_ORIGINAL} is {outside}, but {inside} within the rope; make the two "
+      "agree or remove one"
+    )
+  if given["rope_type"] == "llama3" and not (inside or outside):
+    raise errors.UserError(f"{where}: rope_type llama3 needs {_ORIGINAL}")
+  return int(inside or outside or window)
+
+
+def _factor(
+  hf: Mapping[str, Any], given: Mapping[str, Any], original: int, where: str
+) -> float:
+  kind = given["rope_type"]
+  if kind == "yarn" and "factor" in given and given["factor"] is None:
+    return float(hf["max_position_embeddings"]) / original
+  if kind in ("linear", "yarn", "llama3") and given.get("factor") is None:
+    raise errors.UserError(f"{where}: rope_type {kind} needs a factor")
+  return float(1.0 if given.get("factor") is None else given["factor"])
