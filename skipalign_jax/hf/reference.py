@@ -131,6 +131,12 @@ def _locate_folder(path: pathlib.Path, step: int | None) -> Location:
     raise errors.UserError(
       f"{path}@{step}: only a training folder has steps; this is not one; {FORMS}"
     )
+  if (path / "adapter_config.json").is_file():
+    raise errors.UserError(
+      f"{path}: is an adapter (adapter_config.json), not a model. With peft, load it "
+      "on its base model, then merge_and_unload() and save_pretrained() to a new "
+      "folder; if this folder has the merged weights, remove adapter_config.json"
+    )
   if (path / "config.json").is_file():
     return Location("hf", path)
   inside = sorted(p.name for p in path.glob("*.gguf"))
@@ -149,7 +155,8 @@ def _download(reference: str) -> pathlib.Path:
       name,
       revision=revision or None,
       allow_patterns=_HUB_FILES,
-      ignore_patterns=["*/*"],
+      # The second is the same model again, in Mistral's own format.
+      ignore_patterns=["*/*", "consolidated*"],
     )
   return pathlib.Path(folder)
 
@@ -175,13 +182,13 @@ def _open(reference: str, above: tuple[pathlib.Path, ...]) -> Model:
     case "hf":
       hf_config = files.read_json(location.path / "config.json")
       config = model_config.from_hf(hf_config, str(location.path / "config.json"))
-      if "quantization_config" in hf_config:
+      if hf_config.get("quantization_config"):
         raise errors.UserError(
           f"{location.path}: config.json has a quantization_config; quantised HF "
           "checkpoints are not supported, take the unquantised model"
         )
       folder = safetensors_files.SafetensorsFolder(location.path)
-      parameters = weights.stacked(config, folder)
+      parameters = weights.stacked(config, weights.with_usual_names(folder))
       if (location.path / "generation_config.json").is_file():
         generation = files.read_json(location.path / "generation_config.json")
     case "workdir":
@@ -327,6 +334,12 @@ def _tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
     if location.kind == "workdir":
       folder = folder / native.TOKENIZER
   if not (folder / "tokenizer.json").is_file():
+    if (folder / "tokenizer.model").is_file():
+      raise errors.UserError(
+        f"{folder}: has a tokenizer.model but no tokenizer.json. Make one, with the "
+        "packages sentencepiece and protobuf installed: transformers.AutoTokenizer"
+        f".from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+      )
     raise errors.UserError(
       f"{folder}: has no tokenizer.json; name a HF folder or .gguf file that has a "
       "tokenizer"

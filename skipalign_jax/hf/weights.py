@@ -19,6 +19,8 @@ from skipalign_jax.runtime import errors
 Index = tuple[slice, ...]
 
 # Tensors that older exporters wrote and that the config already determines.
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_COMPARED_ROWS = 4096
 _HARMLESS = ("rotary_emb.inv_freq", "masked_bias", "attn.bias")
 
 
@@ -124,8 +126,7 @@ def check_tensors(config: model_config.ModelConfig, source: TensorSource) -> Non
   if missing:
     raise errors.UserError(
       f"{source.where}: {len(missing)} of {len(expected)} tensors are missing: "
-      f"{_some(missing)}. The download is incomplete or config.json belongs to "
-      "another model."
+      f"{_some(missing)}. {_why_missing(missing, source)}"
     )
   wrong = [
     f"{name} is {list(source.shapes[name])}, expected {list(shape)}"
@@ -141,14 +142,94 @@ def check_tensors(config: model_config.ModelConfig, source: TensorSource) -> Non
     for name in source.shapes
     if name not in expected
     and not name.endswith(_HARMLESS)
-    # A tied model may carry a copy of its embedding; tying wins, as in HF.
-    and not (config.tie_embeddings and name == "lm_head.weight")
+    and not (config.tie_embeddings and name == _HEAD)  # compared below
   ]
   if extra:
     raise errors.UserError(
       f"{source.where}: {len(extra)} tensors are not part of a {config.family} model "
       f"of this config.json and would be dropped: {_some(extra)}"
     )
+  if config.tie_embeddings and _HEAD in source.shapes:
+    _check_copy(source)
+
+
+def _check_copy(source: TensorSource) -> None:
+  """Raises UserError unless the head of a tied model is a copy of its embedding."""
+  shape = source.shapes[_EMBEDDING]
+  same = source.shapes[_HEAD] == shape
+  for start in range(0, shape[0] if same else 0, _COMPARED_ROWS):
+    rows = slice(start, min(start + _COMPARED_ROWS, shape[0]))
+    head, embedding = (
+      source.read(name, rows).astype(np.float32) for name in (_HEAD, _EMBEDDING)
+    )
+    same = same and np.array_equal(head, embedding, equal_nan=True)
+  if not same:
+    raise errors.UserError(
+      f"{source.where}: config.json has tie_word_embeddings true, but {_HEAD} is not a "
+      f"copy of {_EMBEDDING}: transformers 5 uses it, transformers 4 does not. In a "
+      "copy of the folder, set tie_word_embeddings to false to use it, or remove it"
+    )
+
+
+def _why_missing(missing: list[str], source: TensorSource) -> str:
+  """The likely cause and the remedy, from the names that are there."""
+  there = f"It has {_some(list(source.shapes), 3)}"
+  for prefix, cause in _PREFIXES.items():
+    if any(name.startswith(prefix) for name in source.shapes):
+      return f"{there}: {cause}"
+  if missing == [_HEAD]:
+    return (
+      "Was it saved without its output matrix, as AutoModel? Save it with "
+      "AutoModelForCausalLM; if the output matrix is the embedding, set "
+      "tie_word_embeddings to true in a copy of the folder"
+    )
+  return f"{there}. The download is incomplete or config.json is another model's"
+
+
+_PREFIXES = {
+  "base_model.model.": (
+    "names of a PEFT model. Merge its adapters with merge_and_unload(), then "
+    "save_pretrained()"
+  ),
+  "module.": (
+    "names of a wrapped model (DataParallel). Save the model inside: "
+    "model.module.save_pretrained()"
+  ),
+  "_orig_mod.": (
+    "names of a compiled model. Save the model inside: "
+    "model._orig_mod.save_pretrained()"
+  ),
+}
+
+
+class WithPrefix:
+  """A source without the prefix "model.", as a model without its head is saved.
+
+  Attributes:
+    where, shapes: see `TensorSource`; the names with their prefix.
+  """
+
+  def __init__(self, source: TensorSource):
+    self._source, self.where = source, source.where
+    self._stored = {
+      name if name == _HEAD else f"model.{name}": name for name in source.shapes
+    }
+    self.shapes = {name: source.shapes[old] for name, old in self._stored.items()}
+
+  def dtype(self, name: str) -> np.dtype:
+    return self._source.dtype(self._stored[name])
+
+  def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+    return self._source.read(self._stored[name], rows)
+
+
+def with_usual_names(source: TensorSource) -> TensorSource:
+  """The source, with the prefix "model." if its names lack it."""
+  bare = _EMBEDDING.removeprefix("model.")
+  lacks = bare in source.shapes and not any(
+    name.startswith("model.") for name in source.shapes
+  )
+  return WithPrefix(source) if lacks else source
 
 
 def _some(items: list[str], count: int = 5) -> str:

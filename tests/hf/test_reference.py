@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 import tiny_files as tiny
 
-from skipalign_jax.hf import names, native, reference, safetensors_files
+from skipalign_jax.hf import names, native, reference, safetensors_files, weights
 from skipalign_jax.runtime import checksums, errors, files
 
 
@@ -240,6 +240,7 @@ def test_hub_failure_explains_itself(monkeypatch):
   monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
   refused("org/model@abc", "no route to host", "network", "hf auth login", "local")
   assert (call["name"], call["revision"]) == ("org/model", "abc")
+  assert "consolidated*" in call["ignore_patterns"]
   assert not any("bin" in p or p == "*.py" for p in call["allow_patterns"])
 
 
@@ -324,6 +325,60 @@ def test_tensors_that_do_not_fit(tmp_path):
   assert reference.open_model(str(folder)).config == tiny.config()
 
 
+def test_an_adapter_is_not_a_model(tmp_path):
+  folder = tiny.hf_folder(tmp_path / "m")
+  (folder / "adapter_config.json").write_text("{}")
+  refused(folder, "is an adapter", "merge_and_unload", "remove adapter_config.json")
+  (folder / "config.json").unlink()
+  refused(folder, "is an adapter", "merge_and_unload")
+
+
+def test_names_without_their_usual_prefix(tmp_path):
+  """A model that was saved without its head has none of "model."."""
+  folder = tiny.hf_folder(tmp_path / "m", "smollm2_tied")
+  stored = tiny.tensors("smollm2_tied")
+  save = lambda tensors: safetensors.numpy.save_file(
+    tensors, folder / "model.safetensors"
+  )
+  save({name.removeprefix("model."): tensor for name, tensor in stored.items()})
+  opened = reference.open_model(str(folder))
+  for path in ("embed/weight", "norm/weight"):
+    np.testing.assert_array_equal(
+      opened.weights[path].read(), stored[names.hf_name(path)]
+    )
+  for prefix, remedy in (
+    ("module.", "model.module.save_pretrained"),
+    ("base_model.model.", "merge_and_unload"),
+    ("transformer.", "It has transformer."),
+  ):
+    save({prefix + name: tensor for name, tensor in stored.items()})
+    refused(folder, f"{len(stored)} of {len(stored)} tensors are missing", remedy)
+
+  folder = tiny.hf_folder(tmp_path / "untied")
+  rewrite(folder, lambda t: t.pop("lm_head.weight"))
+  refused(folder, "lm_head.weight", "AutoModelForCausalLM", "tie_word_embeddings")
+
+
+def test_a_tied_model_whose_head_is_another_matrix_is_refused(tmp_path, monkeypatch):
+  """transformers 5 computes with that head, version 4 with the embedding."""
+  monkeypatch.setattr(weights, "_COMPARED_ROWS", 100)
+  folder = tiny.hf_folder(tmp_path / "m", "smollm2_tied")
+  stored = tiny.tensors("smollm2_tied")
+  head = stored["model.embed_tokens.weight"].copy()
+  save = lambda head: safetensors.numpy.save_file(
+    stored | {"lm_head.weight": head}, folder / "model.safetensors"
+  )
+  save(head)
+  assert reference.open_model(str(folder)).config.tie_embeddings
+  save(head.astype(np.float32))
+  reference.open_model(str(folder))
+  head[-1, -1] += 1
+  save(head)
+  refused(folder, "lm_head.weight is not a copy", "tie_word_embeddings to false")
+  save(head[:-1])
+  refused(folder, "lm_head.weight is not a copy")
+
+
 def test_pickles_are_never_opened(tmp_path):
   folder = tiny.hf_folder(tmp_path / "m")
   (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
@@ -340,6 +395,10 @@ def test_other_models(tmp_path):
   quantised = {"quantization_config": {"bits": 4}}
   (folder / "config.json").write_text(json.dumps(config | quantised))
   refused(folder, "quantization_config")
+  (folder / "config.json").write_text(
+    json.dumps(config | {"quantization_config": None})
+  )
+  assert reference.open_model(str(folder)).config == tiny.config()
   (folder / "config.json").write_text(json.dumps(config | {"rope_theta": 5e5}))
   refused(folder, "make the two spellings agree")
 
@@ -357,6 +416,10 @@ def test_tokenizer(tmp_path):
   with pytest.raises(errors.UserError, match="unreadable tokenizer"):
     reference.load_tokenizer(str(folder))
   (folder / "tokenizer.json").unlink()
+  (folder / "tokenizer.model").write_text("")
+  with pytest.raises(errors.UserError, match=r"AutoTokenizer.*save_pretrained"):
+    reference.load_tokenizer(str(folder))
+  (folder / "tokenizer.model").unlink()
   with pytest.raises(errors.UserError, match=r"no tokenizer\.json"):
     reference.load_tokenizer(str(folder))
 
