@@ -87,6 +87,11 @@ def verify(model: str, length: int, tolerance: float) -> int:
   """
   opened = reference.open_model(model)
   _describe(opened)
+  if opened.kind != "hf":
+    _CONSOLE.print(
+      "note: transformers gets the config and the weights as they were read here; "
+      "export and verify the HF folder to compare the reading too"
+    )
   worst = 0.0
   for name, difference, scale in parity.compare(opened, length):
     _CONSOLE.print(

@@ -1,6 +1,9 @@
 """Our logits against those of transformers, on the same weights (needs torch)."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,9 @@ import numpy as np
 from skipalign_jax.hf import reference, weights
 from skipalign_jax.model import decoder, model_config
 from skipalign_jax.runtime import errors
+
+if TYPE_CHECKING:
+  import transformers
 
 
 def skipped_positions(length: int, window: int) -> np.ndarray:
@@ -26,12 +32,15 @@ def compare(opened: reference.Model, length: int) -> Iterator[tuple[str, float, 
   once with skipped positions. transformers gets an explicit all-ones mask:
   without one, its v5 reads a jump in position_ids as a packing boundary.
 
+  transformers reads an HF folder itself: config.json and weights. A GGUF file or a
+  workdir it cannot read; there it gets our config and weights, and the comparison says
+  nothing about how they were read.
+
   Raises:
     UserError: torch is not installed, or length < 3.
   """
   try:
     import torch
-    import transformers
   except ImportError as error:
     raise errors.UserError(
       "verify compares with transformers' PyTorch model and torch is not installed: "
@@ -41,21 +50,7 @@ def compare(opened: reference.Model, length: int) -> Iterator[tuple[str, float, 
     raise errors.UserError(f"a comparison needs at least 3 tokens, not {length}")
   config = opened.config
   tokens_BL = np.random.default_rng(0).integers(0, config.vocab_size, (1, length))
-  # No ids: the defaults of the class may be outside of this vocabulary.
-  ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-  theirs = transformers.AutoModelForCausalLM.from_config(
-    transformers.AutoConfig.for_model(**model_config.to_hf(config), **ids)
-  )
-  state = {
-    name: torch.tensor(tensor)
-    for name, tensor in weights.hf_tensors(opened.weights, "float32")
-  }
-  missing, unexpected = theirs.load_state_dict(state, strict=False)
-  # A tied output matrix is the embedding's own storage.
-  assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
-  theirs.tie_weights()
-  theirs = theirs.float().eval()
-  del state
+  theirs = _loaded(opened) if opened.kind == "hf" else _built(opened)
   params = reference.load_params(opened, "float32")
   for name, positions_L in (
     ("contiguous positions", np.arange(length)),
@@ -78,3 +73,44 @@ def compare(opened: reference.Model, length: int) -> Iterator[tuple[str, float, 
     )
     difference = float(np.abs(np.asarray(ours_BLV) - expected_BLV).max())
     yield f"{name} 0..{positions_L[-1]}", difference, float(np.abs(expected_BLV).max())
+
+
+def _loaded(opened: reference.Model) -> transformers.PreTrainedModel:
+  """transformers' model of an HF folder, by transformers' own reading."""
+  import torch
+  import transformers
+
+  theirs, loading = transformers.AutoModelForCausalLM.from_pretrained(
+    opened.location.path,
+    dtype=torch.float32,
+    output_loading_info=True,
+    local_files_only=True,
+    trust_remote_code=False,
+    pad_token_id=None,  # it may be outside of the vocabulary
+  )
+  if missing := sorted(loading["missing_keys"]):
+    raise errors.UserError(
+      f"{opened.reference}: transformers does not find {', '.join(missing[:5])} in it"
+    )
+  return theirs.eval()
+
+
+def _built(opened: reference.Model) -> transformers.PreTrainedModel:
+  """transformers' model of our config and our weights."""
+  import torch
+  import transformers
+
+  # No ids: the defaults of the class may be outside of this vocabulary.
+  ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+  theirs = transformers.AutoModelForCausalLM.from_config(
+    transformers.AutoConfig.for_model(**model_config.to_hf(opened.config), **ids)
+  )
+  state = {
+    name: torch.tensor(tensor)
+    for name, tensor in weights.hf_tensors(opened.weights, "float32")
+  }
+  missing, unexpected = theirs.load_state_dict(state, strict=False)
+  # A tied output matrix is the embedding's own storage.
+  assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
+  theirs.tie_weights()
+  return theirs.float().eval()

@@ -16,7 +16,7 @@ import transformers
 
 from skipalign_jax import convert
 from skipalign_jax.hf import card, export, native, reference
-from skipalign_jax.model import rope
+from skipalign_jax.model import hf_rope, rope
 from skipalign_jax.runtime import errors, files
 
 
@@ -266,6 +266,24 @@ def test_verify_and_transformers_load_the_export(tmp_path, kind, capsys):
   )
   assert theirs.generation_config.eos_token_id == [0, 2]
   assert theirs.dtype == torch.float32
+
+
+@pytest.mark.torch
+def test_verify_compares_the_reading_of_a_folder(tmp_path, monkeypatch, capsys):
+  """A key that is read in another way than by transformers shows in the logits."""
+  pytest.importorskip("torch")
+  source = tiny.hf_folder(tmp_path / "hf")
+  config = files.read_json(source / "config.json")
+  config = {k: v for k, v in config.items() if k != "rope_parameters"}
+  window = config["max_position_embeddings"]
+  config["rope_scaling"] = {"rope_type": "yarn", "factor": 4.0}
+  config["original_max_position_embeddings"] = window // 4
+  files.write_json(source / "config.json", config)
+  assert run("verify", source) == 0
+  wrong = lambda hf, given, where: window
+  monkeypatch.setattr(hf_rope, "_original_window", wrong)
+  assert run("verify", source) == 1
+  assert "FAILED" in capsys.readouterr().out
 
 
 def test_library_versions_are_the_installed_ones():
