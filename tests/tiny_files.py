@@ -122,7 +122,8 @@ def gguf_file(
   special = set(tok.all_special_tokens) | {"<|im_end|>"}
   spelled = sorted(tok.get_vocab(), key=tok.get_vocab().get)
   writer.add_tokenizer_model("gpt2")
-  writer.add_tokenizer_pre(pre)
+  if pre is not None:
+    writer.add_tokenizer_pre(pre)
   writer.add_token_list(spelled)
   writer.add_token_types([3 if token in special else 1 for token in spelled])
   writer.add_token_merges([" ".join(merge) for merge in state["model"]["merges"]])

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skipalign_jax.hf import gguf_header, names
-from skipalign_jax.model import families, model_config, rope
+from skipalign_jax.hf import gguf_header, gguf_keys, gguf_rope, names
+from skipalign_jax.model import families, model_config
 from skipalign_jax.runtime import errors
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class GGUFFile:
       self.hf_config = hf_config(self.metadata, set(self._tensors), self.where)
       if "rope_freqs.weight" in self._tensors:
         stored = self._dequantize("rope_freqs.weight")
-        _read_rope_factors(self.hf_config, stored, self.where)
+        gguf_rope.read_factors(self.hf_config, stored, self.where)
     except errors.UserError:
       raise
     except (TypeError, ValueError, ArithmeticError) as error:
@@ -148,6 +148,14 @@ class _Keys:
   def get(self, key: str, default: Any = None) -> Any:
     return self._metadata.get(f"{self._architecture}.{key}", default)
 
+  def all(self) -> dict[str, Any]:
+    prefix = f"{self._architecture}."
+    return {
+      key.removeprefix(prefix): value
+      for key, value in self._metadata.items()
+      if key.startswith(prefix)
+    }
+
   def require(self, key: str) -> Any:
     if (value := self.get(key)) is None:
       raise errors.UserError(
@@ -165,6 +173,7 @@ def hf_config(
     UserError: another architecture, a missing key, or something that a config.json of
       its family cannot express.
   """
+  _check_whole_model(metadata, where)
   architecture = metadata.get("general.architecture")
   if architecture not in ARCHITECTURES:
     raise errors.UserError(
@@ -176,6 +185,10 @@ def hf_config(
     raise errors.UserError(f"{where}: mixture-of-experts models are not supported")
   heads = keys.require("attention.head_count")
   width = keys.require("embedding_length")
+  head_dim = _head_dim(keys, width // heads, where)
+  scaling = gguf_rope.scaling(keys, where)
+  kind = scaling["rope_type"] if scaling else "none"
+  gguf_keys.check(keys.all(), head_dim, kind, where)
   config = {
     "architectures": [families.TABLE[architecture].architecture],
     "model_type": architecture,
@@ -185,14 +198,14 @@ def hf_config(
     "intermediate_size": keys.require("feed_forward_length"),
     "num_attention_heads": heads,
     "num_key_value_heads": keys.get("attention.head_count_kv", heads),
-    "head_dim": _head_dim(keys, width // heads, where),
+    "head_dim": head_dim,
     "hidden_act": "silu",
     # Stored as fp32; the shortest decimal of it is what config.json had.
-    "rms_norm_eps": _decimal(keys.require("attention.layer_norm_rms_epsilon")),
+    "rms_norm_eps": gguf_rope.decimal(keys.require("attention.layer_norm_rms_epsilon")),
     "tie_word_embeddings": "output.weight" not in tensor_names,
     "max_position_embeddings": keys.require("context_length"),
-    "rope_theta": _decimal(keys.get("rope.freq_base", 10_000.0)),
-    "rope_scaling": _rope_scaling(keys, where),
+    "rope_theta": gguf_rope.decimal(keys.get("rope.freq_base", 10_000.0)),
+    "rope_scaling": scaling,
   }
   for key, name in (("attention_bias", "attn_q"), ("mlp_bias", "ffn_up")):
     if key not in families.TABLE[architecture].fixed:
@@ -206,6 +219,22 @@ def hf_config(
   if ends := list(dict.fromkeys(end for end in ends if end is not None)):
     config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
   return config
+
+
+def _check_whole_model(metadata: dict[str, Any], where: str) -> None:
+  """Raises UserError for one part of a split file, and for other kinds of files."""
+  if (parts := metadata.get("split.count", 0)) > 1:
+    raise errors.UserError(
+      f"{where}: is part {metadata.get('split.no', 0) + 1} of a GGUF file that was "
+      f"split into {parts}; join them with llama.cpp: llama-gguf-split --merge FIRST "
+      "OUT, where FIRST is the first part"
+    )
+  kind = metadata.get("general.type", "model")
+  if kind != "model":
+    raise errors.UserError(
+      f"{where}: general.type is {kind!r}, which is not a whole model; an adapter is "
+      "merged into its base first (llama.cpp: llama-export-lora)"
+    )
 
 
 def _head_dim(keys: _Keys, default: int, where: str) -> int:
@@ -223,57 +252,3 @@ def _vocab_size(metadata: dict[str, Any], keys: _Keys) -> int:
   if tokens := metadata.get("tokenizer.ggml.tokens"):
     return keys.get("vocab_size", len(tokens))
   return keys.require("vocab_size")
-
-
-def _decimal(value: float) -> float:
-  return float(str(np.float32(value)))
-
-
-def _rope_scaling(keys: _Keys, where: str) -> dict[str, Any] | None:
-  kind = keys.get("rope.scaling.type", "none")
-  factor = keys.get("rope.scaling.factor", 0.0)
-  if keys.get("rope.scale_linear") is not None:  # the spelling before 2023-10
-    kind, factor = "linear", keys.get("rope.scale_linear")
-  if kind == "none" or factor in (0.0, 1.0):
-    return None
-  if kind not in ("linear", "yarn"):
-    raise errors.UserError(f"{where}: rope scaling {kind!r} is not supported")
-  scaling = {"rope_type": kind, "factor": _decimal(factor)}
-  if kind == "yarn":
-    window = keys.get("rope.scaling.original_context_length")
-    if not window:
-      raise errors.UserError(
-        f"{where}: yarn needs rope.scaling.original_context_length"
-      )
-    scaling["original_max_position_embeddings"] = window
-  return scaling
-
-
-def _read_rope_factors(config: dict[str, Any], factors_P: np.ndarray, where: str):
-  """Adds to `config` the llama3 scaling that a rope_freqs tensor was computed from.
-
-  The file has only the divisor of every frequency. All released Llama 3.x models share
-  one band (1, 4, 8192) and differ in the factor. So the band is assumed, and has to
-  reproduce every divisor.
-  """
-  scaling = {
-    "rope_type": "llama3",
-    "factor": _decimal(factors_P.max()),
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-  }
-  if config["rope_scaling"] is None:
-    guess = {**config, "rope_scaling": scaling}
-    plain = model_config.from_hf(config, where).rope
-    scaled = model_config.from_hf(guess, where).rope
-    head_dim = config["head_dim"]
-    plain_P, _ = rope.inverse_frequencies(plain, head_dim)
-    scaled_P, _ = rope.inverse_frequencies(scaled, head_dim)
-    if np.allclose(plain_P / scaled_P, factors_P, rtol=1e-4):
-      config["rope_scaling"] = scaling
-      return
-  raise errors.UserError(
-    f"{where}: its rope_freqs tensor is not the scaling of a Llama 3.x release; "
-    "convert from the model's HF folder instead"
-  )

@@ -33,10 +33,11 @@ _LLAMA3_SPLIT = (
   r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2_SPLIT = _LLAMA3_SPLIT.replace("{1,3}", "")  # digits one by one
-_GPT2 = ("gpt-2", "gpt2", "default")
+_GPT2 = ("gpt-2", "gpt2")
 _SMOLLM = ("smollm",)
 _LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
 _QWEN2 = ("qwen2",)
+_KNOWN = ", ".join((*_GPT2, *_SMOLLM, *_LLAMA3, *_QWEN2))
 _MAX_PIECE = 1024  # characters of a SentencePiece token; Llama's longest has 16
 
 
@@ -88,6 +89,14 @@ def _window(metadata: dict[str, Any]) -> int:
 
 def _byte_level(metadata: dict[str, Any], where: str) -> tokenizers.Tokenizer:
   pre = metadata.get("tokenizer.ggml.pre", "default")
+  if pre == "default":
+    raise errors.UserError(
+      f"{where}: tokenizer.ggml.pre does not name the rule that splits words (files "
+      "from before May 2024 lack it), and a wrong rule gives other tokens. Write it "
+      "into a copy with gguf-new-metadata --pre-tokenizer=NAME, where NAME is one of "
+      f"{_KNOWN}; or take the tokenizer of the model's HF folder (--tokenizer, "
+      "data.tokenizer)"
+    )
   if pre in _GPT2:
     split = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
   elif pre in _SMOLLM:
@@ -102,10 +111,9 @@ def _byte_level(metadata: dict[str, Any], where: str) -> tokenizers.Tokenizer:
       pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ]
   else:
-    known = ", ".join((*_GPT2, *_SMOLLM, *_LLAMA3, *_QWEN2))
     raise errors.UserError(
-      f"{where}: tokenizer.ggml.pre {pre!r} is not supported; known: {known}. Take the "
-      "tokenizer from the model's HF folder"
+      f"{where}: tokenizer.ggml.pre {pre!r} is not supported; known: {_KNOWN}. Take "
+      "the tokenizer from the model's HF folder"
     )
   merges = metadata.get("tokenizer.ggml.merges")
   if not merges:

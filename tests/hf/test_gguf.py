@@ -129,6 +129,76 @@ def test_rope_scaling_in_metadata(tmp_path):
     gguf.GGUFFile(path)
 
 
+@pytest.mark.parametrize(
+  ("metadata", "kind", "factor"),
+  [
+    ({"llama.rope.scaling.factor": 4.0}, "linear", 4),  # as llama.cpp, without a type
+    ({"llama.rope.scale_linear": 2.0}, "linear", 2),
+    ({"llama.rope.scale_linear": 2.0, "llama.rope.scaling.factor": 4.0}, "linear", 4),
+    ({"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0}, "none", 1),
+    ({"llama.rope.scaling.yarn_attn_factor": 1.0}, "none", 1),
+    ({"llama.attention.causal": True}, "none", 1),
+    ({"llama.attention.scale": 8.0**-0.5}, "none", 1),
+    ({"llama.rope.scaling.finetuned": True}, "none", 1),
+    ({"llama.pooling_type": 3, "llama.logit_scale": 1.0}, "none", 1),
+  ],
+)
+def test_scaling_and_neutral_keys(metadata, kind, factor, tmp_path):
+  config = gguf.GGUFFile(tiny.gguf_file(tmp_path / "m.gguf", metadata=metadata)).config
+  assert (config.rope.kind, config.rope.factor) == (kind, factor)
+
+
+YARN = {
+  "llama.rope.scaling.type": "yarn",
+  "llama.rope.scaling.factor": 4.0,
+  "llama.rope.scaling.original_context_length": 64,
+}
+
+
+def test_the_band_of_yarn_is_read(tmp_path):
+  band = {
+    "llama.rope.scaling.yarn_beta_fast": 16.0,
+    "llama.rope.scaling.yarn_beta_slow": 0.1,
+    "llama.rope.scaling.yarn_ext_factor": 1.0,
+  }
+  path = tiny.gguf_file(tmp_path / "m.gguf", metadata=YARN | band)
+  expected = rope.RopeConfig("yarn", 1e4, 4.0, 64, beta_fast=16.0, beta_slow=0.1)
+  assert gguf.GGUFFile(path).config.rope == expected
+
+
+@pytest.mark.parametrize(
+  ("metadata", "key"),
+  [
+    # What converters make of attention_factor; llama.cpp computes something else.
+    (YARN | {"llama.rope.scaling.yarn_attn_factor": 1.0}, "yarn_attn_factor"),
+    (YARN | {"llama.rope.scaling.yarn_ext_factor": 0.5}, "yarn_ext_factor"),
+    (YARN | {"llama.rope.scaling.yarn_log_multiplier": 0.1}, "yarn_log_multiplier"),
+    ({"llama.rope.scaling.attn_factor": 1.2}, "rope.scaling.attn_factor"),
+    ({"llama.rope.scaling.yarn_ext_factor": 1.0}, "yarn_ext_factor"),
+    ({"llama.attention.scale": 0.5}, "attention.scale"),
+    ({"llama.attention.causal": False}, "attention.causal"),
+    ({"llama.attention.value_length": 16}, "attention.value_length"),
+    ({"llama.logit_scale": 0.5}, "logit_scale"),
+    ({"llama.embedding_scale": 12.0}, "embedding_scale"),
+    ({"llama.residual_scale": 0.2}, "residual_scale"),
+    ({"llama.never_seen": 1}, "never_seen"),
+    ({"split.count": 3, "split.no": 1}, "part 2 .* split into 3.*--merge"),
+    ({"general.type": "adapter"}, "not a whole model"),
+  ],
+)
+def test_keys_that_cannot_be_honoured_are_refused(metadata, key, tmp_path):
+  path = tiny.gguf_file(tmp_path / "m.gguf", metadata=metadata)
+  with pytest.raises(errors.UserError, match=key):
+    reference.open_model(str(path))
+
+
+@pytest.mark.parametrize("pre", [None, "default"])
+def test_a_file_that_does_not_name_its_splitting_rule_is_refused(pre, tmp_path):
+  path = tiny.gguf_file(tmp_path / "m.gguf", pre=pre)
+  with pytest.raises(errors.UserError, match=r"gguf-new-metadata --pre-tokenizer"):
+    reference.load_tokenizer(str(path))
+
+
 def test_llama3_divisors_are_recognised_or_refused(tmp_path):
   llama3 = tiny.config("llama3").rope
   plain = rope.RopeConfig("none", llama3.theta)
