@@ -1,6 +1,7 @@
 """Text from a model: python -m skipalign_jax.generate --model=REF --prompt=TEXT."""
 
 import argparse
+import math
 
 from skipalign_jax.runtime import arguments, errors
 
@@ -31,6 +32,10 @@ def _parse() -> argparse.Namespace:
   args = parser.parse_args()
   if args.max_new_tokens < 1:
     raise errors.UserError("--max_new_tokens must be at least 1")
+  if not 0 <= args.temperature < math.inf:
+    raise errors.UserError(f"--temperature={args.temperature} must be 0 or more")
+  if not 0 < args.top_p <= 1:
+    raise errors.UserError(f"--top_p={args.top_p} must be above 0 and at most 1")
   return args
 
 

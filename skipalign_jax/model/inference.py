@@ -131,7 +131,9 @@ class Engine:
     Raises:
       UserError: an empty prompt, or options out of range.
     """
-    if temperature < 0 or not 0 < top_p <= 1:
+    if not prompts:
+      raise errors.UserError("there are no prompts to reply to")
+    if not 0 <= temperature < float("inf") or not 0 < top_p <= 1:
       raise errors.UserError(
         f"temperature={temperature} must be at least 0, top_p={top_p} in (0, 1]"
       )

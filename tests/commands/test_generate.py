@@ -1,6 +1,7 @@
 """Text from a model: padding, stops, sampling and streaming."""
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
+from skipalign_jax import generate as generate_command
 from skipalign_jax.commands import generate
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.model import backends, inference
@@ -156,7 +158,11 @@ def test_prompt_becomes_a_user_turn_unless_raw():
   ("prompts", "options", "message"),
   [
     ([[1], []], {}, "no tokens"),
+    ([], {}, "no prompts"),
     ([[1]], dict(temperature=-0.1), "temperature"),
+    ([[1]], dict(temperature=float("nan")), "temperature"),
+    ([[1]], dict(temperature=float("inf")), "temperature"),
+    ([[1]], dict(top_p=float("nan")), "top_p"),
     ([[1]], dict(top_p=0.0), "top_p"),
     ([[1]], dict(top_p=1.1), "top_p"),
   ],
@@ -164,3 +170,13 @@ def test_prompt_becomes_a_user_turn_unless_raw():
 def test_bad_requests_are_refused(prompts, options, message):
   with pytest.raises(errors.UserError, match=message):
     replies(prompts, **options)
+
+
+@pytest.mark.parametrize(
+  "flag", ["--temperature=nan", "--temperature=inf", "--temperature=-1", "--top_p=nan"]
+)
+def test_bad_flags_are_refused_before_the_model_is_read(flag, monkeypatch):
+  arguments = ["generate", "--model=no/such/model", "--prompt=a", flag]
+  monkeypatch.setattr(sys, "argv", arguments)
+  with pytest.raises(errors.UserError, match=flag.partition("=")[0]):
+    generate_command.main()
