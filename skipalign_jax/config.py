@@ -493,7 +493,7 @@ def flatten(c: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   """ "section.key" → value, in order."""
   found: dict[str, Any] = {}
   for name, value in c.items():
-    if isinstance(value, (ConfigDict, dict)):
+    if isinstance(value, ConfigDict):
       found |= flatten(value, f"{prefix}{name}.")
     else:
       found[prefix + name] = value

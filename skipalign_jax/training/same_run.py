@@ -34,7 +34,9 @@ def differences(
     free: beginnings of the keys that do not count.
     names: what has the values of `one` and of `other`, for the lines.
   """
-  flat = lambda tree: config_lib.flatten(json.loads(json.dumps(tree)))  # no tuples
+  flat = lambda tree: config_lib.flatten(
+    config_lib.ConfigDict(json.loads(json.dumps(tree)))  # without tuples
+  )
   one, other = flat(one), flat(other)
   shown = lambda tree, key: repr(tree[key]) if key in tree else "no such key"
   return [

@@ -6,6 +6,7 @@ needed, and for a pinned version that differs from the table's.
 
 import ast
 import builtins
+import functools
 import pathlib
 import re
 
@@ -103,6 +104,7 @@ def of_strings(tree: ast.Module) -> set[str]:
   }
 
 
+@functools.cache
 def used() -> set[tuple[str, str]]:
   """(name, module) of all private interfaces in the package and the studies."""
   paths = [*ROOT.glob("skipalign_jax/**/*.py"), *ROOT.glob("studies/**/*.py")]
