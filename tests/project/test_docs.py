@@ -248,7 +248,10 @@ def sources():
 
 
 # What a page names with a dot that is of others.
-FOREIGN = {"np.load", "signal.set_wakeup_fd", "tokenizer.model", "evaluate.load"}
+FOREIGN = {
+  "np.load", "signal.set_wakeup_fd", "tokenizer.model", "evaluate.load",
+  "lm_head.weight", "rope.scaling.yarn_attn_factor", "tokenizer.ggml.pre",
+}  # fmt: skip
 PACKAGES = {"jax", "torch", "orbax", "lm_eval", "TemplateLM", "arrow_writer", "Dataset"}
 FILE_NAME = r"[\w./*]+\.(?:py|sh|sbatch|yaml|ipynb)\b"
 DATA_NAME = r".*\.(?:jsonl?|txt|npz|png|parquet|lock|md)(?:\.gz)?"
