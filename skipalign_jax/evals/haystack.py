@@ -1,5 +1,6 @@
 """Long text with needles in it: files or generated sentences, cut to exact tokens."""
 
+import bisect
 import functools
 import pathlib
 import re
@@ -52,6 +53,8 @@ PARTS = (
   "violet", "wagon", "walnut", "water", "wheel", "willow", "winter", "wolf", "wood",
   "wool",
 )  # fmt: skip
+
+MAX_MORE = 64  # characters after the last whole token of a haystack
 
 
 def sentences(count: int, seed: int | Sequence[int]) -> str:
@@ -141,43 +144,97 @@ class Haystack:
       at = stop.end() if stop else at
       self._text = f"{text[at:]}\n\n{text[:at]}"
 
-  def cut(self, tokens: int) -> tuple[list[int], list[int]]:
-    """The first tokens, and the places right after a full stop in them.
+  def cut(self, tokens: int) -> tuple[str, list[int]]:
+    """The text of the first tokens, and the places right after a full stop in it.
 
     Returns:
-      Ids, and indices in ascending order: a needle at index i comes before token i.
-      Index 0 is always among them.
+      Text, and indices of its characters in ascending order; 0 is always among them.
     """
-    if not tokens:
-      return [], [0]
-    ids, stops = self._tokenized(1 << (tokens - 1).bit_length())
-    return ids[:tokens], [stop for stop in stops if stop <= tokens]
+    text, ends, stops = self._tokenized(1 << (tokens - 1).bit_length())
+    end = ends[tokens]
+    return text[:end], stops[: bisect.bisect_right(stops, end)]
 
   def with_needles(
-    self, tokens: int, needles: Sequence[tuple[float, Sequence[int]]]
-  ) -> list[int]:
-    """The first tokens, with needles among them.
+    self, tokens: int, needles: Sequence[tuple[float, str]], more: int = 0
+  ) -> str:
+    """The text of the first tokens, with needles in it.
 
     Args:
       tokens: how many, without the needles.
-      needles: (depth, ids) with depths in ascending order. A needle goes to
+      needles: (depth, text) with depths in ascending order. A needle goes to
         depth · tokens and from there back to the last full stop.
+      more: characters of the haystack after these tokens.
     """
-    ids, stops = self.cut(tokens)
-    found: list[int] = []
-    done = 0
+    text, ends, stops = self._tokenized(1 << (tokens - 1).bit_length())
+    last = ends[tokens] + more
+    found, done = "", 0
     for depth, needle in needles:
-      at = max(stop for stop in stops if stop <= int(depth * tokens))
-      found += [*ids[done:at], *needle]
+      reached = bisect.bisect_right(stops, ends[int(depth * tokens)])
+      at = stops[reached - 1]
+      found += text[done:at] + needle
       done = at
-    return found + ids[done:]
+    return found + text[done:last]
+
+  def fill(
+    self,
+    length: int,
+    head: str,
+    needles: Sequence[tuple[float, str]],
+    tail: str,
+    chat: bool,
+  ) -> tuple[str, list[int]]:
+    """Text with needles, as long as a prompt of `length` tokens needs it.
+
+    Args:
+      length: of the whole prompt, in tokens.
+      head: the text before.
+      needles: as in `with_needles`.
+      tail: the text after.
+      chat: as in `Subject.encode_prompt`.
+
+    Returns:
+      The text between head and tail, and the tokens of the whole prompt: `length`, or
+      the next smaller number that a cut of the text gives (a character may have
+      several tokens).
+
+    Raises:
+      UserError: the prompt is too long without any other text.
+    """
+    found: dict[tuple[int, int], tuple[str, list[int]]] = {}
+
+    def missing(tokens: int, more: int = 0) -> int:
+      text = self.with_needles(tokens, needles, more)
+      ids, _ = self._subject.encode_prompt(head + text + tail, chat)
+      found[tokens, more] = text, ids
+      return length - len(ids)
+
+    if (lacks := missing(0)) < 0:
+      raise errors.UserError(
+        f"--lengths={length}: the prompt without other text has {length - lacks} tokens"
+      )
+    apart = [self._subject.encode(part) for part in (tail, *(x for _, x in needles))]
+    apart.append(self._subject.encode(head, special=not chat))
+    tokens = max(0, length - sum(map(len, apart))) if lacks else 0
+    while lacks and (tokens, 0) not in found:
+      lacks = missing(tokens)
+      tokens = max(0, tokens + lacks)
+    if not lacks:
+      return found[tokens, 0]
+    # Tokens merge where texts meet: try cuts inside of tokens.
+    tokens = max(n for n, _ in found if len(found[n, 0][1]) <= length)
+    for more in range(1, MAX_MORE):
+      if missing(tokens, more) == 0:
+        return found[tokens, more]
+    fits = [pair for pair in found.values() if len(pair[1]) <= length]
+    return max(fits, key=lambda pair: len(pair[1]))
 
   @functools.cache  # noqa: B019 (lives as long as one evaluation)
-  def _tokenized(self, tokens: int) -> tuple[list[int], list[int]]:
+  def _tokenized(self, tokens: int) -> tuple[str, list[int], list[int]]:
+    """A text, where its first n tokens end (n = 0, 1, …), and places after stops."""
     characters = 8 * tokens  # more than most texts need
     while True:
       text = self._text or sentences(characters // 40, self._seed)
-      while len(text) < characters:
+      while len(text) < characters + MAX_MORE:
         text += "\n\n" + text
       found = self._subject.tokenizer(
         text[:characters],
@@ -185,15 +242,12 @@ class Haystack:
         return_offsets_mapping=True,
         verbose=False,
       )
-      ids = found["input_ids"]
-      if len(ids) >= tokens:
+      if len(found["input_ids"]) >= tokens:
         break
       characters *= 2
-    stops = [0]
-    for i, (_, end) in enumerate(found["offset_mapping"]):
-      if text[:end].endswith(".") and text[end : end + 1].isspace():
-        stops.append(i + 1)
-    return ids, stops
+    ends = [0, *(end for _, end in found["offset_mapping"])]
+    stops = [n for n in ends if n and text[n - 1] == "." and text[n].isspace()]
+    return text, ends, [0, *stops]
 
 
 def of_samples(

@@ -10,6 +10,7 @@ each question is also scored with the text's other keys: a model may find keys a
 distance and not know whose they are.
 """
 
+import bisect
 import dataclasses
 import itertools
 import math
@@ -88,35 +89,54 @@ def _item(options, subject, text, length, depths, sample) -> items_lib.Item:
   keys = rng.permutation(np.arange(10_000, 100_000))[: len(depths)].astype(str)
   pairs = list(zip(owners, keys, strict=True))
   scored = itertools.product(owners, keys) if options.rivals else pairs
-  tails = [_tail(options, subject, owner, key) for owner, key in scored]
-  needles = [subject.encode(KEY.format(owner=owner, key=key)) for owner, key in pairs]
+  tails = [_tail(options, subject, owner) + key for owner, key in scored]
+  needles = [KEY.format(owner=owner, key=key) for owner, key in pairs]
   head, _ = subject.around(options.chat)
-  before = [*head, *subject.encode(needle.BEFORE)]
-  longest = max(len(tail) for tail, _ in tails)
-  hay = length - len(before) - sum(map(len, needles)) - longest
-  if hay < 0:
-    raise errors.UserError(
-      f"--lengths={length}: keys and question alone have {length - hay} tokens"
-    )
-  found = text.with_needles(hay, list(zip(depths, needles, strict=True)))
+  head += needle.BEFORE
+  longest = max(tails, key=lambda tail: len(subject.encode(tail)))
+  needles = list(zip(depths, needles, strict=True))
+  hay, _ = text.fill(length, head, needles, longest, options.chat)
+  query = _split(subject, head + hay, tails, len(keys[0]), options.chat)
+  tokens = len(query.shared) + max(map(len, query.tails))
   return items_lib.Item(
     id=f"{length}/{sample}",
-    places=length,
-    query=Text((*before, *found), *(tuple(x) for x in zip(*tails, strict=True))),
-    record={"tokens": length, "length": length, "depths": depths, "keys": list(keys)},
+    places=tokens,
+    query=query,
+    record={"tokens": tokens, "length": length, "depths": depths, "keys": list(keys)},
   )
 
 
-def _tail(options, subject, owner: str, key: str) -> tuple[tuple[int, ...], int]:
-  """Question and reply, and the index at which the key begins."""
-  _, tail = subject.around(options.chat)
-  text = needle.AFTER.format(question=QUESTION.format(owner=owner))
-  lead = REPLY.format(owner=owner)
-  reply = subject.encode(lead + key)
-  same = [a == b for a, b in zip(subject.encode(lead), reply, strict=False)]
-  begin = same.index(False) if False in same else len(same)
-  question = [*subject.encode(text), *tail]
-  return (*question, *reply), len(question) + begin
+def _tail(options, subject, owner: str) -> str:
+  """What follows the text, before the key: the question and the reply's beginning."""
+  _, after = subject.around(options.chat, REPLY.format(owner=owner))
+  return needle.AFTER.format(question=QUESTION.format(owner=owner)) + after
+
+
+def _split(
+  subject: subject_lib.Subject, text: str, tails: list[str], digits: int, chat: bool
+) -> Text:
+  """The tokens of the text with each tail, divided where the text ends.
+
+  Each tail ends with a key of so many digits. Tokens of both the text and a tail belong
+  to the tail, and tokens of both question and key to the key.
+
+  Raises:
+    UserError: the tokens of the text depend on the question.
+  """
+  shared: list[int] | None = None
+  parts, starts = [], []
+  for tail in tails:
+    ids, ends = subject.encode_prompt(text + tail, chat)
+    n = bisect.bisect_right(ends, len(text))
+    shared = ids[:n] if shared is None else shared
+    if ids[:n] != shared:
+      raise errors.UserError(
+        "keys: with this tokenizer the tokens of a text depend on the question after "
+        "it, so that the text cannot be read once for all questions; use needle"
+      )
+    parts.append(tuple(ids[n:]))
+    starts.append(bisect.bisect_right(ends, len(text + tail) - digits) - n)
+  return Text(tuple(shared or ()), tuple(parts), tuple(starts))
 
 
 def measure(

@@ -2,8 +2,9 @@
 
 sandwich: the sentence of Kamradt's test with the score of Fu et al., as in SkipAlign's
 Figure 3. passkey: five random digits (Mohtashami and Jaggi, 2305.16300). A prompt has
-exactly the given number of tokens, chat template and question included. The needle goes
-to depth · length and from there back to the last full stop.
+exactly the given number of tokens, chat template and question included (see
+`haystack.Haystack.fill`). The needle goes to depth · length and from there back to the
+last full stop.
 """
 
 import dataclasses
@@ -77,19 +78,16 @@ def _item(options, subject, text, length, depth, sample) -> items_lib.Item:
   else:
     fact, question, answer = FACT, FACT_QUESTION, FACT_ANSWER
   head, tail = subject.around(options.chat)
-  before = [*head, *subject.encode(BEFORE)]
-  after = [*subject.encode(AFTER.format(question=question)), *tail]
-  needle = subject.encode(" " + fact)
-  hay = length - len(before) - len(needle) - len(after)
-  if hay < 0:
-    raise errors.UserError(
-      f"--lengths={length}: question and needle alone have {length - hay} tokens"
-    )
-  prompt = (*before, *text.with_needles(hay, [(depth, needle)]), *after)
-  assert len(prompt) == length
+  _, prompt = text.fill(
+    length,
+    head + BEFORE,
+    [(depth, " " + fact)],
+    AFTER.format(question=question) + tail,
+    options.chat,
+  )
   return items_lib.of_prompt(
     f"{length}/{depth:g}/{sample}",
-    items_lib.Prompt(prompt, options.max_new_tokens, subject.stop_ids),
+    items_lib.Prompt(tuple(prompt), options.max_new_tokens, subject.stop_ids),
     length=length,
     depth=depth,
     answer=answer,

@@ -57,7 +57,7 @@ def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item
   Raises:
     UserError: numbers out of range; a file is missing, or shorter than a window.
   """
-  head, _ = subject.around(False)  # begins every window, as it begins every text
+  head = subject.encode("", special=True)  # begins every window, as every text
   _check(options, len(head))
   width = options.length - len(head)
   found = []
@@ -152,7 +152,7 @@ def short_log_p(
 
   Tokens with no more tokens than that before them keep their log p, `long_N`.
   """
-  head, _ = subject.around(False)
+  head = subject.encode("", special=True)
   tokens, step = window.tokens, max(1, options.short // 4)
   # A short context begins as every text does, like the long one.
   firsts = range(max(window.start, len(head) + options.short + 1), len(tokens), step)

@@ -82,17 +82,48 @@ class Subject:
         f"the chat template refuses messages of {roles} ({error}); use --chat=False"
       ) from error
 
-  def around(self, chat: bool) -> tuple[list[int], list[int]]:
-    """Tokens before and after the content of a user message.
+  def around(self, chat: bool, reply: str = "") -> tuple[str, str]:
+    """Texts before and after the content of a user message.
 
     Args:
-      chat: by the chat template; otherwise the tokens that begin every text, and
-        none after it.
+      chat: by the chat template; otherwise there is nothing around the content.
+      reply: the beginning of the reply, which ends the text.
     """
     if not chat:
-      return self.encode("", special=True), []
+      return "", reply
     before, after = self.chat(_MARK).split(_MARK)
-    return self.encode(before), self.encode(after)
+    return before, after + (self._before_reply + reply if reply else "")
+
+  @functools.cached_property
+  def _before_reply(self) -> str:
+    """White space that the chat template has before a reply, as in "[/INST] Yes"."""
+    question = {"role": "user", "content": "a"}
+    prompt = self.render([question], add_generation_prompt=True)
+    try:
+      whole = self.render([question, {"role": "assistant", "content": _MARK}])
+    except errors.UserError:  # it has no rule for replies
+      return ""
+    space = whole.removeprefix(prompt).partition(_MARK)[0]
+    return space if whole.startswith(prompt) and space.isspace() else ""
+
+  def encode_prompt(self, text: str, chat: bool) -> tuple[list[int], list[int]]:
+    """The tokens of a whole prompt.
+
+    Text that is encoded in pieces has other tokens: SentencePiece puts a space before
+    each piece, and characters of two pieces cannot be one token.
+
+    Args:
+      text: of the prompt, with all that the chat template writes.
+      chat: whether the template wrote it; otherwise the tokenizer's special tokens
+        are put around it.
+
+    Returns:
+      Token ids, and for each the index in `text` at which it ends.
+    """
+    found = self.tokenizer(
+      text, add_special_tokens=not chat, return_offsets_mapping=True, verbose=False
+    )
+    return found["input_ids"], [end for _, end in found["offset_mapping"]]
 
   def encode(self, text: str, special: bool = False) -> list[int]:
     """Token ids; `special` adds what the tokenizer puts around every text."""

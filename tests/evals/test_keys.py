@@ -133,7 +133,7 @@ def test_a_model_that_finds_keys_but_not_whose_they_are():
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    (dict(lengths="64"), "alone have"),
+    (dict(lengths="64"), "without other text has"),
     (dict(depths="99"), "at most 80 keys"),
     (dict(depths="2.5"), "--depths"),
     (dict(samples=0), "--samples=0 must be at least 1"),

@@ -105,7 +105,7 @@ def test_sliding_scores_each_token_once_with_enough_before_it(
     documents=windows,
     bucket=10,
   )
-  head, _ = subject.around(False)
+  head = subject.encode("", special=True)
   text = SUBJECT.encode(texts[0].read_text())
   reach = length - len(head) + (windows - 1) * stride  # tokens of text that are read
   found = []
@@ -135,7 +135,7 @@ def test_longppl(texts, tmp_path, subject, stride):
   settings = dict(length=length, documents=2, stride=stride, longppl=True, short=short)
   settings |= dict(alpha=0.1, beta=-6.0)
   results = run(tmp_path, texts[:1], subject, **settings)
-  head, _ = subject.around(False)
+  head = subject.encode("", special=True)
   scored, gained = 0, 0
   for item, record in zip(
     perplexity.items(perplexity.Options(files=str(texts[0]), **settings), subject),

@@ -14,7 +14,7 @@ from skipalign_jax.evals.ruler import task as ruler_task
 from skipalign_jax.runtime import errors
 
 SUBJECT = tiny_subject.make()
-HEAD, _ = SUBJECT.around(True)
+HEAD = SUBJECT.encode(SUBJECT.around(True)[0])
 QUIET = rich_console.Console(quiet=True)
 
 

@@ -63,7 +63,6 @@ def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item
 
 def _item(options, subject, name: str, length: int, sample: int) -> items_lib.Item:
   task = questions.TASKS[name]
-  head, tail = subject.around(options.chat)
   key = [options.seed, zlib.crc32(name.encode()), length, sample]
 
   def make(units: int) -> questions.Question:
@@ -71,7 +70,8 @@ def _item(options, subject, name: str, length: int, sample: int) -> items_lib.It
 
   def prompt(question: questions.Question) -> list[int]:
     lead = question.lead if options.chat else "\n" + question.lead
-    return [*head, *subject.encode(question.text), *tail, *subject.encode(lead)]
+    before, after = subject.around(options.chat, lead)
+    return subject.encode_prompt(before + question.text + after, options.chat)[0]
 
   units = fill(lambda units: len(prompt(make(units))), length, task.min_units)
   if not units:
