@@ -162,7 +162,8 @@ class Haystack:
     Args:
       tokens: how many, without the needles.
       needles: (depth, text) with depths in ascending order. A needle goes to
-        depth · tokens and from there back to the last full stop.
+        depth · tokens and from there back to the last full stop; at depth 1 it is put
+        at the end.
       more: characters of the haystack after these tokens.
     """
     text, ends, stops = self._tokenized(1 << (tokens - 1).bit_length())
@@ -170,8 +171,10 @@ class Haystack:
     found, done = "", 0
     for depth, needle in needles:
       reached = bisect.bisect_right(stops, ends[int(depth * tokens)])
-      at = stops[reached - 1]
-      found += text[done:at] + needle
+      at = last if depth == 1 else stops[reached - 1]
+      found += text[done:at]
+      # A text that ends with a space needs no other one before the needle.
+      found += needle.lstrip() if depth == 1 and found[-1:].isspace() else needle
       done = at
     return found + text[done:last]
 

@@ -4,7 +4,7 @@ sandwich: the sentence of Kamradt's test with the score of Fu et al., as in Skip
 Figure 3. passkey: five random digits (Mohtashami and Jaggi, 2305.16300). A prompt has
 exactly the given number of tokens, chat template and question included (see
 `haystack.Haystack.fill`). The needle goes to depth · length and from there back to the
-last full stop.
+last full stop; at depth 1 it is the end of the text.
 """
 
 import dataclasses
