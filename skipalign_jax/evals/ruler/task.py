@@ -5,11 +5,11 @@ numbers), niah_multikey_3 (only needles, uuids). Tracing: vt (a chain of 4 assig
 Aggregation: cwe (ten common words among rare ones), fwe (words by a zeta law).
 
 Tasks and scores are RULER's, the wording is our own, so that scores are close to
-published ones but not comparable to the point. A prompt, chat template included, has at
-most the given number of tokens, and would exceed it with one more unit (sentence,
-needle or word). As in the authors' code, vt and cwe show a solved example first, and
-the beginning of the reply is given. The score is the share of the expected strings that
-the reply contains.
+published ones but not comparable to the point. As in the authors' code, a prompt, chat
+template included, and the longest reply together have at most the given number of
+tokens; they would exceed it with one more unit (sentence, needle or word). vt and cwe
+show a solved example first, and the beginning of the reply is given. The score is the
+share of the expected strings that the reply contains.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class Options:
   """Which tasks, and at which lengths."""
 
   tasks: str = ",".join(questions.TASKS)  # commas between them
-  lengths: str = "1024,2048,4096"  # tokens of a prompt, at most
+  lengths: str = "1024,2048,4096"  # tokens of a prompt and its reply, at most
   samples: int = 5  # per task and length
   chat: bool = True  # use the chat template
   seed: int = 0  # of the questions
@@ -73,11 +73,13 @@ def _item(options, subject, name: str, length: int, sample: int) -> items_lib.It
     before, after = subject.around(options.chat, lead)
     return subject.encode_prompt(before + question.text + after, options.chat)[0]
 
-  units = fill(lambda units: len(prompt(make(units))), length, task.min_units)
+  room = length - task.max_new_tokens
+  units = fill(lambda units: len(prompt(make(units))), room, task.min_units)
   if not units:
     raise errors.UserError(
       f"--lengths={length}: the shortest prompt of {name} has "
-      f"{len(prompt(make(task.min_units)))} tokens"
+      f"{len(prompt(make(task.min_units)))} tokens, and its reply "
+      f"{task.max_new_tokens}"
     )
   question = make(units)
   return items_lib.of_prompt(
@@ -162,7 +164,7 @@ def draw(
       lines,
       folder / "ruler.png",
       f"{protocol['model']}\nRULER: {100 * summary['average']:.1f}",
-      "prompt, tokens",
+      "prompt and reply, tokens",
       "score, %",
       protocol["window"],
       100,
