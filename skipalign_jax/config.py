@@ -202,6 +202,18 @@ SECTIONS = (
       "Chat template. model: that of the tokenizer.",
       choices=("model", "tulu"),
     ),
+    template_kwargs=key(
+      "",
+      "Values for variables of the chat template, such as enable_thinking=false, "
+      "separated by commas, or a JSON object. The exported tokenizer has them too.",
+    ),
+    rewritten=key(
+      "last",
+      "Chats whose earlier replies the template rewrites (most templates with "
+      "thoughts do). last: only the last reply is learned. each: each reply is a "
+      "sample of its own, after the text that it will be asked after.",
+      choices=("last", "each"),
+    ),
     tokenizer=key(
       "",
       "Where the tokenizer comes from: a reference as in model.init_from, or bytes for "

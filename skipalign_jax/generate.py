@@ -27,6 +27,7 @@ def _parse() -> argparse.Namespace:
   add("--top_p", type=float, default=1.0, help="of sampling")
   add("--seed", type=int, default=0, help="of sampling")
   add("--system", default="", help="system prompt")
+  add("--template_kwargs", default="", help="for the chat template: a=true,b=text")
   add("--raw", action="store_true", help="no chat template")
   add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of weights")
   args = parser.parse_args()

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.data import chat
+from skipalign_jax.data import chat, template_values
 from skipalign_jax.evals import runner, tasks
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.hf import reference
@@ -62,6 +62,7 @@ def open_subject(args: argparse.Namespace) -> subject_lib.Subject:
     opened = reference.with_tokenizer(opened, tokenizer)
   if args.template != "model":
     chat.set_template(tokenizer, args.template)
+  template_values.set_values(tokenizer, args.template_kwargs, "--template_kwargs")
   config = with_rope(opened, vars(args)["rope.kind"], vars(args)["rope.target_length"])
   reference.check_vocabulary(tokenizer, config)
   mesh = sharding.make_mesh(mesh_sizes(args.mesh))

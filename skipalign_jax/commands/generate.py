@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import jinja2
 import transformers
 
+from skipalign_jax.data import template_values
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import chat_template, reference
 from skipalign_jax.model import inference
@@ -24,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
   compile_cache.enable()
   opened = reference.open_model(args.model)
   tokenizer = reference.load_tokenizer(args.model)
+  template_values.set_values(tokenizer, args.template_kwargs, "--template_kwargs")
   reference.check_vocabulary(tokenizer, opened.config)
   prompts = [encode(tokenizer, p, args.raw, args.system) for p in args.prompt]
   longest = max(map(len, prompts)) + args.max_new_tokens

@@ -2,28 +2,25 @@
 
 Shapes: L tokens of one sample, C blocks of one sample.
 
-Messages (see schemas.py) become text through the tokenizer's chat template, and the
-spans of that text come from rendering prefixes of the dialogue, never from searching
-it: nothing that a user wrote can be mistaken for a reply. Each instruction and each
-response is one block. A role header belongs to the block of its message, whitespace
-after a message to the block before it, and the system prompt, also one that the
-template inserts by itself, to the first block. Targets are a reply and the special
-token that ends it.
+Messages (see schemas.py) become text through the tokenizer's chat template; spans.py
+finds their spans in it, so that nothing that a user wrote is mistaken for a reply.
+Each instruction and each response is one block. A role header belongs to the block of
+its message, whitespace after a message to the block before it, and the system prompt,
+also one that the template inserts by itself, to the first block. Targets are a reply
+and the special token that ends it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.data import schemas
-from skipalign_jax.hf import chat_template
+from skipalign_jax.data import chat_tokens, schemas, spans, template_values
 from skipalign_jax.runtime import errors
 
 if TYPE_CHECKING:
@@ -44,22 +41,6 @@ NO_TARGET = "no target left after truncation"
 
 
 @dataclasses.dataclass(frozen=True)
-class Rendered:
-  """A dialogue as text, with character offsets.
-
-  Attributes:
-    text: the whole dialogue.
-    block_starts: first character of each block, C; the first is 0.
-    replies: (first character of the reply, end of its stop token) per response
-      block, i.e. of blocks 1, 3, 5, …
-  """
-
-  text: str
-  block_starts: tuple[int, ...]
-  replies: tuple[tuple[int, int], ...]
-
-
-@dataclasses.dataclass(frozen=True)
 class Sample:
   """A tokenized dialogue, or a piece of a text (see text.py).
 
@@ -71,6 +52,10 @@ class Sample:
     sample_id: uint32, the same wherever the same messages appear.
     turns: number of replies that have a target; of a text, of its blocks.
     truncated: tokens beyond seq_len were cut off.
+    rewritten: number of replies that are not learned because the template rewrites
+      them once more messages follow.
+    split: number of replies whose first characters would share a token with their
+      header, and are encoded apart from it.
   """
 
   tokens: np.ndarray
@@ -80,16 +65,31 @@ class Sample:
   sample_id: int
   turns: int
   truncated: bool
+  rewritten: int = 0
+  split: int = 0
 
 
-def set_template(tokenizer: transformers.PreTrainedTokenizerFast, name: str) -> None:
+def set_template(
+  tokenizer: transformers.PreTrainedTokenizerFast, name: str, values: str = ""
+) -> None:
   """Puts the chat template of `data.template` on the tokenizer, in place.
 
   So training, generation and the exported tokenizer all render through it.
 
+  Args:
+    tokenizer: is changed.
+    name: `data.template`.
+    values: `data.template_kwargs`, see `template_values.set_values`.
+
   Raises:
-    UserError: unknown name, or the tokenizer lacks what the template needs.
+    UserError: unknown name, the tokenizer lacks what the template needs, or the values
+      do not fit it.
   """
+  _set_named(tokenizer, name)
+  template_values.set_values(tokenizer, values)
+
+
+def _set_named(tokenizer: transformers.PreTrainedTokenizerFast, name: str) -> None:
   config_lib.check_section("data", {"template": name})
   if name == "model":
     if not tokenizer.chat_template:
@@ -112,89 +112,14 @@ def adds_bos(tokenizer: transformers.PreTrainedTokenizerFast) -> bool:
   return tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
 
 
-def control_tokens(
-  tokenizer: transformers.PreTrainedTokenizerFast,
-) -> re.Pattern[str]:
-  """Matches every special token: the tokenizer finds them anywhere in a text."""
-  added = tokenizer.added_tokens_decoder.values()
-  contents = sorted((t.content for t in added if t.special), key=len, reverse=True)
-  return re.compile("|".join(map(re.escape, contents)) or r"(?!)")
-
-
-def render(
-  tokenizer: transformers.PreTrainedTokenizerFast, messages: Sequence[schemas.Message]
-) -> Rendered:
-  """The dialogue's text and where its blocks and replies are in it.
-
-  Args:
-    tokenizer: carries the chat template.
-    messages: as `schemas.messages_of` returns them.
-
-  Raises:
-    BadSample: the template refuses this dialogue.
-    UserError: a prefix of the dialogue does not render to the beginning of the
-      dialogue's text, or the template has no generation prompt, so spans cannot be
-      found.
-  """
-  text = _render(tokenizer, messages)
-  system = int(messages[0][0] == "system")
-  starts, replies = [0], []
-  # A system prompt alone is never rendered: many templates cannot.
-  for i in range(system + 1, len(messages)):
-    starts.append(_prefix(text, _render(tokenizer, messages[:i])))
-    role, content = messages[i]
-    if role == "assistant":
-      prompt = _render(tokenizer, messages[:i], add_generation_prompt=True)
-      begin = _prefix(text, prompt)
-      replies.append((begin, 0))
-      if not text[begin:].lstrip().startswith(content.strip()):
-        raise _unusable("does not put a reply right after its generation prompt")
-  ends = [*starts[2::2], len(text)]
-  spans = [
-    (begin, begin + len(text[begin:end].rstrip()))
-    for (begin, _), end in zip(replies, ends, strict=True)
-  ]
-  return Rendered(text, tuple(starts), tuple(spans))
-
-
-def _render(
-  tokenizer: transformers.PreTrainedTokenizerFast,
-  messages: Sequence[schemas.Message],
-  add_generation_prompt: bool = False,
-) -> str:
-  turns = [{"role": role, "content": content} for role, content in messages]
-  try:
-    return chat_template.render(
-      tokenizer, turns, add_generation_prompt=add_generation_prompt
-    )
-  except jinja2.TemplateError as error:
-    raise schemas.BadSample("refused by the chat template") from error
-
-
-def _prefix(text: str, prefix: str) -> int:
-  if not text.startswith(prefix):
-    raise _unusable("renders a message differently when more messages follow")
-  return len(prefix)
-
-
-class _Unusable(errors.UserError):
-  """A template in whose text spans cannot be found."""
-
-
-def _unusable(problem: str) -> _Unusable:
-  return _Unusable(
-    f"the tokenizer's chat template {problem}, so replies cannot be separated from "
-    "the rest; set data.template=tulu"
-  )
-
-
 class Encoder:
-  """Rendered dialogues to samples, many at a time.
+  """Dialogues to samples, many at a time.
 
   Args:
     tokenizer: a fast tokenizer with a chat template.
     seq_len: tokens kept of a sample.
     system_prompt: added to dialogues without one; "" for no prompt.
+    rewritten: "last" or "each", see `data.rewritten`.
   """
 
   def __init__(
@@ -202,13 +127,49 @@ class Encoder:
     tokenizer: transformers.PreTrainedTokenizerFast,
     seq_len: int,
     system_prompt: str = "",
+    rewritten: str = "last",
   ):
     self._tokenizer = tokenizer
     self._seq_len = seq_len
     self._system_prompt = system_prompt
-    added = tokenizer.added_tokens_decoder
-    self._special = frozenset(id_ for id_, token in added.items() if token.special)
-    self._control = control_tokens(tokenizer)
+    self._each = rewritten == "each"
+    self._find = spans.Finder(tokenizer)
+    self._special = list(spans.special_tokens(tokenizer).values())
+    self._control = spans.control_tokens(tokenizer)
+    self._tokens = chat_tokens.Encoder(tokenizer)
+
+  def samples(
+    self, dialogues: Sequence[list[schemas.Message]]
+  ) -> list[list[Sample | schemas.BadSample]]:
+    """The samples of each dialogue; several only with rewritten="each".
+
+    Raises:
+      UserError: as `__call__`.
+    """
+    rendered = [self._try_render(messages) for messages in dialogues]
+    parts, counts = [], []
+    for messages, whole in zip(dialogues, rendered, strict=True):
+      pairs = [(messages, whole)]
+      if self._each and not _is_bad(whole) and not all(whole.learned):
+        pairs = self._alone(messages)
+      parts += pairs
+      counts.append(len(pairs))
+    found = iter(self._encode(*zip(*parts, strict=True)) if parts else ())
+    return [list(itertools.islice(found, count)) for count in counts]
+
+  def _alone(
+    self, messages: list[schemas.Message]
+  ) -> list[tuple[list[schemas.Message], spans.Rendered | schemas.BadSample]]:
+    """For each reply the dialogue up to it, of which only this reply is learned."""
+    pairs = []
+    for end, (role, _) in enumerate(messages, 1):
+      if role != "assistant":
+        continue
+      rendered = self._try_render(messages[:end])
+      if isinstance(rendered, spans.Rendered):
+        rendered = rendered.with_last_only()
+      pairs.append((messages[:end], rendered))
+    return pairs
 
   def __call__(
     self, dialogues: Sequence[list[schemas.Message]]
@@ -216,52 +177,56 @@ class Encoder:
     """One sample per dialogue, or a BadSample where it cannot be trained on.
 
     Raises:
-      UserError: the chat template is unusable (see `render`) or does not end a reply
-        with a special token.
+      UserError: the chat template is unusable (see `spans.Finder`) or does not end a
+        reply with a special token.
     """
-    results: list[Any] = [self._try_render(messages) for messages in dialogues]
-    good = [i for i, result in enumerate(results) if isinstance(result, Rendered)]
+    return self._encode(dialogues, [self._try_render(one) for one in dialogues])
+
+  def _encode(
+    self,
+    dialogues: Sequence[list[schemas.Message]],
+    rendered: Sequence[spans.Rendered | schemas.BadSample],
+  ) -> list[Sample | schemas.BadSample]:
+    results: list[Any] = list(rendered)
+    good = [i for i, result in enumerate(results) if not _is_bad(result)]
     if not good:
       return results
-    # The template has already written the special tokens.
-    encoded = self._tokenizer(
-      [results[i].text for i in good],
-      add_special_tokens=False,
-      return_attention_mask=False,
-      return_offsets_mapping=True,
-      verbose=False,
-    )
-    for i, ids, offsets in zip(
-      good, encoded["input_ids"], encoded["offset_mapping"], strict=True
-    ):
-      tokens_L = np.array(ids, np.int32)
-      starts_L = np.array(offsets, np.int64)[:, 0]
-      results[i] = self._sample(results[i], tokens_L, starts_L, dialogues[i])
+    found = self._tokens.of_texts([results[i].text for i in good])
+    for i, (tokens_L, places_L2) in zip(good, found, strict=True):
+      replies = zip(results[i].replies, results[i].learned, strict=True)
+      begins = [begin for (begin, _), learned in replies if learned]
+      split = self._tokens.shared(places_L2, begins)
+      if split:
+        tokens_L, places_L2 = self._tokens.of_parts(results[i].text, split)
+      results[i] = self._sample(
+        results[i], tokens_L, places_L2[:, 0], dialogues[i], len(split)
+      )
     return results
 
   def _try_render(
     self, messages: list[schemas.Message]
-  ) -> Rendered | schemas.BadSample:
+  ) -> spans.Rendered | schemas.BadSample:
     if any(self._control.search(content) for _, content in messages):
       return schemas.BadSample("control token in content")
     if self._system_prompt and messages[0][0] != "system":
       messages = [("system", self._system_prompt), *messages]
     try:
-      return render(self._tokenizer, messages)
+      return self._find(messages)
     except schemas.BadSample as bad:
       return bad
-    except _Unusable:
-      # Some templates remove parts of earlier messages, such as thoughts. If a plain
-      # dialogue renders, the template is usable and only this dialogue is bad.
-      render(self._tokenizer, _PLAIN)
+    except spans.UnusableError:
+      # Some templates change some contents. If a plain dialogue can be read, the
+      # template is usable and only this dialogue is bad.
+      self._find(_PLAIN)
       return schemas.BadSample("changed by the chat template")
 
   def _sample(
     self,
-    rendered: Rendered,
+    rendered: spans.Rendered,
     tokens_L: np.ndarray,
     starts_L: np.ndarray,
     messages: list[schemas.Message],
+    split: int,
   ) -> Sample | schemas.BadSample:
     # A token that is in two spans belongs to the one where it starts.
     block_starts_C = np.array(rendered.block_starts)
@@ -271,15 +236,12 @@ class Encoder:
     reply_L = block_L // 2
     target_L = is_response_L & (starts_L >= begin_R[reply_L])
     target_L &= starts_L < end_R[reply_L]
+    target_L &= np.array(rendered.learned)[reply_L]
 
-    for block in range(1, len(block_starts_C), 2):
-      at = np.flatnonzero(target_L & (block_L == block))
-      if len(at) and int(tokens_L[at[-1]]) in self._special:
-        continue
-      raise errors.UserError(
-        "the tokenizer's chat template does not end every reply with a special token, "
-        "so the model would never learn to stop; set data.template=tulu"
-      )
+    ends = np.flatnonzero(target_L & ~np.append(target_L[1:], False))
+    stopped = ends[np.isin(tokens_L[ends], self._special)]
+    if len(np.unique(reply_L[stopped])) < sum(rendered.learned):
+      raise spans.NoStopError()
     kept = slice(0, self._seq_len)
     if not target_L[kept].any():
       return schemas.BadSample(NO_TARGET)
@@ -291,4 +253,10 @@ class Encoder:
       sample_id=schemas.sample_id(messages),
       turns=len(np.unique(block_L[kept][target_L[kept]])),
       truncated=len(tokens_L) > self._seq_len,
+      rewritten=0 if self._each else len(rendered.learned) - sum(rendered.learned),
+      split=split,
     )
+
+
+def _is_bad(result: Any) -> bool:
+  return isinstance(result, schemas.BadSample)

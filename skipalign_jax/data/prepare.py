@@ -30,7 +30,8 @@ if TYPE_CHECKING:
   import datasets
   import transformers
 
-FORMAT = 4  # of the table rows; increase it when they or the encoding change
+FORMAT = 5  # of the table rows; increase it when they or the encoding change
+_COUNTS = ("length", "targets", "turns", "rewritten", "split", "sample_id")
 _BATCH, _BATCH_SIZE = 512, 64 << 20  # records tokenized at a time; bytes, about
 
 
@@ -90,6 +91,16 @@ class Prepared:
     if dropped:
       reasons = ", ".join(f"{n:,} {reason}" for reason, n in sorted(dropped.items()))
       lines.append(f"  left out: {reasons}")
+    if rewritten := int(column("rewritten").sum()):
+      lines.append(
+        f"  not learned: {rewritten:,} replies that the chat template rewrites when "
+        "more messages follow (data.rewritten)"
+      )
+    if split := int(column("split").sum()):
+      lines.append(
+        f"  encoded apart from their headers: {split:,} replies, whose first "
+        "characters would share a token with them"
+      )
     return "\n".join(lines)
 
 
@@ -183,6 +194,7 @@ def _fingerprint(
     tokenizer_identity(tokenizer),
     config.seq_len,
     config.system_prompt,
+    config.rewritten,
     config.max_message_bytes,
     sorted(ignored_keys(config)),
     config.text_blocks,
@@ -209,6 +221,8 @@ def _columns() -> datasets.Features:
       "length": value("int32"),
       "targets": value("int32"),
       "turns": value("int32"),
+      "rewritten": value("int32"),  # replies that are not learned
+      "split": value("int32"),  # replies encoded apart from their headers
       "sample_id": value("uint32"),
       "is_text": value("bool"),
       "status": value("string"),
@@ -227,7 +241,9 @@ def _write(
 ) -> None:
   from datasets import arrow_writer
 
-  chats = chat.Encoder(tokenizer, config.seq_len, config.system_prompt)
+  chats = chat.Encoder(
+    tokenizer, config.seq_len, config.system_prompt, config.rewritten
+  )
   texts = text.Encoder(tokenizer, config_lib.row_length(config), config.text_blocks)
   bar = progress.Progress(
     progress.SpinnerColumn(),
@@ -244,13 +260,13 @@ def _write(
       parsed = [
         _parse(record, config.max_message_bytes, ignored) for _, record in batch
       ]
-      dialogues = iter(chats([one for one in parsed if isinstance(one, list)]))
+      dialogues = iter(chats.samples([one for one in parsed if isinstance(one, list)]))
       documents = texts([one for one in parsed if isinstance(one, str)])
       for (number, record), one in zip(batch, parsed, strict=True):
         if isinstance(one, str):
           samples = next(documents)
         else:
-          samples = [next(dialogues) if isinstance(one, list) else one]
+          samples = next(dialogues) if isinstance(one, list) else [one]
         for sample in samples:
           writer.write(_row(sample, isinstance(one, str), number, record))
       bar.advance(task, len(batch))
@@ -293,7 +309,7 @@ def _row(
   if isinstance(sample, schemas.BadSample):
     none = np.zeros(0, np.int32)
     empty = dict.fromkeys(("tokens", "block_starts", "target_spans"), none)
-    zero = dict.fromkeys(("length", "targets", "turns", "sample_id"), 0)
+    zero = dict.fromkeys(_COUNTS, 0)
     example = "" if sample.reason == chat.NO_TARGET else sources.example(record)
     source = dict(status=sample.reason, number=number, example=example)
     return empty | zero | source | dict(is_text=is_text)
@@ -305,6 +321,8 @@ def _row(
     length=len(sample.tokens),
     targets=int(sample.targets.sum()),
     turns=sample.turns,
+    rewritten=sample.rewritten,
+    split=sample.split,
     sample_id=sample.sample_id,
     is_text=is_text,
     status="truncated" if sample.truncated else "ok",

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skipalign_jax.data import chat, schemas
+from skipalign_jax.data import chat, schemas, spans
 
 if TYPE_CHECKING:
   import transformers
@@ -72,7 +72,7 @@ class Encoder:
     self, tokenizer: transformers.PreTrainedTokenizerFast, piece: int, blocks: str
   ):
     self._tokenizer, self._piece, self._blocks = tokenizer, piece, blocks
-    self._control = chat.control_tokens(tokenizer)
+    self._control = spans.control_tokens(tokenizer)
     adds_bos = chat.adds_bos(tokenizer)
     self._front = [tokenizer.bos_token_id] if adds_bos else []
     eos = tokenizer.eos_token_id

@@ -9,7 +9,7 @@ import ml_collections
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from skipalign_jax.data import chat
+from skipalign_jax.data import chat, spans
 from skipalign_jax.runtime import errors
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def resolve(config: ml_collections.ConfigDict) -> transformers.PreTrainedTokeniz
     tokenizer = byte_tokenizer()
   else:
     tokenizer = _load(ref)
-  chat.set_template(tokenizer, config.data.template)
+  chat.set_template(tokenizer, config.data.template, config.data.template_kwargs)
   return tokenizer
 
 
@@ -100,9 +100,7 @@ def stop_token_ids(
   if tokenizer.eos_token_id is not None:
     stops.append(tokenizer.eos_token_id)
   if tokenizer.chat_template:
-    (sample,) = chat.Encoder(tokenizer, seq_len=1 << 20)(
-      [[("user", "a"), ("assistant", "b")]]
-    )
-    if isinstance(sample, chat.Sample):
-      stops.append(int(sample.tokens[sample.targets][-1]))
+    stop = spans.stop_token(tokenizer)
+    if stop is not None:
+      stops.append(tokenizer.convert_tokens_to_ids(stop))
   return tuple(dict.fromkeys(stops))

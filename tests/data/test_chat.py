@@ -10,7 +10,7 @@ import pytest
 import transformers
 from hypothesis import strategies as st
 
-from skipalign_jax.data import chat, schemas
+from skipalign_jax.data import chat, schemas, spans
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.runtime import errors
 
@@ -92,7 +92,7 @@ def test_golden_dialogue():
 
 
 def test_tulu_text():
-  rendered = chat.render(make_tokenizer("tulu"), DIALOGUE[:3])
+  rendered = spans.Finder(make_tokenizer("tulu"))(DIALOGUE[:3])
   assert rendered.text == (
     "<|system|>\nBe kind\n<|user|>\nHi\n<|assistant|>\nYo<|endoftext|>\n"
   )
@@ -318,11 +318,13 @@ THOUGHTFUL = tokenizer_lib.CHATML.replace(
 )
 
 
-def test_a_template_that_removes_thoughts_refuses_only_those_dialogues():
+def test_where_earlier_thoughts_are_removed_only_the_last_reply_is_learned():
   tokenizer = tokenizer_lib.byte_tokenizer()
   tokenizer.chat_template = THOUGHTFUL
   plain = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
   thinks = [*plain[:1], ("assistant", "hm</think>b"), *plain[2:]]
-  good, bad, again = chat.Encoder(tokenizer, 200)([plain, thinks, plain])
-  assert bad.reason == "changed by the chat template"
+  good, last, again = chat.Encoder(tokenizer, 200)([plain, thinks, plain])
+  assert (good.rewritten, last.rewritten) == (0, 1)
+  np.testing.assert_array_equal(last.tokens, good.tokens)
+  assert spell(tokenizer, last.tokens[last.targets]) == "dE" and last.turns == 1
   np.testing.assert_array_equal(good.tokens, again.tokens)

@@ -258,6 +258,18 @@ def test_special_tokens_stop_although_they_have_no_text():
   assert {EOS, start} <= set(item.query.stop_ids)
 
 
+def test_a_special_token_without_a_role_stops_too():
+  tokenizer = tokenizer_lib.byte_tokenizer()
+  # The byte of "z" as a special token that no attribute of the tokenizer names.
+  tokenizer.add_tokens([tokenizers.AddedToken("z", special=True)])
+  assert "z" not in tokenizer.all_special_tokens
+  lm = adapter.SubjectLM(dataclasses.replace(subject(), tokenizer=tokenizer))
+  (item,), _ = adapter.Plan(lm, lm._subject).of(
+    requests("generate_until", ("once", options(until=["z"])))
+  )
+  assert tokenizer.convert_tokens_to_ids("z") in item.query.stop_ids
+
+
 def test_sampling_is_used_and_repeats_differ():
   lm = adapter.SubjectLM(subject())
   sampled = options(do_sample=True, temperature=2.0, top_p=0.9)

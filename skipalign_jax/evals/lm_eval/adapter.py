@@ -20,6 +20,7 @@ from lm_eval.api import instance as instance_lib
 from lm_eval.api import model as lm_eval_model
 from lm_eval.models import utils as lm_eval_models
 
+from skipalign_jax.data import spans
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.evals.lm_eval import queries
@@ -156,12 +157,9 @@ class Plan:
   """Turns requests into items, and records which item answers which request."""
 
   def __init__(self, lm: SubjectLM, subject: subject_lib.Subject):
-    special = subject.tokenizer.all_special_tokens
     self._lm = lm
     self._stop_ids = subject.stop_ids
-    self._special = {
-      token: subject.tokenizer.convert_tokens_to_ids(token) for token in special
-    }
+    self._special = spans.special_tokens(subject.tokenizer)
     self._queries: dict[str, queries.Score | queries.Reply] = {}
     self._choices: dict[tuple, tuple[str, list[int]]] = {}  # context → id, candidates
     self._used: collections.Counter[str] = collections.Counter()

@@ -1,0 +1,73 @@
+"""Text of chats to tokens: a reply never shares a token with its header.
+
+A model that is prompted for a reply gets the tokens of the text up to there. Where the
+reply's first characters would be in one token with the header's last ones ("]{", or
+several line breaks), the text is therefore encoded in parts.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+  import transformers
+
+# Texts to put before a part, so that the tokenizer adds no space in front of it.
+_BEFORE = ("a", "\n", ".", "1", " ", "]", "\u4e00", "|")
+
+
+class Encoder:
+  """Texts to tokens and their first characters; the template wrote special tokens.
+
+  Args:
+    tokenizer: a fast tokenizer.
+  """
+
+  def __init__(self, tokenizer: transformers.PreTrainedTokenizerFast):
+    self._tokenizer = tokenizer
+
+  def of_texts(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Per text, int32 [L] tokens and int64 [L, 2] where each begins and ends."""
+    encoded = self._tokenizer(
+      list(texts),
+      add_special_tokens=False,
+      return_attention_mask=False,
+      return_offsets_mapping=True,
+      verbose=False,
+    )
+    return [
+      (np.array(ids, np.int32), np.array(offsets, np.int64).reshape(-1, 2))
+      for ids, offsets in zip(
+        encoded["input_ids"], encoded["offset_mapping"], strict=True
+      )
+    ]
+
+  def shared(self, places_L2: np.ndarray, begins: Sequence[int]) -> list[int]:
+    """Those of the places `begins` that are inside a token."""
+    at = np.searchsorted(places_L2[:, 0], begins, side="left") - 1
+    inside = (at >= 0) & (places_L2[at, 1] > begins)
+    return np.array(begins)[inside].tolist()
+
+  def of_parts(self, text: str, begins: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """As `of_texts` of one text, with a new token at each of the places `begins`."""
+    edges = [*begins, len(text)]
+    parts = self.of_texts([text[: begins[0]]]) if begins[0] else []
+    for begin, end in itertools.pairwise(edges):
+      tokens, places = self._continuation(text[begin:end])
+      parts.append((tokens, places + begin))
+    tokens, places = zip(*parts, strict=True)
+    return np.concatenate(tokens), np.concatenate(places)
+
+  def _continuation(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of a text that follows another one."""
+    for before in _BEFORE:
+      (tokens, places), (alone, _) = self.of_texts([before + text, before])
+      first = len(alone)
+      if np.array_equal(tokens[:first], alone) and places[first, 0] == len(before):
+        return tokens[first:], places[first:] - len(before)
+    ((tokens, places),) = self.of_texts([text])  # no text is without a neighbour
+    return tokens, places

@@ -1,0 +1,275 @@
+"""Replies in the text of many kinds of templates, and the tokens before them."""
+
+import time
+
+import numpy as np
+import pytest
+import tokenizers
+import transformers
+from tokenizers import models, pre_tokenizers
+
+from skipalign_jax.data import chat, schemas, spans
+from skipalign_jax.data import tokenizer as tokenizer_lib
+from skipalign_jax.runtime import errors
+
+ROLE = "'<|im_start|>' + m['role'] + '\n'"
+LOOP = "{% for m in messages %}"
+END = "{{ '<|im_end|>\n' }}{% endfor %}"
+ASK = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+SPLIT = (
+  "{% set text = m['content'] %}{% set thought = '' %}"
+  "{% if '</think>' in text %}"
+  "{% set thought = text.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+  "{% set text = text.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+)
+THOUGHT = "'<think>\n' + thought + '\n</think>\n\n'"
+TEMPLATES = {
+  "chatml": tokenizer_lib.CHATML,
+  # Qwen3: the last reply has a thought, perhaps an empty one; earlier ones have none.
+  "qwen3": LOOP + SPLIT + "{{ " + ROLE + " }}"
+  "{% if m['role'] == 'assistant' and loop.last %}{{ " + THOUGHT + " }}{% endif %}"
+  "{{ text }}" + END + ASK
+  + "{% if add_generation_prompt and enable_thinking is defined"
+  " and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}",
+  # TRL's training variant: every reply has a thought.
+  "always": LOOP + SPLIT + "{{ " + ROLE + " }}"
+  "{% if m['role'] == 'assistant' %}{{ " + THOUGHT + " }}{% endif %}"
+  "{{ text }}" + END + ASK,
+  # DeepSeek-R1: the prompt opens a thought, replies have none.
+  "r1": LOOP + SPLIT + "{{ " + ROLE + " + text }}" + END + ASK
+  + "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}",
+  # The same with whole replies.
+  "r1_whole": LOOP + "{{ " + ROLE + " + m['content'] }}" + END + ASK
+  + "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}",
+  # Llama 2: no generation prompt.
+  "llama2": LOOP + "{% if m['role'] == 'user' %}"
+  "{{ '<|im_start|>[INST] ' + m['content'] | trim + ' [/INST]' }}"
+  "{% else %}{{ ' ' + m['content'] | trim + ' <|im_end|>' }}{% endif %}{% endfor %}",
+  # Phi-3: a second token ends the dialogue.
+  "phi3": LOOP + "{{ " + ROLE + " + m['content'] }}" + END
+  + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+  "{% else %}{{ eos_token }}{% endif %}",
+  # A generation prompt after every text, wanted or not.
+  "header": LOOP + "{{ " + ROLE + " + m['content'] }}" + END
+  + "{{ '<|im_start|>assistant\n' }}",
+}  # fmt: skip
+
+PLAIN = [
+  ("user", "a"),
+  ("assistant", "Reply one"),
+  ("user", "c"),
+  ("assistant", "Two."),
+]
+THINK = [
+  ("user", "a"),
+  ("assistant", "<think>\nhm\n</think>\n\nb"),
+  ("user", "c"),
+  ("assistant", "<think>\nso\n</think>\n\nd"),
+]
+NO_THOUGHT = "<think>\n\n</think>\n\n"
+
+
+def make(template):
+  tokenizer = tokenizer_lib.byte_tokenizer()
+  tokenizer.chat_template = TEMPLATES[template]
+  return tokenizer
+
+
+def turns(messages):
+  return [{"role": role, "content": content} for role, content in messages]
+
+
+def replies(tokenizer, sample):
+  """The learned text of each response block; None where nothing is learned."""
+  found = []
+  for block in range(1, int(sample.block_ids[-1]) + 1, 2):
+    at = np.flatnonzero(sample.targets & (sample.block_ids == block))
+    found.append(tokenizer.decode(sample.tokens[at]) if len(at) else None)
+  return found
+
+
+@pytest.mark.parametrize(
+  "template, messages, expected",
+  [
+    ("chatml", PLAIN, ["Reply one", "Two."]),
+    ("chatml", THINK, [THINK[1][1], THINK[3][1]]),
+    ("qwen3", PLAIN, [None, NO_THOUGHT + "Two."]),
+    ("qwen3", PLAIN[:2], [NO_THOUGHT + "Reply one"]),
+    ("qwen3", THINK, [None, THINK[3][1]]),
+    ("always", PLAIN, [NO_THOUGHT + "Reply one", NO_THOUGHT + "Two."]),
+    ("always", THINK, [THINK[1][1], THINK[3][1]]),
+    ("r1", PLAIN, ["Reply one", "Two."]),
+    ("r1_whole", THINK, ["hm\n</think>\n\nb", "so\n</think>\n\nd"]),
+    ("llama2", PLAIN, [" Reply one ", " Two. "]),
+    ("phi3", PLAIN, ["Reply one", "Two."]),
+    ("header", PLAIN, ["Reply one", "Two."]),
+  ],
+)
+def test_replies_are_learned_as_they_will_be_prompted_for(template, messages, expected):
+  tokenizer = make(template)
+  (sample,) = chat.Encoder(tokenizer, 4096)([messages])
+  text = tokenizer.apply_chat_template(turns(messages), tokenize=False)
+  assert tokenizer.decode(sample.tokens) == text
+  assert replies(tokenizer, sample) == [
+    None if one is None else one + "<|im_end|>" for one in expected
+  ]
+  assert sample.rewritten == expected.count(None)
+  for number, one in enumerate(expected):
+    if one is None or template == "r1":
+      continue
+    begin = np.flatnonzero(sample.targets & (sample.block_ids == 2 * number + 1))[0]
+    prompt = tokenizer.apply_chat_template(
+      turns(messages[: 2 * number + 1]), tokenize=False, add_generation_prompt=True
+    )
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    np.testing.assert_array_equal(sample.tokens[:begin], ids)
+  # Every header belongs to the block of its message.
+  heads = [
+    tokenizer.decode(sample.tokens[sample.block_ids == block]) for block in range(4)
+  ]
+  assert all(head.startswith("<|im_start|>") for head in heads[::2] if head)
+
+
+def test_a_thought_that_the_template_drops_makes_the_dialogue_unusable():
+  (sample,) = chat.Encoder(make("r1"), 4096)([THINK])
+  assert sample.reason == "changed by the chat template"
+
+
+def test_each_reply_in_a_sample_of_its_own():
+  tokenizer = make("qwen3")
+  encoder = chat.Encoder(tokenizer, 4096, rewritten="each")
+  plain, think = encoder.samples([PLAIN, THINK])
+  assert [replies(tokenizer, sample)[-1] for sample in plain] == [
+    f"{NO_THOUGHT}{reply}<|im_end|>" for reply in ("Reply one", "Two.")
+  ]
+  assert [replies(tokenizer, sample) for sample in think] == [
+    [THINK[1][1] + "<|im_end|>"],
+    [None, THINK[3][1] + "<|im_end|>"],
+  ]
+  assert [s.sample_id for s in plain] == [
+    schemas.sample_id(PLAIN[:2]),
+    schemas.sample_id(PLAIN),
+  ]
+  (whole,) = chat.Encoder(make("chatml"), 4096, rewritten="each").samples([PLAIN])
+  assert len(whole) == 1 and whole[0].turns == 2
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_stop_tokens_need_no_training_sample(template):
+  tokenizer = make(template)
+  assert spans.stop_token(tokenizer) == "<|im_end|>"
+  assert 3 in tokenizer_lib.stop_token_ids(tokenizer, ())
+
+
+def test_a_template_without_a_stop_has_no_stop_token():
+  tokenizer = make("chatml")
+  tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+  assert spans.stop_token(tokenizer) is None
+  tokenizer.chat_template = "{{ raise_exception('no') }}"
+  assert spans.stop_token(tokenizer) is None
+
+
+@pytest.mark.parametrize("template", ["chatml", "qwen3"])
+def test_renderings_do_not_grow_with_the_turns(template, monkeypatch):
+  calls = []
+  real = spans.render
+  monkeypatch.setattr(spans, "render", lambda *a, **k: calls.append(1) or real(*a, **k))
+  counts = []
+  for pairs in (4, 400):
+    dialogue = [("user", "a"), ("assistant", "b")] * pairs
+    calls.clear()
+    chat.Encoder(make(template), 1 << 20)([dialogue])
+    counts.append(len(calls))
+  assert counts[0] == counts[1] < 12
+
+
+def test_many_turns_take_a_second_not_a_minute():
+  dialogue = [("user", "a"), ("assistant", "b")] * 2000
+  start = time.process_time()
+  (sample,) = chat.Encoder(make("chatml"), 1 << 20)([dialogue])
+  assert sample.turns == 2000 and time.process_time() - start < 10
+
+
+def test_every_special_token_has_one_rule():
+  tokenizer = tokenizer_lib.byte_tokenizer()
+  tokenizer.add_tokens([tokenizers.AddedToken("<eom>", special=True)])
+  assert "<eom>" not in tokenizer.all_special_tokens
+  found = spans.special_tokens(tokenizer)
+  assert found["<eom>"] == 260 and found.keys() >= set(tokenizer.all_special_tokens)
+  (bad,) = chat.Encoder(tokenizer, 99)([[("user", "<eom>"), ("assistant", "b")]])
+  assert bad.reason == "control token in content"
+
+
+def merging():
+  """A tokenizer with the tokens "]{" and "\\n\\n\\n"."""
+  words = ["<s>", "</s>", *"[]{}abINST/1\n", "]{", "\n\n", "\n\n\n"]
+  merges = [("]", "{"), ("\n", "\n"), ("\n\n", "\n")]
+  vocab = {word: i for i, word in enumerate(dict.fromkeys(words))}
+  backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
+  backend.pre_tokenizer = pre_tokenizers.Sequence([])
+  return transformers.PreTrainedTokenizerFast(
+    tokenizer_object=backend, bos_token="<s>", eos_token="</s>"
+  )
+
+
+@pytest.mark.parametrize(
+  "head, replies_, split",
+  [("]", ("{1}", "a"), 1), ("]", ("{1}", "{b}"), 2), ("\n", ("\n\na", "b"), 1)],
+)
+def test_a_reply_shares_no_token_with_its_header(head, replies_, split):
+  tokenizer = merging()
+  tokenizer.chat_template = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[' + m['content'] + '"
+    + head
+    + "' }}{% else %}{{ m['content'] + '</s>' }}{% endif %}{% endfor %}"
+  )
+  messages = [("user", "a"), ("assistant", replies_[0])]
+  messages += [("user", "b"), ("assistant", replies_[1])]
+  (sample,) = chat.Encoder(tokenizer, 99)([messages])
+  text = tokenizer.apply_chat_template(turns(messages), tokenize=False)
+  spelled = tokenizer.convert_ids_to_tokens(sample.tokens.tolist())
+  assert "".join(spelled) == text and sample.split == split
+  for block, reply in ((1, replies_[0]), (3, replies_[1])):
+    at = sample.targets & (sample.block_ids == block)
+    learned = tokenizer.convert_ids_to_tokens(sample.tokens[at].tolist())
+    assert "".join(learned) == reply + "</s>"
+  prompt = tokenizer(f"[a{head}", add_special_tokens=False)["input_ids"]
+  np.testing.assert_array_equal(sample.tokens[: len(prompt)], prompt)
+
+
+def test_template_kwargs_are_those_of_transformers():
+  asked = {"tokenize": False, "add_generation_prompt": True}
+  for text, values in (
+    ("enable_thinking=False", {"enable_thinking": False}),
+    ('{"enable_thinking": false}', {"enable_thinking": False}),
+    ("enable_thinking=true", {"enable_thinking": True}),
+  ):
+    tokenizer = make("qwen3")
+    expected = tokenizer.apply_chat_template(turns(PLAIN[:1]), **asked, **values)
+    chat.set_template(tokenizer, "model", text)
+    assert tokenizer.apply_chat_template(turns(PLAIN[:1]), **asked) == expected
+    (sample,) = chat.Encoder(tokenizer, 4096)([PLAIN[:2]])
+    lead = NO_THOUGHT if values["enable_thinking"] else ""
+    assert replies(tokenizer, sample) == [f"{lead}Reply one<|im_end|>"]
+    # Who renders the template can still choose.
+    other = not values["enable_thinking"]
+    rendered = tokenizer.apply_chat_template(
+      turns(PLAIN[:1]), **asked, enable_thinking=other
+    )
+    assert rendered.endswith(NO_THOUGHT) == (not other)
+
+
+@pytest.mark.parametrize(
+  "text, message",
+  [
+    ("enable_thinkng=false", "no variable enable_thinkng"),
+    ("messages=1", "'messages'"),
+    ("a b=1", "'a b'"),
+    ("enable_thinking", "'enable_thinking' is not a new name=value"),
+    ("{", "not valid JSON"),
+    ('{"enable_thinking": NaN}', "not valid JSON"),
+  ],
+)
+def test_template_kwargs_that_do_not_fit(text, message):
+  with pytest.raises(errors.UserError, match=rf"data\.template_kwargs.*{message}"):
+    chat.set_template(make("qwen3"), "model", text)
