@@ -328,7 +328,10 @@ def _exact_end(
   text: str, begin: int, content: str, after: str, is_last: bool
 ) -> int | None:
   """The end of a content that is written as it is, perhaps without outer spaces."""
-  for form in (content, content.strip(), content.lstrip(), content.rstrip()):
+  forms = (
+    f(content, c) for c in (None, "\n") for f in (str.strip, str.lstrip, str.rstrip)
+  )
+  for form in (content, *forms):
     end = begin + len(form)
     if text.startswith(form, begin) and text.startswith(after, end):
       if not is_last or end + len(after) == len(text):

@@ -35,6 +35,20 @@ TEMPLATES = {
   "always": LOOP + SPLIT + "{{ " + ROLE + " }}"
   "{% if m['role'] == 'assistant' %}{{ " + THOUGHT + " }}{% endif %}"
   "{{ text }}" + END + ASK,
+  # SmolLM3: a system message of its own, and a mode that a system prompt can set.
+  "smollm3": "{% if enable_thinking is not defined %}{% set enable_thinking = true %}"
+  "{% endif %}{% if '/no_think' in messages[0]['content'] %}"
+  "{% set enable_thinking = false %}{% endif %}"
+  "{{ '<|im_start|>system\nThinking: ' ~ enable_thinking }}"
+  "{% if messages[0]['role'] == 'system' %}"
+  "{{ '\n' ~ messages[0]['content'].replace('/no_think', '') }}{% endif %}"
+  "{{ '<|im_end|>\n' }}"
+  "{% for m in messages if m['role'] != 'system' %}{{ " + ROLE + " }}"
+  "{% if m['role'] == 'assistant' and not enable_thinking %}"
+  "{{ '<think>\n\n</think>\n' }}{% endif %}"
+  "{{ m['content'].lstrip('\n') }}" + END + ASK
+  + "{% if add_generation_prompt and not enable_thinking %}"
+  "{{ '<think>\n\n</think>\n' }}{% endif %}",
   # DeepSeek-R1: the prompt opens a thought, replies have none.
   "r1": LOOP + SPLIT + "{{ " + ROLE + " + text }}" + END + ASK
   + "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}",
@@ -98,6 +112,8 @@ def replies(tokenizer, sample):
     ("qwen3", THINK, [None, THINK[3][1]]),
     ("always", PLAIN, [NO_THOUGHT + "Reply one", NO_THOUGHT + "Two."]),
     ("always", THINK, [THINK[1][1], THINK[3][1]]),
+    ("smollm3", THINK, [THINK[1][1], THINK[3][1]]),
+    ("smollm3", [("system", "Be kind /no_think"), *PLAIN], ["Reply one", "Two."]),
     ("r1", PLAIN, ["Reply one", "Two."]),
     ("r1_whole", THINK, ["hm\n</think>\n\nb", "so\n</think>\n\nd"]),
     ("llama2", PLAIN, [" Reply one ", " Two. "]),
@@ -119,7 +135,9 @@ def test_replies_are_learned_as_they_will_be_prompted_for(template, messages, ex
       continue
     begin = np.flatnonzero(sample.targets & (sample.block_ids == 2 * number + 1))[0]
     prompt = tokenizer.apply_chat_template(
-      turns(messages[: 2 * number + 1]), tokenize=False, add_generation_prompt=True
+      turns(messages[: len(messages) - 2 * (len(expected) - number) + 1]),
+      tokenize=False,
+      add_generation_prompt=True,
     )
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     np.testing.assert_array_equal(sample.tokens[:begin], ids)
