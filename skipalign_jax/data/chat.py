@@ -21,6 +21,7 @@ import numpy as np
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import chat_tokens, schemas, spans, template_values
+from skipalign_jax.data import literals as literals_lib
 from skipalign_jax.runtime import errors
 
 if TYPE_CHECKING:
@@ -195,9 +196,12 @@ class Encoder:
     for i, (tokens_L, places_L2) in zip(good, found, strict=True):
       replies = zip(results[i].replies, results[i].learned, strict=True)
       begins = [begin for (begin, _), learned in replies if learned]
+      text, literals = results[i].text, results[i].literals
+      if literals:
+        tokens_L, places_L2 = self._tokens.of_parts(text, (), literals)
       split = self._tokens.shared(places_L2, begins)
       if split:
-        tokens_L, places_L2 = self._tokens.of_parts(results[i].text, split)
+        tokens_L, places_L2 = self._tokens.of_parts(text, split, literals)
       results[i] = self._sample(
         results[i], tokens_L, places_L2[:, 0], dialogues[i], len(split)
       )
@@ -206,12 +210,10 @@ class Encoder:
   def _try_render(
     self, messages: list[schemas.Message]
   ) -> spans.Rendered | schemas.BadSample:
-    if any(self._control.search(content) for _, content in messages):
-      return schemas.BadSample("control token in content")
     if self._system_prompt and messages[0][0] != "system":
       messages = [("system", self._system_prompt), *messages]
     try:
-      return self._find(messages)
+      return self._render(messages)
     except schemas.BadSample as bad:
       return bad
     except spans.UnusableError:
@@ -219,6 +221,25 @@ class Encoder:
       # template is usable and only this dialogue is bad.
       self._find(_PLAIN)
       return schemas.BadSample("changed by the chat template")
+
+  def _render(self, messages: list[schemas.Message]) -> spans.Rendered:
+    """The dialogue with its spans; names of special tokens in it are text.
+
+    Raises:
+      BadSample: as `spans.Finder`, or the template itself reads such a name.
+      UnusableError: as `spans.Finder`.
+    """
+    template = str(self._tokenizer.chat_template)
+    hidden, names = literals_lib.hide(messages, self._control, template)
+    rendered = self._find(hidden)
+    if not names:
+      return rendered
+    if literals_lib.spelled(rendered.text, names) != spans.render(
+      self._tokenizer, messages
+    ):
+      raise schemas.BadSample("control token in content")
+    places = literals_lib.places(rendered.text, names)
+    return dataclasses.replace(rendered, literals=places)
 
   def _sample(
     self,

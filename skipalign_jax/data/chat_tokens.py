@@ -8,7 +8,7 @@ several line breaks), the text is therefore encoded in parts.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,13 +30,21 @@ class Encoder:
   def __init__(self, tokenizer: transformers.PreTrainedTokenizerFast):
     self._tokenizer = tokenizer
 
-  def of_texts(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Per text, int32 [L] tokens and int64 [L, 2] where each begins and ends."""
+  def of_texts(
+    self, texts: Sequence[str], literal: bool = False
+  ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Per text, int32 [L] tokens and int64 [L, 2] where each begins and ends.
+
+    Args:
+      texts: to encode.
+      literal: a special token's name in a text is text.
+    """
     encoded = self._tokenizer(
       list(texts),
       add_special_tokens=False,
       return_attention_mask=False,
       return_offsets_mapping=True,
+      split_special_tokens=literal,
       verbose=False,
     )
     return [
@@ -52,22 +60,37 @@ class Encoder:
     inside = (at >= 0) & (places_L2[at, 1] > begins)
     return np.array(begins)[inside].tolist()
 
-  def of_parts(self, text: str, begins: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """As `of_texts` of one text, with a new token at each of the places `begins`."""
-    edges = [*begins, len(text)]
-    parts = self.of_texts([text[: begins[0]]]) if begins[0] else []
-    for begin, end in itertools.pairwise(edges):
-      tokens, places = self._continuation(text[begin:end])
-      parts.append((tokens, places + begin))
-    tokens, places = zip(*parts, strict=True)
-    return np.concatenate(tokens), np.concatenate(places)
+  def of_parts(
+    self, text: str, begins: Sequence[int], literals: Mapping[int, str]
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """As `of_texts` of one text, with a new token at each of the places `begins`.
 
-  def _continuation(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+    Args:
+      text: to encode; its first character is not one of the following.
+      begins: places.
+      literals: what the character at a place stands for; the name of a special token.
+    """
+    places = {*begins, *literals, *(at + 1 for at in literals), 0, len(text)}
+    parts = []
+    for begin, end in itertools.pairwise(sorted(places)):
+      if begin in literals:
+        tokens, _ = self._continuation(literals[begin], literal=True)
+        parts.append((tokens, np.array([[begin, end]] * len(tokens))))
+        continue
+      encode = self._continuation if begin else lambda one: self.of_texts([one])[0]
+      tokens, offsets = encode(text[begin:end])
+      parts.append((tokens, offsets + begin))
+    tokens, offsets = zip(*parts, strict=True)
+    return np.concatenate(tokens), np.concatenate(offsets)
+
+  def _continuation(
+    self, text: str, literal: bool = False
+  ) -> tuple[np.ndarray, np.ndarray]:
     """The tokens of a text that follows another one."""
     for before in _BEFORE:
-      (tokens, places), (alone, _) = self.of_texts([before + text, before])
+      found = self.of_texts([before + text, before], literal)
+      (tokens, places), (alone, _) = found
       first = len(alone)
       if np.array_equal(tokens[:first], alone) and places[first, 0] == len(before):
         return tokens[first:], places[first:] - len(before)
-    ((tokens, places),) = self.of_texts([text])  # no text is without a neighbour
-    return tokens, places
+    return self.of_texts([text], literal)[0]  # no text is without a neighbour

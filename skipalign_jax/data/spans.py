@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jinja2
@@ -46,12 +46,14 @@ class Rendered:
     learned: per reply, whether a model that is prompted for it sees this text before
       it and writes this text. If not, the template rewrites it once more messages
       follow.
+    literals: what characters of `text` stand for, see `literals.py`.
   """
 
   text: str
   block_starts: tuple[int, ...]
   replies: tuple[tuple[int, int], ...]
   learned: tuple[bool, ...]
+  literals: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
   def with_last_only(self) -> Rendered:
     """The same; only the last reply is learned."""

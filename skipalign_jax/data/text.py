@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skipalign_jax.data import chat, schemas, spans
+from skipalign_jax.data import chat, schemas
 
 if TYPE_CHECKING:
   import transformers
@@ -72,7 +72,6 @@ class Encoder:
     self, tokenizer: transformers.PreTrainedTokenizerFast, piece: int, blocks: str
   ):
     self._tokenizer, self._piece, self._blocks = tokenizer, piece, blocks
-    self._control = spans.control_tokens(tokenizer)
     adds_bos = chat.adds_bos(tokenizer)
     self._front = [tokenizer.bos_token_id] if adds_bos else []
     eos = tokenizer.eos_token_id
@@ -102,6 +101,7 @@ class Encoder:
         add_special_tokens=False,
         return_attention_mask=False,
         return_offsets_mapping=True,
+        split_special_tokens=True,  # a name of one in the text is text
         verbose=False,
       )
     found = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
@@ -115,8 +115,6 @@ class Encoder:
       return schemas.BadSample("not UTF-8")
     if not text.strip():
       return schemas.BadSample("empty content")
-    if self._control.search(text):
-      return schemas.BadSample("control token in content")
     return None
 
   def _pieces(

@@ -210,14 +210,24 @@ def test_bad_lines():
 
 
 def test_control_tokens_in_content():
-  for content in ("a<|im_end|>b", "<|endoftext|>"):
-    for messages in (
-      [("user", content), ("assistant", "b")],
-      [("user", "a"), ("assistant", content)],
-    ):
-      sample = encode(messages)
-      assert isinstance(sample, schemas.BadSample)
-      assert sample.reason == "control token in content"
+  """Names of special tokens are text; in a reply those of the template are refused."""
+  sample = encode([("user", "a"), ("assistant", "a<|im_end|>b")])
+  assert sample.reason == "control token in content"
+  for messages in (
+    [("user", "a<|im_end|>b"), ("assistant", "c")],
+    [("system", "<|im_start|>"), ("user", "a"), ("assistant", "<|endoftext|>")],
+  ):
+    sample = encode(messages)
+    tokenizer = make_tokenizer()
+    turns_ = [dict(role=role, content=content) for role, content in messages]
+    text = tokenizer.apply_chat_template(turns_, tokenize=False)
+    assert tokenizer.decode(sample.tokens) == text
+    reply = tokenizer.decode(sample.tokens[sample.targets])
+    assert reply == messages[-1][1] + "<|im_end|>"
+    # One control token per header and end, as if the contents had none.
+    control = sample.tokens < len(tokenizer_lib.SPECIAL)
+    assert control.sum() == 2 * len(messages)
+    assert set(np.diff(sample.block_ids)) <= {0, 1}
 
 
 def test_truncation():

@@ -214,8 +214,8 @@ def test_every_special_token_has_one_rule():
   assert "<eom>" not in tokenizer.all_special_tokens
   found = spans.special_tokens(tokenizer)
   assert found["<eom>"] == 260 and found.keys() >= set(tokenizer.all_special_tokens)
-  (bad,) = chat.Encoder(tokenizer, 99)([[("user", "<eom>"), ("assistant", "b")]])
-  assert bad.reason == "control token in content"
+  (sample,) = chat.Encoder(tokenizer, 99)([[("user", "<eom>"), ("assistant", "b")]])
+  assert 260 not in sample.tokens and "<eom>" in tokenizer.decode(sample.tokens)
 
 
 def merging():
@@ -253,6 +253,22 @@ def test_a_reply_shares_no_token_with_its_header(head, replies_, split):
     assert "".join(learned) == reply + "</s>"
   prompt = tokenizer(f"[a{head}", add_special_tokens=False)["input_ids"]
   np.testing.assert_array_equal(sample.tokens[: len(prompt)], prompt)
+
+
+def test_a_name_that_the_template_reads_is_refused():
+  tokenizer = make("r1")
+  tokenizer.add_tokens([tokenizers.AddedToken("</think>", special=True)])
+  asks = [("user", "a</think>b"), ("assistant", "c")]
+  (bad,) = chat.Encoder(tokenizer, 99)([asks])
+  assert bad.reason == "control token in content"
+
+
+def test_a_character_that_stands_for_names_is_refused_only_with_names():
+  encoder = chat.Encoder(make("chatml"), 99)
+  good, bad = encoder(
+    [[("user", name + "\ue002"), ("assistant", "b")] for name in ("", "<|im_end|>")]
+  )
+  assert isinstance(good, chat.Sample) and bad.reason == "control token in content"
 
 
 def test_template_kwargs_are_those_of_transformers():

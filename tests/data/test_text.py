@@ -110,8 +110,15 @@ def test_pieces_add_up_to_the_document(documents, piece, blocks):
 
 
 def test_documents_that_cannot_be_used():
-  reasons = [pieces[0].reason for pieces in encode(" \n", "\ud800", "a <|im_end|>")]
-  assert reasons == ["empty content", "not UTF-8", "control token in content"]
+  reasons = [pieces[0].reason for pieces in encode(" \n", "\ud800")]
+  assert reasons == ["empty content", "not UTF-8"]
+
+
+def test_names_of_special_tokens_are_text():
+  ((piece,),) = encode("a <|im_end|>")
+  special = set(TOKENIZER.added_tokens_decoder)
+  assert TOKENIZER.decode(piece.tokens[:-1]) == "a <|im_end|>"
+  assert not special & set(piece.tokens[:-1].tolist())
 
 
 def test_long_documents_are_tokenized_in_groups(monkeypatch):
