@@ -51,7 +51,8 @@ class Sample:
     is_response: bool [L], the token's block is a response (header included).
     targets: bool [L], *predicting this token* is trained.
     sample_id: uint32, the same wherever the same messages appear.
-    turns: number of replies that have a target; of a text, of its blocks.
+    turns: number of replies that are learned, or not because the template rewrites
+      them; of a text, of its blocks.
     truncated: tokens beyond seq_len were cut off.
     rewritten: number of replies that are not learned because the template rewrites
       them once more messages follow.
@@ -257,6 +258,7 @@ class Encoder:
     reply_L = block_L // 2
     target_L = is_response_L & (starts_L >= begin_R[reply_L])
     target_L &= starts_L < end_R[reply_L]
+    turns = len(np.unique(block_L[: self._seq_len][target_L[: self._seq_len]]))
     target_L &= np.array(rendered.learned)[reply_L]
 
     ends = np.flatnonzero(target_L & ~np.append(target_L[1:], False))
@@ -272,7 +274,7 @@ class Encoder:
       is_response=is_response_L[kept],
       targets=target_L[kept],
       sample_id=schemas.sample_id(messages),
-      turns=len(np.unique(block_L[kept][target_L[kept]])),
+      turns=turns,
       truncated=len(tokens_L) > self._seq_len,
       rewritten=0 if self._each else len(rendered.learned) - sum(rendered.learned),
       split=split,

@@ -70,7 +70,7 @@ class Prepared:
     return lists | one
 
   def several_turns(self) -> int:
-    """Number of samples with more than one trained reply, or block of a text."""
+    """Number of samples with more than one reply, or block of a text."""
     return int(np.sum(np.asarray(self.rows.data.column("turns")) > 1))
 
   def report(self) -> str:

@@ -336,5 +336,5 @@ def test_where_earlier_thoughts_are_removed_only_the_last_reply_is_learned():
   good, last, again = chat.Encoder(tokenizer, 200)([plain, thinks, plain])
   assert (good.rewritten, last.rewritten) == (0, 1)
   np.testing.assert_array_equal(last.tokens, good.tokens)
-  assert spell(tokenizer, last.tokens[last.targets]) == "dE" and last.turns == 1
+  assert spell(tokenizer, last.tokens[last.targets]) == "dE" and last.turns == 2
   np.testing.assert_array_equal(good.tokens, again.tokens)
