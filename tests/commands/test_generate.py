@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from skipalign_jax import generate as generate_command
+from skipalign_jax import generate as skipalign_jax_generate
 from skipalign_jax.commands import generate
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.model import backends, inference
@@ -179,4 +179,4 @@ def test_bad_flags_are_refused_before_the_model_is_read(flag, monkeypatch):
   arguments = ["generate", "--model=no/such/model", "--prompt=a", flag]
   monkeypatch.setattr(sys, "argv", arguments)
   with pytest.raises(errors.UserError, match=flag.partition("=")[0]):
-    generate_command.main()
+    skipalign_jax_generate.main()
