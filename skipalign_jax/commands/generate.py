@@ -20,7 +20,8 @@ def run(args: argparse.Namespace) -> int:
     args: the flags of `skipalign_jax.generate`.
 
   Raises:
-    UserError: the model cannot be read, or prompts and flags do not fit it.
+    UserError: the model cannot be read, prompts and flags do not fit it, or its output
+      is NaN or infinite.
   """
   compile_cache.enable()
   opened = reference.open_model(args.model)
@@ -43,7 +44,14 @@ def run(args: argparse.Namespace) -> int:
     args.top_p,
     args.seed,
   )
-  print_replies(args.prompt, steps, [TextStream(tokenizer) for _ in prompts])
+  try:
+    print_replies(args.prompt, steps, [TextStream(tokenizer) for _ in prompts])
+  except errors.NotFiniteError as error:
+    prompt = args.prompt[error.row]
+    raise errors.UserError(
+      f"{args.model}: its output for the prompt {prompt[:40]!r} is NaN or infinite; "
+      f"{errors.NOT_FINITE}"
+    ) from error
   return 0
 
 

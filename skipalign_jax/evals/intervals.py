@@ -34,6 +34,17 @@ def of_values(values: Sequence[float]) -> dict[str, Any]:
   return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
 
 
+def of_shares(values: Sequence[float]) -> dict[str, Any]:
+  """Mean of values in [0, 1] and Student's interval, which is cut off at 0 and 1."""
+  return within_shares(of_values(values))
+
+
+def within_shares(interval: dict[str, Any]) -> dict[str, Any]:
+  """An interval of values in [0, 1], cut off there."""
+  cut = lambda bound: None if bound is None else min(max(bound, 0.0), 1.0)
+  return interval | {"low": cut(interval["low"]), "high": cut(interval["high"])}
+
+
 def by(
   key: str,
   records: Sequence[Mapping[str, Any]],

@@ -2,10 +2,11 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from skipalign_jax.evals import subject as subject_lib
+from skipalign_jax.runtime import errors, files
 
 Record = dict[str, Any]
 
@@ -73,6 +74,30 @@ def replies(subject: subject_lib.Subject, items: Sequence[Item]) -> list[str]:
       if token is not None and len(reply) < prompt.max_new_tokens:
         reply.append(token)
   return [subject.decode(reply) for reply in found]
+
+
+def measured(
+  subject: subject_lib.Subject,
+  measure: Callable[[Sequence[Item]], Sequence[Record]],
+  batch: Sequence[Item],
+) -> list[Record]:
+  """The records of a batch: id, `Item.record` and what was measured.
+
+  Raises:
+    UserError: the model's output for an item is NaN or infinite.
+  """
+  try:
+    found = measure(batch)
+    for row, more in enumerate(found):
+      if files.not_finite(more):
+        raise errors.NotFiniteError(row)
+  except errors.NotFiniteError as error:
+    raise errors.UserError(
+      f"{subject.identity['model']}: its output for item {batch[error.row].id} is NaN "
+      f"or infinite; {errors.NOT_FINITE}"
+    ) from error
+  pairs = zip(batch, found, strict=True)
+  return [{"id": item.id} | item.record | more for item, more in pairs]
 
 
 def batches(

@@ -144,9 +144,12 @@ def measure(
 ) -> list[items_lib.Record]:
   """Which keys of each text were found, and the log-probability of each."""
   records = []
-  for item in batch:
+  for row, item in enumerate(batch):
     text = item.query
-    scored = subject.engine.score_after(text.shared, text.tails, text.starts)
+    try:
+      scored = subject.engine.score_after(text.shared, text.tails, text.starts)
+    except errors.NotFiniteError as error:
+      raise errors.NotFiniteError(row) from error
     log_p = [round(float(log_p.sum()), 4) for log_p, _ in scored]
     found = [float(likeliest.all()) for _, likeliest in scored]
     record = {"found": found, "log_p": log_p}
@@ -216,7 +219,7 @@ def summarize(options: Options, records: Sequence[items_lib.Record]) -> dict[str
   if options.rivals:
     scored = whose(records)
     summary |= {
-      "any_key": intervals.by("length", scored, "any_key", intervals.of_values),
+      "any_key": intervals.by("length", scored, "any_key", intervals.of_shares),
       "own_key": intervals.by("length", scored, "own_key"),
     }
   return summary

@@ -115,7 +115,7 @@ def measure(
     [window.tokens for window in windows], [window.start for window in windows]
   )
   records = []
-  for window, (log_p_N, _) in zip(windows, scored, strict=True):
+  for row, (window, (log_p_N, _)) in enumerate(zip(windows, scored, strict=True)):
     nll_N = -log_p_N.astype(np.float64)
     low_N = lower_edges(np.arange(window.start, options.length), options.bucket)
     record = {
@@ -127,7 +127,10 @@ def measure(
       },
     }
     if options.longppl:
-      gain_N = log_p_N - short_log_p(options, subject, window, log_p_N)
+      try:
+        gain_N = log_p_N - short_log_p(options, subject, window, log_p_N)
+      except errors.NotFiniteError as error:
+        raise errors.NotFiniteError(row) from error
       key_N = (gain_N > options.alpha) & (log_p_N > options.beta)
       record["key_nll"] = float(nll_N[key_N].sum())
       record["key_tokens"] = int(key_N.sum())
@@ -186,12 +189,12 @@ def summarize(options: Options, records: Sequence[items_lib.Record]) -> dict[str
     in_nll, in_tokens = map(sum, zip(*found, strict=True))
     high = low + options.bucket if options.bucket else 2 * low
     by_bucket[f"{low}-{min(high, options.length) - 1}"] = {
-      "perplexity": math.exp(in_nll / in_tokens),
+      "perplexity": _exp(in_nll, in_tokens),
       "tokens": in_tokens,
     }
   files = list(dict.fromkeys(record["file"] for record in records))
   summary = {
-    "perplexity": math.exp(nll / tokens),
+    "perplexity": _exp(nll, tokens),
     "nll": intervals.of_values([r["nll"] / r["tokens"] for r in records]),
     "tokens": tokens,
     "windows": {name: sum(r["file"] == name for r in records) for name in files},
@@ -201,10 +204,25 @@ def summarize(options: Options, records: Sequence[items_lib.Record]) -> dict[str
     keys = sum(record["key_tokens"] for record in records)
     key_nll = sum(record["key_nll"] for record in records)
     summary |= {
-      "longppl": math.exp(key_nll / keys) if keys else None,
+      "longppl": _exp(key_nll, keys) if keys else None,
       "key_tokens": keys,
     }
   return summary
+
+
+def _exp(nll: float, tokens: int) -> float:
+  """The perplexity of a sum of −log p.
+
+  Raises:
+    UserError: it is larger than any number of 64 bits.
+  """
+  try:
+    return math.exp(nll / tokens)
+  except OverflowError as error:
+    raise errors.UserError(
+      f"the perplexity is exp({nll / tokens:.0f}), too large for a number; the model's "
+      "weights are damaged, or --rope does not fit them"
+    ) from error
 
 
 def draw(

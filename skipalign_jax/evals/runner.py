@@ -120,6 +120,8 @@ def _check_batch(batch: Any) -> None:
   for record in batch:
     if not isinstance(record["id"], str):
       raise ValueError("an id is not text")
+    if where := files.not_finite(record):
+      raise ValueError(f"{record['id']}: {where} is NaN or infinite")
 
 
 class Evaluation:
@@ -163,7 +165,8 @@ class Evaluation:
       One record per item: its id, `item.record` and what was measured.
 
     Raises:
-      UserError: no items, or a folder that cannot be used.
+      UserError: no items, a folder that cannot be used, or a model whose output is NaN
+        or infinite.
     """
     if not items:
       raise errors.UserError(f"{self._name}: these options select no items")
@@ -179,8 +182,7 @@ class Evaluation:
     with progress.Progress(self._console, self._name, len(items)) as bar:
       for batch in items_lib.batches(self._subject, items):
         if not all(item.id in store.records for item in batch):
-          measured = zip(batch, measure(batch), strict=True)
-          store.add([{"id": i.id} | i.record | found for i, found in measured])
+          store.add(items_lib.measured(self._subject, measure, batch))
         done += len(batch)
         bar.update(done, f"{self._name}: {done}/{len(items)} items")
     return [store.records[item.id] for item in items]

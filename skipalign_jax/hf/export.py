@@ -57,7 +57,8 @@ def export(
     Bytes of the weights.
 
   Raises:
-    UserError: `out` is not empty, unknown dtype, float16 overflow.
+    UserError: `out` is not empty, unknown dtype, float16 overflow, or weights that are
+      NaN or infinite.
   """
   if dtype not in DTYPES:
     raise errors.UserError(f"dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
@@ -80,18 +81,17 @@ def export(
     text = card.write(model.config, described, model.location.step, written)
     (folder / "README.md").write_text(text, encoding="utf-8")
     tensors = weights.hf_tensors(model.weights, None if dtype == "keep" else dtype)
-    if dtype == "float16":
-      tensors = map(_check_finite, tensors)
+    tensors = (_check_finite(name, tensor, written) for name, tensor in tensors)
     return safetensors_files.write_tensors(folder, tensors, max_shard_bytes)
 
 
-def _check_finite(item: tuple[str, np.ndarray]) -> tuple[str, np.ndarray]:
-  name, tensor = item
-  if not np.isfinite(tensor).all():
+def _check_finite(name: str, tensor: np.ndarray, dtype: str) -> tuple[str, np.ndarray]:
+  if dtype == "float16" and np.isinf(tensor).any():
     raise errors.UserError(
       f"{name} has values beyond float16's 65504; export as bfloat16 or float32"
     )
-  return item
+  weights.check_finite(name, tensor)
+  return name, tensor
 
 
 def hf_config(

@@ -296,8 +296,12 @@ def _write(folder: pathlib.Path, parameter: weights.Parameter) -> None:
   try:
     store = tensorstore.open(spec, create=True, write=True).result()
     for block in blocks:
-      store[block].write(parameter.read((block,))).result()
-  except errors.UserError:  # what is wrong with the source of `read`
+      values = parameter.read((block,))
+      stacked = names.is_stacked(parameter.path)
+      for i, part in enumerate(values if stacked else [values], block.start):
+        weights.check_finite(names.hf_name(parameter.path, i), part)
+      store[block].write(values).result()
+  except errors.UserError:  # what was found wrong with the source
     raise
   except ValueError as error:
     raise errors.UserError(

@@ -237,6 +237,19 @@ def _some(items: list[str], count: int = 5) -> str:
   return ", ".join(items[:count]) + more
 
 
+def check_finite(name: str, tensor: np.ndarray) -> None:
+  """Refuses a tensor with NaN or infinite weights; `name` is its HF name.
+
+  Raises:
+    UserError: there are such weights.
+  """
+  if not np.isfinite(tensor).all():
+    raise errors.UserError(
+      f"{name} has weights that are NaN or infinite, so the model is damaged; take "
+      "another checkpoint, or download it again"
+    )
+
+
 def hf_tensors(
   parameters: dict[str, Parameter], dtype: np.dtype | str | None = None
 ) -> Iterator[tuple[str, np.ndarray]]:

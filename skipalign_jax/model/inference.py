@@ -11,7 +11,7 @@ of a prompt depends on the places before it, not on the size of the cache.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -130,6 +130,7 @@ class Engine:
 
     Raises:
       UserError: an empty prompt, or options out of range.
+      NotFiniteError: a logit of a reply that has not ended is NaN or infinite.
     """
     if not prompts:
       raise errors.UserError("there are no prompts to reply to")
@@ -148,7 +149,7 @@ class Engine:
       key = jax.random.fold_in(jax.random.key(seed), step)
       banned = tuple(stop_ids) if step < min_new_tokens else ()
       with self.on_mesh():
-        next_B = choose(logits_BV, key, temperature, top_p, banned)
+        next_B, finite_B = choose(logits_BV, key, temperature, top_p, banned)
       if step + 1 < max_new_tokens:  # dispatched before this step's tokens are read
         token = {
           "tokens": next_B[:, None],
@@ -157,6 +158,7 @@ class Engine:
         }
         logits_BV, cache = self._run(self._programs.extend, token, slice(None), cache)
       tokens = np.asarray(next_B)[: len(prompts)].tolist()
+      _check_finite(np.asarray(finite_B)[: len(prompts)] | ~np.array(running))
       running = [
         on and t not in stop_ids for on, t in zip(running, tokens, strict=True)
       ]
@@ -189,6 +191,10 @@ class Engine:
     Returns:
       For each sequence: log p, fp32 [len(sequence) − start], and whether each of
       these tokens is the likeliest one, bool of the same shape.
+
+    Raises:
+      NotFiniteError: a log p is NaN or infinite, as logits are; also in `score_after`
+        and `score_next`.
     """
     assert all(0 < s < len(x) for x, s in zip(sequences, starts, strict=True))
     batch = self._batch([sequence[:-1] for sequence in sequences])
@@ -206,10 +212,10 @@ class Engine:
           self.params, self.config, hidden_BCD, self._place(targets_BL[:, at])
         )
       log_p_BL[:, at], likeliest_BL[:, at] = log_p_BC, likeliest_BC
-    return [
+    return _finite(
       (log_p_BL[row, L - count :], likeliest_BL[row, L - count :])
       for row, count in enumerate(counts)
-    ]
+    )
 
   def score_after(
     self,
@@ -257,7 +263,7 @@ class Engine:
         )
       row = slice(start - 1, n)
       found.append((np.asarray(log_p_BT)[0, row], np.asarray(likeliest_BT)[0, row]))
-    return found
+    return _finite(found)
 
   def score_next(
     self, prompts: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]
@@ -284,10 +290,10 @@ class Engine:
         np.asarray,
         score_targets(self.params, self.config, hidden_BKD, self._place(targets_BK)),
       )
-    return [
+    return _finite(
       (log_p_BK[row, : len(tokens)], likeliest_BK[row, : len(tokens)])
       for row, tokens in enumerate(candidates)
-    ]
+    )
 
   def _batch(self, rows: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
     """tokens, segment_ids and positions, int32 [B, L]."""
@@ -382,6 +388,21 @@ def cast(params: decoder.Params, dtype: str, layers_as_bits: bool) -> decoder.Pa
   return params
 
 
+def _check_finite(finite_R: np.ndarray) -> None:
+  """Raises NotFiniteError if a row is not."""
+  if not finite_R.all():
+    raise errors.NotFiniteError(int(np.argmin(finite_R)))
+
+
+def _finite(
+  scored: Iterable[tuple[np.ndarray, np.ndarray]],
+) -> list[tuple[np.ndarray, np.ndarray]]:
+  """The scores of rows, if their log p are finite."""
+  found = list(scored)
+  _check_finite(np.array([np.isfinite(log_p).all() for log_p, _ in found]))
+  return found
+
+
 def bucket(n: int, multiple: int) -> int:
   """n rounded up to 4, 5, 6 or 7 times a power of two, and to a multiple."""
   step = max(1, 2 ** ((n - 1).bit_length() - 3))
@@ -396,12 +417,17 @@ def choose(
   temperature: float,
   top_p: float,
   banned: tuple[int, ...] = (),
-) -> jax.Array:
-  """Next token of each row: the likeliest, or a sample of the nucleus."""
+) -> tuple[jax.Array, jax.Array]:
+  """Next token of each row: the likeliest, or a sample of the nucleus.
+
+  Returns:
+    Tokens [B], and whether all logits of a row are finite, bool [B].
+  """
+  finite_B = sharding.constrain_replicated(jnp.isfinite(logits_BV).all(axis=-1))
   if banned:
     logits_BV = logits_BV.at[:, np.array(banned)].set(-jnp.inf)
   if temperature == 0:
-    return sharding.constrain_replicated(jnp.argmax(logits_BV, axis=-1))
+    return sharding.constrain_replicated(jnp.argmax(logits_BV, axis=-1)), finite_B
   logits_BV = logits_BV / temperature
   if top_p < 1:
     sorted_BV = -jnp.sort(-logits_BV, axis=-1)
@@ -411,7 +437,8 @@ def choose(
       jnp.where(before_BV < top_p, sorted_BV, jnp.inf), axis=-1, keepdims=True
     )
     logits_BV = jnp.where(logits_BV >= min_B1, logits_BV, -jnp.inf)
-  return sharding.constrain_replicated(jax.random.categorical(key, logits_BV, axis=-1))
+  sampled_B = jax.random.categorical(key, logits_BV, axis=-1)
+  return sharding.constrain_replicated(sampled_B), finite_B
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -80,7 +80,7 @@ def target_log_probs(
       divide L.
 
   Returns:
-    log_p_BL fp32 and likeliest_BL bool.
+    log_p_BL fp32, NaN where a logit is NaN or infinite, and likeliest_BL bool.
   """
   B, L = targets_BL.shape
   chunk = chunk if L % chunk == 0 else L
@@ -91,6 +91,9 @@ def target_log_probs(
     logits_BCV = products.einsum("bcd,vd->bcv", hidden_BCD, head_VD)
     target_BC1 = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)
     log_p_BC = target_BC1[..., 0] - jax.nn.logsumexp(logits_BCV, axis=-1)
+    # One logit of −∞ would leave a plausible log p.
+    finite_BC = jnp.isfinite(logits_BCV).all(axis=-1)
+    log_p_BC = jnp.where(finite_BC, log_p_BC, jnp.nan)
     return log_p_BC, jnp.argmax(logits_BCV, axis=-1) == targets_BC
 
   parts = jax.lax.map(score, chunks_of((hidden_BLD, targets_BL), chunk))

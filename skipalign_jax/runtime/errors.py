@@ -11,6 +11,27 @@ class UserError(ValueError):
   """A mistake in a config, a file or a flag: what is wrong, where, what to do."""
 
 
+class NotFiniteError(UserError):
+  """A model's output is NaN or infinite.
+
+  Attributes:
+    row: index of the first such row of the batch.
+  """
+
+  def __init__(self, row: int):
+    """`row`: see the class."""
+    super().__init__(
+      f"the model's output for row {row} of a batch is NaN or infinite; {NOT_FINITE}"
+    )
+    self.row = row
+
+
+NOT_FINITE = (
+  "its weights have such values, or values that are too large for this --dtype: try "
+  "--dtype=float32, or another checkpoint"
+)
+
+
 def first_line(error: BaseException) -> str:
   """The first line of an exception's message, or its type where it has none."""
   return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -6,6 +6,7 @@ never half of one; only a file that grows line by line may end in half a line.
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -31,9 +32,37 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
-  """Writes `value` as indented JSON, all of it or nothing."""
+  """Writes `value` as indented JSON, all of it or nothing.
+
+  Raises:
+    UserError: a number in it is NaN or infinite, which JSON does not have.
+  """
+  if where := not_finite(value):
+    raise errors.UserError(
+      f"{path}: not written, because {where} is NaN or infinite, which JSON does not "
+      "have; remove what this number comes from"
+    )
   with replacing(path) as new:
     new.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def not_finite(value: Any) -> str:
+  """The keys that lead to the first number that is NaN or infinite; "" without one.
+
+  As in "summary.sets.trec.mean" or "items.3.score".
+  """
+  if isinstance(value, float):
+    return "" if math.isfinite(value) else "it"
+  if isinstance(value, dict):
+    inner = value.items()
+  elif isinstance(value, list | tuple):
+    inner = enumerate(value)
+  else:
+    return ""
+  for key, part in inner:
+    if found := not_finite(part):
+      return str(key) if found == "it" else f"{key}.{found}"
+  return ""
 
 
 def read_json_lines(

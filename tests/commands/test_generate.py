@@ -88,7 +88,7 @@ def drawn(probabilities_V, temperature, top_p, count=4000):
   """The share of draws that chose each token."""
   logits_BV = jnp.log(jnp.asarray(probabilities_V))[None] + 3.0
   logits_BV = jnp.tile(logits_BV, (count, 1))
-  tokens_B = inference.choose(logits_BV, jax.random.key(0), temperature, top_p)
+  tokens_B, _ = inference.choose(logits_BV, jax.random.key(0), temperature, top_p)
   return np.bincount(tokens_B, minlength=len(probabilities_V)) / count
 
 
@@ -108,7 +108,7 @@ def test_nucleus_of_known_probabilities(top_p, kept):
 def test_each_row_has_its_own_nucleus():
   logits_BV = jnp.log(jnp.array([[0.9, 0.05, 0.05], [0.05, 0.475, 0.475]]))
   keys = jax.random.split(jax.random.key(0), 200)
-  choose = lambda key: inference.choose(logits_BV, key, 1.0, 0.8)
+  choose = lambda key: inference.choose(logits_BV, key, 1.0, 0.8)[0]
   tokens_B = np.asarray(jax.vmap(choose)(keys)).T
   assert [set(row) for row in tokens_B.tolist()] == [{0}, {1, 2}]
 

@@ -596,6 +596,13 @@ def test_groups_and_intervals_of_a_summary():
       "g": {"name": "g", "sample_len": 5, "acc,none": 0.6, "acc_stderr,none": 0.05},
       "p": {"name": "p", "sample_len": 5, "em,strict": 0.2, "em_stderr,strict": 0.0},
     },
+    "samples": {
+      "a": [{"acc": 1.0}, {"acc": True}, {"acc": 0}, {"acc": 0.0}],
+      "b": [{"acc": 1.0}],
+      "p": [{"em": 0.2}] * 5,
+      "e": [{"acc": 0.0}] * 3 + [{"acc": 1.0}],
+      "w": [{"words": -1.5}, {"words": (0.1, 2)}],
+    },
     "group_subtasks": {"g": ["a", "b"]},
     "higher_is_better": {n: {"acc": True, "em": True} for n in "abgp"},
   }
@@ -615,5 +622,15 @@ def test_groups_and_intervals_of_a_summary():
     "high": None,
     "n": 5,
   }
+  # Scores from 0 to 1 have such an interval, other values any.
+  edge = {"name": "e", "sample_len": 4, "acc,none": 0.25, "acc_stderr,none": 0.2}
+  other = {"name": "w", "sample_len": 2, "words,none": 0.1, "words_stderr,none": 1.0}
+  found["results"] |= {"e": edge, "w": other}
+  found["results"]["g"]["acc,none"] = 0.95
+  summary = lm_eval_task.summary(found)
+  assert summary["tasks"]["w"]["words"]["low"] < -1
+  assert summary["tasks"]["e"]["acc"]["low"] == 0.0
+  assert summary["groups"]["g"]["acc"]["high"] == 1.0
+  found["results"] = {n: found["results"][n] for n in "abgp"}
   found["higher_is_better"]["p"]["em"] = False  # such as a perplexity
   assert "average" not in lm_eval_task.summary(found)

@@ -190,6 +190,22 @@ def test_dtypes(tmp_path):
   assert not (tmp_path / "f16").exists()
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+  "name", ["model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight"]
+)
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, name, value):
+  source = tiny.hf_folder(tmp_path / "hf", dtype=np.float32)
+  damaged = tiny.tensors(dtype=np.float32)
+  damaged[name] = damaged[name].copy()
+  damaged[name][1, 2] = value
+  safetensors.numpy.save_file(damaged, source / "model.safetensors")
+  for command in ("import", "export"):
+    with pytest.raises(errors.UserError, match=rf"{name} .*another checkpoint"):
+      run(command, source, tmp_path / command)
+    assert not (tmp_path / command).exists()
+
+
 def test_nothing_is_overwritten_and_failures_leave_nothing(tmp_path, monkeypatch):
   source = tiny.hf_folder(tmp_path / "hf")
   taken = tmp_path / "taken"

@@ -18,6 +18,15 @@ def test_json_comes_back(tmp_path):
   assert names(tmp_path) == ["x.json"]
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_json_does_not_have_are_refused(tmp_path, number):
+  value = {"items": [{"score": 1.0}, {"score": number}]}
+  assert files.not_finite(value) == "items.1.score"
+  with pytest.raises(errors.UserError, match=r"x\.json.* items\.1\.score is NaN"):
+    files.write_json(tmp_path / "x.json", value)
+  assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize(
   ("content", "problem"),
   [(b"{", "not valid JSON"), (b"\xff", "not valid JSON"), (b"[1]", "a JSON object")],

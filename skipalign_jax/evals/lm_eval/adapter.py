@@ -135,9 +135,11 @@ class SubjectLM(lm_eval_model.TemplateLM):
 
   def _measure_unsaved(self, items: Sequence[items_lib.Item]) -> list[dict[str, Any]]:
     found = {
-      item.id: record
+      record["id"]: record
       for batch in items_lib.batches(self._subject, items)
-      for item, record in zip(batch, queries.measure(self._subject, batch), strict=True)
+      for record in items_lib.measured(
+        self._subject, lambda batch: queries.measure(self._subject, batch), batch
+      )
     }
     return [found[item.id] for item in items]
 

@@ -12,9 +12,12 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from skipalign_jax.evals import intervals
 from skipalign_jax.evals import subject as subject_lib
@@ -162,8 +165,11 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
     "average"}: the mean of the first metric of all groups and tasks that are not in
     another group; only if all of these are shares from 0 to 1 for which more is better.
   """
-  shown = {name: _metrics(values) for name, values in found["results"].items()}
   groups = found["group_subtasks"]
+  shown = {}
+  for name, values in found["results"].items():
+    samples = [found["samples"].get(task, ()) for task in _inside(name, groups)]
+    shown[name] = _metrics(values, list(itertools.chain(*samples)))
   inside = {child for children in groups.values() for child in children}
   result: dict[str, Any] = {
     "tasks": {name: shown[name] for name in shown if name not in groups}
@@ -180,11 +186,25 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
   return result
 
 
-def _metrics(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _inside(name: str, groups: dict[str, Sequence[str]]) -> list[str]:
+  """The tasks of a group and of the groups in it, or the task itself."""
+  if not groups.get(name):
+    return [name]
+  return [task for child in groups[name] for task in _inside(child, groups)]
+
+
+def _metrics(
+  values: dict[str, Any], samples: Sequence[dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
   """metric or metric,filter → mean, 95 % interval and number of documents.
 
   There is no interval without a standard error, or if all documents have the same
-  score: the standard error is then 0, whatever their number.
+  score: the standard error is then 0, whatever their number. If the scores of all
+  documents are from 0 to 1, so is the interval.
+
+  Args:
+    values: what the harness found for a task or a group.
+    samples: of its documents.
   """
   found = {}
   for key, value in values.items():
@@ -193,10 +213,18 @@ def _metrics(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
       continue
     error = values.get(f"{metric}_stderr,{chosen}", "N/A")
     half = None if error in ("N/A", 0) else intervals.Z * float(error)
-    found[metric if chosen == "none" else key] = {
+    interval = {
       "mean": float(value),
       "low": None if half is None else float(value) - half,
       "high": None if half is None else float(value) + half,
       "n": values["sample_len"],
     }
+    scores = [sample[metric] for sample in samples if metric in sample]
+    if scores and all(_is_share(score) for score in scores):
+      interval = intervals.within_shares(interval)
+    found[metric if chosen == "none" else key] = interval
   return found
+
+
+def _is_share(score: Any) -> bool:
+  return isinstance(score, (int, float, np.number)) and 0 <= score <= 1
