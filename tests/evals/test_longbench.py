@@ -1,12 +1,14 @@
 """LongBench: records, prompts, truncation, templates, scores, bad data."""
 
 import gzip
+import hashlib
 import importlib.metadata
 import importlib.util
 import io
 import json
 import types
 import zipfile
+from unittest import mock
 
 import pytest
 import tiny
@@ -17,7 +19,7 @@ from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import runner
 from skipalign_jax.evals import subject as subject_lib
-from skipalign_jax.evals.longbench import data
+from skipalign_jax.evals.longbench import data, official
 from skipalign_jax.evals.longbench import task as longbench_task
 from skipalign_jax.model import backends, inference
 from skipalign_jax.runtime import errors
@@ -494,6 +496,51 @@ def test_without_a_folder_lm_evals_texts_are_used(subject, options, tmp_path):
     assert ("what?" in text) != silent
     assert "{" not in text
     assert item.record["prompts"].startswith("lm_eval 0.")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs lm_eval")
+def test_without_a_folder_all_texts_are_longbenchs(subject, options, tmp_path):
+  """Their white space, which lm_eval's files have lost in six sets."""
+  name = "passage_retrieval_en"
+  write(tmp_path / "data", name, [record(f"{name} 0", answers=["Paragraph 3"])])
+  found = {
+    item.record["set"]: item
+    for item in longbench_task.items(
+      options(prompts="", datasets=",".join(SETS), per_set=1, chat=False), subject
+    )
+  }
+  for item in found.values():
+    assert "official_prompt" not in item.record
+    assert item.record["prompts"].endswith(", as in LongBench")
+  for name in ("triviaqa", "samsum"):
+    assert f"{name} 0\n\nwhat?" in text_of(subject, found[name])
+  for name in ("lcc", "repobench-p"):
+    assert text_of(subject, found[name]).endswith("Next line of code:\n")
+  for name in ("passage_count", "passage_retrieval_en"):
+    assert text_of(subject, found[name]).endswith("answer is: ")
+
+
+def test_other_prompts_are_not_complete(subject, options):
+  items = longbench_task.items(options(per_set=1), subject)
+  assert all(item.record["official_prompt"] is False for item in items)
+  records = records_of({name: [1.0] * n for name, n in SIZES.items()})
+  for record in records:
+    if record["set"] in ("trec", "lcc"):
+      record["official_prompt"] = False
+  summary = longbench_task.summarize(longbench_task.Options(), records)
+  assert not summary["complete"]
+  assert summary["lacks"] == ["prompts that differ from LongBench's: trec, lcc"]
+
+
+def test_a_prompt_is_official_if_text_and_length_are():
+  text = "{context}|{input}"
+  fill = lambda record: text.format(**record)
+  digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+  with mock.patch.dict(official.PROMPTS, {"lcc": (digest, 64)}):
+    assert official.is_official("lcc", fill, 64)
+    assert not official.is_official("lcc", fill, 65)
+    assert not official.is_official("lcc", lambda record: fill(record) + " ", 64)
+    assert not official.is_official("qasper", fill, 64)
 
 
 def test_without_a_folder_and_lm_eval_there_are_no_prompts(

@@ -20,6 +20,7 @@ import huggingface_hub
 import jinja2
 import yaml
 
+from skipalign_jax.evals.longbench import official
 from skipalign_jax.hf import hub
 from skipalign_jax.runtime import errors, untrusted
 
@@ -168,7 +169,7 @@ def prompts(folder: str, names: list[str]) -> Prompts:
 
   Args:
     folder: with LongBench's dataset2prompt.json and dataset2maxlen.json; empty for
-      the prompts in lm_eval, which differ from those in white space.
+      the prompts in lm_eval, with LongBench's white space.
     names: of the sets, without _e; LongBench and LongBench-E have the same prompts.
 
   Raises:
@@ -239,19 +240,22 @@ def _from_lm_eval(names: list[str]) -> Prompts:
   environment = jinja2.Environment(
     undefined=jinja2.StrictUndefined, keep_trailing_newline=True
   )
+
+  def filler(text: str) -> official.Fill:
+    template = environment.from_string(text)
+    # The input is called "question" in its data.
+    return lambda record: template.render(
+      context=record["context"], question=record["input"]
+    )
+
   fill, lengths = {}, {}
   for name in names:
     path = pathlib.Path(spec.submodule_search_locations[0])
     path = path / "tasks" / "longbench" / f"{name}.yaml"
     try:
       task = yaml.load(path.read_text(encoding="utf-8"), _TaskLoader)
-      template = environment.from_string(task["doc_to_text"])
       lengths[name] = int(task["generation_kwargs"]["max_gen_toks"])
-      # The input is called "question" in its data.
-      fill[name] = lambda record, template=template: template.render(
-        context=record["context"], question=record["input"]
-      )
-      fill[name]({"context": "", "input": ""})
+      fill[name] = official.with_white_space(name, task["doc_to_text"], filler)
     except (
       OSError,
       yaml.YAMLError,
@@ -263,4 +267,5 @@ def _from_lm_eval(names: list[str]) -> Prompts:
         f"lm_eval {version}: {path} does not have the prompt of {name!r} where lm_eval "
         f"0.4.13 has it ({error!r}); give --prompts"
       ) from error
-  return Prompts(f"lm_eval {version}", fill, lengths)
+  same = all(official.is_official(name, fill[name], lengths[name]) for name in names)
+  return Prompts(f"lm_eval {version}{', as in LongBench' * same}", fill, lengths)

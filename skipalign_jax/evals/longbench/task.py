@@ -19,7 +19,7 @@ from skipalign_jax.evals import intervals, option_values, squad
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.evals.longbench import data as longbench_data
-from skipalign_jax.evals.longbench import metrics
+from skipalign_jax.evals.longbench import metrics, official
 from skipalign_jax.runtime import errors
 
 
@@ -84,7 +84,7 @@ class Options:
   """Which records to evaluate, and how."""
 
   data: str = "hub"  # hub, a folder with NAME.jsonl or NAME.jsonl.gz, or a .zip file
-  prompts: str = ""  # folder with dataset2prompt.json; by default lm_eval's prompts
+  prompts: str = ""  # folder with dataset2prompt.json; by default from lm_eval
   datasets: str = "all"  # all, or names with commas between them
   max_length: int = 15_500  # tokens of a prompt; 3500 for 4K models, 31500 for 32K
   e: bool = False  # LongBench-E
@@ -127,6 +127,11 @@ def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item
   option_values.at_least(options, max_length=2, per_set=0)
   names = chosen(options)
   prompts = longbench_data.prompts(options.prompts, names)
+  own = [
+    name
+    for name in names
+    if not official.is_official(name, prompts.fill[name], prompts.max_new_tokens[name])
+  ]
   # The last token, as in LongBench: SentencePiece puts a space before a newline.
   newline = subject.encode("\n")[-1]
   found = []
@@ -157,6 +162,8 @@ def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item
         "answers": record["answers"],
         "prompts": prompts.source,
       }
+      if name in own:
+        about["official_prompt"] = False
       if name == "trec":
         about["classes"] = record["all_classes"]
       found.append(items_lib.of_prompt(f"{file}/{index}", prompt, **about))
@@ -210,8 +217,9 @@ def summarize(options: Options, records: Sequence[items_lib.Record]) -> dict[str
   """Scores 0 to 100 with two digits: of sets, of categories, and of all.
 
   "average" is the mean over the evaluated sets. It compares with the paper's only if
-  "complete" is true: all sets of the benchmark, with all their records. "lacks" lists
-  what is missing. A category is the mean over its evaluated sets.
+  "complete" is true: all sets of the benchmark, with all their records and LongBench's
+  own prompts. "lacks" lists what is missing. A category is the mean over its evaluated
+  sets.
   """
   by_set: dict[str, list[items_lib.Record]] = {}
   for record in records:
@@ -227,6 +235,10 @@ def summarize(options: Options, records: Sequence[items_lib.Record]) -> dict[str
   other = [name for name in by_set if name not in sizes]
   lacks += [f"not evaluated: {', '.join(absent)}"] if absent else []
   lacks += [f"also counted: {', '.join(other)}"] if other else []
+  own = [
+    name for name, found in by_set.items() if not found[0].get("official_prompt", True)
+  ]
+  lacks += [f"prompts that differ from LongBench's: {', '.join(own)}"] if own else []
   categories = {}
   for category in (*CATEGORIES, SYNTHETIC):
     means = [sets[name]["mean"] for name in sets if SETS[name].category == category]
@@ -252,10 +264,10 @@ def _percent(records: Sequence[items_lib.Record]) -> dict[str, Any]:
   """
   scores = [record["score"] for record in records]
   hits = set(scores) <= {0.0, 1.0}
-  found = intervals.of_scores(scores) if hits else intervals.of_values(scores)
+  found = intervals.of_scores(scores) if hits else intervals.of_shares(scores)
   for key in ("mean", "low", "high"):
     if found[key] is not None:
-      found[key] = round(100 * min(max(found[key], 0.0), 1.0), 2)
+      found[key] = round(100 * found[key], 2)
   return found
 
 
