@@ -132,12 +132,7 @@ class Engine:
       UserError: an empty prompt, or options out of range.
       NotFiniteError: a logit of a reply that has not ended is NaN or infinite.
     """
-    if not prompts:
-      raise errors.UserError("there are no prompts to reply to")
-    if not 0 <= temperature < float("inf") or not 0 < top_p <= 1:
-      raise errors.UserError(
-        f"temperature={temperature} must be at least 0, top_p={top_p} in (0, 1]"
-      )
+    _check_sampling(prompts, temperature, top_p)
     batch = self._batch(prompts)
     cache = self._empty(batch, max_new_tokens)
     for at in self._parts(batch):
@@ -386,6 +381,18 @@ def cast(params: decoder.Params, dtype: str, layers_as_bits: bool) -> decoder.Pa
   if layers_as_bits:
     params["layers"] = jax.tree.map(cpu.to_bits, params["layers"])
   return params
+
+
+def _check_sampling(
+  prompts: Sequence[Sequence[int]], temperature: float, top_p: float
+) -> None:
+  """Raises UserError for what cannot be sampled."""
+  if not prompts:
+    raise errors.UserError("there are no prompts to reply to")
+  if not 0 <= temperature < float("inf") or not 0 < top_p <= 1:
+    raise errors.UserError(
+      f"temperature={temperature} must be at least 0, top_p={top_p} in (0, 1]"
+    )
 
 
 def _check_finite(finite_R: np.ndarray) -> None:

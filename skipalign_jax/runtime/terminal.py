@@ -40,7 +40,7 @@ class Console(rich_console.Console):
       self.on_broken_pipe()
 
   def on_broken_pipe(self) -> None:
-    """Goes on without output where rich would end the process: work must be saved."""
+    """Continues without output where rich would end the process and lose work."""
     self.quiet = True
     discard_output()
 

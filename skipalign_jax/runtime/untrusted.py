@@ -111,7 +111,7 @@ _END = object()  # of an array
 
 
 def _first_item(text: str) -> tuple[Any, str] | None:
-  """An array's first item and what follows; None if the text may go on within it."""
+  """An array's first item and what follows; None if the text may end inside it."""
   text = text.lstrip()
   if text.startswith("]"):
     return _END, text[1:]
