@@ -85,7 +85,6 @@ def _loaded(opened: reference.Model) -> transformers.PreTrainedModel:
     dtype=torch.float32,
     output_loading_info=True,
     local_files_only=True,
-    trust_remote_code=False,
     pad_token_id=None,  # it may be outside of the vocabulary
   )
   if missing := sorted(loading["missing_keys"]):

@@ -55,7 +55,7 @@ def test_rope_is_scaled_at_inference(model, tmp_path):
     (["--mesh=fsdp=3"], "does not fit"),
     (["--template=chatml"], "chatml"),
     (["--variant=pin"], "passkey or sandwich"),
-    (["--lengths=16"], "alone have"),
+    (["--lengths=16"], "--lengths=16: the prompt without"),
   ],
 )
 def test_mistakes_are_errors(model, tmp_path, flags, message):

@@ -224,7 +224,7 @@ def test_windows_are_rows_and_held_out_pieces_are_not(cache_dir):
 
 
 def test_bad_texts_are_counted_by_record(cache_dir, tmp_path):
-  documents = ["word " * 2000] * 3 + ["<|im_end|>"]
+  documents = ["word " * 2000] * 3 + [" \n"]
   train = write_texts(tmp_path / "a.jsonl", documents)
   with pytest.raises(errors.UserError, match="1 of 4 records"):
     build(make_config(cache_dir, train=train, max_bad_fraction=0.2))

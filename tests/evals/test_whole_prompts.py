@@ -83,7 +83,7 @@ def subject_of(kind):
   if kind != "merging":
     tokenizer.chat_template = INST
   byte = tiny_subject.make()
-  return subject_lib.Subject(byte.engine, tokenizer, byte.identity, 4096)
+  return subject_lib.Subject(byte.engine, tokenizer, byte.identity, 4096, eos_ids=())
 
 
 def check(subject, tokens, chat, content):
