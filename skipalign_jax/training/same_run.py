@@ -14,8 +14,11 @@ FREE = (
   "checkpoint.",
   "mesh.",
   "data.cache_dir",
-  "data.ignore_keys",  # the data's fingerprint says whether it mattered
   "data.workers",
+  # Whether these changed the samples, the fingerprint of the data says.
+  "data.ignore_keys",
+  "data.rewritten",
+  "data.template_kwargs",
 )
 # Keys that may differ between the processes of a run.
 OF_A_PROCESS = ("data.cache_dir", "data.workers")
