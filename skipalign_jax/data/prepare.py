@@ -78,11 +78,12 @@ class Prepared:
     column = lambda name: np.asarray(self.rows.data.column(name))
     counts = collections.Counter(column("status").tolist())
     several, documents = "turns", ""
+    at = f" at commit {commit[:12]}" if (commit := self.source.revision()) else ""
     if self.is_text[self.usable].all():
       several = "blocks"
       documents = f" of {len(np.unique(column('number')[self.usable])):,} documents"
     lines = [
-      f"{self.source.name}: {len(self.usable):,} samples{documents} "
+      f"{self.source.name}{at}: {len(self.usable):,} samples{documents} "
       f"({self.several_turns():,} with several {several}), "
       f"{int(self.lengths.sum()):,} tokens, {int(column('targets').sum()):,} targets, "
       f"{counts['truncated']:,} truncated"

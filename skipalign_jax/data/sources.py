@@ -40,12 +40,20 @@ class Source:
 
   def identity(self) -> str:
     """A text that changes when the file does: its size, time and parts of it."""
-    if self.name.startswith(("builtin:", "hub:")):
+    if self.name.startswith("builtin:"):
       return self.name
+    if self.name.startswith("hub:"):
+      return f"{self.name} {self.revision()}"
     path = self._path()
     stat = path.stat()
     digest = _content_sample(path, stat.st_size)
     return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {digest}"
+
+  def revision(self) -> str:
+    """The commit of a data set of the hub; "" for other sources."""
+    if not self.name.startswith("hub:"):
+      return ""
+    return hub.dataset_revision(self._hub_name()[0])
 
   def records(self) -> Iterator[tuple[int, Any]]:
     """(number of the line or table row from 1, raw record).
@@ -82,14 +90,22 @@ class Source:
     name, count = self._builtin_name()
     return ((i + 1, _BUILTIN[name](0, i)) for i in range(count))
 
+  def _hub_name(self) -> tuple[str, str]:
+    """The data set, and its split."""
+    name, _, split = self.name.removeprefix("hub:").partition(":")
+    return name, split or "train"
+
   def _hub(self) -> Iterator[tuple[int, Any]]:
     import datasets
 
-    name, _, split = self.name.removeprefix("hub:").partition(":")
+    name, split = self._hub_name()
+    revision = self.revision()
     with hub.downloading(
       f"data source {self.name}", "name a local .jsonl or .parquet file"
     ):
-      return enumerate(datasets.load_dataset(name, split=split or "train"), 1)
+      return enumerate(
+        datasets.load_dataset(name, split=split, revision=self.revision()), 1
+      )
 
   def _path(self) -> pathlib.Path:
     path = pathlib.Path(self.name).expanduser()

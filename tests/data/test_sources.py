@@ -5,11 +5,13 @@ import json
 import os
 
 import datasets
+import huggingface_hub
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from skipalign_jax.data import schemas, sources
+from skipalign_jax.hf import hub
 from skipalign_jax.runtime import errors, untrusted
 
 RECORDS = [
@@ -143,17 +145,50 @@ def test_damaged_files(tmp_path):
 
 
 def test_hub_failure_says_what_to_do(monkeypatch):
-  def fail(name, split):
+  def fail(name, split, revision):
     raise ConnectionError(f"no route to {name} {split}")
 
+  monkeypatch.setattr(hub, "dataset_revision", lambda name: "abc")
   monkeypatch.setattr(datasets, "load_dataset", fail)
   with pytest.raises(errors.UserError, match=r"no route to a/b test.*local \.jsonl"):
     read("hub:a/b:test")
 
 
 def test_hub_rows(monkeypatch):
-  monkeypatch.setattr(datasets, "load_dataset", lambda name, split: RECORDS)
-  assert read("hub:a/b") == list(enumerate(RECORDS, 1))
+  monkeypatch.setattr(
+    datasets, "load_dataset", lambda name, split, revision: [{"text": revision}]
+  )
+  commits = iter(["first", "second"])
+  monkeypatch.setattr(hub, "dataset_revision", lambda name: next(commits))
+  (source,) = sources.parse("hub:a/b")
+  assert list(source.records()) == [(1, {"text": "first"})]
+  assert source.identity() == "hub:a/b second"  # another commit, another cache
+
+
+class Hub:
+  """A stand-in for the hub: `sha`, or no network."""
+
+  def __init__(self, sha):
+    self.sha = sha
+
+  def dataset_info(self, name):
+    if self.sha is None:
+      raise ConnectionError("no network")
+    return self
+
+
+def test_the_commit_of_a_data_set(tmp_path, monkeypatch):
+  """From the hub; without it from the cache that a download has left."""
+  commit = hub.dataset_revision.__wrapped__
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+  monkeypatch.setattr(huggingface_hub, "HfApi", lambda: Hub("abc"))
+  assert commit("a/b") == "abc"
+  monkeypatch.setattr(huggingface_hub, "HfApi", lambda: Hub(None))
+  with pytest.raises(errors.UserError, match="a/b could not be downloaded"):
+    commit("a/b")
+  (tmp_path / "datasets--a--b/refs").mkdir(parents=True)
+  (tmp_path / "datasets--a--b/refs/main").write_text("def")
+  assert commit("a/b") == "def"
 
 
 def test_identity_follows_the_file(tmp_path):
