@@ -103,9 +103,7 @@ class Source:
     with hub.downloading(
       f"data source {self.name}", "name a local .jsonl or .parquet file"
     ):
-      return enumerate(
-        datasets.load_dataset(name, split=split, revision=self.revision()), 1
-      )
+      return enumerate(datasets.load_dataset(name, split=split, revision=revision), 1)
 
   def _path(self) -> pathlib.Path:
     path = pathlib.Path(self.name).expanduser()
