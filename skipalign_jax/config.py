@@ -207,6 +207,11 @@ SECTIONS = (
       "Values for variables of the chat template, such as enable_thinking=false, "
       "separated by commas, or a JSON object. The exported tokenizer has them too.",
     ),
+    date=key(
+      "",
+      "Date that a chat template prints as today's, YYYY-MM-DD. Empty: the day of the "
+      "run's first start.",
+    ),
     rewritten=key(
       "last",
       "Chats whose earlier replies the template rewrites (most templates with "

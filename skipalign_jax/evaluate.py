@@ -64,6 +64,7 @@ def _add_common(command: arguments.Parser) -> None:
   add("--tokenizer", default="", help="reference; by default that of the model")
   add("--template", default="model", help="chat template: model or tulu")
   add("--template_kwargs", default="", help="its variables: enable_thinking=false,…")
+  add("--date", default="", help="that chat templates print as today's: YYYY-MM-DD")
   add("--dtype", default="bfloat16", choices=DTYPES, help="of weights and products")
   add("--batch_tokens", type=int, default=16_384, help="tokens of a batch's KV cache")
   add("--limit", type=int, default=0, help="only the first N items; 0: all")

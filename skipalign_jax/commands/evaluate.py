@@ -10,7 +10,7 @@ from skipalign_jax import config as config_lib
 from skipalign_jax.data import chat, template_values
 from skipalign_jax.evals import runner, tasks
 from skipalign_jax.evals import subject as subject_lib
-from skipalign_jax.hf import reference
+from skipalign_jax.hf import reference, template_dates
 from skipalign_jax.model import decoder, inference, model_config, sharding
 from skipalign_jax.runtime import compile_cache, distributed, errors, terminal
 from skipalign_jax.training import resolve
@@ -32,8 +32,9 @@ def run(args: argparse.Namespace) -> int:
   distributed.initialize(args.distributed)
   compile_cache.enable()
   console = terminal.Console(quiet=not distributed.is_first())
-  subject = open_subject(args)
   folder = pathlib.Path(args.out or default_folder(args.task, args.model))
+  args.date = args.date or runner.date_of(folder)
+  subject = open_subject(args)
   results = runner.run(args.task, task, options, subject, folder, console, args.limit)
   for note in results["notes"]:
     console.print(f"note: {note}")
@@ -63,6 +64,7 @@ def open_subject(args: argparse.Namespace) -> subject_lib.Subject:
   if args.template != "model":
     chat.set_template(tokenizer, args.template)
   template_values.set_values(tokenizer, args.template_kwargs, "--template_kwargs")
+  template_dates.set_date(tokenizer, args.date, "--date")
   config = with_rope(opened, vars(args)["rope.kind"], vars(args)["rope.target_length"])
   reference.check_vocabulary(tokenizer, config)
   mesh = sharding.make_mesh(mesh_sizes(args.mesh))

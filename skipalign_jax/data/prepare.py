@@ -24,6 +24,7 @@ from rich import progress
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import chat, schemas, sources, text
+from skipalign_jax.hf import template_dates
 from skipalign_jax.runtime import errors, files, untrusted
 
 if TYPE_CHECKING:
@@ -181,7 +182,8 @@ def tokenizer_identity(tokenizer: transformers.PreTrainedTokenizerFast) -> str:
     tokenizer.chat_template,
     (tokenizer.bos_token, tokenizer.eos_token),
   )
-  return repr(parts)
+  date = template_dates.date_of(tokenizer)
+  return repr(parts if date is None else (*parts, date))
 
 
 def _fingerprint(

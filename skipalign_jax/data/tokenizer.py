@@ -10,6 +10,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from skipalign_jax.data import chat, spans
+from skipalign_jax.hf import template_dates
 from skipalign_jax.runtime import errors
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def resolve(config: ml_collections.ConfigDict) -> transformers.PreTrainedTokeniz
 
   Raises:
     UserError: no tokenizer is named, its reference cannot be read, or the template
-      does not fit (see `chat.set_template`).
+      or its date does not fit (see `chat.set_template`, `template_dates.set_date`).
   """
   ref = config.data.tokenizer or config.model.init_from
   if ref == "bytes":
@@ -72,6 +73,7 @@ def resolve(config: ml_collections.ConfigDict) -> transformers.PreTrainedTokeniz
   else:
     tokenizer = _load(ref)
   chat.set_template(tokenizer, config.data.template, config.data.template_kwargs)
+  template_dates.set_date(tokenizer, config.data.date)
   return tokenizer
 
 

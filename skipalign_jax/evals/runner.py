@@ -24,6 +24,7 @@ from rich import console as rich_console
 
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
+from skipalign_jax.hf import template_dates
 from skipalign_jax.runtime import distributed, errors, files, progress
 
 Record = items_lib.Record
@@ -186,6 +187,16 @@ class Evaluation:
         done += len(batch)
         bar.update(done, f"{self._name}: {done}/{len(items)} items")
     return [store.records[item.id] for item in items]
+
+
+def date_of(folder: pathlib.Path) -> str:
+  """The date of the evaluation in `folder`, or today; the same in all processes."""
+  date, path = "", folder / "protocol.json"
+  with distributed.together():
+    if distributed.is_first():
+      found = files.read_json(path) if path.exists() else {}
+      date = str(found.get("date", template_dates.today()))
+  return distributed.exchange(date)[0]
 
 
 def run(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from skipalign_jax.data import tokenizer as tokenizer_lib
-from skipalign_jax.hf import chat_template
+from skipalign_jax.hf import chat_template, template_dates
 from skipalign_jax.runtime import errors
 
 if TYPE_CHECKING:  # transformers and jax are slow to load
@@ -145,10 +145,12 @@ def identity(
   Args:
     name: its reference, or its run and step.
     config: as evaluated, rope included.
-    tokenizer: is hashed, with its chat template.
+    tokenizer: is hashed, with its chat template; the date that this prints is part of
+      the description.
     compute_dtype: of the products.
   """
   text = tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)
+  date = template_dates.date_of(tokenizer)
   return {
     "model": name,
     "parameters": config.num_params(),
@@ -156,4 +158,5 @@ def identity(
     "window": config.window,
     "compute_dtype": compute_dtype,
     "tokenizer_sha256": hashlib.sha256(text.encode()).hexdigest()[:16],
+    **({} if date is None else {"date": date}),
   }

@@ -2,12 +2,15 @@
 
 transformers runs them in Jinja's sandbox, which protects files, modules and attributes,
 but does not stop endless loops or full memory. Every rendering here has a time limit. A
-tokenizer's template is first tried with a memory limit too.
+tokenizer's template is first tried with a memory limit too. The same messages always
+give the same text: the clock of a template has one date (`template_dates`), and what it
+draws at random is always the same.
 """
 
 from __future__ import annotations
 
 import contextlib
+import random
 import resource
 import signal
 import threading
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
+from skipalign_jax.hf import template_dates
 from skipalign_jax.runtime import errors
 
 if TYPE_CHECKING:
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 MAX_SECONDS = 10.0  # of one rendering; a usual one takes a tenth of a millisecond
 MAX_TRIAL_BYTES = 1 << 30  # that a trial may allocate
 _MAX_ADDED = 1 << 20  # characters that the template itself may write
+_RANDOM = ("random", "lipsum")  # Jinja's names that draw
 _TRIAL = [
   {"role": "user", "content": "a"},
   {"role": "assistant", "content": "b"},
@@ -49,8 +54,11 @@ def render(
       dialogue. Time is limited in the main thread only, which gets Python's signals.
   """
   try:
-    with _seconds(MAX_SECONDS):
-      text = tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+    template = template_dates.with_date(tokenizer, **options)
+    with _seconds(MAX_SECONDS), _same_draws(tokenizer):
+      text = tokenizer.apply_chat_template(
+        list(messages), chat_template=template, tokenize=False, **options
+      )
   except jinja2.TemplateError:
     raise
   except _TooSlow as error:
@@ -112,6 +120,21 @@ def _seconds(limit: float) -> Iterator[None]:
   finally:
     signal.setitimer(signal.ITIMER_REAL, left, interval)
     signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def _same_draws(tokenizer: transformers.PreTrainedTokenizerBase) -> Iterator[None]:
+  """What the template draws at random in the block is always the same."""
+  template = str(tokenizer.chat_template)
+  if not any(name in template for name in _RANDOM):
+    yield
+    return
+  before = random.getstate()
+  random.seed(0)
+  try:
+    yield
+  finally:
+    random.setstate(before)
 
 
 @contextlib.contextmanager

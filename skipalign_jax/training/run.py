@@ -32,11 +32,19 @@ def run(
 ) -> int:
   """Trains to the end, or until a signal; returns the exit status.
 
+  Args:
+    config: as the user gave it; gets the run's `data.date`.
+    folder: the workdir.
+    console: of this process.
+
   Raises:
     UserError: see `setup.prepare` and `workdir.claim`; or writing or data fails.
   """
   with distributed.together():
     checkpoint.check_path(folder)
+    date = workdir.date_of(folder, config.data.date)
+  config.data.date = distributed.exchange(date)[0]
+  with distributed.together():
     setup = setup_lib.prepare(config, folder, console)
   starts.check_processes(config, setup.data.fingerprint)
   lock = claim(setup)

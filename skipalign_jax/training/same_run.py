@@ -16,6 +16,7 @@ FREE = (
   "data.cache_dir",
   "data.workers",
   # Whether these changed the samples, the fingerprint of the data says.
+  "data.date",
   "data.ignore_keys",
   "data.rewritten",
   "data.template_kwargs",

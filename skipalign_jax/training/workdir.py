@@ -29,7 +29,14 @@ from typing import TYPE_CHECKING, TextIO
 import ml_collections
 from rich import console as rich_console
 
-from skipalign_jax.hf import adapters, card, export, native, reference
+from skipalign_jax.hf import (
+  adapters,
+  card,
+  export,
+  native,
+  reference,
+  template_dates,
+)
 from skipalign_jax.model import model_config
 from skipalign_jax.runtime import errors, files
 from skipalign_jax.training import metrics, same_run, starts
@@ -180,6 +187,28 @@ def _had_checkpoints(folder: pathlib.Path, every: int) -> bool:
     return False
   # The save of step 2·every waits until that of step every is on disk.
   return any(record["step"] > 2 * every for record in metrics.read(path))
+
+
+def date_of(folder: pathlib.Path, given: str) -> str:
+  """The date that the chat template prints in a run: that of its first start.
+
+  Args:
+    folder: the workdir; may not exist yet.
+    given: `data.date`; "" takes the run's, and today in a new one.
+
+  Raises:
+    UserError: the run has another one.
+  """
+  config = None
+  if (folder / "config.json").exists() and native.is_workdir(folder):
+    config = native.read_config(folder).config
+  found = (config or {}).get("data", {}).get("date", "")
+  if given and found and given != found:
+    raise errors.UserError(
+      f"data.date={given}: the run in --workdir={folder} has data.date={found}; leave "
+      "the key empty to resume it, or give a new folder"
+    )
+  return given or found or template_dates.today()
 
 
 def write_steps(folder: pathlib.Path, steps: int) -> None:
