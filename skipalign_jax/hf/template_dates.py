@@ -21,6 +21,19 @@ if TYPE_CHECKING:
 
 _CLOCK = "strftime_now"
 _PERCENT = "\ue003"  # private use: stands for %% while directives are replaced
+_DIRECTIVE = re.compile(r"%-?[A-Za-z]")
+# What depends on the locale, which matplotlib may set, as it is in the C locale.
+_DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+_MONTHS = (
+  "January February March April May June July August September October November "
+  "December"
+).split()
+_COMPOSED = {
+  "%c": "%a %b %e %H:%M:%S %Y",
+  "%r": "%I:%M:%S %p",
+  "%x": "%m/%d/%y",
+  "%X": "%H:%M:%S",
+}
 _ATTRIBUTE = "date_of_templates"  # of a tokenizer
 
 
@@ -80,10 +93,23 @@ def with_date(
 def _macro(template: str, date: str) -> str:
   """A macro that knows the directives in a template's text; the time is midnight."""
   moment = datetime.datetime.fromisoformat(date)
-  codes = sorted(set(re.findall(r"%-?[A-Za-z]", template)))
-  replaced = "".join(f".replace({code!r}, {moment.strftime(code)!r})" for code in codes)
+  replaced = "".join(
+    f".replace({code!r}, {_written(moment, code)!r})"
+    for code in sorted(set(_DIRECTIVE.findall(template)))
+  )
   return (
     f"{{% macro {_CLOCK}(format) %}}"
     f"{{{{ format.replace('%%', '{_PERCENT}'){replaced}.replace('{_PERCENT}', '%') }}}}"
     "{% endmacro %}\n"
   )
+
+
+def _written(moment: datetime.datetime, code: str) -> str:
+  """What a directive writes in the C locale; `moment` is a midnight."""
+  day, month = _DAYS[moment.weekday()], _MONTHS[moment.month - 1]
+  names = {"%a": day[:3], "%A": day, "%b": month[:3], "%B": month, "%h": month[:3]}
+  names["%p"] = "AM"
+  if code in _COMPOSED:
+    part = lambda match: _written(moment, match[0])
+    return _DIRECTIVE.sub(part, _COMPOSED[code])
+  return names.get(code) or moment.strftime(code)

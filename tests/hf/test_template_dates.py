@@ -58,7 +58,9 @@ def test_the_date_is_that_of_the_tokenizer():
 @hypothesis.given(
   st.lists(
     st.sampled_from(["%%", "%", "a", " ", "-", *(f"%{c}" for c in "aAbBdDHjmMpSUyYZ")])
-    | st.sampled_from(["%-d", "%-m", "%-H", "%e", "%F", "%T", "%c"])
+    | st.sampled_from(
+      ["%-d", "%-m", "%-H", "%e", "%F", "%T", "%c", "%x", "%X", "%r", "%h"]
+    )
   ),
   st.dates(datetime.date(1970, 1, 1), datetime.date(2100, 1, 1)),
 )
