@@ -232,7 +232,7 @@ class Finder:
     if not found:
       raise UnusableError("does not contain every message once, in their order")
     if not is_reply:
-      return _Split(part, self._end_of_message(part, tail))
+      return _Split(part, self._end_of_reply(part, tail, before))
     prompt = render(self._tokenizer, before, add_generation_prompt=True)
     asked, _, prompt = prompt.rpartition(mark)
     stable = text.startswith(alone + mark) and text.startswith(asked + mark)
@@ -251,6 +251,22 @@ class Finder:
     if shared < len(part):  # otherwise the prompt may be longer than the part
       prompt = prompt[:shared]
     return _Split(part, end, prompt, stable)
+
+  def _end_of_reply(
+    self, part: str, tail: str, before: Sequence[schemas.Message]
+  ) -> int:
+    """As `_end_of_message`; the last reply may have an end of its own (gpt-oss).
+
+    Then earlier ones end as the marked messages of the user do, of which `before` has
+    at least one.
+    """
+    try:
+      return self._end_of_message(part, tail)
+    except UnusableError:
+      asked = render(self._tokenizer, before[:-1]).rpartition(before[-2][1])[2]
+      if not self._control.search(asked):
+        raise
+      return self._end_of_message(part, asked)
 
   def _end_of_message(self, part: str, tail: str) -> int:
     """Characters of `part` that end a message which ends with `tail` if it is last."""

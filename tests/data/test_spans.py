@@ -148,6 +148,43 @@ def test_replies_are_learned_as_they_will_be_prompted_for(template, messages, ex
   assert all(head.startswith("<|im_start|>") for head in heads[::2] if head)
 
 
+# gpt-oss: a reply begins with its channel, and only the last one ends with eos.
+HARMONY = (
+  "{{ '<|im_start|>system\nsays<|im_end|>' }}"
+  + LOOP
+  + "{{ '<|im_start|>' + m['role'] }}"
+  "{{ ('-final-' if m['role'] == 'assistant' else '-') + m['content'] }}"
+  "{% if m['role'] == 'assistant' and loop.last and not add_generation_prompt %}"
+  "{{ eos_token }}{% else %}{{ '<|im_end|>' }}{% endif %}{% endfor %}"
+  "{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("system", [[], [("system", "Be kind")]])
+def test_a_last_reply_with_an_end_of_its_own_is_the_one_that_is_learned(system):
+  tokenizer = make("chatml")
+  tokenizer.chat_template = HARMONY
+  messages = [*system, *PLAIN]
+  (sample,) = chat.Encoder(tokenizer, 4096)([messages])
+  text = tokenizer.apply_chat_template(turns(messages), tokenize=False)
+  assert tokenizer.decode(sample.tokens) == text
+  assert replies(tokenizer, sample) == [None, "-final-Two.<|endoftext|>"]
+  blocks = [
+    tokenizer.decode(sample.tokens[sample.block_ids == block]) for block in range(4)
+  ]
+  assert blocks[1:] == [
+    "<|im_start|>assistant-final-Reply one<|im_end|>",
+    "<|im_start|>user-c<|im_end|>",
+    "<|im_start|>assistant-final-Two.<|endoftext|>",
+  ]
+  (both,) = chat.Encoder(tokenizer, 4096, rewritten="each").samples([messages])
+  assert [replies(tokenizer, one)[-1] for one in both] == [
+    "-final-Reply one<|endoftext|>",
+    "-final-Two.<|endoftext|>",
+  ]
+  assert tokenizer_lib.stop_token_ids(tokenizer, ()) == (tokenizer.eos_token_id,)
+
+
 def test_a_thought_that_the_template_drops_makes_the_dialogue_unusable():
   (sample,) = chat.Encoder(make("r1"), 4096)([THINK])
   assert sample.reason == "changed by the chat template"
