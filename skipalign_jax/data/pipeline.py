@@ -21,7 +21,7 @@ from absl import flags
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.data import packing, prepare, sources
+from skipalign_jax.data import packing, prepare, sources, spans
 from skipalign_jax.data import rows as rows_lib
 from skipalign_jax.runtime import errors
 
@@ -191,7 +191,7 @@ def build(
   steps = _add_epochs(rows, config)
   return Data(
     steps=steps,
-    report=_report(train, held_out, rows, steps, config),
+    report=_report(train, held_out, rows, steps, config, tokenizer),
     fingerprint=_fingerprint(train, usable, held_out, tokenizer),
     several_turns=sum(p.several_turns() for p in train),
     train_rows=rows,
@@ -284,6 +284,7 @@ def _report(
   rows: rows_lib.TrainRows,
   steps: int,
   config: ml_collections.ConfigDict,
+  tokenizer: transformers.PreTrainedTokenizerFast,
 ) -> str:
   """What was read and what was left out, a few lines."""
   lines = [p.report() for p in train]
@@ -294,6 +295,12 @@ def _report(
     if any(p.is_text[p.usable].any() for p in train):
       lines.append(
         "NOTE: data.text_blocks=none makes a text one block, so texts do not skip"
+      )
+  if not all(p.is_text[p.usable].all() for p in train):
+    if opened := spans.opened(tokenizer):
+      lines.append(
+        f"NOTE: the chat template asks for a reply after {opened!r}; replies that do "
+        "not begin with it are learned without it"
       )
   if config.data.batching == "sorted":
     lines.append(rows.describe_sorted())

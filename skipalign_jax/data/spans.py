@@ -139,6 +139,20 @@ def stop_token(tokenizer: transformers.PreTrainedTokenizerFast) -> str | None:
   return found[0] if found and mark in text else None
 
 
+def opened(tokenizer: transformers.PreTrainedTokenizerFast) -> str:
+  """What the generation prompt has and the text of a plain reply has not.
+
+  Such as a thought that is opened (DeepSeek-R1); "" in most templates.
+  """
+  ask, mark = [("user", "a")], _MARK.format(0)
+  try:
+    prompt = render(tokenizer, ask, add_generation_prompt=True)
+    before, found, _ = render(tokenizer, [*ask, ("assistant", mark)]).partition(mark)
+  except schemas.BadSample:
+    return ""
+  return prompt.removeprefix(before) if found and prompt.startswith(before) else ""
+
+
 def render(
   tokenizer: transformers.PreTrainedTokenizerFast,
   messages: Sequence[schemas.Message],
@@ -190,7 +204,6 @@ class Finder:
         ends[::2], parts[1::2], ends[1::2], parts[2::2], strict=True
       )
     ]
-    self._check_last(text, messages, replies[-1][0], ends[-1])
     rendered = Rendered(
       text,
       (0, *(end + part.block for end, part in zip(ends, parts[1:-1], strict=False))),
@@ -198,7 +211,8 @@ class Finder:
       (True,) * len(replies),
     )
     stable = self._stable(parts) and not changed
-    return rendered if stable else rendered.with_last_only()
+    rendered = rendered if stable else rendered.with_last_only()
+    return self._with_last_whole(rendered, messages, ends[-1])
 
   def _fixed_parts(
     self, messages: Sequence[schemas.Message], system: int
@@ -327,19 +341,46 @@ class Finder:
       return end
     raise UnusableError("writes a message depending on its content")
 
-  def _check_last(
-    self, text: str, messages: Sequence[schemas.Message], begin: int, end: int
-  ) -> None:
-    """Raises BadSample if the last reply is not written whole, after its prompt."""
+  def _with_last_whole(
+    self, rendered: Rendered, messages: Sequence[schemas.Message], end: int
+  ) -> Rendered:
+    """The dialogue with its last reply as a model that is prompted for it writes it.
+
+    Where the template drops a thought that its generation prompt opens (DeepSeek-R1),
+    the prompt and the rest of the reply are the text.
+
+    Args:
+      rendered: the dialogue as the template writes it.
+      messages: of the dialogue.
+      end: of the last content in the text.
+
+    Raises:
+      BadSample: the template drops another part, or the reply is not after its prompt.
+    """
+    text, (begin, stop), content = rendered.text, rendered.replies[-1], messages[-1][1]
     prompt = render(self._tokenizer, messages[:-1], add_generation_prompt=True)
-    content, written = _squeezed(messages[-1][1]), _squeezed(text[begin:end])
-    # The beginning of a reply may be in the prompt, such as an opened thought.
-    lead = content[: max(0, len(content) - len(written))]
-    whole = written.endswith(content[len(lead) :]) and (
-      _squeezed(prompt).endswith(lead)
-    )
-    if not whole or prompt[:begin] != text[:begin]:
+    if prompt[:begin] != text[:begin]:
       raise schemas.BadSample("changed by the chat template")
+    if _is_whole(content, text[begin:end], prompt):
+      return rendered
+    opened, content = prompt[begin:], content.lstrip()
+    if not opened.strip() or not content.startswith(opened.strip()):
+      raise schemas.BadSample("changed by the chat template")
+    rest = content.removeprefix(opened.strip())
+    rest = rest.lstrip() if opened[-1].isspace() else rest
+    last = (len(prompt), len(prompt) + len(rest) + stop - end)
+    return dataclasses.replace(
+      rendered,
+      text=prompt + rest + text[end:],
+      replies=(*rendered.replies[:-1], last),
+    )
+
+
+def _is_whole(content: str, written: str, prompt: str) -> bool:
+  """Whether a reply is written whole; its beginning may be in the prompt."""
+  content, written = _squeezed(content), _squeezed(written)
+  lead = content[: max(0, len(content) - len(written))]
+  return written.endswith(content[len(lead) :]) and _squeezed(prompt).endswith(lead)
 
 
 def _exact_end(

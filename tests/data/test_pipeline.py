@@ -215,6 +215,18 @@ def test_rows_that_fill_no_batch_are_reported(cache):
   assert "do not fill" not in build(c).report
 
 
+def test_a_prompt_that_replies_do_not_continue_is_reported(cache, monkeypatch):
+  c = make_config(cache, train="builtin:recall:7", eval="")
+  assert "asks for a reply after" not in build(c).report
+  opens = TOKENIZER.chat_template + (
+    "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}"
+  )
+  monkeypatch.setattr(TOKENIZER, "chat_template", opens)
+  assert "asks for a reply after '<think>\\n'" in build(c).report
+  c.data.train = "builtin:text:7"
+  assert "asks for a reply after" not in build(c).report
+
+
 def test_sources_may_be_given_in_tuples(cache, tmp_path):
   path = write(tmp_path / "a, b.jsonl", [turns("x", "y")])
   c = make_config(cache)
@@ -412,7 +424,7 @@ def test_no_module_imports_jax_when_loaded():
       f"skipalign_jax.{name}"
       for name in (
         *("runtime.errors", "runtime.files", "runtime.untrusted"),
-        *("config", "data.", "hf.chat_template", "hf.hub"),
+        *("config", "data.", "hf.chat_template", "hf.hub", "hf.template_dates"),
       )
     )
     assert all(name.startswith(plain) for name in ours), file

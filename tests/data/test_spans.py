@@ -185,8 +185,26 @@ def test_a_last_reply_with_an_end_of_its_own_is_the_one_that_is_learned(system):
   assert tokenizer_lib.stop_token_ids(tokenizer, ()) == (tokenizer.eos_token_id,)
 
 
+@pytest.mark.parametrize("lead", ["<think>\n", "\n<think>\n\n", "<think>"])
+@pytest.mark.parametrize("system", [[], [("system", "Be kind")]])
+def test_a_thought_that_the_prompt_opens_is_learned(lead, system):
+  tokenizer = make("r1")
+  messages = [*system, *THINK[:3], ("assistant", lead + "so\n</think>\n\nd")]
+  (sample,) = chat.Encoder(tokenizer, 4096)([messages])
+  assert replies(tokenizer, sample) == [None, "so\n</think>\n\nd<|im_end|>"]
+  asked = turns(messages[:-1])
+  options = {"tokenize": False, "add_generation_prompt": True}
+  prompt = tokenizer.apply_chat_template(asked, **options)
+  assert prompt.endswith("assistant\n<think>\n")
+  assert tokenizer.decode(sample.tokens) == (prompt + "so\n</think>\n\nd<|im_end|>\n")
+  each = chat.Encoder(tokenizer, 4096, rewritten="each").samples([messages])[0]
+  assert replies(tokenizer, each[0]) == ["hm\n</think>\n\nb<|im_end|>"]
+
+
 def test_a_thought_that_the_template_drops_makes_the_dialogue_unusable():
-  (sample,) = chat.Encoder(make("r1"), 4096)([THINK])
+  tokenizer = make("r1")
+  tokenizer.chat_template = LOOP + SPLIT + "{{ " + ROLE + " + text }}" + END + ASK
+  (sample,) = chat.Encoder(tokenizer, 4096)([THINK])
   assert sample.reason == "changed by the chat template"
 
 
@@ -214,6 +232,17 @@ def test_stop_tokens_need_no_training_sample(template):
   tokenizer = make(template)
   assert spans.stop_token(tokenizer) == "<|im_end|>"
   assert 3 in tokenizer_lib.stop_token_ids(tokenizer, ())
+
+
+def test_a_prompt_that_opens_more_than_replies_have():
+  found = {name: spans.opened(make(name)) for name in TEMPLATES}
+  assert {name: text for name, text in found.items() if text} == {
+    "r1": "<think>\n",
+    "r1_whole": "<think>\n",
+  }
+  tokenizer = make("chatml")
+  tokenizer.chat_template = "{{ raise_exception('no') }}"
+  assert spans.opened(tokenizer) == ""
 
 
 def test_a_template_without_a_stop_has_no_stop_token():
