@@ -5,11 +5,10 @@ iterator and the resolved config. On several hosts it is the same command in eve
 process: all compute, process 0 writes and reports.
 """
 
-import pathlib
 import sys
 
 from skipalign_jax import cli
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, paths
 
 USAGE = """python -m skipalign_jax.train --config=FILE[:variant] --workdir=DIR
     [--config.some.key=value …] [--distributed=auto|off|HOST:PORT,COUNT,INDEX]"""
@@ -28,15 +27,16 @@ def main() -> int:
   )
   if not flags["workdir"]:
     raise errors.UserError(f"--workdir=DIR is missing\nusage: {USAGE}")
+  workdir = paths.output(flags["workdir"], f"--workdir={flags['workdir']}")
   # Imported once the command line is understood: JAX and what reads data take seconds.
   from skipalign_jax.runtime import compile_cache, distributed, terminal
   from skipalign_jax.training import run
 
   def work() -> int:
-    distributed.initialize(flags["distributed"])
+    distributed.initialize(flags["distributed"], f"--workdir={workdir.absolute()}")
     compile_cache.enable()
     console = terminal.Console(quiet=not distributed.is_first())
-    return run.run(config, pathlib.Path(flags["workdir"]), console)
+    return run.run(config, workdir, console)
 
   return distributed.run(work)
 

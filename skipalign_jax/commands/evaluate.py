@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import pathlib
 import re
 from typing import Any
 
@@ -12,7 +11,7 @@ from skipalign_jax.evals import runner, tasks
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.hf import reference, template_dates
 from skipalign_jax.model import decoder, inference, model_config, sharding
-from skipalign_jax.runtime import compile_cache, distributed, errors, terminal
+from skipalign_jax.runtime import compile_cache, distributed, errors, paths, terminal
 from skipalign_jax.training import resolve
 
 
@@ -29,10 +28,11 @@ def run(args: argparse.Namespace) -> int:
   task = tasks.module(args.task)
   fields = dataclasses.fields(task.Options)
   options = task.Options(**{f.name: getattr(args, f.name) for f in fields})
-  distributed.initialize(args.distributed)
+  out = args.out or default_folder(args.task, args.model)
+  folder = paths.output(out, f"--out={out}")
+  distributed.initialize(args.distributed, f"{args.task} --out={folder.absolute()}")
   compile_cache.enable()
   console = terminal.Console(quiet=not distributed.is_first())
-  folder = pathlib.Path(args.out or default_folder(args.task, args.model))
   args.date = args.date or runner.date_of(folder)
   subject = open_subject(args)
   results = runner.run(args.task, task, options, subject, folder, console, args.limit)

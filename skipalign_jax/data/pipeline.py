@@ -90,11 +90,11 @@ class Data:
 def _live_with_parent(*_) -> None:
   """In a data worker: makes it end when its parent has ended, and not earlier.
 
-  A worker whose parent was killed would wait for it for ever. And Ctrl-C and SLURM send
-  signals to the whole process group, while the parent still needs batches up to the
-  step at which all processes stop.
+  A worker whose parent was killed would wait for it for ever. And Ctrl-C, SLURM and a
+  terminal that is closed send signals to the whole process group, while the parent
+  still needs batches up to the step at which all processes stop.
   """
-  for number in (signal.SIGINT, signal.SIGTERM):
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
 
   def wait():

@@ -70,6 +70,9 @@ class Compiler:
     return self
 
   def __exit__(self, *raised) -> None:
+    if raised[0]:  # not even Ctrl-C ends a compiler that is at work
+      for child in multiprocessing.active_children():
+        child.kill()
     self._stop()
     self._folder.cleanup()
 

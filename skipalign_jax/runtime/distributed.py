@@ -19,12 +19,14 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src import clusters  # what `jax.distributed` asks for an address
 from jax._src import distributed as service  # its client has no public name
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from skipalign_jax.runtime import errors, terminal
+from skipalign_jax.runtime import errors, rendezvous, signals, terminal
 
 FORMS = "auto, off or HOST:PORT,COUNT,INDEX"
+_ONE_PROCESS = "--distributed=off runs a single process"
 TIMEOUT = 300  # seconds for all processes to connect
 HEARTBEAT = 60  # seconds without a message after which a process counts as dead
 _FAILURE_MS = 10_000  # that a failed process waits for the others to fail too
@@ -129,39 +131,87 @@ def _on_tpu(environ: Mapping[str, str]) -> bool:
   return "TPU_ML_PLATFORM" in environ and (not platforms or "tpu" in platforms)
 
 
-def initialize(flag: str, timeout: int = TIMEOUT) -> None:
+def initialize(flag: str, run: str, timeout: int = TIMEOUT) -> None:
   """Connects to the other processes, if there are any, before a device is used.
 
   Args:
     flag: see `decide`.
+    run: what only processes of the same run have, such as the path of their workdir.
     timeout: seconds until it gives up.
 
   Raises:
-    UserError: see `decide`; or the cluster does not answer. If the others do not
-      connect in time, the process ends with status 2, because XLA would abort it.
+    UserError: see `decide` and `rendezvous.meet`; or the cluster does not answer. If
+      the others do not connect in time, the process ends with status 2, because XLA
+      would abort it.
   """
   launch = decide(flag, os.environ)
   if launch is None:
     return
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  watchdog = threading.Timer(timeout, _give_up, (launch, timeout))
-  watchdog.daemon = True
-  watchdog.start()
   try:
-    jax.distributed.initialize(
-      **launch.arguments,
-      initialization_timeout=2 * timeout + 60,
-      heartbeat_timeout_seconds=HEARTBEAT,
-    )
-    jax.devices()  # communicates with all processes: they are all connected now
+    arguments = _complete(launch.arguments, timeout)
+    _meet(arguments, run, timeout)
+    with _watchdog(launch, timeout):
+      jax.distributed.initialize(
+        **arguments,
+        initialization_timeout=2 * timeout + 60,
+        heartbeat_timeout_seconds=HEARTBEAT,
+      )
+      jax.devices()  # communicates with all processes: they are all connected now
+  except errors.UserError as error:
+    raise errors.UserError(f"{error}; {_ONE_PROCESS}") from error
   except (ValueError, RuntimeError, OSError) as error:
     raise errors.UserError(
       f"{launch.source} starts several processes, but this one cannot connect to them: "
-      f"{errors.first_line(error)}\nFix that, or give --distributed=off for a single "
-      "process."
+      f"{errors.first_line(error)}\nFix that; {_ONE_PROCESS}."
     ) from error
+
+
+def _complete(arguments: dict[str, Any], timeout: int) -> dict[str, Any]:
+  """Arguments of `jax.distributed.initialize`, with what JAX finds in the cluster."""
+  method = arguments.get("cluster_detection_method")
+  if method == "deactivate":
+    return arguments
+  address, count, index, devices = (
+    clusters.ClusterEnv.auto_detect_unset_distributed_params(
+      os.environ.get("JAX_COORDINATOR_ADDRESS"),
+      arguments.get("num_processes"),
+      None,
+      None,
+      method,
+      timeout,
+    )
+  )
+  if None in (address, count, index):
+    raise ValueError("JAX does not find the address and the number of processes")
+  return {
+    "coordinator_address": address,
+    "num_processes": count,
+    "process_id": index,
+    # JAX reads the variable where this is None.
+    "local_device_ids": None if "JAX_LOCAL_DEVICE_IDS" in os.environ else devices,
+    "cluster_detection_method": "deactivate",
+  }
+
+
+def _meet(arguments: dict[str, Any], run: str, timeout: int) -> None:
+  """Waits for the other processes of this run."""
+  names = ("coordinator_address", "num_processes", "process_id")
+  me = rendezvous.Process(*(arguments[name] for name in names), run)
+  if me.count > 1:
+    rendezvous.meet(me, timeout)
+
+
+@contextlib.contextmanager
+def _watchdog(launch: Launch, timeout: int) -> Iterator[None]:
+  """Ends the process if the block takes longer than `timeout` seconds."""
+  timer = threading.Timer(timeout, _give_up, (launch, timeout))
+  timer.daemon = True
+  timer.start()
+  try:
+    yield
   finally:
-    watchdog.cancel()
+    timer.cancel()
 
 
 def _give_up(launch: Launch, seconds: int) -> None:
@@ -169,9 +219,8 @@ def _give_up(launch: Launch, seconds: int) -> None:
   print(
     f"error: expected {state.num_processes} processes to connect to "
     f"{state.coordinator_address} (from {launch.source}), but after {seconds} s "
-    f"process {state.process_id} still waits. Check that all of them were started, "
-    "that the address is the one of process 0 and that its port is free and open; "
-    "--distributed=off runs a single process.",
+    f"process {state.process_id} still waits. Look at what the others print; "
+    f"{_ONE_PROCESS}.",
     file=sys.stderr,
     flush=True,
   )
@@ -255,10 +304,10 @@ def run(work: Callable[[], int]) -> int:
     return work()
   except errors.UserError as error:
     return _reported_once(error)
-  except KeyboardInterrupt:
+  except KeyboardInterrupt as error:
     if jax.distributed.is_initialized():  # the others may not have seen it
-      terminal.print_to_stderr("interrupted")
-      _leave(130)
+      terminal.print_to_stderr(signals.describe(error))
+      _leave(signals.status_of(error))
     raise
   except Exception as error:
     if not jax.distributed.is_initialized():

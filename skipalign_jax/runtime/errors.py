@@ -4,7 +4,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from skipalign_jax.runtime import terminal
+from skipalign_jax.runtime import signals, terminal
 
 
 class UserError(ValueError):
@@ -38,17 +38,18 @@ def first_line(error: BaseException) -> str:
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-  """Runs `main` and exits: 0, its own status, 2 on UserError, 130 on Ctrl-C, 141
-  where nobody reads its output."""
+  """Runs `main` and exits: 0, its own status, 2 on UserError, 141 where nobody reads
+  its output, 128 + the number of a signal (130 for Ctrl-C)."""
   try:
-    status = main() or 0
+    with signals.as_exceptions():
+      status = main() or 0
   except UserError as error:
     terminal.print_to_stderr(f"error: {error}")
     status = 2
   except BrokenPipeError:  # the reader of the output has ended, as `| head` does
     terminal.discard_output()
     status = 128 + signal.SIGPIPE
-  except KeyboardInterrupt:
-    terminal.print_to_stderr("interrupted")
-    status = 130
+  except KeyboardInterrupt as error:
+    terminal.print_to_stderr(signals.describe(error))
+    status = signals.status_of(error)
   sys.exit(status)

@@ -5,12 +5,13 @@ never half of one; only a file that grows line by line may end in half a line.
 """
 
 import contextlib
+import fcntl
 import json
 import math
 import os
 import pathlib
+import re
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -106,15 +107,20 @@ def cut_half_line(path: pathlib.Path) -> None:
 def replacing(path: pathlib.Path, shared: bool = False) -> Iterator[pathlib.Path]:
   """A path next to `path`; what the block writes there becomes `path` when it ends.
 
-  On any exception it is deleted and `path` stays as it was.
+  On any exception it is deleted and `path` stays as it was. What a kill left is deleted
+  by the next try.
 
   Args:
     path: of a file, or of a folder that does not exist yet.
-    shared: whether other processes may write `path` at the same time. Each then has a
-      name of its own, so that what a kill leaves is not overwritten by the next try.
+    shared: whether other processes may write the file `path` at the same time. Each
+      then has a name of its own.
   """
-  name = f"{path.name}.{uuid.uuid4().hex}" if shared else path.name
-  new = path.with_name(unfinished(name))
+  if shared:
+    with _own(path, ".new", _new_file) as new:
+      yield new
+      new.replace(path)
+    return
+  new = path.with_name(unfinished(path.name))
   _remove(new)
   try:
     yield new
@@ -130,7 +136,7 @@ def unfinished(name: str) -> str:
 
 
 def _remove(path: pathlib.Path) -> None:
-  if path.is_dir():
+  if path.is_dir() and not path.is_symlink():
     shutil.rmtree(path, ignore_errors=True)
   else:
     path.unlink(missing_ok=True)
@@ -140,32 +146,88 @@ def _remove(path: pathlib.Path) -> None:
 def new_folder(out: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   """A temporary folder next to `out` that becomes `out` when the block ends.
 
-  On any exception it is deleted and `out` stays as it was.
+  On any exception it is deleted and `out` stays as it was. What a kill left is deleted
+  by the next try.
 
   Raises:
     UserError: `out` exists and is not an empty folder, or cannot be written.
   """
   out = pathlib.Path(out).absolute()
-  if out.exists() and (not out.is_dir() or any(out.iterdir())):
-    raise errors.UserError(
-      f"{out}: exists and is not an empty folder; choose another --out or remove it"
-    )
+  began = False
   try:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+      raise errors.UserError(
+        f"{out}: exists and is not an empty folder; choose another --out or remove it"
+      )
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(
-      tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent)
-    )
-  except OSError as error:
-    raise errors.UserError(f"{out}: cannot be created ({error.strerror})") from error
+    with _own(out, ".partial", pathlib.Path.mkdir) as temporary:
+      began = True
+      yield temporary
+      temporary.replace(out)
+  except OSError as error:  # a full disk, a lost mount
+    problem = "not written" if began else "cannot be created"
+    raise errors.UserError(f"{out}: {problem} ({error})") from error
+
+
+def _new_file(path: pathlib.Path) -> None:
+  path.touch(exist_ok=False)
+
+
+@contextlib.contextmanager
+def _own(
+  path: pathlib.Path, suffix: str, create: Callable[[pathlib.Path], None]
+) -> Iterator[pathlib.Path]:
+  """A new file or folder next to `path`, of this process alone; deleted if the block
+  raises.
+
+  The process holds a lock on it for as long as it lives. What has a name of this kind
+  and no lock was left by a kill and is deleted here; all of it stays on a filesystem
+  without locks.
+  """
+  name = re.compile(re.escape(f".{path.name}.") + r"\w{8,32}" + re.escape(suffix))
+  for other in list(path.parent.iterdir()):
+    if name.fullmatch(other.name):
+      with contextlib.suppress(OSError), _locked(other):
+        _remove(other)
+  with contextlib.ExitStack() as locks:
+    mine = _created(path, suffix, create, locks)
+    try:
+      yield mine
+    except BaseException:
+      _remove(mine)
+      raise
+
+
+def _created(
+  path: pathlib.Path,
+  suffix: str,
+  create: Callable[[pathlib.Path], None],
+  locks: contextlib.ExitStack,
+) -> pathlib.Path:
+  """A new file or folder next to `path`, whose lock `locks` holds."""
+  while True:
+    mine = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{suffix}")
+    create(mine)
+    try:
+      locks.enter_context(_locked(mine))
+      return mine
+    except (BlockingIOError, FileNotFoundError):
+      pass  # another process took it for one that a kill left
+    except OSError:
+      return mine  # a filesystem without locks
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+  """Holds the lock of a file or folder; OSError if another process has it."""
+  access = os.O_RDONLY if path.is_dir() else os.O_RDWR
+  descriptor = os.open(path, access | os.O_NOFOLLOW)
   try:
-    yield temporary
-    set_usual_permissions(temporary)  # mkdtemp makes it private
-    temporary.replace(out)
-  except BaseException as error:
-    shutil.rmtree(temporary, ignore_errors=True)
-    if isinstance(error, OSError):  # a full disk, a lost mount
-      raise errors.UserError(f"{out}: not written ({error})") from error
-    raise
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.stat(path)  # it was not deleted before it was locked
+    yield
+  finally:
+    os.close(descriptor)
 
 
 def set_usual_permissions(path: pathlib.Path) -> None:

@@ -1,18 +1,65 @@
 """Stopping cleanly: the first signal requests it, the second one ends the process."""
 
+import contextlib
 import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(KeyboardInterrupt):
+  """SIGTERM or SIGHUP came; like Ctrl-C, it removes what a command has half written.
+
+  Attributes:
+    number: of the signal.
+  """
+
+  def __init__(self, number: int):
+    """`number`: see the class."""
+    super().__init__(signal.Signals(number).name)
+    self.number = number
+
+
+def ending() -> tuple[int, ...]:
+  """The signals that end a command; SIGHUP unless it is ignored, as under nohup."""
+  ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+  return _SIGNALS[:-1] if ignored else _SIGNALS
+
+
+def status_of(error: KeyboardInterrupt) -> int:
+  """The exit status after Ctrl-C or `Stopped`: 128 + the signal's number."""
+  return 128 + getattr(error, "number", signal.SIGINT)
+
+
+def describe(error: KeyboardInterrupt) -> str:
+  """What a command prints when it ends for that reason."""
+  return f"stopped by {error}" if isinstance(error, Stopped) else "interrupted"
+
+
+@contextlib.contextmanager
+def as_exceptions() -> Iterator[None]:
+  """Signals raise exceptions in the block, so that it removes what it has begun.
+
+  The second signal ends the process at once, as in `Stop`.
+  """
+
+  def stop(number: int, _) -> None:
+    _let_the_next_end_the_process()
+    raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
+
+  with _handled(stop):
+    yield
 
 
 class Stop:
-  """Notes SIGINT and SIGTERM, so that a loop can save and end.
+  """Notes SIGINT, SIGTERM and SIGHUP, so that a loop can save and end.
 
   The second signal ends the process at once, whatever it waits for. It leaves the same
-  files as a kill, and the next start handles them.
+  files as a kill, and the next start handles them. A terminal that is closed may send
+  several SIGHUPs, which count as one.
 
   Attributes:
     status: exit status, 0 or 128 + the signal's number.
@@ -22,7 +69,7 @@ class Stop:
     """`announce`: whether the first signal prints a message."""
     self.status = 0
     self._announce = announce
-    self._previous = {}
+    self._handled = _handled(self._note)
 
   @property
   def requested(self) -> bool:
@@ -30,41 +77,59 @@ class Stop:
     return bool(self.status)
 
   def __enter__(self) -> "Stop":
-    # Python calls handlers between its own instructions only, which may be minutes
-    # apart while XLA compiles. The numbers of signals enter this pipe at once.
-    reading, self._writing = os.pipe()
-    os.set_blocking(self._writing, False)
-    self._wakeup = signal.set_wakeup_fd(self._writing)
-    thread = threading.Thread(target=_end_at_second, args=(reading,), daemon=True)
-    thread.start()
-    for number in _SIGNALS:
-      self._previous[number] = signal.signal(number, self._note)
+    self._handled.__enter__()
     return self
 
-  def __exit__(self, *_) -> None:
-    for number, handler in self._previous.items():
-      signal.signal(number, handler)
-    signal.set_wakeup_fd(self._wakeup)
-    os.close(self._writing)  # which ends the thread
+  def __exit__(self, *raised) -> None:
+    self._handled.__exit__(*raised)
 
   def _note(self, number: int, _) -> None:
     self.status = 128 + number
-    for each in self._previous:
-      signal.signal(each, signal.SIG_DFL)
+    _let_the_next_end_the_process()
     if self._announce:
       # A progress bar hides the cursor, and nothing shows it after a second signal.
       cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
-      print(
-        f"{cursor}\nstopping after this step; press Ctrl-C again to stop now",
-        flush=True,
-      )
+      # The terminal may have gone; or the signal came inside of another print.
+      with contextlib.suppress(OSError, RuntimeError):
+        print(
+          f"{cursor}\nstopping after this step; press Ctrl-C again to stop now",
+          flush=True,
+        )
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, object], None]) -> Iterator[None]:
+  """Calls `handler` for the block's first signal; the second one ends the process."""
+  # Python calls handlers between its own instructions only, which may be minutes
+  # apart while XLA compiles. The numbers of signals enter this pipe at once.
+  reading, writing = os.pipe()
+  os.set_blocking(writing, False)
+  wakeup = signal.set_wakeup_fd(writing)
+  threading.Thread(target=_end_at_second, args=(reading,), daemon=True).start()
+  previous = {number: signal.signal(number, handler) for number in ending()}
+  try:
+    yield
+  finally:
+    for number, before in previous.items():
+      signal.signal(number, before)
+    signal.set_wakeup_fd(wakeup)
+    os.close(writing)  # which ends the thread
+
+
+def _let_the_next_end_the_process() -> None:
+  """For the time after the first signal; another SIGHUP changes nothing."""
+  for number in _SIGNALS:
+    ignored = number == signal.SIGHUP
+    signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
 
 
 def _end_at_second(reading: int) -> None:
   """Ends the process at the second signal that comes through the pipe."""
-  count = 0
+  first = 0
   with os.fdopen(reading, "rb", buffering=0) as pipe:
     while number := pipe.read(1):
-      count += number[0] in _SIGNALS
-      if count == 2:
+      if number[0] not in _SIGNALS:
+        continue
+      if first and number[0] != signal.SIGHUP:
         os._exit(128 + number[0])
+      first = first or number[0]

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 
-from skipalign_jax.runtime import errors, terminal
+from skipalign_jax.runtime import errors, signals, terminal
 from skipalign_jax.sweep import plan as plan_lib
 from skipalign_jax.sweep import runs
 
@@ -86,7 +86,7 @@ def call(command: list[str]) -> tuple[int, int]:
     stopped = 128 + number
     process.send_signal(number)
 
-  previous = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
+  previous = {n: signal.signal(n, pass_on) for n in signals.ending()}
   try:
     return process.wait(), stopped
   finally:

@@ -1,15 +1,16 @@
 """A command of the project that kills itself at a named moment.
 
-  python child.py MOMENT:CALL:SECONDS MODULE ARGUMENTS…
+  python child.py MOMENT:CALL:SECONDS[:SIGNAL] MODULE ARGUMENTS…
 
-SIGKILL comes SECONDS after the CALL-th call of what MOMENT names in `MOMENTS`, for
-"worker" to one of the data workers; "never" lets it run. Where BATCHES names a file, a
-line for each batch that was read is added: its number, and a digest of its sample ids
-and tokens.
+SIGKILL, or another signal, comes SECONDS after the CALL-th call of what MOMENT names in
+`MOMENTS`, for "worker" to one of the data workers; "never" lets it run. Where BATCHES
+names a file, a line for each batch that was read is added: its number, and a digest of
+its sample ids and tokens.
 """
 
 import multiprocessing
 import os
+import pathlib
 import signal
 import sys
 import threading
@@ -21,7 +22,7 @@ import orbax.checkpoint as ocp
 from skipalign_jax import convert, train
 from skipalign_jax.data import pipeline
 from skipalign_jax.hf import native, safetensors_files
-from skipalign_jax.runtime import checksums, errors, files
+from skipalign_jax.runtime import checksums, errors
 from skipalign_jax.training import step
 
 # What a moment begins with: (owner, name).
@@ -32,17 +33,18 @@ MOMENTS = {
   "checksums": (checksums, "_size_and_checksum"),
   "evaluate": (None, "eval_step"),
   "export": (safetensors_files, "write_tensors"),
-  # Of the one shard and of the folder, which is then whole but not renamed yet.
-  "exported": (files, "set_usual_permissions"),
+  "import": (native, "_write"),
+  # After three files of JSON it is the turn of the folder, which is whole.
+  "renamed": (pathlib.Path, "replace"),
   "claim": (native, "write_config"),
 }
 
 
-def die(seconds, worker):
+def die(seconds, number, worker):
   def end():
     time.sleep(seconds)
     pid = multiprocessing.active_children()[0].pid if worker else os.getpid()
-    os.kill(pid, signal.SIGKILL)
+    os.kill(pid, number)
 
   if seconds:
     threading.Thread(target=end, daemon=True).start()
@@ -50,7 +52,7 @@ def die(seconds, worker):
     end()
 
 
-def deadly(function, call, seconds, worker=False):
+def deadly(function, call, seconds, number=signal.SIGKILL, worker=False):
   """`function`, whose `call`-th call begins the end."""
   calls = 0
 
@@ -58,23 +60,24 @@ def deadly(function, call, seconds, worker=False):
     nonlocal calls
     calls += 1
     if calls == call:
-      die(seconds, worker)
+      die(seconds, number, worker)
     return function(*args, **kwargs)
 
   return called
 
 
-def arm(moment, call, seconds):
+def arm(moment, call, seconds, number="SIGKILL"):
   owner, name = MOMENTS[moment]
+  how = int(call), float(seconds), getattr(signal, number)
   if owner is not None:
     function = getattr(owner, name)
-    setattr(owner, name, deadly(function, call, seconds, moment == "worker"))
+    setattr(owner, name, deadly(function, *how, moment == "worker"))
     return
   compile_steps = step.compile_steps
 
   def compiled(*args):
     train_step, eval_step = compile_steps(*args)
-    return train_step, deadly(eval_step, call, seconds)
+    return train_step, deadly(eval_step, *how)
 
   step.compile_steps = compiled
 
@@ -97,6 +100,5 @@ if __name__ == "__main__":
   if "BATCHES" in os.environ:
     note_batches(os.environ["BATCHES"])
   if moment != "never":
-    name, call, seconds = moment.split(":")
-    arm(name, int(call), float(seconds))
+    arm(*moment.split(":"))
   errors.run_command({"train": train.main, "convert": convert.main}[module])

@@ -5,6 +5,7 @@ of an uninterrupted run, bit for bit.
 """
 
 import random
+import signal
 
 import pytest
 import tiny_runs
@@ -71,7 +72,7 @@ def test_a_killed_data_worker_is_reported_and_the_run_resumes(
   tiny_runs.assert_same_order(tmp_path / "batches", longer / "batches")
 
 
-@pytest.mark.parametrize("moment", ["export:1:0", "exported:2:0"])
+@pytest.mark.parametrize("moment", ["export:1:0", "renamed:4:0"])
 def test_a_killed_export_leaves_nothing_that_looks_whole(moment, whole, tmp_path):
   args = ["export", f"--model={whole / 'run'}"]
   status, printed = tiny_runs.run([*args, f"--out={tmp_path / 'a'}"], moment, "convert")
@@ -84,3 +85,32 @@ def test_a_killed_export_leaves_nothing_that_looks_whole(moment, whole, tmp_path
     assert status == 0, printed
   contents = lambda folder: {p.name: p.read_bytes() for p in folder.iterdir()}
   assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP", "SIGINT", "SIGKILL"])
+@pytest.mark.parametrize(
+  ("command", "moment"),
+  [
+    ("export", "export:1:0"),
+    ("export", "renamed:4:0"),
+    ("import", "import:3:0"),
+    ("import", "renamed:4:0"),
+  ],
+)
+def test_a_stopped_conversion_leaves_nothing(command, moment, number, whole, tmp_path):
+  """After SIGKILL only until the next one, which the files of others survive."""
+  out = tmp_path / "out"
+  args = [command, f"--model={whole / 'run'}", f"--out={out}"]
+  run = lambda moment: tiny_runs.run(args, moment, "convert")
+  (tmp_path / ".other.0123abcd.partial").mkdir()
+  status, printed = run(f"{moment}:{number}")
+  left = [path.name for path in tmp_path.iterdir()]
+  if number == "SIGKILL":
+    assert status == -signal.SIGKILL and len(left) == 2 and not out.exists(), left
+  else:
+    assert status == 128 + getattr(signal, number), printed
+    assert left == [".other.0123abcd.partial"] and "Traceback" not in printed, printed
+  status, printed = run("never")
+  assert status == 0, printed
+  left = sorted(path.name for path in tmp_path.iterdir())
+  assert left == [".other.0123abcd.partial", "out"]

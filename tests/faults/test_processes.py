@@ -16,28 +16,33 @@ from skipalign_jax.runtime import distributed
 pytestmark = pytest.mark.slow
 
 
-def start_pair(folder, cache_dir, steps):
+def free_port():
   with socket.socket() as found:
     found.bind(("127.0.0.1", 0))
-    port = found.getsockname()[1]
-  args = tiny_runs.arguments(folder, cache_dir, steps=steps)
-  return [
-    subprocess.Popen(
-      [
-        sys.executable,
-        "-m",
-        "skipalign_jax.train",
-        *args,
-        f"--distributed=127.0.0.1:{port},2,{index}",
-      ],
-      cwd=tiny.ROOT,
-      env=tiny_runs.environment(),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for index in range(2)
-  ]
+    return found.getsockname()[1]
+
+
+def start_one(folder, cache_dir, steps, port, index, **changes):
+  args = tiny_runs.arguments(folder, cache_dir, steps=steps, **changes)
+  return subprocess.Popen(
+    [
+      sys.executable,
+      "-m",
+      "skipalign_jax.train",
+      *args,
+      f"--distributed=127.0.0.1:{port},2,{index}",
+    ],
+    cwd=tiny.ROOT,
+    env=tiny_runs.environment(),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def start_pair(folder, cache_dir, steps):
+  port = free_port()
+  return [start_one(folder, cache_dir, steps, port, index) for index in range(2)]
 
 
 def wait_for_checkpoint(folder, processes):
@@ -86,3 +91,59 @@ def test_after_one_is_killed_both_resume_exactly(cache_dir, tmp_path):
     assert [process.returncode for process in pair] == [0, 0], printed[0][-2500:]
   assert "continuing after step" in printed[0]
   tiny_runs.assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+STRANGERS = {
+  "all of another run": [("other", 0), ("other", 1)],
+  "process 1 of another run": [("other", 1)],
+  "process 1 of the same run again": [("run", 1)],
+  "all of the same run again": [("run", 0), ("run", 1)],
+}
+
+
+@pytest.mark.parametrize("which", STRANGERS)
+def test_another_launch_on_the_port_of_a_run_is_refused(which, cache_dir, tmp_path):
+  """The first run goes on; each process of the other ends with one message."""
+  port = free_port()
+  start = lambda name, index: start_one(
+    tmp_path / name, cache_dir, 100_000, port, index
+  )
+  pair = [start("run", index) for index in range(2)]
+  strangers = []
+  try:
+    wait_for_checkpoint(tmp_path / "run", pair)
+    began = time.monotonic()
+    strangers = [start(*one) for one in STRANGERS[which]]
+    for stranger in strangers:
+      printed = stranger.communicate(timeout=90)[0]
+      print(f"{time.monotonic() - began:.0f} s, {stranger.returncode}: {printed}")
+      assert stranger.returncode == 2
+      assert printed.count("error: ") == 1 and "its own port" in printed
+      assert "Traceback" not in printed and "Check failure" not in printed
+    assert not (tmp_path / "other").exists()
+    reached = len(tiny.records(tmp_path / "run"))
+    deadline = time.monotonic() + 60
+    while len(tiny.records(tmp_path / "run")) < reached + 20:
+      assert time.monotonic() < deadline
+      assert [process.poll() for process in pair] == [None, None]
+      time.sleep(0.1)
+  finally:
+    for process in (*pair, *strangers):
+      process.kill()
+
+
+def test_a_process_of_another_run_that_comes_first_is_refused(cache_dir, tmp_path):
+  """While process 0 still waits for its own process 1."""
+  port = free_port()
+  first = [start_one(tmp_path / "run", cache_dir, 4, port, 0)]
+  other = start_one(tmp_path / "other", cache_dir, 4, port, 1)
+  try:
+    printed = other.communicate(timeout=90)[0]
+    assert other.returncode == 2 and printed.count("error: ") == 1, printed
+    assert f"there --workdir={tmp_path / 'run'}" in printed
+    first.append(start_one(tmp_path / "run", cache_dir, 4, port, 1))
+    printed = [process.communicate(timeout=200)[0] for process in first]
+    assert [process.returncode for process in first] == [0, 0], printed
+  finally:
+    for process in (*first, other):
+      process.kill()

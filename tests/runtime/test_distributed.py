@@ -100,9 +100,9 @@ def test_a_process_that_waits_in_vain_gives_up_with_one_message(index):
     found.bind(("127.0.0.1", 0))
     port = found.getsockname()[1]
   code = (
-    "from skipalign_jax.runtime import distributed\n"
-    f"distributed.run(lambda: "
-    f"distributed.initialize('127.0.0.1:{port},2,{index}', timeout=2))"
+    "from skipalign_jax.runtime import distributed, errors\n"
+    f"join = lambda: distributed.initialize('127.0.0.1:{port},2,{index}', 'run', 2)\n"
+    "errors.run_command(lambda: distributed.run(join))"
   )
   done = subprocess.run(
     [sys.executable, "-c", code],
@@ -116,6 +116,18 @@ def test_a_process_that_waits_in_vain_gives_up_with_one_message(index):
   assert len(lines) == 1 and f"127.0.0.1:{port}" in lines[0]
   assert f"process {index} still waits" in lines[0]
   assert "Check failure" not in done.stderr
+
+
+def test_the_address_of_a_slurm_step_is_found_before_jax_connects(monkeypatch):
+  for name, value in (SLURM | {"SLURM_STEP_NODELIST": "n[1-2]"}).items():
+    monkeypatch.setenv(name, value)
+  found = distributed._complete(distributed.decide("auto", SLURM).arguments, 1)
+  assert found["coordinator_address"].startswith("n1:")
+  assert (found["num_processes"], found["process_id"]) == (8, 1)
+  assert found["local_device_ids"] == [0]
+  monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "3")
+  found = distributed._complete(distributed.decide("auto", SLURM).arguments, 1)
+  assert found["local_device_ids"] is None
 
 
 def test_a_single_process_does_not_communicate():

@@ -1,8 +1,12 @@
 """Files are whole or not there, whenever a process is killed."""
 
+import errno
+import os
+import signal
+
 import pytest
 
-from skipalign_jax.runtime import errors, files
+from skipalign_jax.runtime import errors, files, signals
 
 GOOD = b'{"step": 1}\n'
 
@@ -118,3 +122,62 @@ def test_a_new_folder_is_whole_or_not_there(tmp_path):
     files.new_folder(tmp_path / "x"),
   ):
     pass
+
+
+def half_written(path, suffix, kind):
+  """What a process had begun when it was killed."""
+  left = path.with_name(f".{path.name}.{kind}{suffix}")
+  left.mkdir() if suffix == ".partial" else left.write_text("half")
+  if suffix == ".partial":
+    (left / "half").write_text("x")
+  return left
+
+
+@pytest.mark.parametrize("name", ["x", "[a*?]", "a.b", "é\n"])
+@pytest.mark.parametrize("suffix", [".partial", ".new"])
+def test_what_a_kill_left_is_removed_and_what_lives_is_not(tmp_path, name, suffix):
+  path = tmp_path / name
+  write = files.new_folder if suffix == ".partial" else (
+    lambda path: files.replacing(path, shared=True)
+  )  # fmt: skip
+  put = lambda new: (new / "file" if suffix == ".partial" else new).write_text("whole")
+  others = [
+    half_written(tmp_path / "other", suffix, "0123abcd"),
+    half_written(tmp_path / f"{name}.y", suffix, "0123abcd"),
+    half_written(path, suffix, "short"),
+    half_written(path, ".txt", "0123abcd"),
+  ]
+  half_written(path, suffix, "0123abcd")
+  half_written(path, suffix, "0_3ab2xy")  # as older versions named it
+  with pytest.raises((errors.UserError, RuntimeError)), write(path) as one:
+    put(one)
+    with write(path) as other:
+      assert one.exists()  # it lives
+      put(other)
+    assert path.exists()
+    raise RuntimeError
+  assert names(tmp_path) == sorted([name, *(left.name for left in others)])
+
+
+def test_where_there_are_no_locks_nothing_is_removed(tmp_path, monkeypatch):
+  def flock(*_):
+    raise OSError(errno.ENOLCK, "no locks")
+
+  monkeypatch.setattr(files.fcntl, "flock", flock)
+  left = half_written(tmp_path / "x", ".partial", "0123abcd")
+  with files.new_folder(tmp_path / "x"):
+    pass
+  assert names(tmp_path) == sorted(["x", left.name])
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_removes_what_was_begun(tmp_path, name):
+  number = getattr(signal, name)
+  with pytest.raises(KeyboardInterrupt) as raised, signals.as_exceptions():
+    with files.new_folder(tmp_path / "x") as new, files.replacing(tmp_path / "y") as y:
+      (new / "half").write_text("x")
+      y.write_text("half")
+      os.kill(os.getpid(), number)
+      (new / "other").write_text("x")
+  assert names(tmp_path) == []
+  assert signals.status_of(raised.value) == 128 + number

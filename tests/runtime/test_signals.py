@@ -10,7 +10,7 @@ import tiny
 from skipalign_jax.runtime import signals
 
 
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_stops_after_the_step_and_the_second_at_once(first):
   code = (
     "import time; from skipalign_jax.runtime import signals\n"
@@ -28,6 +28,9 @@ def test_the_first_signal_stops_after_the_step_and_the_second_at_once(first):
   _, message, status = (process.stdout.readline() for _ in range(3))
   assert message.startswith("stopping after this step") and "again" in message
   assert status == f"{128 + first}\n"
+  process.send_signal(signal.SIGHUP)  # of the same terminal, if it was one before
+  with pytest.raises(subprocess.TimeoutExpired):
+    process.wait(timeout=0.2)
   process.send_signal(signal.SIGTERM)
   assert process.wait(timeout=5) == -signal.SIGTERM
 
@@ -68,3 +71,57 @@ def test_signals_are_as_before_after_the_loop():
   with signals.Stop():
     assert signal.getsignal(signal.SIGTERM) is not before
   assert signal.getsignal(signal.SIGTERM) is before
+
+
+def run_command(work, **options):
+  """Starts a command that says "ready" before it waits for a signal."""
+  code = (
+    "import time; from skipalign_jax.runtime import errors\n"
+    f"def main():\n  {work}\n"
+    "errors.run_command(main)"
+  )
+  process = subprocess.Popen(
+    [sys.executable, "-c", code],
+    cwd=tiny.ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    **options,
+  )
+  assert process.stdout.readline() == "ready\n"
+  return process
+
+
+@pytest.mark.parametrize(
+  ("number", "said"),
+  [
+    (signal.SIGINT, "interrupted"),
+    (signal.SIGTERM, "stopped by SIGTERM"),
+    (signal.SIGHUP, "stopped by SIGHUP"),
+  ],
+)
+def test_a_signal_ends_a_command_with_its_number(number, said):
+  process = run_command("print('ready', flush=True); time.sleep(60)")
+  process.send_signal(number)
+  _, stderr = process.communicate(timeout=10)
+  assert (process.returncode, stderr) == (128 + number, f"{said}\n")
+
+
+def test_under_nohup_a_command_survives_the_end_of_its_terminal():
+  ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  process = run_command(
+    "print('ready', flush=True); time.sleep(0.5)", preexec_fn=ignore
+  )
+  process.send_signal(signal.SIGHUP)
+  assert process.wait(timeout=10) == 0
+
+
+def test_a_second_signal_ends_a_command_that_cleans_up_for_too_long():
+  process = run_command(
+    "try: print('ready', flush=True); time.sleep(60)\n"
+    "  finally: print('cleaning', flush=True); time.sleep(60)"
+  )
+  process.send_signal(signal.SIGTERM)
+  assert process.stdout.readline() == "cleaning\n"
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(timeout=10) in (-signal.SIGTERM, 128 + signal.SIGTERM)

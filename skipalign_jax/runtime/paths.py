@@ -1,0 +1,65 @@
+"""Paths that a user writes: names of files as they are, with ~ for a home folder.
+
+Libraries get such a path whole and as data. Names that one of them cannot take are
+refused here, before anything is read or written.
+"""
+
+import os
+import pathlib
+
+from skipalign_jax.runtime import errors
+
+_MAX_NAME, _MAX_PATH = 255, 4095  # bytes, of Linux
+_OURS_IN_NAME, _OURS_IN_PATH = 32, 320  # for the longest names that are written inside
+
+
+def given(text: str | os.PathLike[str], flag: str) -> pathlib.Path:
+  """The path that a flag or a config key names.
+
+  Args:
+    text: what the user wrote.
+    flag: how the text was given, for messages, as in "--workdir=runs/a".
+
+  Raises:
+    UserError: a name that cannot be opened, or a home folder that is not known.
+  """
+  text = os.fspath(text)
+  if problem := _problem(text):
+    raise errors.UserError(f"{_printable(flag)}: {problem}")
+  try:
+    return pathlib.Path(text).expanduser()
+  except RuntimeError as error:
+    home = text.split("/")[0]
+    raise errors.UserError(
+      f"{flag}: the home folder {home} is not known ({error}); write the whole path, "
+      f"or ./{text} for a folder of this name"
+    ) from error
+
+
+def output(text: str | os.PathLike[str], flag: str) -> pathlib.Path:
+  """As `given`, for a folder that is written: the names inside it must fit too."""
+  path = given(text, flag)
+  if len(os.fsencode(path.name)) + _OURS_IN_NAME > _MAX_NAME:
+    raise errors.UserError(f"{flag}: this name is too long; give a shorter one")
+  if len(os.fsencode(path.absolute())) + _OURS_IN_PATH > _MAX_PATH:
+    raise errors.UserError(f"{flag}: this path is too long; give a shorter one")
+  return path
+
+
+def _problem(text: str) -> str:
+  if not text:
+    return "the path is empty"
+  if "\0" in text:
+    return "a path cannot have a null character"
+  try:
+    encoded = text.encode("utf-8")
+  except UnicodeEncodeError:
+    return "the path is not valid UTF-8; rename it"
+  longest = max(map(len, encoded.split(b"/")))
+  if longest > _MAX_NAME or len(encoded) > _MAX_PATH:
+    return "the path is too long"
+  return ""
+
+
+def _printable(text: str) -> str:
+  return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\0")
