@@ -24,7 +24,7 @@ def main() -> None:
   drawn = []
   for name in names:
     recipe = positions.PositionConfig(name, L, 0.5, "block", "never", "uniform")
-    drawn += preview.samples(batch, np.asarray(positions.synthesize(recipe, 0, batch)))
+    drawn += preview.samples(batch, preview.draw_positions(recipe, 0, batch))
   path = pathlib.Path(__file__).parent / "images" / "strategies.png"
   path.parent.mkdir(exist_ok=True)
   title = f"The same {sum(BLOCKS)}-token dialogue under each strategy"

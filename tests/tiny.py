@@ -3,6 +3,7 @@
 Shapes: B rows, L tokens per row, N heads, P rotated pairs, V vocab.
 """
 
+import functools
 import os
 import pathlib
 
@@ -228,6 +229,24 @@ def naive_logits(params, config, tokens_L, positions_L, mask_LL):
     x = x + linear(gated, p["mlp"]["down"])
   out = params["embed" if config.tie_embeddings else "lm_head"]["weight"]
   return norm(x, params["norm"]["weight"]) @ out.T
+
+
+compiled_logits = jax.jit(naive_logits, static_argnums=1)
+
+
+def alone_logits(params, config, tokens, positions=None):
+  """naive_logits of one sequence by itself; SEQ_LEN long, so compiled once.
+
+  Nothing attends to the padding.
+  """
+  m = len(tokens)
+  places = np.arange(m) if positions is None else positions
+  pad = lambda x: np.pad(x, (0, SEQ_LEN - m))
+  causal_LL = np.tri(SEQ_LEN, dtype=bool)
+  return compiled_logits(params, config, pad(tokens), pad(places), causal_LL)[:m]
+
+
+drawn = jax.jit(functools.partial(positions.synthesize, SKIPS, 0))  # of a batch
 
 
 def naive_sums(params, config, batch, positions_BL):

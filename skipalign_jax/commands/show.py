@@ -12,9 +12,8 @@ from rich import text as rich_text
 
 from skipalign_jax.data import packing, pipeline
 from skipalign_jax.data import tokenizer as tokenizer_lib
-from skipalign_jax.method import positions
 from skipalign_jax.runtime import errors
-from skipalign_jax.training import resolve
+from skipalign_jax.training import preview, resolve
 
 STYLES = {
   "instruction": "blue",
@@ -57,7 +56,7 @@ def run(
   for i in range(n):
     row = data.train_rows[i]
     batch = {name: array_L[None] for name, array_L in row.items()}
-    positions_L = np.asarray(positions.synthesize(recipe, config.seed, batch))[0]
+    positions_L = preview.draw_positions(recipe, config.seed, batch)[0]
     shown = spans(row)
     if every_token:
       shown = [

@@ -5,8 +5,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
 
+from skipalign_jax.method import positions
 from skipalign_jax.runtime import plotting
 
 if TYPE_CHECKING:
@@ -25,6 +27,14 @@ class Span:
   tokens: int
   first: int
   last: int
+
+
+def draw_positions(
+  recipe: positions.PositionConfig, seed: int, batch: dict[str, np.ndarray]
+) -> np.ndarray:
+  """positions_BL of a batch, outside a training step: compiled once, as one program."""
+  compiled = jax.jit(positions.synthesize, static_argnums=(0, 1))
+  return np.asarray(compiled(recipe, seed, batch))
 
 
 def samples(batch: dict[str, np.ndarray], positions_BL: np.ndarray) -> list[list[Span]]:

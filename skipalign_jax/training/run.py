@@ -6,12 +6,10 @@ import pathlib
 from typing import TextIO
 
 import jax
-import numpy as np
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import pipeline
-from skipalign_jax.method import positions
 from skipalign_jax.runtime import distributed, signals
 from skipalign_jax.training import (
   checkpoint,
@@ -149,7 +147,7 @@ def show_first_batch(setup: setup_lib.Setup) -> None:
   """Prints and draws the positions of the first batch."""
   recipe = setup.recipe.positions
   batch = setup.data.first_rows(min(setup.config.batch_size, preview.ROWS))
-  positions_BL = np.asarray(positions.synthesize(recipe, setup.recipe.seed, batch))
+  positions_BL = preview.draw_positions(recipe, setup.recipe.seed, batch)
   found = preview.samples(batch, positions_BL)
   found.sort(key=len, reverse=True)  # long dialogues show more
   limit = int(positions_BL.max()) + 1

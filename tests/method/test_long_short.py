@@ -170,10 +170,6 @@ def naive():
   return jax.jit(jax.value_and_grad(objective, has_aux=True))
 
 
-def drawn(batch):
-  return np.asarray(positions.synthesize(tiny.SKIPS, 0, batch))
-
-
 def test_a_step_is_the_naive_one(run, naive):
   """With skipped positions; a constant added to the short window's changes nothing."""
   batch, start = tiny.batch(), tiny.params(run.recipe.model)
@@ -181,7 +177,7 @@ def test_a_step_is_the_naive_one(run, naive):
   metrics = run.step(batch)
   found, _ = windows(batch)
   others = found["short_segment_ids"], found["pair_weight"]
-  places_BL = drawn(batch)
+  places_BL = np.asarray(tiny.drawn(batch))
   assert places_BL.max() > tiny.SEQ_LEN  # so positions skip
   for shift in (0, 1000):
     (_, (loss, sce)), _ = naive(start, batch, places_BL, places_BL + shift, *others)
@@ -195,7 +191,7 @@ def test_a_step_is_the_naive_one(run, naive):
 def test_gradients_are_the_naive_ones(run, naive):
   batch, start = tiny.batch(), tiny.params(run.recipe.model)
   found, _ = windows(batch)
-  places_BL = drawn(batch)
+  places_BL = np.asarray(tiny.drawn(batch))
   prepared, _, weight = objective.prepare(run.recipe, batch, jnp.int32(0))
   prepared["positions"] = places_BL
 

@@ -26,21 +26,11 @@ KINDS = {
 }
 
 logits = jax.jit(decoder.logits, static_argnums=(1, 5))
-naive_logits = jax.jit(tiny.naive_logits, static_argnums=1)
-synthesize = jax.jit(functools.partial(positions.synthesize, tiny.SKIPS, 0))
-
-
-def alone(params, config, tokens, positions):
-  """Naive logits of one sample without padding."""
-  m, L = len(tokens), tiny.SEQ_LEN
-  pad = lambda x: np.pad(x, (0, L - m))  # one shape; nothing attends to the padding
-  causal_LL = np.tri(L, dtype=bool)
-  return naive_logits(params, config, pad(tokens), pad(positions), causal_LL)[:m]
 
 
 def skipping_batch():
   batch = tiny.batch(rows=3)
-  positions_BL = np.asarray(synthesize(batch))
+  positions_BL = np.asarray(tiny.drawn(batch))
   assert positions_BL.max() > tiny.SEQ_LEN  # something did skip
   return batch, positions_BL
 
@@ -56,7 +46,9 @@ def test_packed_samples_equal_naive_logits_of_each_alone(kind):
   for row, segments_L in enumerate(batch["segment_ids"]):
     for segment in range(1, segments_L.max() + 1):
       at = row, segments_L == segment
-      expected = alone(params, config, batch["tokens"][at], positions_BL[at])
+      expected = tiny.alone_logits(
+        params, config, batch["tokens"][at], positions_BL[at]
+      )
       np.testing.assert_allclose(packed_BLV[at], expected, rtol=1e-3, atol=1e-3)
 
 
@@ -73,7 +65,7 @@ def test_a_sample_has_the_same_positions_and_logits_packed_and_alone():
       for name in batch:
         moved[name][row, :m] = batch[name][row, at]
       moved["segment_ids"][row, :m] = 1
-    alone_BL = np.asarray(synthesize(moved))
+    alone_BL = np.asarray(tiny.drawn(moved))
     alone_BLV = logits(
       PARAMS, CONFIG, moved["tokens"], alone_BL, moved["segment_ids"], "float32"
     )
@@ -219,7 +211,7 @@ def test_prompt_and_decoding_equal_the_whole_sample_alone(kind, parts, block):
     steps_BTV.append(logits_BLV[:, 0])
   assert int(cache.length) == L + new
   for row, m in enumerate(prompts):
-    expected = alone(params, config, tokens[row], places[row])[m - 1 :]
+    expected = tiny.alone_logits(params, config, tokens[row], places[row])[m - 1 :]
     got = np.stack(steps_BTV, axis=1)[row]
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
 

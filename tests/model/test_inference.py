@@ -1,6 +1,7 @@
 """The engine: log-probabilities, hidden states, parts, minimum lengths, meshes."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -17,15 +18,19 @@ PARAMS = tiny.params(CONFIG)
 RNG = np.random.default_rng(0)
 SEQUENCES = [RNG.integers(1, 40, n).tolist() for n in (21, 9, 14, 2)]
 STARTS = [1, 4, 13, 1]
-MESHES = (dict(fsdp=4, context=2), dict(data=2, tensor=4), dict(context=8))
+ALL_AXES = dict(data=2, fsdp=2, tensor=2, context=2)
+# Tokens that are read at once (0: all), and the mesh.
+QUICK = [(0, ALL_AXES), (8, ALL_AXES)]
+OTHERS = [
+  (part, sizes)
+  for sizes in (dict(fsdp=4, context=2), dict(data=2, tensor=4), dict(context=8))
+  for part in (0, 8)
+]
 
 
 def expected(sequence, start):
   """log p and whether likeliest, by full logits of the sequence alone."""
-  n = len(sequence)
-  logits_LV = tiny.naive_logits(
-    PARAMS, CONFIG, np.array(sequence), np.arange(n), np.tri(n, dtype=bool)
-  )
+  logits_LV = tiny.alone_logits(PARAMS, CONFIG, sequence)
   log_p_LV = np.asarray(jax.nn.log_softmax(logits_LV))[start - 1 : -1]
   targets = sequence[start:]
   log_p = np.take_along_axis(log_p_LV, np.array(targets)[:, None], 1)[:, 0]
@@ -78,9 +83,7 @@ def test_hidden_states_end_at_the_right():
   head_VD = np.asarray(PARAMS["lm_head"]["weight"])
   for row, sequence in enumerate(SEQUENCES):
     n = len(sequence)
-    want_LV = tiny.naive_logits(
-      PARAMS, CONFIG, np.array(sequence), np.arange(n), np.tri(n, dtype=bool)
-    )
+    want_LV = tiny.alone_logits(PARAMS, CONFIG, sequence)
     got_LV = np.asarray(hidden_BLD[row, -n:]) @ head_VD.T
     np.testing.assert_allclose(got_LV, want_LV, rtol=1e-3, atol=1e-3)
 
@@ -124,12 +127,12 @@ def test_empty_prompts_are_refused():
     inference.Engine(PARAMS, CONFIG, "float32").hidden([[1], []])
 
 
-def on_meshes():
-  """What the process of eight devices does: replies and scores a mesh, as JSON."""
+def on_meshes(cases):
+  """What the process of many devices does: replies and scores per case, as JSON."""
   found = {}
-  for part, sizes in ((0, MESHES[0]), *((8, sizes) for sizes in MESHES)):
+  for part, sizes in cases:
     axes = dict.fromkeys(sharding.AXES, 1) | sizes
-    mesh = sharding.make_mesh(axes)
+    mesh = sharding.make_mesh(axes, jax.devices()[: math.prod(sizes.values())])
     at = sharding.params_shardings(mesh, decoder.definition(CONFIG)[1])
     params = jax.device_put(PARAMS, at)
     engine = inference.Engine(params, CONFIG, "float32", mesh, part)
@@ -140,10 +143,13 @@ def on_meshes():
 
 
 @pytest.mark.multidevice
-def test_eight_devices_answer_as_one():
+@pytest.mark.parametrize(
+  "cases", [QUICK, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["all", "others"]
+)
+def test_many_devices_answer_as_one(cases):
   done = subprocess.run(
-    [sys.executable, __file__],
-    env=tiny.environment(devices=8),
+    [sys.executable, __file__, json.dumps(cases)],
+    env=tiny.environment(devices=16),
     capture_output=True,
     text=True,
     timeout=300,
@@ -153,7 +159,7 @@ def test_eight_devices_answer_as_one():
   replies = [list(row) for row in engine.generate(SEQUENCES, 5, ())]
   scores = np.concatenate([x for x, _ in engine.score(SEQUENCES, STARTS)])
   found = json.loads(done.stdout.splitlines()[-1])
-  assert len(found) == 1 + len(MESHES)
+  assert len(found) == len(cases)
   for name, (theirs, their_scores) in found.items():
     assert theirs == replies, name
     np.testing.assert_allclose(
@@ -163,4 +169,4 @@ def test_eight_devices_answer_as_one():
 
 if __name__ == "__main__":
   backends.TILE, backends.CPU_BLOCK = 4, 8
-  on_meshes()
+  on_meshes(json.loads(sys.argv[1]))

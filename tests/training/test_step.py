@@ -20,10 +20,6 @@ def run():
   return tiny.Run(optim=OPTIM)
 
 
-def drawn_positions(batch):
-  return positions.synthesize(tiny.SKIPS, 0, batch)
-
-
 @pytest.fixture(scope="module")
 def naive_sums():
   """(Σ loss, Σ weight) as one compiled function of (params, batch, positions)."""
@@ -65,7 +61,7 @@ def test_loss_is_the_mean_over_all_targets(run, naive_sums):
   np.testing.assert_allclose(total, expected, rtol=1e-5)
   assert weight == expected_weight == batch["loss_weight"].sum()
   # Training reads skipped positions, and only those.
-  expected, _ = naive_sums(start, batch, drawn_positions(batch))
+  expected, _ = naive_sums(start, batch, tiny.drawn(batch))
   loss = run.step(batch)["loss"]
   np.testing.assert_allclose(loss, expected / weight, rtol=1e-5)
   assert abs(loss - total / weight) > 1e-3
@@ -106,7 +102,7 @@ def test_sequence_mean_is_the_same_packed_and_unpacked(run, naive_sums):
       inside_BL = np.zeros_like(batch["segment_ids"], bool)
       inside_BL[row] = batch["segment_ids"][row] == segment
       one = batch | {"loss_weight": batch["loss_weight"] * inside_BL}
-      total, weight = naive_sums(start, one, drawn_positions(batch))
+      total, weight = naive_sums(start, one, tiny.drawn(batch))
       means += [total / weight] if weight else []
   assert len(means) == 4
   run.reset(start)
@@ -128,14 +124,14 @@ def test_without_mask_a_row_is_one_long_sample(run, naive_sums):
   weighed = rowwise(packing.weigh_samples_equally, batch)
   for one in (batch, weighed):
     joined = rowwise(packing.without_mask, one)
-    total, weight = naive_sums(start, joined, drawn_positions(joined))
+    total, weight = naive_sums(start, joined, tiny.drawn(joined))
     np.testing.assert_allclose(weight, one["loss_weight"].sum(), rtol=1e-6)
     run.reset(start)
     metrics = run.step(joined)
     np.testing.assert_allclose(metrics["loss"], total / weight, rtol=1e-5)
     run.reset(start)
     assert abs(metrics["loss"] - run.step(one)["loss"]) > 1e-3
-  rising = np.diff(np.asarray(drawn_positions(joined)), axis=1) > 0
+  rising = np.diff(np.asarray(tiny.drawn(joined)), axis=1) > 0
   assert (rising | (joined["segment_ids"][:, 1:] == 0)).all()
 
 
@@ -159,7 +155,7 @@ def test_metrics_of_a_real_batch(run):
   batch = tiny.batch()
   metrics = run.step(batch)
   assert metrics["tokens"] == np.sum(batch["segment_ids"] > 0)
-  drawn_BL = np.asarray(drawn_positions(batch))
+  drawn_BL = np.asarray(tiny.drawn(batch))
   assert metrics["largest_position"] == drawn_BL.max() > tiny.SEQ_LEN
   assert metrics["skipped_fraction"] == 1  # p = 1 and all have a second instruction
   assert metrics["finite"] and metrics["learning_rate"] == pytest.approx(0.01)
@@ -230,7 +226,7 @@ def test_ten_steps_equal_a_naive_run(run, naive_sums):
   losses, norms, expected, expected_norms = [], [], [], []
   for t, lr in enumerate(rates, 1):
     batch = tiny.batch(seed=t % 2, epoch=t)
-    drawn_BL = drawn_positions(batch)
+    drawn_BL = tiny.drawn(batch)
     params, m, v, value, norm = naive_step(params, m, v, t, lr, batch, drawn_BL)
     expected.append(value)
     expected_norms.append(norm)
