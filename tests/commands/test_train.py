@@ -19,7 +19,7 @@ from tiny_train import load, run
 from skipalign_jax import config as config_lib
 from skipalign_jax.hf import reference
 from skipalign_jax.runtime import errors, terminal
-from skipalign_jax.training import optimizer, resolve
+from skipalign_jax.training import log, optimizer, resolve
 from skipalign_jax.training import run as run_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -118,14 +118,21 @@ def test_kill_and_rerun_equals_an_uninterrupted_run(
   jax.tree.map(np.testing.assert_array_equal, params(folder), params(finished))
 
 
-def test_an_interrupted_run_saves_and_resumes(finished, config, cache_dir, tmp_path):
+def test_an_interrupted_run_saves_and_resumes(finished, config, monkeypatch, tmp_path):
   folder = tmp_path / "interrupted"
-  process = start(folder, cache_dir)
-  wait_for_step(folder, 2, process)
-  process.send_signal(signal.SIGINT)
-  printed, _ = process.communicate(timeout=120)
-  assert process.returncode == 130, printed
-  assert "run the same command again" in printed
+  dispatched = log.Log.dispatched
+
+  def interrupted(self, step, *rest):
+    dispatched(self, step, *rest)
+    if step == 3:
+      signal.raise_signal(signal.SIGINT)
+
+  printed = io.StringIO()
+  with monkeypatch.context() as patched:
+    patched.setattr(log.Log, "dispatched", interrupted)
+    assert run_lib.run(config, folder, terminal.Console(file=printed)) == 130
+  assert "run the same command again" in printed.getvalue()
+  assert tiny.records(folder)[-1]["step"] == 3
   assert run(config, folder) == 0
   assert tiny.records(folder) == tiny.records(finished)
 
@@ -158,10 +165,10 @@ def test_a_run_whose_checkpoints_are_gone_is_refused(finished, config, tmp_path)
 
 def test_skip_outer_on_single_turns_is_reported(config, tmp_path):
   turn = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
-  lines = [json.dumps({"id": i, "messages": turn}) for i in range(8)]
+  lines = [json.dumps({"id": i, "messages": turn}) for i in range(80)]
   (tmp_path / "chats.jsonl").write_text("\n".join(lines))
-  config.data.train, config.data.eval = str(tmp_path / "chats.jsonl"), ""
-  config.steps, config.batch_size, config.data.packing = 1, 1, False
+  config.data.train = str(tmp_path / "chats.jsonl")
+  config.data.eval = ""  # the rest as `finished`, whose program is compiled
   file = io.StringIO()
   run_lib.run(config, tmp_path / "run", terminal.Console(file=file))
   assert "nothing will skip" in file.getvalue() and tiny.is_plain(file.getvalue())
