@@ -30,7 +30,7 @@ $(VENV)/.ready: requirements.lock requirements.txt pyproject.toml
 	@touch $@
 
 test: setup
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile  # fixtures of a file are made once
 
 test-plan: setup
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[plan]'

@@ -257,8 +257,13 @@ def naive_sums(params, config, batch, positions_BL):
   logits_BLV = jax.vmap(naive_logits, (None, None, 0, 0, 0))(
     params, config, batch["tokens"], positions_BL, same_BLL & np.tri(L, dtype=bool)
   )
-  # Place t predicts token t + 1, if that belongs to the same sample.
-  log_p_BLV = jax.nn.log_softmax(logits_BLV)[:, :-1]
+  return weighed_sums(jax.nn.log_softmax(logits_BLV), batch)
+
+
+def weighed_sums(log_p_BLV, batch):
+  """(Σ weight·loss, Σ weight): place t predicts token t + 1 of the same sample."""
+  segments_BL = batch["segment_ids"]
+  log_p_BLV = log_p_BLV[:, :-1]
   log_p_BL = jnp.take_along_axis(log_p_BLV, batch["tokens"][:, 1:, None], 2)[..., 0]
   weight_BL = batch["loss_weight"][:, 1:] * (segments_BL[:, 1:] == segments_BL[:, :-1])
   return -jnp.sum(weight_BL * log_p_BL), jnp.sum(weight_BL)

@@ -163,7 +163,7 @@ def naive():
     log_p = log_probs(positions_BL, batch["segment_ids"])
     log_q = log_probs(short_positions_BL, short_BL)
     sce_BL = -jnp.sum(jnp.exp(log_p) * log_q + jnp.exp(log_q) * log_p, axis=-1)
-    total, weight = tiny.naive_sums(params, tiny.config(), batch, positions_BL)
+    total, weight = tiny.weighed_sums(log_p, batch)
     loss, sce = total / weight, jnp.sum(pair_BL * sce_BL) / jnp.sum(pair_BL)
     return loss + CONFIG.alpha * sce, (loss, sce)
 
