@@ -1,5 +1,6 @@
 """The benchmarks: statistics, workers, and the scripts that need no peer."""
 
+import dataclasses
 import importlib.util
 import itertools
 import pathlib
@@ -8,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 
+from skipalign_jax.data import tokenizer as tokenizer_lib
+from skipalign_jax.hf import export
 from skipalign_jax.model import known_models
 
 FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks"
@@ -98,6 +101,25 @@ def test_flops_of_a_7b_model():
   # 6.74e9 parameters, of which the input embedding multiplies nothing.
   assert work["products"] == pytest.approx(6 * (6.738e9 - 0.131e9) * 1024, rel=1e-3)
   assert work["attention"] == 6 * 32 * 1024**2 * 32 * 128
+
+
+def test_templates_are_compared_with_transformers(tmp_path):
+  templates = load("templates")
+  tokenizer = tokenizer_lib.byte_tokenizer()
+  export.save_tokenizer(tokenizer, tmp_path)
+  page = templates.section("Bytes", str(tmp_path))
+  assert page.count("| equal | equal | the last token of each |") == 3
+  assert "learned T h r e e . <|im_end|>\nread    \\n" in page
+  pair = templates.read(str(tmp_path))
+  no_stop = dataclasses.replace(pair, stop_ids=(ord("}") + 4,))
+  (*_, stops) = templates.check(no_stop, templates.CHATS["two turns"])
+  assert stops == "reply 1; reply 2"
+  pair.theirs.chat_template = tokenizer.chat_template + (
+    "{{ 'more' if add_generation_prompt else '!' }}"
+  )
+  _, text, prompts, _ = templates.check(pair, templates.CHATS["one turn"])
+  assert text == "transformers' ends with ! more"
+  assert prompts == "transformers' ends with m o r e more"
 
 
 @pytest.mark.slow
