@@ -22,6 +22,7 @@ from skipalign_jax import cli
 from skipalign_jax import config as config_lib
 from skipalign_jax.analysis import training
 from skipalign_jax.commands import analyze
+from skipalign_jax.hf import gguf_keys
 from skipalign_jax.runtime import errors
 from skipalign_jax.sweep import plan as plan_lib
 from skipalign_jax.training import resolve
@@ -250,7 +251,9 @@ def sources():
 # What a page names with a dot that is of others.
 FOREIGN = {
   "np.load", "signal.set_wakeup_fd", "tokenizer.model", "evaluate.load",
-  "lm_head.weight", "rope.scaling.yarn_attn_factor", "tokenizer.ggml.pre",
+  "lm_head.weight", "general.type", "tokenizer.ggml.model", "tokenizer.ggml.pre",
+  "attention.scale", "attention.value_length", "rope.scaling.yarn_attn_factor",
+  "rope.scaling.yarn_ext_factor", *gguf_keys.VALUES,
 }  # fmt: skip
 PACKAGES = {"jax", "torch", "orbax", "lm_eval", "TemplateLM", "arrow_writer", "Dataset"}
 FILE_NAME = r"[\w./*]+\.(?:py|sh|sbatch|yaml|ipynb)\b"
