@@ -19,7 +19,7 @@ from typing import Any
 
 from skipalign_jax import cli
 from skipalign_jax import config as config_lib
-from skipalign_jax.runtime import arguments, errors
+from skipalign_jax.runtime import arguments, errors, terminal
 
 USAGE = """
   python -m skipalign_jax.analyze distances|coverage|diagram|rope
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] = sys.argv) -> int:
   """Runs one command; returns the exit status."""
   what, rest = (argv[1], list(argv[2:])) if len(argv) > 1 else ("", [])
   if what in ("", "-h", "--help") or {"-h", "--help"} & set(rest):
-    print(f"{__doc__}\nusage: {USAGE}")
+    terminal.Console().print(f"{__doc__}\nusage: {USAGE}")
     return 0 if what else 2
   if what not in COMMANDS:
     raise errors.UserError(f"{arguments.unexpected(what, COMMANDS)}\nusage: {USAGE}")

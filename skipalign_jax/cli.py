@@ -9,7 +9,7 @@ from absl import flags as absl_flags
 from ml_collections import config_flags
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, terminal
 
 COLUMNS = 80  # of the help
 
@@ -40,7 +40,7 @@ def parse(
     SystemExit: help was requested and printed.
   """
   if any(arg in ("--help", "-h", "-help") for arg in argv[1:]):
-    print(help_text(usage, flags))
+    terminal.Console().print(help_text(usage, flags))
     raise SystemExit(0)
   values = absl_flags.FlagValues()
   config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)

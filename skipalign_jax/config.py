@@ -65,9 +65,10 @@ SECTIONS = (
     "random weights and needs the keys from num_layers to window, and rope.theta.",
     init_from=key(
       "",
-      "Where the weights come from: a name on the Hugging Face hub, a folder of that "
-      "format, a .gguf file, or a workdir of train, with @STEP for one of its "
-      "checkpoints. Empty: random weights.",
+      "Where the weights come from: a name on the Hugging Face hub (hub:ORG/NAME, or "
+      "ORG/NAME where there is no local ORG), a folder of that format, a .gguf file, "
+      "or a workdir of train, with @STEP for one of its checkpoints. Empty: random "
+      "weights.",
     ),
     vocab_size=key(
       None,

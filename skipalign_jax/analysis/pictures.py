@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from skipalign_jax.evals import curves
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, plotting
 from skipalign_jax.training import preview
 
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
@@ -34,7 +34,7 @@ def draw(record: Record, path: pathlib.Path) -> pathlib.Path:
   figure = figure_lib.Figure(layout="tight")
   KINDS[kind](figure, record)
   figure.suptitle(record["title"], fontsize=10)
-  figure.savefig(path, dpi=100, bbox_inches="tight", facecolor="white")
+  plotting.save(figure, path, dpi=100, bbox_inches="tight", facecolor="white")
   return path
 
 

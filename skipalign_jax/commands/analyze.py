@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.analysis import dialogues, measure, pictures, reach, training
@@ -90,7 +89,7 @@ def redraw(path: pathlib.Path) -> pathlib.Path:
     ) from error
 
 
-def _write(record: Record, out: str, console: rich_console.Console) -> None:
+def _write(record: Record, out: str, console: terminal.Console) -> None:
   folder = pathlib.Path(out).expanduser()
   path = folder / f"{record['kind']}.json"
   try:
@@ -109,7 +108,7 @@ def _text(record: Record) -> str:
 
 
 def _sources(
-  config: ml_collections.ConfigDict, console: rich_console.Console
+  config: ml_collections.ConfigDict, console: terminal.Console
 ) -> list[prepare.Prepared]:
   if config.data.text_window:
     raise errors.UserError(
@@ -131,7 +130,7 @@ def _counted(
   describe: Callable[[distances_lib.Counter], Record],
   config: ml_collections.ConfigDict,
   options: Options,
-  console: rich_console.Console,
+  console: terminal.Console,
 ) -> Record:
   base = resolve.check(config)
   chosen = measure.recipes(base, options.strategies or STRATEGIES)
@@ -173,7 +172,7 @@ def _counted(
 
 
 def distances(
-  config: ml_collections.ConfigDict, options: Options, console: rich_console.Console
+  config: ml_collections.ConfigDict, options: Options, console: terminal.Console
 ) -> Record:
   """Histograms of relative distances; see `measure.histogram`."""
   seq_len = config_lib.row_length(config.data)
@@ -212,7 +211,7 @@ def distances(
 
 
 def coverage(
-  config: ml_collections.ConfigDict, options: Options, console: rich_console.Console
+  config: ml_collections.ConfigDict, options: Options, console: terminal.Console
 ) -> Record:
   """Positions and distances that occur, and the gaps; see `measure.coverage`."""
   record = _counted(
@@ -242,7 +241,7 @@ def coverage(
 
 
 def diagram(
-  config: ml_collections.ConfigDict, options: Options, console: rich_console.Console
+  config: ml_collections.ConfigDict, options: Options, console: terminal.Console
 ) -> Record:
   """The first dialogues of two turns or more, under each strategy."""
   base = resolve.check(config)
@@ -278,7 +277,7 @@ def diagram(
 
 
 def rotations(
-  config: ml_collections.ConfigDict, options: Options, console: rich_console.Console
+  config: ml_collections.ConfigDict, options: Options, console: terminal.Console
 ) -> Record:
   """Turns of RoPE's pairs; see `reach.measure`."""
   if options != Options("", 0, 1):

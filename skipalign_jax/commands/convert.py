@@ -34,7 +34,7 @@ def import_model(model: str, tokenizer: str, out: str) -> int:
         model_config=opened.config,
         hf_config=opened.hf_config,
         generation_config=opened.generation_config,
-        base=model,
+        base=opened.origin,
         versions=card.library_versions(),
       ),
     )

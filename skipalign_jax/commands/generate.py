@@ -10,7 +10,7 @@ from skipalign_jax.data import template_values
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import chat_template, reference
 from skipalign_jax.model import inference
-from skipalign_jax.runtime import compile_cache, errors, terminal
+from skipalign_jax.runtime import compile_cache, errors, escape, terminal
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,12 +71,12 @@ def print_replies(
     for stream, token in zip(streams, tokens, strict=True):
       new = "" if token is None else stream.add(token)
       if len(streams) == 1:
-        print(new, end="", flush=True)
+        terminal.write(new)
   if len(streams) == 1:
-    print()
+    terminal.write("\n")
     return
   for prompt, stream in zip(prompts, streams, strict=True):
-    print(f"> {prompt}\n{stream.text}\n")
+    terminal.write(f"> {prompt}\n{stream.text}\n\n")
 
 
 def encode(
@@ -94,7 +94,7 @@ def encode(
     text = chat_template.render(tokenizer, messages, add_generation_prompt=True)
   except jinja2.TemplateError as error:
     raise errors.UserError(
-      f"the chat template refuses the prompt ({error}); use --raw"
+      f"the chat template refuses the prompt ({escape.line(error)}); use --raw"
     ) from error
   return tokenizer.encode(text, add_special_tokens=False)
 

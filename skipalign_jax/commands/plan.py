@@ -2,15 +2,15 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import re
 
 import jax
 import ml_collections
-from rich import console as rich_console
 
 from skipalign_jax.data import tokenizer
-from skipalign_jax.hf import reference
+from skipalign_jax.hf import hub, reference
 from skipalign_jax.model import decoder, known_models, model_config, sharding
 from skipalign_jax.planning import (
   compiler,
@@ -22,7 +22,7 @@ from skipalign_jax.planning import (
   programs,
   search,
 )
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, terminal
 from skipalign_jax.training import recipe as recipe_lib
 from skipalign_jax.training import resolve
 
@@ -32,7 +32,7 @@ TULU_SAMPLES = 326_154  # of allenai/tulu-v2-sft-mixture, by its dataset card
 def run(
   config: ml_collections.ConfigDict,
   flags: dict[str, str | int],
-  console: rich_console.Console,
+  console: terminal.Console,
 ) -> int:
   """Prints the plans and, with --out, writes plan.json; returns the exit status.
 
@@ -52,7 +52,7 @@ def run(
 def records(
   config: ml_collections.ConfigDict,
   flags: dict[str, str | int],
-  console: rich_console.Console,
+  console: terminal.Console,
 ) -> list[plan_json.Record]:
   """Plans a config on each topology.
 
@@ -95,7 +95,9 @@ def model_shape(config: ml_collections.ConfigDict) -> model_config.ModelConfig:
     UserError: the name is not known and cannot be read as a reference.
   """
   name, vocab_size = config.model.init_from, 0
-  base = known_models.KNOWN.get(name)
+  base = None
+  if not os.path.exists(name):
+    base = known_models.KNOWN.get(name.removeprefix(hub.PREFIX))
   if base is None and name:
     try:
       base = reference.open_model(name).config

@@ -6,13 +6,11 @@ import itertools
 import ml_collections
 import numpy as np
 import transformers
-from rich import console as rich_console
 from rich import table as rich_table
-from rich import text as rich_text
 
 from skipalign_jax.data import packing, pipeline
 from skipalign_jax.data import tokenizer as tokenizer_lib
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, terminal
 from skipalign_jax.training import preview, resolve
 
 STYLES = {
@@ -28,7 +26,7 @@ def run(
   n: int,
   max_tokens_per_block: int,
   every_token: bool,
-  console: rich_console.Console,
+  console: terminal.Console,
 ) -> None:
   """Prints the first `n` rows of the training data.
 
@@ -129,10 +127,10 @@ def draw(
     table.add_row(
       str(span.segment),
       str(span.block),
-      rich_text.Text(role, STYLES[role]),
+      terminal.text(role, STYLES[role]),
       "yes" if span.is_target else "",
       f"{first}-{last}" if last > first else f"{first}",
-      rich_text.Text(text, style),
+      terminal.text(text, style),
     )
   return table
 
@@ -147,4 +145,4 @@ def _text(
     text = f"{decode(tokens[:head])} … {decode(tokens[len(tokens) - tail :])}"
   else:
     text = decode(tokens)
-  return text.replace("\n", "\\n")
+  return text

@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING
 import ml_collections
 import numpy as np
 from absl import flags
-from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import packing, prepare, sources, spans
 from skipalign_jax.data import rows as rows_lib
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, terminal
 
 if TYPE_CHECKING:
   import transformers
@@ -160,7 +159,7 @@ def build(
   tokenizer: transformers.PreTrainedTokenizerFast,
   share_index: int,
   share_count: int,
-  console: rich_console.Console,
+  console: terminal.Console,
 ) -> Data:
   """Reads, tokenizes and plans the data of a run.
 
@@ -206,7 +205,7 @@ def _prepare_all(
   spec: str | Sequence[str],
   config: ml_collections.ConfigDict,
   tokenizer: transformers.PreTrainedTokenizerFast,
-  console: rich_console.Console,
+  console: terminal.Console,
 ) -> list[prepare.Prepared]:
   """The tokenized sources of `data.train` or `data.eval`."""
   return [

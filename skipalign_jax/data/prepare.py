@@ -19,13 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import ml_collections
 import numpy as np
-from rich import console as rich_console
-from rich import progress
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import chat, schemas, sources, text
 from skipalign_jax.hf import template_dates
-from skipalign_jax.runtime import errors, files, untrusted
+from skipalign_jax.runtime import errors, files, progress, terminal, untrusted
 
 if TYPE_CHECKING:
   import datasets
@@ -110,7 +108,7 @@ def prepare(
   source: sources.Source,
   config: ml_collections.ConfigDict,
   tokenizer: transformers.PreTrainedTokenizerFast,
-  console: rich_console.Console,
+  console: terminal.Console,
 ) -> Prepared:
   """The tokenized source: read from the cache, or written there first.
 
@@ -240,7 +238,7 @@ def _write(
   source: sources.Source,
   config: ml_collections.ConfigDict,
   tokenizer: transformers.PreTrainedTokenizerFast,
-  console: rich_console.Console,
+  console: terminal.Console,
 ) -> None:
   from datasets import arrow_writer
 
@@ -248,17 +246,9 @@ def _write(
     tokenizer, config.seq_len, config.system_prompt, config.rewritten
   )
   texts = text.Encoder(tokenizer, config_lib.row_length(config), config.text_blocks)
-  bar = progress.Progress(
-    progress.SpinnerColumn(),
-    progress.TextColumn("{task.description}: {task.completed:,.0f} records"),
-    progress.TimeElapsedColumn(),
-    console=console,
-    transient=True,
-    disable=not console.is_terminal,
-  )
+  bar = progress.Counter(console, f"tokenizing {source.name}")
   ignored = ignored_keys(config)
   with bar, arrow_writer.ArrowWriter(features=_columns(), path=str(path)) as writer:
-    task = bar.add_task(f"tokenizing {source.name}", total=None)
     for batch in _batches(source.records()):
       parsed = [
         _parse(record, config.max_message_bytes, ignored) for _, record in batch
@@ -272,7 +262,7 @@ def _write(
           samples = next(dialogues) if isinstance(one, list) else [one]
         for sample in samples:
           writer.write(_row(sample, isinstance(one, str), number, record))
-      bar.advance(task, len(batch))
+      bar.add(len(batch))
     writer.finalize()
 
 

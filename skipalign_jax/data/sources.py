@@ -42,7 +42,7 @@ class Source:
     """A text that changes when the file does: its size, time and parts of it."""
     if self.name.startswith("builtin:"):
       return self.name
-    if self.name.startswith("hub:"):
+    if self.name.startswith(hub.PREFIX):
       return f"{self.name} {self.revision()}"
     path = self._path()
     stat = path.stat()
@@ -51,7 +51,7 @@ class Source:
 
   def revision(self) -> str:
     """The commit of a data set of the hub; "" for other sources."""
-    if not self.name.startswith("hub:"):
+    if not self.name.startswith(hub.PREFIX):
       return ""
     return hub.dataset_revision(self._hub_name()[0])
 
@@ -66,7 +66,7 @@ class Source:
     """
     if self.name.startswith("builtin:"):
       return self._builtin()
-    if self.name.startswith("hub:"):
+    if self.name.startswith(hub.PREFIX):
       return self._hub()
     path = self._path()
     if path.name.lower().endswith(_TEXTS):
@@ -77,7 +77,9 @@ class Source:
     """Raises UserError if the name is not valid or names no file."""
     if self.name.startswith("builtin:"):
       self._builtin_name()
-    elif not self.name.startswith("hub:"):
+    elif self.name.startswith(hub.PREFIX):
+      self._hub_name()
+    else:
       self._path()
 
   def _builtin_name(self) -> tuple[str, int]:
@@ -92,7 +94,9 @@ class Source:
 
   def _hub_name(self) -> tuple[str, str]:
     """The data set, and its split."""
-    name, _, split = self.name.removeprefix("hub:").partition(":")
+    name, _, split = self.name.removeprefix(hub.PREFIX).partition(":")
+    if not hub.is_id(name):
+      raise errors.UserError(f"data source {self.name!r} is unknown; give {FORMS}")
     return name, split or "train"
 
   def _hub(self) -> Iterator[tuple[int, Any]]:
@@ -103,7 +107,9 @@ class Source:
     with hub.downloading(
       f"data source {self.name}", "name a local .jsonl or .parquet file"
     ):
-      return enumerate(datasets.load_dataset(name, split=split, revision=revision), 1)
+      # By its name alone, a local folder would be read instead.
+      remote = f"hf://datasets/{name}"
+      return enumerate(datasets.load_dataset(remote, split=split, revision=revision), 1)
 
   def _path(self) -> pathlib.Path:
     path = pathlib.Path(self.name).expanduser()

@@ -11,6 +11,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from skipalign_jax.runtime import escape
+
 WHAT = ("datasets", "tasks")  # options that select what is evaluated, not how
 # Parts of a protocol that describe the model, or that may differ between comparable
 # results.
@@ -161,11 +163,11 @@ def _protocol(one: Results) -> dict[str, Any]:
 
 def markdown(table: Table) -> str:
   """The table with aligned columns, and its notes."""
-  lines = [["Model", *table.columns]]
+  lines = [["Model", *map(escape.markdown, table.columns)]]
   for row in table.rows:
     lines.append(
       [
-        _escape(row.name),
+        escape.markdown(row.name),
         *(_shown(row.cells.get(c), table.form) for c in table.columns),
       ]
     )
@@ -176,16 +178,13 @@ def markdown(table: Table) -> str:
     cells = [line[0].ljust(widths[0])]
     cells += [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]
     rows.append("| " + " | ".join(cells) + " |")
-  notes = [""] + [f"- {_escape(note)}" for note in table.notes] if table.notes else []
-  return "\n".join([f"### {table.title}", "", *rows, *notes])
+  notes = [f"- {escape.markdown(note)}" for note in table.notes]
+  title = f"### {escape.markdown(table.title)}"
+  return "\n".join([title, "", *rows, *([""] if notes else []), *notes])
 
 
 def _shown(cell: Cell | None, form: str) -> str:
   return "-" if cell is None else f"{cell.value:{form}}" + "*" * bool(cell.partial)
-
-
-def _escape(text: str) -> str:
-  return text.replace("*", "\\*").replace("|", "\\|")
 
 
 def as_json(table: Table) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import pathlib
 from collections.abc import Mapping, Sequence
 
+from skipalign_jax.runtime import plotting
+
 # Okabe and Ito's palette without its yellow; each line also has its own marker.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
@@ -62,5 +64,5 @@ def draw(
   axes.grid(color="#DDDDDD", linewidth=0.6)
   if len(lines) > 1:
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-  figure.savefig(path, dpi=130, bbox_inches="tight")
+  plotting.save(figure, path, dpi=130, bbox_inches="tight")
   return path

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from skipalign_jax.runtime import plotting
+
 # As in SkipAlign's Figure 3 deep red is full recall. Failure is blue instead of green,
 # for readers who cannot distinguish red and green.
 COLORS = "RdYlBu_r"
@@ -43,7 +45,7 @@ def draw(panels: Sequence[dict[str, Any]], path: pathlib.Path) -> pathlib.Path:
   figure.colorbar(
     image, ax=axes, label="score, %", fraction=0.05 / down, pad=0.02, format=percent
   )
-  figure.savefig(path, dpi=130, bbox_inches="tight")
+  plotting.save(figure, path, dpi=130, bbox_inches="tight")
   return path
 
 

@@ -20,12 +20,10 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-from rich import console as rich_console
-
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.hf import template_dates
-from skipalign_jax.runtime import distributed, errors, files, progress
+from skipalign_jax.runtime import distributed, errors, files, progress, terminal
 
 Record = items_lib.Record
 
@@ -139,7 +137,7 @@ class Evaluation:
     subject: subject_lib.Subject,
     folder: pathlib.Path,
     protocol: dict[str, Any],
-    console: rich_console.Console,
+    console: terminal.Console,
   ):
     """Does not touch the folder yet."""
     self.protocol = protocol
@@ -205,7 +203,7 @@ def run(
   options: Any,
   subject: subject_lib.Subject,
   folder: pathlib.Path,
-  console: rich_console.Console,
+  console: terminal.Console,
   limit: int = 0,
 ) -> dict[str, Any]:
   """Evaluates, or resumes the evaluation in `folder`.

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.evals import tasks
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, terminal
 
 if TYPE_CHECKING:  # checking config.evals needs none of these
   import ml_collections
   import transformers
   from jax.sharding import Mesh
-  from rich import console as rich_console
 
   from skipalign_jax.model import decoder, model_config
 
@@ -67,7 +66,7 @@ class Evaluator:
   eos_ids: tuple[int, ...]
   mesh: Mesh
   workdir: pathlib.Path
-  console: rich_console.Console
+  console: terminal.Console
 
   def run(
     self, scheduled: Scheduled, step: int, params: decoder.Params

@@ -12,7 +12,7 @@ import jinja2
 
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import chat_template, template_dates
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, escape
 
 if TYPE_CHECKING:  # transformers and jax are slow to load
   import transformers
@@ -79,7 +79,8 @@ class Subject:
     except jinja2.TemplateError as error:
       roles = ", ".join(message["role"] for message in messages)
       raise errors.UserError(
-        f"the chat template refuses messages of {roles} ({error}); use --chat=False"
+        f"the chat template refuses messages of {roles} ({escape.line(error)}); use "
+        "--chat=False"
       ) from error
 
   def around(self, chat: bool, reply: str = "") -> tuple[str, str]:

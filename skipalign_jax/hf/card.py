@@ -8,8 +8,9 @@ import pathlib
 from importlib import metadata
 from typing import Any
 
-from skipalign_jax.hf import native
+from skipalign_jax.hf import hub, native
 from skipalign_jax.model import lora, model_config
+from skipalign_jax.runtime import escape
 
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers")
 
@@ -38,8 +39,8 @@ def write(
   lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
   if trained:
     lines.append("tags: [skipalign, long-context]")
-  if base and _is_hub_id(base):
-    lines.append(f"base_model: {base.partition('@')[0]}")
+  if base and (hub_id := hub.public_id(base)):
+    lines.append(f'base_model: "{hub_id.partition("@")[0]}"')
   lines += [
     "---",
     "",
@@ -59,7 +60,7 @@ def write(
       ("library versions", ", ".join(f"{k} {v}" for k, v in versions.items()))
     )
   lines += ["", "| | |", "|---|---|"]
-  lines += [f"| {name} | {_cell(value)} |" for name, value in rows]
+  lines += [f"| {name} | {escape.markdown(value)} |" for name, value in rows]
   if trained:
     lines += ["", *_USE]
   return "\n".join(lines) + "\n"
@@ -114,17 +115,12 @@ def _training_rows(config: dict[str, Any], step: int | None) -> list[tuple[str, 
   return [(name, value) for name, value in rows if value is not None]
 
 
-def _is_hub_id(base: str) -> bool:
-  return (
-    base.count("/") == 1
-    and not base.startswith((".", "/", "~"))
-    and (not pathlib.Path(base).exists() and not base.endswith(".gguf"))
-  )
-
-
 def _public_name(reference: str) -> str:
   """A hub id, or the last part of a local path: folder names can be private."""
-  return reference if _is_hub_id(reference) else pathlib.PurePath(reference).name
+  if hub_id := hub.public_id(reference):
+    return hub_id
+  kind = "file" if reference.endswith(".gguf") else "folder"
+  return f"local {kind} {pathlib.PurePath(reference).name}"
 
 
 def _public_sources(sources: Any) -> str:
@@ -133,7 +129,3 @@ def _public_sources(sources: Any) -> str:
     part if part.startswith(("builtin:", "hub:")) else pathlib.PurePath(part).name
     for part in map(str.strip, map(str, parts))
   )
-
-
-def _cell(value: Any) -> str:
-  return str(value).replace("|", "\\|").replace("\n", " ")

@@ -16,7 +16,7 @@ import numpy as np
 
 from skipalign_jax.hf import gguf_header, gguf_keys, gguf_rope, names
 from skipalign_jax.model import families, model_config
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, escape
 
 if TYPE_CHECKING:
   import gguf
@@ -55,7 +55,7 @@ class GGUFFile:
       raise
     except (TypeError, ValueError, ArithmeticError) as error:
       raise errors.UserError(
-        f"{self.where}: metadata with values of the wrong type ({error})"
+        f"{self.where}: metadata with values of the wrong type ({escape.line(error)})"
       ) from error
     self.config = model_config.from_hf(self.hf_config, self.where)
     self._gguf_name = names.gguf_names(self.config)
@@ -119,7 +119,8 @@ def _open(path: pathlib.Path) -> gguf.GGUFReader:
   # the enums raise, so every kind of failure means the same to the user.
   except (OSError, ValueError, LookupError, ArithmeticError, MemoryError) as error:
     raise errors.UserError(
-      f"{path}: truncated or damaged GGUF file ({error}); download it again"
+      f"{path}: truncated or damaged GGUF file ({escape.line(error)}); download it "
+      "again"
     ) from error
 
 
@@ -133,7 +134,7 @@ def _metadata(reader: gguf.GGUFReader, where: str) -> dict[str, Any]:
     return {name: field.contents() for name, field in reader.fields.items()}
   except (ValueError, LookupError) as error:
     raise errors.UserError(
-      f"{where}: damaged metadata ({error}); download the file again"
+      f"{where}: damaged metadata ({escape.line(error)}); download the file again"
     ) from error
 
 
@@ -242,8 +243,8 @@ def _head_dim(keys: _Keys, default: int, where: str) -> int:
   rotated = keys.get("rope.dimension_count", head_dim)
   if rotated != head_dim:
     raise errors.UserError(
-      f"{where}: rotates {rotated} of {head_dim} head dimensions; partial rotary "
-      "embeddings are not supported"
+      f"{where}: rotates {escape.line(rotated)} of {escape.line(head_dim)} head "
+      "dimensions; partial rotary embeddings are not supported"
     )
   return head_dim
 

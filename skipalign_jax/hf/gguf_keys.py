@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, escape
 
 # Read by `gguf`.
 READ = frozenset(
@@ -83,11 +83,11 @@ def check(own: Mapping[str, Any], head_dim: int, kind: str, where: str) -> None:
       continue
     if key not in values:
       raise errors.UserError(
-        f"{where}: the key {key} ({str(value)[:60]}) is unknown and may change the "
-        "mathematics; take the model from its HF folder"
+        f"{where}: the key {escape.line(key)} ({escape.line(value)[:60]}) is unknown "
+        "and may change the mathematics; take the model from its HF folder"
       )
     if value not in values[key]:
       raise errors.UserError(
-        f"{where}: {key} {str(value)[:60]} is not supported and would be ignored; take "
-        "the model from its HF folder"
+        f"{where}: {key} {escape.line(value)[:60]} is not supported and would be "
+        "ignored; take the model from its HF folder"
       )

@@ -7,8 +7,8 @@ so that a 7B model opens at once and loads one parameter at a time.
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -28,18 +28,18 @@ from skipalign_jax.hf import (
   weights,
 )
 from skipalign_jax.model import model_config
-from skipalign_jax.runtime import errors, files, untrusted
+from skipalign_jax.runtime import errors, escape, files, untrusted
 
 if TYPE_CHECKING:
   import transformers
 
 FORMS = """a model reference is one of
-  org/name or org/name@revision   a model on the Hugging Face hub
-  path/to/folder                  an HF folder (config.json, *.safetensors)
-  path/to/model.gguf              a GGUF file
-  path/to/workdir[@step]          a training or import folder; latest step if none"""
+  hub:org/name[@revision]   a model on the Hugging Face hub; org/name will do where
+                            there is no local org
+  path/to/folder            an HF folder (config.json, *.safetensors)
+  path/to/model.gguf        a GGUF file
+  path/to/workdir[@step]    a training or import folder; latest step if none"""
 
-_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
 # Creates one parameter: (path, shape, dtype, read), where read(index) returns
@@ -57,11 +57,13 @@ class Location:
     kind: "hf", "gguf" or "workdir".
     path: local folder or file.
     step: checkpoint step of a workdir, None elsewhere.
+    hub_id: ORG/NAME or ORG/NAME@REVISION of a model on the hub, "" elsewhere.
   """
 
   kind: str
   path: pathlib.Path
   step: int | None = None
+  hub_id: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +92,12 @@ class Model:
     return self.location.kind
 
   @property
+  def origin(self) -> str:
+    """The reference, for records: models on the hub begin with `hub:`."""
+    hub_id = self.location.hub_id
+    return f"{hub.PREFIX}{hub_id}" if hub_id else self.reference
+
+  @property
   def eos_ids(self) -> tuple[int, ...]:
     """The ids that its files name as ends; see `stops.named`."""
     return stops.named(
@@ -103,25 +111,35 @@ def locate(reference: str) -> Location:
   Raises:
     UserError: it does not exist or is not a model; lists the accepted forms.
   """
-  path = pathlib.Path(reference).expanduser()
   if not reference:
     raise errors.UserError(f"the model reference is empty; {FORMS}")
-  if path.is_file():
-    if path.suffix == ".gguf":
-      return Location("gguf", path)
+  if not reference.startswith(hub.PREFIX) and (found := _locate_path(reference)):
+    return found
+  if hub_id := hub.model_id(reference):
+    return Location("hf", _download(hub_id), hub_id=hub_id)
+  hint = ""
+  if hub.is_id(reference.partition("@")[0]):
+    hint = f". For a model on the hub, give {hub.PREFIX}{reference}"
+  raise errors.UserError(f"{reference}: no such file or folder{hint}; {FORMS}")
+
+
+def _locate_path(reference: str) -> Location | None:
+  """The location of a local file or folder; None where there is none."""
+  path = os.path.expanduser(reference)
+  if os.path.isfile(path):
+    if path.endswith(".gguf"):
+      return Location("gguf", pathlib.Path(path))
     raise errors.UserError(f"{reference}: is a file but not a .gguf; {FORMS}")
-  if path.is_dir():
-    return _locate_folder(path, None)
-  folder, at, step = reference.rpartition("@")
-  if at and pathlib.Path(folder).expanduser().is_dir():
-    if not step.isdecimal():
-      raise errors.UserError(
-        f"{reference}: the step after @ must be an integer, not {step!r}"
-      )
-    return _locate_folder(pathlib.Path(folder).expanduser(), int(step))
-  if _HUB_ID.fullmatch(reference) and not reference.endswith(".gguf"):
-    return Location("hf", _download(reference))
-  raise errors.UserError(f"{reference}: no such file or folder; {FORMS}")
+  if os.path.isdir(path):
+    return _locate_folder(pathlib.Path(path), None)
+  folder, _, step = path.rpartition("@")
+  if not os.path.isdir(folder):
+    return None
+  if not step.isdecimal():
+    raise errors.UserError(
+      f"{reference}: the step after @ must be an integer, not {step!r}"
+    )
+  return _locate_folder(pathlib.Path(folder), int(step))
 
 
 def _locate_folder(path: pathlib.Path, step: int | None) -> Location:
@@ -140,16 +158,16 @@ def _locate_folder(path: pathlib.Path, step: int | None) -> Location:
   if (path / "config.json").is_file():
     return Location("hf", path)
   inside = sorted(p.name for p in path.glob("*.gguf"))
-  hint = f" Did you mean {path / inside[0]}?" if inside else ""
+  hint = f" Did you mean {path / escape.line(inside[0])}?" if inside else ""
   raise errors.UserError(f"{path}: has no config.json.{hint} {FORMS}")
 
 
-def _download(reference: str) -> pathlib.Path:
+def _download(hub_id: str) -> pathlib.Path:
   import huggingface_hub  # here and below: libraries that take long to load
 
-  name, _, revision = reference.partition("@")
+  name, _, revision = hub_id.partition("@")
   with hub.downloading(
-    f"{reference}: it is not a local path and", f"name a local folder. {FORMS}"
+    f"{hub_id}: it is not a local path and", f"name a local folder. {FORMS}"
   ):
     folder = huggingface_hub.snapshot_download(
       name,
@@ -314,7 +332,7 @@ def load_tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
     raise
   # Damaged files cause any error of the library; its panics are not Exceptions.
   except BaseException as error:
-    problem = str(error)[:200]
+    problem = escape.line(error)[:200]
     raise errors.UserError(f"{reference}: unreadable tokenizer ({problem})") from error
   chat_template.try_out(tokenizer, reference)
   return tokenizer
@@ -323,8 +341,8 @@ def load_tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
 def _tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
   import transformers
 
-  folder = pathlib.Path(reference).expanduser()
-  if not (folder / "tokenizer.json").is_file():  # otherwise only a tokenizer
+  folder = pathlib.Path(os.path.expanduser(reference))
+  if not os.path.isfile(folder / "tokenizer.json"):  # otherwise only a tokenizer
     location = locate(reference)
     if location.kind == "gguf":
       return gguf_tokenizer.build(

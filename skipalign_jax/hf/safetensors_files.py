@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from skipalign_jax.runtime import errors, files, untrusted
+from skipalign_jax.runtime import errors, escape, files, untrusted
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DEFAULT_SHARD_BYTES = 5 * 10**9  # what transformers uses
@@ -66,15 +66,16 @@ class SafetensorsFolder:
       for name, entry in _entries(file):
         if name in self._entries:
           raise errors.UserError(
-            f"{folder}: {name} is stored twice, in {self._entries[name].file.name} "
-            f"and {file.name}; remove the outdated file and its entries in {INDEX}"
+            f"{folder}: {escape.line(name)} is stored twice, in "
+            f"{self._entries[name].file.name} and {file.name}; remove the outdated "
+            f"file and its entries in {INDEX}"
           )
         self._entries[name] = entry
     for name, file_name in index.items():
       if name not in self._entries or self._entries[name].file.name != file_name:
         raise errors.UserError(
-          f"{folder}: {INDEX} puts {name} into {file_name}, which does not contain it; "
-          "the shards belong to another download"
+          f"{folder}: {INDEX} puts {escape.line(name)} into {file_name}, which does "
+          "not contain it; the shards belong to another download"
         )
     self.shapes = {name: entry.shape for name, entry in self._entries.items()}
 
@@ -83,7 +84,7 @@ class SafetensorsFolder:
     entry = self._entries[name]
     if entry.dtype not in DTYPES:
       raise errors.UserError(
-        f"{entry.file}: {name} is stored as {entry.dtype}; only "
+        f"{entry.file}: {escape.line(name)} is stored as {entry.dtype}; only "
         f"{', '.join(DTYPES)} can be read (quantised checkpoints cannot)"
       )
     return DTYPES[entry.dtype]
@@ -116,7 +117,7 @@ def _opened(file: pathlib.Path) -> Iterator[Any]:
   except (safetensors.SafetensorError, OSError) as error:
     raise errors.UserError(
       f"{file}: not a safetensors file, or truncated or damaged "
-      f"({str(error)[:_MAX_PROBLEM_LENGTH]}); download it again"
+      f"({escape.line(error)[:_MAX_PROBLEM_LENGTH]}); download it again"
     ) from error
 
 
@@ -141,7 +142,7 @@ def _weight_map(folder: pathlib.Path) -> dict[str, str]:
     raise errors.UserError(f"{path}: has no weight_map")
   for file_name in weight_map.values():
     plain = isinstance(file_name, str) and len(file_name) <= _MAX_NAME_LENGTH
-    if not plain or pathlib.PurePath(file_name).name != file_name:
+    if not plain or pathlib.PurePath(escape.line(file_name)).name != file_name:
       raise errors.UserError(
         f"{path}: {repr(file_name)[:100]} is not a file of this folder"
       )
@@ -155,7 +156,7 @@ def _weight_files(folder: pathlib.Path, index: dict[str, str]) -> list[pathlib.P
     if missing:
       raise errors.UserError(
         f"{folder}: {len(missing)} of {len(shards)} shards are missing: "
-        f"{', '.join(missing[:5])}. Finish the download"
+        f"{escape.listed(missing)}. Finish the download"
       )
     return shards
   if (folder / SINGLE).is_file():
@@ -163,12 +164,12 @@ def _weight_files(folder: pathlib.Path, index: dict[str, str]) -> list[pathlib.P
   found = sorted(p.name for p in folder.iterdir() if p.suffix == ".safetensors")
   if found:
     raise errors.UserError(
-      f"{folder}: has {', '.join(found[:5])} but neither {SINGLE} nor {INDEX}"
+      f"{folder}: has {escape.listed(found)} but neither {SINGLE} nor {INDEX}"
     )
   pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
   if pickles:
     raise errors.UserError(
-      f"{folder}: has only pickled weights ({', '.join(pickles[:3])}). Unpickling "
+      f"{folder}: has only pickled weights ({escape.listed(pickles, 3)}). Unpickling "
       "can run foreign code, so they are never opened; save the model with "
       "save_pretrained(..., safe_serialization=True) first"
     )

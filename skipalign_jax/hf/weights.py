@@ -14,7 +14,7 @@ import numpy as np
 
 from skipalign_jax.hf import names
 from skipalign_jax.model import model_config
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, escape
 
 Index = tuple[slice, ...]
 
@@ -126,7 +126,7 @@ def check_tensors(config: model_config.ModelConfig, source: TensorSource) -> Non
   if missing:
     raise errors.UserError(
       f"{source.where}: {len(missing)} of {len(expected)} tensors are missing: "
-      f"{_some(missing)}. {_why_missing(missing, source)}"
+      f"{escape.listed(missing)}. {_why_missing(missing, source)}"
     )
   wrong = [
     f"{name} is {list(source.shapes[name])}, expected {list(shape)}"
@@ -135,7 +135,8 @@ def check_tensors(config: model_config.ModelConfig, source: TensorSource) -> Non
   ]
   if wrong:
     raise errors.UserError(
-      f"{source.where}: {len(wrong)} tensors do not fit config.json: {_some(wrong)}"
+      f"{source.where}: {len(wrong)} tensors do not fit config.json: "
+      f"{escape.listed(wrong)}"
     )
   extra = [
     name
@@ -147,7 +148,7 @@ def check_tensors(config: model_config.ModelConfig, source: TensorSource) -> Non
   if extra:
     raise errors.UserError(
       f"{source.where}: {len(extra)} tensors are not part of a {config.family} model "
-      f"of this config.json and would be dropped: {_some(extra)}"
+      f"of this config.json and would be dropped: {escape.listed(extra)}"
     )
   if config.tie_embeddings and _HEAD in source.shapes:
     _check_copy(source)
@@ -173,7 +174,7 @@ def _check_copy(source: TensorSource) -> None:
 
 def _why_missing(missing: list[str], source: TensorSource) -> str:
   """The likely cause and the remedy, from the names that are there."""
-  there = f"It has {_some(list(source.shapes), 3)}"
+  there = f"It has {escape.listed(list(source.shapes), 3)}"
   for prefix, cause in _PREFIXES.items():
     if any(name.startswith(prefix) for name in source.shapes):
       return f"{there}: {cause}"
@@ -230,11 +231,6 @@ def with_usual_names(source: TensorSource) -> TensorSource:
     name.startswith("model.") for name in source.shapes
   )
   return WithPrefix(source) if lacks else source
-
-
-def _some(items: list[str], count: int = 5) -> str:
-  more = f" and {len(items) - count} more" if len(items) > count else ""
-  return ", ".join(items[:count]) + more
 
 
 def check_finite(name: str, tensor: np.ndarray) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.model import hf_keys
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, escape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _refuse_windows(family: Family, hf: Mapping[str, Any], where: str) -> None:
   others = sorted(set(hf.get("layer_types") or ()) - {"full_attention"})
   if others:
     raise errors.UserError(
-      f"{where}: layer_types has {', '.join(map(str, others))}; only full_attention "
+      f"{where}: layer_types has {escape.listed(others)}; only full_attention "
       "is supported"
     )
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, escape
 
 # Read by `families` and `model_config`.
 READ = frozenset(
@@ -95,7 +95,7 @@ def check(hf: Mapping[str, Any], where: str) -> None:
       continue
     if _MATHEMATICS.search(key.lower()):
       raise errors.UserError(
-        f"{where}: the key {key} ({str(value)[:60]}) is unknown and its name suggests "
-        "that it changes the mathematics; if transformers gives the same logits "
-        "without it, remove it in a copy of the model's folder"
+        f"{where}: the key {escape.line(key)} ({escape.line(value)[:60]}) is unknown "
+        "and its name suggests that it changes the mathematics; if transformers gives "
+        "the same logits without it, remove it in a copy of the model's folder"
       )

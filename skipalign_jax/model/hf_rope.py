@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from skipalign_jax.model import rope
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, escape
 
 _KEYS = {
   "rope_type",
@@ -34,7 +34,7 @@ def read(hf: Mapping[str, Any], where: str, default_theta: float) -> rope.RopeCo
   given = _one_spelling(hf, where, default_theta)
   if unknown := given.keys() - _KEYS:
     raise errors.UserError(
-      f"{where}: the rope has {', '.join(sorted(unknown))}, which are not supported"
+      f"{where}: the rope has {escape.listed(sorted(unknown))}, which are not supported"
       " and would be ignored"
     )
   kind = given["rope_type"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.model import families, hf_rope, rope
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, escape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,9 @@ def from_hf(hf: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
   except errors.UserError:
     raise
   except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
-    raise errors.UserError(f"{where}: a value of the wrong type ({error})") from error
+    raise errors.UserError(
+      f"{where}: a value of the wrong type ({escape.line(error)})"
+    ) from error
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:

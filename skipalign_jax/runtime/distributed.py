@@ -12,7 +12,6 @@ import json
 import os
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
@@ -216,13 +215,11 @@ def _watchdog(launch: Launch, timeout: int) -> Iterator[None]:
 
 def _give_up(launch: Launch, seconds: int) -> None:
   state = service.global_state
-  print(
+  terminal.print_to_stderr(
     f"error: expected {state.num_processes} processes to connect to "
     f"{state.coordinator_address} (from {launch.source}), but after {seconds} s "
     f"process {state.process_id} still waits. Look at what the others print; "
-    f"{_ONE_PROCESS}.",
-    file=sys.stderr,
-    flush=True,
+    f"{_ONE_PROCESS}."
   )
   os._exit(2)
 
@@ -313,13 +310,12 @@ def run(work: Callable[[], int]) -> int:
     if not jax.distributed.is_initialized():
       raise
     with contextlib.suppress(OSError):  # stderr may be what broke
-      traceback.print_exc()
+      terminal.print_exception(error)
       if isinstance(error, jax.errors.JaxRuntimeError):
-        print(
+        terminal.print_to_stderr(
           f"error: process {jax.process_index()} cannot continue; most likely another "
           "one ended, and its output says why. The same command resumes from the "
-          "latest checkpoint.",
-          file=sys.stderr,
+          "latest checkpoint."
         )
     _leave(1)
 
@@ -331,7 +327,7 @@ def _reported_once(error: errors.UserError) -> int:
   try:
     service.global_state.client.wait_at_barrier("skipalign/failed", _FAILURE_MS)
   except jax.errors.JaxRuntimeError:
-    print(f"error: process {jax.process_index()}: {error}", file=sys.stderr)
+    terminal.print_to_stderr(f"error: process {jax.process_index()}: {error}")
     _leave(2)
   if is_first():
     raise error

@@ -39,17 +39,24 @@ def first_line(error: BaseException) -> str:
 
 def run_command(main: Callable[[], int | None]) -> None:
   """Runs `main` and exits: 0, its own status, 2 on UserError, 141 where nobody reads
-  its output, 128 + the number of a signal (130 for Ctrl-C)."""
+  its output, 128 + the number of a signal (130 for Ctrl-C). What it prints is escaped.
+  """
+  sys.excepthook = terminal.print_exception
+  with terminal.escaped_streams():
+    status = _status(main)
+  sys.exit(status)
+
+
+def _status(main: Callable[[], int | None]) -> int:
   try:
     with signals.as_exceptions():
-      status = main() or 0
+      return main() or 0
   except UserError as error:
     terminal.print_to_stderr(f"error: {error}")
-    status = 2
+    return 2
   except BrokenPipeError:  # the reader of the output has ended, as `| head` does
     terminal.discard_output()
-    status = 128 + signal.SIGPIPE
+    return 128 + signal.SIGPIPE
   except KeyboardInterrupt as error:
     terminal.print_to_stderr(signals.describe(error))
-    status = signals.status_of(error)
-  sys.exit(status)
+    return signals.status_of(error)

@@ -1,6 +1,9 @@
 """Matplotlib, loaded where a picture is drawn and not before: it takes a second."""
 
+import pathlib
 from typing import Any
+
+from skipalign_jax.runtime import escape
 
 
 def pyplot() -> Any:
@@ -11,3 +14,21 @@ def pyplot() -> Any:
   from matplotlib import pyplot
 
   return pyplot
+
+
+def save(figure: Any, path: pathlib.Path, **options: Any) -> None:
+  """Writes a figure whose titles and labels show names as they are.
+
+  Args:
+    figure: of matplotlib.
+    path: of the PNG.
+    **options: of `Figure.savefig`.
+  """
+  from matplotlib import text
+
+  for one in figure.findobj(text.Text):
+    # Without a text yet, it is a tick's, which may be written as mathematics.
+    if one.get_text():
+      one.set_text(escape.controls(one.get_text()))
+      one.set_parse_math(False)
+  figure.savefig(path, **options)

@@ -2,8 +2,9 @@
 
 import time
 
-from rich import console as rich_console
 from rich import progress
+
+from skipalign_jax.runtime import escape, terminal
 
 
 class Progress:
@@ -13,7 +14,7 @@ class Progress:
 
   def __init__(
     self,
-    console: rich_console.Console,
+    console: terminal.Console,
     name: str,
     total: int,
     done: int = 0,
@@ -35,15 +36,16 @@ class Progress:
     self._both_ends = both_ends
     self._last_line = float("-inf") if both_ends else time.monotonic()
     self._bar = progress.Progress(
-      progress.TextColumn(name),
+      _text("{task.description}"),
       progress.BarColumn(bar_width=None),  # what the others leave
       progress.MofNCompleteColumn(),
-      progress.TextColumn("{task.fields[note]}"),
+      _text("{task.fields[note]}"),
       progress.TimeElapsedColumn(),
       progress.TimeRemainingColumn(),
       console=console,
       disable=console.quiet or not console.is_terminal,
     )
+    name = escape.line(name)
     self._task = self._bar.add_task(name, total=total, completed=done, note=note)
 
   def __enter__(self) -> "Progress":
@@ -61,9 +63,44 @@ class Progress:
       line: what is printed where there is no bar, if it is time for a line.
       note: what is next to the bar.
     """
-    self._bar.update(self._task, completed=done, note=note)
+    self._bar.update(self._task, completed=done, note=escape.line(note))
     due = time.monotonic() - self._last_line > self.SECONDS_BETWEEN_LINES
     last = self._both_ends and done == self._total
     if not self._console.is_terminal and (due or last):
       self._last_line = time.monotonic()
       self._console.print(line)
+
+
+class Counter:
+  """A count of records on a terminal while their number is unknown; a context manager.
+
+  Nothing of it is left afterwards.
+  """
+
+  def __init__(self, console: terminal.Console, name: str):
+    """`name`: of the task, before the count."""
+    self._bar = progress.Progress(
+      progress.SpinnerColumn(),
+      _text("{task.description}: {task.completed:,.0f} records"),
+      progress.TimeElapsedColumn(),
+      console=console,
+      transient=True,
+      disable=not console.is_terminal,
+    )
+    self._task = self._bar.add_task(escape.line(name), total=None)
+
+  def __enter__(self) -> "Counter":
+    self._bar.start()
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._bar.stop()
+
+  def add(self, count: int) -> None:
+    """Counts so many more."""
+    self._bar.advance(self._task, count)
+
+
+def _text(form: str) -> progress.TextColumn:
+  """A column of text in which brackets are text."""
+  return progress.TextColumn(form, markup=False)

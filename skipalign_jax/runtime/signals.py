@@ -3,9 +3,10 @@
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
+
+from skipalign_jax.runtime import terminal
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -87,14 +88,12 @@ class Stop:
     self.status = 128 + number
     _let_the_next_end_the_process()
     if self._announce:
+      console = terminal.Console()
       # A progress bar hides the cursor, and nothing shows it after a second signal.
-      cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
       # The terminal may have gone; or the signal came inside of another print.
       with contextlib.suppress(OSError, RuntimeError):
-        print(
-          f"{cursor}\nstopping after this step; press Ctrl-C again to stop now",
-          flush=True,
-        )
+        console.show_cursor()
+        console.print("\nstopping after this step; press Ctrl-C again to stop now")
 
 
 @contextlib.contextmanager

@@ -2,19 +2,25 @@
 
 A log or a pipe gets no colour, no bar and no line break that the text does not have, so
 that it can be searched. Paths are never broken: a line that the terminal itself wraps
-can be copied.
+can be copied. Texts of strangers cannot steer a terminal: everything is escaped here,
+before its width is measured (see escape.py).
 """
 
 import argparse
+import contextlib
 import os
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
-from typing import Any
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO, Any
 
 from rich import console as rich_console
 from rich import table as rich_table
+from rich import text as rich_text
+
+from skipalign_jax.runtime import escape
 
 _HANGING = re.compile(r" *(?:- |\S+ {2,})?")  # "  - item" and "name       value"
 _UNIT = re.compile(r"(?<=\d) (?=%|(?:[KMG]i?B|s|ms|h|tok/s)\b)")
@@ -33,11 +39,28 @@ class Console(rich_console.Console):
     if all(isinstance(one, str) for one in objects):
       options.setdefault("soft_wrap", True)
       if self.is_terminal:
-        objects = tuple(fold(text, self.width) for text in objects)
+        escaped = map(escape.controls, objects)
+        objects = tuple(fold(text, self.width) for text in escaped)
     try:
       super().print(*objects, **options)
     except OSError:  # the disk of a log is full, or a terminal has gone
       self.on_broken_pipe()
+
+  def render_str(self, text: str, **options: Any) -> rich_text.Text:
+    """As rich's, of the escaped text: rich calls it for every one, in tables too."""
+    return super().render_str(escape.controls(text), **options)
+
+  @property
+  def file(self) -> IO[str]:
+    """As rich's, without `_Escaped` around it: colours are not escaped."""
+    file = super().file
+    while inner := getattr(file, "rich_proxied_file", None):
+      file = inner
+    return file
+
+  @file.setter
+  def file(self, file: IO[str]) -> None:
+    self._file = file
 
   def on_broken_pipe(self) -> None:
     """Continues without output where rich would end the process and lose work."""
@@ -49,7 +72,7 @@ class Console(rich_console.Console):
     if self.is_terminal:
       from rich import markdown  # takes as long to load as the rest of rich
 
-      super().print(markdown.Markdown(text))
+      super().print(markdown.Markdown(escape.controls(text)))
     else:
       self.print(text)
 
@@ -89,6 +112,63 @@ def discard_output() -> None:
 def print_to_stderr(text: str) -> None:
   """Prints one message apart from a command's output: an error or a note."""
   Console(stderr=True).print(text)
+
+
+def print_exception(*raised: Any) -> None:
+  """Prints a traceback; `raised` as sys.excepthook gets it."""
+  sys.stderr.write(escape.controls("".join(traceback.format_exception(*raised))))
+
+
+def write(text: str) -> None:
+  """Writes a part of a model's text, which is a result, to the standard output.
+
+  A terminal gets it escaped. A file or another program gets it as it is.
+  """
+  file = Console().file
+  file.write(escape.controls(text) if file.isatty() else text)
+  file.flush()
+
+
+@contextlib.contextmanager
+def escaped_streams() -> Iterator[None]:
+  """In the block, all that is printed is escaped, also what libraries print."""
+  before = sys.stdout, sys.stderr
+  sys.stdout, sys.stderr = map(_Escaped, before)
+  try:
+    yield
+  finally:
+    sys.stdout, sys.stderr = before
+
+
+class _Escaped:
+  """A standard stream that escapes what is written to it.
+
+  Attributes:
+    rich_proxied_file: the stream; by this name rich finds it and writes to it.
+  """
+
+  _BARS = re.compile("^\r|^(?:\x1b\\[A)+$")  # with these, tqdm's bars stay in place
+
+  def __init__(self, stream: IO[str]):
+    self.rich_proxied_file = stream
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self.rich_proxied_file, name)
+
+  def write(self, text: str) -> int:
+    bar = self._BARS.match(text)
+    begin = bar.end() if bar else 0
+    self.rich_proxied_file.write(text[:begin] + escape.controls(text[begin:]))
+    return len(text)
+
+  def writelines(self, lines: Iterable[str]) -> None:
+    for line in lines:
+      self.write(line)
+
+
+def text(plain: str, style: str = "") -> rich_text.Text:
+  """A text in a style, as a cell of a table: one line, escaped."""
+  return rich_text.Text(escape.line(plain), style)
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> rich_table.Table:

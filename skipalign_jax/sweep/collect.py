@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from skipalign_jax.evals import compare, compare_table, curves
-from skipalign_jax.runtime import errors, files, terminal
+from skipalign_jax.runtime import errors, escape, files, plotting, terminal
 from skipalign_jax.sweep import plan as plan_lib
 from skipalign_jax.sweep import retrieval, retrieval_tables
 
@@ -30,11 +30,12 @@ def run(plan: plan_lib.Plan, stem: str, console: terminal.Console) -> None:
   keys = retrieval.gather(plan, names) if plan.sweep.targets else None
   if not tables and not (keys and keys["rows"]):
     raise errors.UserError(f"{plan.out} has no results of this sweep yet; use --run")
-  text = "\n\n".join([f"## {plan.sweep.title}", *map(compare_table.markdown, tables)])
+  title = f"## {escape.markdown(plan.sweep.title)}"
+  text = "\n\n".join([title, *map(compare_table.markdown, tables)])
   if keys:
     text += "\n\n" + retrieval_tables.markdown(keys)
   if missing:
-    text += "\n\nMissing: " + "; ".join(missing)
+    text += "\n\nMissing: " + "; ".join(map(escape.markdown, missing))
   console.print_markdown(text)
   content = {
     "title": plan.sweep.title,
@@ -205,5 +206,5 @@ def draw(content: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
     axis.legend(fontsize=7)
   axes[0].set_ylabel(at[0]["what"])
   figure.suptitle(content["title"], fontsize=9)
-  figure.savefig(path, dpi=130)
+  plotting.save(figure, path, dpi=130)
   return path

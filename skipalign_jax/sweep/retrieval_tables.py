@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from skipalign_jax.evals import intervals
+from skipalign_jax.runtime import escape
 
 Found = dict[str, Any]
 
@@ -241,5 +242,7 @@ def table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) ->
   """A titled table in Markdown; "" without lines."""
   if not lines:
     return ""
-  whole = [columns, ["---"] * len(columns), *lines]
-  return "\n".join([f"### {title}\n", *(f"| {' | '.join(line)} |" for line in whole)])
+  head, *others = [[*map(escape.markdown, line)] for line in (columns, *lines)]
+  whole = [head, ["---"] * len(columns), *others]
+  written = (f"| {' | '.join(line)} |" for line in whole)
+  return "\n".join([f"### {escape.markdown(title)}\n", *written])

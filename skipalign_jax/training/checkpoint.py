@@ -14,10 +14,9 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from rich import console as rich_console
 
 from skipalign_jax.hf import native
-from skipalign_jax.runtime import checksums, distributed, errors
+from skipalign_jax.runtime import checksums, distributed, errors, terminal
 from skipalign_jax.training import state as state_lib
 
 # So that an export reads one layer of a stacked parameter, not all of them.
@@ -35,7 +34,7 @@ def check_path(workdir: pathlib.Path) -> None:
     )
 
 
-def set_damaged_aside(workdir: pathlib.Path, console: rich_console.Console) -> None:
+def set_damaged_aside(workdir: pathlib.Path, console: terminal.Console) -> None:
   """Moves damaged checkpoints away until the latest one is as it was written.
 
   Raises:

@@ -5,11 +5,10 @@ import time
 
 import jax
 import numpy as np
-from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import pipeline
-from skipalign_jax.runtime import distributed, progress
+from skipalign_jax.runtime import distributed, progress, terminal
 from skipalign_jax.training import health, metrics
 from skipalign_jax.training import state as state_lib
 
@@ -25,7 +24,7 @@ class Log:
     self,
     config: config_lib.ConfigDict,
     folder: pathlib.Path,
-    console: rich_console.Console,
+    console: terminal.Console,
     start: int,
     steps: int,
   ):

@@ -100,7 +100,7 @@ def draw(
   axes.set(xlabel="position id (blocks are drawn wider than they are)", title=title)
   axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.55 / len(chosen) - 0.1),
               ncols=2, frameon=False)  # fmt: skip
-  figure.savefig(path, dpi=130, bbox_inches="tight")
+  plotting.save(figure, path, dpi=130, bbox_inches="tight")
   plt.close(figure)
 
 

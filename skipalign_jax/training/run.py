@@ -6,11 +6,10 @@ import pathlib
 from typing import TextIO
 
 import jax
-from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import pipeline
-from skipalign_jax.runtime import distributed, signals
+from skipalign_jax.runtime import distributed, signals, terminal
 from skipalign_jax.training import (
   checkpoint,
   initial_weights,
@@ -26,7 +25,7 @@ from skipalign_jax.training import state as state_lib
 
 
 def run(
-  config: config_lib.ConfigDict, folder: pathlib.Path, console: rich_console.Console
+  config: config_lib.ConfigDict, folder: pathlib.Path, console: terminal.Console
 ) -> int:
   """Trains to the end, or until a signal; returns the exit status.
 

@@ -9,7 +9,6 @@ import pathlib
 import jax
 import optax
 import transformers
-from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import pipeline
@@ -17,6 +16,7 @@ from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.evals import scheduled
 from skipalign_jax.hf import reference
 from skipalign_jax.model import sharding
+from skipalign_jax.runtime import terminal
 from skipalign_jax.training import optimizer as optimizer_lib
 from skipalign_jax.training import recipe as recipe_lib
 from skipalign_jax.training import resolve
@@ -42,7 +42,7 @@ class Setup:
 
   config: config_lib.ConfigDict
   folder: pathlib.Path
-  console: rich_console.Console
+  console: terminal.Console
   opened: reference.Model | None
   tokenizer: transformers.PreTrainedTokenizerFast
   mesh: jax.sharding.Mesh
@@ -54,7 +54,7 @@ class Setup:
 
 
 def prepare(
-  config: config_lib.ConfigDict, folder: pathlib.Path, console: rich_console.Console
+  config: config_lib.ConfigDict, folder: pathlib.Path, console: terminal.Console
 ) -> Setup:
   """Checks the config, opens the model and reads the data.
 

@@ -27,7 +27,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
 import ml_collections
-from rich import console as rich_console
 
 from skipalign_jax.hf import (
   adapters,
@@ -38,7 +37,7 @@ from skipalign_jax.hf import (
   template_dates,
 )
 from skipalign_jax.model import model_config
-from skipalign_jax.runtime import errors, files
+from skipalign_jax.runtime import errors, files, terminal
 from skipalign_jax.training import metrics, same_run, starts
 
 if TYPE_CHECKING:  # slow to load
@@ -54,7 +53,7 @@ def claim(
   shape: model_config.ModelConfig,
   base: reference.Model | None,
   tokenizer: transformers.PreTrainedTokenizerFast,
-  console: rich_console.Console,
+  console: terminal.Console,
 ) -> TextIO:
   """Makes `folder` the workdir of this config, or checks that it is.
 
@@ -84,7 +83,7 @@ def claim(
         model_config=shape,
         hf_config=base and base.hf_config,
         generation_config=base and base.generation_config,
-        base=config.model.init_from or None,
+        base=base and base.origin,
         config=config.to_dict(),
         versions=card.library_versions(),
         base_digest=adapters.digest(base.weights)
@@ -104,7 +103,7 @@ def claim(
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
-def _lock(folder: pathlib.Path, console: rich_console.Console) -> TextIO:
+def _lock(folder: pathlib.Path, console: terminal.Console) -> TextIO:
   """Takes the lock of a workdir; reports a filesystem that has no locks.
 
   A record lock, not flock: data workers that outlive their parent do not inherit it.

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib import figure as figure_lib
 
 from skipalign_jax.evals import curves
+from skipalign_jax.runtime import plotting
 from studies.length import tasks, training
 
 NAMES = {
@@ -64,7 +65,7 @@ def draw(content: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
     f"mean of {seeds} seeds, bands from the lowest to the highest",
     fontsize=9,
   )
-  figure.savefig(path, dpi=90, pil_kwargs={"optimize": True})
+  plotting.save(figure, path, dpi=90, pil_kwargs={"optimize": True})
   return path
 
 

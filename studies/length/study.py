@@ -6,10 +6,9 @@ import time
 from typing import Any
 
 import numpy as np
-from rich import console as rich_console
 
 from skipalign_jax.hf import card
-from skipalign_jax.runtime import compile_cache, errors, files
+from skipalign_jax.runtime import compile_cache, errors, files, terminal
 from studies.length import figure, tasks, training, verdict
 
 REMEDY = "delete it or name another folder"
@@ -18,7 +17,7 @@ REPORT_SECONDS = 10  # between two lines about the progress of training
 
 
 def make_and_show(
-  folder: pathlib.Path, seeds: int, steps: int, console: rich_console.Console
+  folder: pathlib.Path, seeds: int, steps: int, console: terminal.Console
 ) -> None:
   """Makes results.json if it is missing, and figure.png; prints the tables.
 
@@ -96,7 +95,7 @@ def earlier(path: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any] | None
   return content
 
 
-def run(seeds: int, steps: int, console: rich_console.Console) -> dict[str, Any]:
+def run(seeds: int, steps: int, console: terminal.Console) -> dict[str, Any]:
   """Trains and tests all models; the content of results.json."""
   models = seeds * len(training.CELLS)
   console.print(f"{models} models ({len(training.CELLS)} kinds x {seeds} seeds)")

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import figure as figure_lib
 
 from skipalign_jax.evals import curves
+from skipalign_jax.runtime import plotting
 from studies.needles import recipes, tables
 
 Content = dict[str, Any]
@@ -27,7 +28,7 @@ def draw(content: Content, folder: pathlib.Path) -> list[pathlib.Path]:
     figure = draw_one(content)
     if figure is not None:
       made.append(folder / f"study_b_{name}.png")
-      figure.savefig(made[-1], dpi=100, bbox_inches="tight")
+      plotting.save(figure, made[-1], dpi=100, bbox_inches="tight")
   return made
 
 

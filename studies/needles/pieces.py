@@ -21,14 +21,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from rich import console as rich_console
 
-from skipalign_jax.runtime import errors, files
+from skipalign_jax.runtime import errors, files, terminal
 from skipalign_jax.training import metrics
 from skipalign_jax.training import run as run_lib
 from studies.needles import needles, recipes, words
 
-SILENT = rich_console.Console(quiet=True)
+SILENT = terminal.Console(quiet=True)
 VALIDATION, TEST = "validation", "test"
 KINDS = {VALIDATION: words.VALIDATION, TEST: words.TEST}
 
@@ -306,7 +305,7 @@ def run_train(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
   return {"loss": float(np.mean(last)), "held_out_loss": held_out[-1:]}
 
 
-def run(study: Study, console: rich_console.Console) -> bool:
+def run(study: Study, console: terminal.Console) -> bool:
   """Makes the missing pieces; True if all are finished.
 
   Several processes may do this at the same time: a piece belongs to the process that

@@ -44,7 +44,8 @@ def test_parse_forms():
   ["", "builtin:other", "builtin:recall:0", "builtin:recall:x", "builtin:recall*0",
    "builtin:text:0", "builtin:record",
    "builtin:recall*-1", "builtin:recall*nan", "builtin:recall*x", "data.txt",
-   "missing.jsonl", "builtin:recall,missing.jsonl.gz"],
+   "missing.jsonl", "builtin:recall,missing.jsonl.gz", "hub:", "hub:./a", "hub:../a/b",
+   "hub:/a/b", "hub:a/b/c", "hub:~/a", "hub:a\n/b", "org/name"],
 )  # fmt: skip
 def test_bad_specs(spec):
   with pytest.raises(errors.UserError):
@@ -150,13 +151,16 @@ def test_hub_failure_says_what_to_do(monkeypatch):
 
   monkeypatch.setattr(hub, "dataset_revision", lambda name: "abc")
   monkeypatch.setattr(datasets, "load_dataset", fail)
-  with pytest.raises(errors.UserError, match=r"no route to a/b test.*local \.jsonl"):
+  with pytest.raises(errors.UserError, match=r"no route to .*a/b test.*local \.jsonl"):
     read("hub:a/b:test")
 
 
 def test_hub_rows(monkeypatch):
   monkeypatch.setattr(
-    datasets, "load_dataset", lambda name, split, revision: [{"text": revision}]
+    datasets,
+    "load_dataset",
+    # "a/b" alone would be read from a local folder of this name.
+    lambda name, split, revision: [{"text": revision}][: name == "hf://datasets/a/b"],
   )
   commits = iter(["first", "second"])
   monkeypatch.setattr(hub, "dataset_revision", lambda name: next(commits))

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 
+import huggingface_hub
 import jax.numpy as jnp
 import make_goldens
 import ml_dtypes
@@ -13,9 +14,10 @@ import pytest
 import safetensors.numpy
 import tiny_files as tiny
 import transformers
+import yaml
 
 from skipalign_jax import convert
-from skipalign_jax.hf import card, export, native, reference
+from skipalign_jax.hf import card, export, hub, native, reference
 from skipalign_jax.model import hf_rope, rope
 from skipalign_jax.runtime import errors, files
 
@@ -100,7 +102,7 @@ def test_import_of_gguf(tmp_path):
   assert tok.chat_template == tiny.TEMPLATE
 
 
-def trained(folder, kind="ntk"):
+def trained(folder, kind="ntk", base="hub:org/base-model@main"):
   """A workdir as training leaves it, of a model whose rope was scaled."""
   config = tiny.config()
   scaled = rope.RopeConfig(kind, config.rope.theta, 4.0, original_window=config.window)
@@ -114,7 +116,6 @@ def trained(folder, kind="ntk"):
     "positions": {"strategy": "skip_outer", "max_position": 100_000, "skip_prob": 0.5},
     "secret": "hf_abcdef",
   }
-  base = "org/base-model@main"
   description = native.Description(config, base=base, config=experiment)
   native.write_config(folder, description)
   tok = tiny.tokenizer()
@@ -155,13 +156,58 @@ def test_the_model_card_has_the_recipe_and_nothing_else(tmp_path):
   run("export", tmp_path / "run", tmp_path / "out")
   text = (tmp_path / "out/README.md").read_text()
   for part in (
-    "base_model: org/base-model", "skip_outer", "100000", "| skip probability p | 0.5",
+    'base_model: "org/base-model"\n', "| org/base-model@main |",
+    "skip_outer", "100000", "| skip probability p | 0.5",
     "| optimizer steps | 30 |", "chats.jsonl, hub:org/set:train", "1e-05",
     "ntk × 4 of base 10000", "attention_mask",
   ):  # fmt: skip
     assert part in text, part
   for part in ("someone", "private", "hf_abcdef", str(tmp_path)):
     assert part not in text
+
+
+@pytest.mark.parametrize(
+  ("base", "row", "cached", "named"),
+  [
+    ("runs/mine", "local folder mine", False, False),
+    ("runs/mine", "runs/mine", True, True),  # of a run that did not note `hub:`
+    ("here/mine", "local folder mine", True, False),
+    ("secret/runs/mine@30", "local folder mine@30", True, False),
+    ("/secret/a|b<i>\nc: d", "local folder a\\|b\\<i>\\\\nc: d", True, False),
+    ("org/m\nlicense: mit", "local folder m\\\\nlicense: mit", True, False),
+    ("secret/m.gguf", "local file m.gguf", True, False),
+    ("hub:null", "null", False, True),
+  ],
+)  # fmt: skip
+def test_the_card_names_a_base_that_others_can_find(
+  tmp_path, monkeypatch, base, row, cached, named
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "here").mkdir()
+  monkeypatch.setattr(hub, "is_cached", lambda name: cached)
+  described = native.Description(tiny.config(), base=base, config={"data": {}})
+  text = card.write(tiny.config(), described, 1, "float32")
+  assert f"| base model | {row} |\n" in text and "secret" not in text
+  front = yaml.safe_load(text.split("---\n")[1])
+  keys = {"library_name", "pipeline_tag", "tags"}
+  assert front.keys() == keys | ({"base_model"} if named else set())
+  assert front.get("base_model") == (row if named else None)
+
+
+def test_names_of_a_config_cannot_write_into_the_card():
+  evil = {"data": {"train": "a\n---\n# evil | <script>\x1b[1m"}, "seed": "[a](b)"}
+  versions = {"jax\n---\nevil": "<b>1</b>"}
+  described = native.Description(tiny.config(), config=evil, versions=versions)
+  text = card.write(tiny.config(), described, 1, "float32")
+  assert text.count("---\n") == 2 and "\nevil" not in text and "\x1b" not in text
+  assert "[a]" not in text.replace("\\[", "") and "<" not in text.replace("\\<", "")
+
+
+def test_records_name_models_of_the_hub_with_their_prefix(tmp_path, monkeypatch):
+  source = tiny.hf_folder(tmp_path / "snapshot")
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(source))
+  run("import", "org/model@abc", tmp_path / "native")
+  assert native.read_config(tmp_path / "native").base == "hub:org/model@abc"
 
 
 def test_exported_tokenizer_is_the_same_for_anyone(tmp_path):

@@ -1,6 +1,7 @@
 """Model references: HF folders, workdirs, what is refused and how it says so."""
 
 import json
+import pathlib
 import shutil
 
 import huggingface_hub
@@ -248,6 +249,74 @@ def test_hub_download_opens_as_a_folder(monkeypatch, tmp_path):
   folder = tiny.hf_folder(tmp_path / "snapshot")
   monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(folder))
   assert reference.open_model("org/model").config == tiny.config()
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+  """The current folder, with a folder `runs`; and the names that are downloaded."""
+  (tmp_path / "here/runs").mkdir(parents=True)
+  monkeypatch.chdir(tmp_path / "here")
+  monkeypatch.setenv("HOME", str(tmp_path / "here"))
+  cache = tmp_path / "cache"
+  (cache / "models--runs--cached/snapshots").mkdir(parents=True)
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+  snapshot, asked = tiny.hf_folder(tmp_path / "snapshot"), []
+
+  def download(name, revision, **kwargs):
+    asked.append((name, revision))
+    return str(snapshot)
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+  return asked
+
+
+@pytest.mark.parametrize(
+  "ref",
+  ["./a", "../a", "../a/b", "/a", "/a/b", "~/a", "~nobody/a", "a", "a/b/c",
+   "a/b.gguf", "a/b/", "runs/mine", "runs/mine@30", "runs/cached/", "gone/mine",
+   "a/b\nc", "\udcff/a", "a\0/b", "x/" + 5000 * "y/", "ä/b", "a b/c", "a/b@", "@3",
+   "C:\\a\\b", "http://a/b", "hf.co/a/b"],
+  ids=lambda ref: ascii(ref)[:20],
+)  # fmt: skip
+def test_a_missing_path_is_not_looked_for_on_the_hub(home, ref):
+  pathlib.Path("gone").symlink_to("/nowhere/at/all")  # a disk that is not mounted
+  for opening in (reference.open_model, reference.load_tokenizer):
+    with pytest.raises(errors.UserError, match="no such file or folder") as caught:
+      opening(ref)
+    prefixed = "hub:runs/mine" in str(caught.value)
+    assert prefixed == (ref in ("runs/mine", "runs/mine@30"))
+  assert home == []
+
+
+@pytest.mark.parametrize(
+  ("ref", "asked"),
+  [
+    ("org/name", ("org/name", None)),
+    ("org/name@refs/pr/1", ("org/name", "refs/pr/1")),
+    ("hub:org/name@abc", ("org/name", "abc")),
+    ("hub:runs/mine", ("runs/mine", None)),
+    ("runs/cached@abc", ("runs/cached", "abc")),
+    ("hub:old-name", ("old-name", None)),
+  ],
+)
+def test_names_of_the_hub(home, ref, asked):
+  opened = reference.open_model(ref)
+  assert home == [asked]
+  assert opened.origin == "hub:" + ref.removeprefix("hub:")
+  assert reference.open_model(opened.origin).origin == opened.origin
+
+
+def test_a_local_folder_comes_before_the_hub(home):
+  tiny.hf_folder(pathlib.Path("runs/cached"))
+  assert reference.open_model("runs/cached").origin == "runs/cached" and home == []
+  reference.open_model("hub:runs/cached")
+  assert home == [("runs/cached", None)]
+
+
+@pytest.mark.parametrize("name", ["", "/a", "a/b/c", "../a", "a b", "a/b@", "a/b\nc"])
+def test_what_no_name_of_the_hub_can_be(home, name):
+  refused(f"hub:{name}", "hub:ORG/NAME")
+  assert home == []
 
 
 def test_truncated_weights(tmp_path):
