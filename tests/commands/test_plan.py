@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import tiny
+import tiny_files
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
@@ -55,6 +56,15 @@ def run(config, **flags):
 @pytest.fixture
 def no_compiler(monkeypatch):
   monkeypatch.setattr(compiler, "available", lambda kind: False)
+
+
+def test_a_local_model_comes_before_a_known_name(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  shape = lambda name: commands_plan.model_shape(llama(**{"model.init_from": name}))
+  assert shape(LLAMA) == shape(f"hub:{LLAMA}") != tiny_files.config()
+  (tmp_path / "meta-llama").mkdir()
+  tiny_files.hf_folder(tmp_path / LLAMA)
+  assert shape(LLAMA) == tiny_files.config()
 
 
 def test_topologies():

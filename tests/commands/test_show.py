@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from skipalign_jax.commands import show
 from skipalign_jax.data import packing, pipeline
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.method import positions
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, terminal
 
 
 @pytest.fixture
@@ -93,6 +94,35 @@ def test_colour_in_a_terminal(config):
 def test_the_middle_of_long_blocks_is_left_out(config):
   whole, short = printed(config), printed(config, limit=10)
   assert "…" not in whole and "…" in short and len(short) < len(whole)
+
+
+def test_chats_cannot_steer_the_terminal(config, tmp_path):
+  turns = [("user", "a\x1b[2Jb\x9b1m\r\n\tc\u202e"), ("assistant", "d\x07e\u2066")]
+  messages = [{"role": role, "content": content} for role, content in turns]
+  path = tmp_path / "a\x1b[2J.jsonl"
+  path.write_text(64 * (json.dumps({"messages": messages}) + "\n"))
+  config.data.train, config.data.eval = str(path), ""
+  console = terminal.Console(file=io.StringIO(), width=200)
+  show.run(config, 1, 0, False, console)
+  text = console.file.getvalue()
+  assert r"a\x1b[2Jb\x9b1m\r\n\tc\u202e" in text and r"d\x07e\u2066" in text
+  assert r"a\x1b[2J.jsonl: 64 samples" in text
+  assert all(character.isprintable() for character in text.replace("\n", ""))
+
+
+def test_unusable_records_cannot_steer_the_terminal(config, tmp_path, capsys):
+  path = tmp_path / "a.jsonl"
+  path.write_bytes(b"\x1b[2J\x9b\xe2\x80\xae{\n" * 8)
+  config.data.train = str(path)
+
+  def main():
+    show.run(config, 1, 0, False, terminal.Console())
+
+  with pytest.raises(SystemExit):
+    errors.run_command(main)
+  text = capsys.readouterr().err
+  assert r"not valid" in text or r"not UTF-8" in text
+  assert r"\x1b[2J" in text and "\x1b" not in text and "\u202e" not in text
 
 
 def test_row_number_out_of_range(config):

@@ -329,3 +329,17 @@ def test_damaged_needle_items_and_a_bad_out_are_named(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(errors.UserError, match="cannot be written"):
     run(b, out=str(tmp_path / "file"))
+
+
+def test_names_and_notes_are_text_in_every_format(tmp_path):
+  evil = "a|b<img src=x>\n# c\x1b[2J[d](e)"
+  summary = {"average": 0.5}
+  a = save(tmp_path / "a", "ruler", summary, evil, notes=[evil])
+  b = save(tmp_path / "b", "lm_eval", lm_eval(**{evil: {"acc": interval(0.5)}}), "m")
+  shown, tables = run(a, b, out=str(tmp_path / "out"))
+  written = (tmp_path / "out/compare.md").read_text()
+  assert "\x1b" not in shown + written and "<" not in written.replace("\\<", "")
+  rows = [line for line in written.splitlines() if line.startswith("| ")]
+  assert {line.replace("\\|", "").count("|") for line in rows} == {4}
+  assert not any(line.startswith("# c") for line in written.splitlines())
+  assert evil in values(tables[OTHERS])  # JSON has the name itself
