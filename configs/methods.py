@@ -40,6 +40,16 @@ def get_sweep(variant: str = "") -> runs.Sweep:
     "PoSE": runs.Run(CONFIG, at("pose")),
     "RandPos": runs.Run(CONFIG, at("randpos")),
     "CREAM": runs.Run(CONFIG, at("cream")),
+    "EndPrompt": runs.Run(CONFIG, at("endprompt")),
+    "EndPrompt, random": runs.Run(
+      CONFIG, at("endprompt") | {"positions.terminal_at": "random"}
+    ),
+    "Randomized YaRN": runs.Run(
+      CONFIG,
+      at("randpos")
+      | {"positions.resample": "epoch", "rope.kind": "yarn"}
+      | {"positions.schedule": "8192,16384,24576,32768"},
+    ),
   }
   for alpha in (
     0.1,

@@ -254,8 +254,8 @@ SECTIONS = (
       "skip_outer",
       "Which blocks of a sample skip ahead. contiguous: none; skip_all: all; "
       "skip_inner: responses; skip_outer: instructions. Methods of other papers: "
-      "pose, randpos, cream. Close to LongRecipe is skip_all with skip_prob=1 and "
-      "gaps=uniform on data.text_blocks=sentences.",
+      "pose, randpos, cream, endprompt. Close to LongRecipe is skip_all with "
+      "skip_prob=1 and gaps=uniform on data.text_blocks=sentences.",
       choices=(
         "contiguous",
         "skip_all",
@@ -264,6 +264,7 @@ SECTIONS = (
         "pose",
         "randpos",
         "cream",
+        "endprompt",
       ),
     ),
     max_position=key(
@@ -296,6 +297,23 @@ SECTIONS = (
       0,
       "Samples of at least this number of tokens stay contiguous. 0: all may skip.",
       at_least=0,
+    ),
+    terminal=key(
+      "turn",
+      "What moves (strategy endprompt). turn: the last instruction and its response; "
+      "response: the last response.",
+      choices=("turn", "response"),
+    ),
+    terminal_at=key(
+      "end",
+      "Where it moves to (strategy endprompt). end: its last token gets the last "
+      "position of L; random: any place up to there.",
+      choices=("end", "random"),
+    ),
+    schedule=key(
+      "",
+      "Limits L_t that replace L in equal shares of the run, separated by commas. The "
+      "greatest is max_position. Empty: L all the time.",
     ),
   ),
   section(

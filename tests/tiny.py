@@ -134,7 +134,7 @@ class Run:
   """A compiled step and its state on a mesh."""
 
   def __init__(self, mesh=None, steps=10, start=None, optim=optim(), **changes):  # noqa: B008
-    self.recipe = recipe(**changes)
+    self.recipe = recipe(steps=steps, **changes)
     one = dict(data=1, fsdp=1, tensor=1, context=1)
     self.mesh = mesh or sharding.make_mesh(one, jax.local_devices()[:1])
     update = optimizer.make(optim, steps)

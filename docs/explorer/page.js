@@ -51,6 +51,7 @@ const TOLD = {
   skip_inner: "Responses may jump.",
   skip_outer: "Instructions after the first may jump: the paper's default.",
   pose: "PoSE: two chunks, cut anywhere; the second jumps.",
+  endprompt: "EndPrompt: the last turn moves to the end of L.",
   randpos: "RandPos: any of the L positions, in order; every token stands alone.",
   cream: "CREAM: a head at 0, a tail at the end of L, a middle anywhere between.",
 };

@@ -50,12 +50,13 @@ const skipalign = (() => {
     skip_inner: (block) => block.response,
     skip_outer: (block) => !block.response,
   };
-  const STRATEGIES = [...Object.keys(DO_SKIP), "pose", "randpos", "cream"];
+  const STRATEGIES = [...Object.keys(DO_SKIP), "pose", "randpos", "cream", "endprompt"];
 
   // Runs of contiguous positions of a sample: {block, response, first, size}.
   //   blocks: [{tokens, response}] in order
   //   config: strategy, L, p, probPer ("block" | "sample"),
-  //           gaps ("sequential" | "uniform"), chunks, seed, sampleId
+  //           gaps ("sequential" | "uniform"), chunks, terminal ("turn" | "response"),
+  //           terminalAt ("end" | "random"), seed, sampleId
   function synthesize(blocks, config) {
     const m = blocks.reduce((sum, block) => sum + block.tokens, 0);
     const base = foldIn(key(config.seed), config.sampleId);
@@ -73,7 +74,8 @@ const skipalign = (() => {
     });
     const room = moves ? config.L - m : 0;
     const draw = config.gaps === "uniform" ? uniformBiases : sequentialBiases;
-    const u = draw(base, room, chosen);
+    const u = config.strategy === "endprompt"
+      ? endpromptBiases(blocks, base, room, config) : draw(base, room, chosen);
     let at = 0;
     return blocks.map((block, i) => {
       const first = at + u[i];
@@ -90,6 +92,14 @@ const skipalign = (() => {
       if (skips && R >= 1) u += randint(foldIn(base, 2 * i + 1), 1, R + 1);
       return u;
     });
+  }
+
+  // All blocks from the terminal one on take the whole room, or a random part of it.
+  function endpromptBiases(blocks, base, room, { terminal = "turn", terminalAt = "end" }) {
+    let start = blocks.findLastIndex((block) => block.response);
+    if (terminal === "turn" && start > 0) start = blocks[start - 1].response ? -1 : start - 1;
+    const u = terminalAt === "random" ? randint(foldIn(base, 1), 0, room + 1) : room;
+    return blocks.map((_, i) => (start > 0 && i >= start ? u : 0));
   }
 
   // Floyd's algorithm draws k of R + k slots; the r-th smallest minus r is a bias.

@@ -289,12 +289,14 @@ def _report(
   lines = [p.report() for p in train]
   if held_out:
     lines.append(f"held out: {sum(len(usable) for _, usable in held_out):,} samples")
-  skips = config.positions.strategy.startswith("skip_")
-  if skips and config.data.text_blocks == "none":
-    if any(p.is_text[p.usable].any() for p in train):
+  strategy = config.positions.strategy
+  if any(p.is_text[p.usable].any() for p in train):
+    if strategy.startswith("skip_") and config.data.text_blocks == "none":
       lines.append(
         "NOTE: data.text_blocks=none makes a text one block, so texts do not skip"
       )
+    if strategy == "endprompt":
+      lines.append("NOTE: strategy endprompt moves replies, so texts stay contiguous")
   if not all(p.is_text[p.usable].all() for p in train):
     if opened := spans.opened(tokenizer):
       lines.append(

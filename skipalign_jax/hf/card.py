@@ -94,10 +94,15 @@ def _training_rows(config: dict[str, Any], step: int | None) -> list[tuple[str, 
     return value
 
   adapters = lora.from_config(config["lora"]) if "lora" in config else None
-  skipping = str(get("positions.strategy")).startswith("skip")
+  strategy = get("positions.strategy")
+  skipping = str(strategy).startswith("skip")
   rows = [
-    ("positions", get("positions.strategy")),
-    ("extension length L", get("positions.max_position") if skipping else None),
+    ("positions", strategy),
+    (
+      "extension length L",
+      get("positions.max_position") if strategy != "contiguous" else None,
+    ),
+    ("limits over the run", get("positions.schedule") or None),
     ("skip probability p", get("positions.skip_prob") if skipping else None),
     ("gap law", get("positions.gaps") if skipping else None),
     ("data", _public_sources(get("data.train"))),

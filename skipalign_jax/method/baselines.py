@@ -57,9 +57,25 @@ def randpos(
   key: jax.Array, length: jax.Array, N: int, L: int
 ) -> tuple[jax.Array, jax.Array]:
   """RandPos: m positions of 0 … L−1, all subsets equally likely, in order."""
+  return _in_order(jax.random.permutation(key, L), length, N, L)
+
+
+def randpos_below(
+  key: jax.Array, length: jax.Array, N: int, L: jax.Array, most: int
+) -> tuple[jax.Array, jax.Array]:
+  """RandPos for an L ≤ `most` that a compiled program learns later: the same law.
+
+  The order of uniform random numbers is a permutation; those at L and after come last.
+  """
+  uniform_X = jax.random.uniform(key, (most,))
+  order_X = jnp.argsort(jnp.where(jnp.arange(most) < L, uniform_X, jnp.inf))
+  return _in_order(order_X, length, N, L)
+
+
+def _in_order(order_X, length, N, L):
+  """The first m numbers of a permutation, sorted, as positions."""
   m = jnp.minimum(length, N)
-  at_N = jnp.arange(N)
-  subset_N = jax.random.permutation(key, L)[:N]
+  at_N, subset_N = jnp.arange(N), order_X[:N]
   position_N = jnp.sort(jnp.where(jnp.arange(len(subset_N)) < m, subset_N, L))
   position_N = jnp.pad(position_N, (0, N - len(subset_N)), constant_values=L)
   return _contiguous_if(m >= L, at_N, (at_N, position_N))

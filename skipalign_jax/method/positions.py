@@ -31,7 +31,8 @@ import jax
 import jax.numpy as jnp
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.method import baselines
+from skipalign_jax.method import baselines, endprompt
+from skipalign_jax.runtime import errors
 
 # DO_SKIP of each strategy, given whether a block is a response. Block 0 of a
 # sample never moves. skip_outer, the paper's default, does not change a single
@@ -49,7 +50,7 @@ class PositionConfig:
   """How positions are drawn.
 
   Attributes:
-    strategy: a key of `DO_SKIP` or of `baselines.METHODS`.
+    strategy: a key of `DO_SKIP` or of `baselines.METHODS`, or "endprompt".
     max_position: L; every position is below it.
     skip_prob: p, the share of eligible blocks (or samples) that skip.
     prob_per: "block" draws ε for each block (eq. 4), "sample" once per sample.
@@ -61,6 +62,10 @@ class PositionConfig:
     chunks: how many chunks PoSE makes of a sample.
     skip_below: samples of at least this many tokens stay contiguous, since they teach
       long dependencies without skips; 0 for no limit.
+    terminal: "turn" or "response", the part that EndPrompt moves.
+    terminal_at: "end" of L or "random", where it moves to.
+    schedule: limits L_t that rise over the run, separated by commas; "" for L all
+      the time. See `limit_at`.
   """
 
   strategy: str
@@ -71,13 +76,59 @@ class PositionConfig:
   gaps: str
   chunks: int = 2
   skip_below: int = 0
+  terminal: str = "turn"
+  terminal_at: str = "end"
+  schedule: str = ""
 
   def __post_init__(self):
     config_lib.check_section("positions", vars(self))
+    limits = self.limits
+    if limits and (min(limits) < 1 or max(limits) != self.max_position):
+      raise errors.UserError(
+        f"positions.schedule={self.schedule}: each limit must be at least 1, and the "
+        f"greatest one must be positions.max_position={self.max_position}"
+      )
+
+  @property
+  def limits(self) -> tuple[int, ...]:
+    """The limits of `schedule`; empty without one."""
+    try:
+      return (
+        tuple(int(part) for part in self.schedule.split(",")) if self.schedule else ()
+      )
+    except ValueError:
+      raise errors.UserError(
+        f"positions.schedule={self.schedule!r} must be whole numbers separated by "
+        "commas, such as 8192,12288,16384"
+      ) from None
+
+
+def limit_at(
+  config: PositionConfig, step: jax.Array | int, steps: int
+) -> jax.Array | int:
+  """L_t of a step: the k limits of the schedule have equal shares of the run.
+
+  L_t = limits[min(k − 1, ⌊k · step / steps⌋)]: a function of the step alone, so that a
+  resumed run continues in the middle of a stage. Randomized YaRN (2606.23687) is
+  strategy randpos with rope.kind=yarn and such a schedule.
+
+  Args:
+    config: how positions are drawn.
+    step: from 0 on.
+    steps: of the run.
+  """
+  limits = config.limits
+  if not limits:
+    return config.max_position
+  stage = jnp.minimum(len(limits) - 1, len(limits) * step // steps)
+  return jnp.asarray(limits, jnp.int32)[stage]
 
 
 def synthesize(
-  config: PositionConfig, seed: int, batch: Mapping[str, jax.Array]
+  config: PositionConfig,
+  seed: int,
+  batch: Mapping[str, jax.Array],
+  limit: jax.Array | int | None = None,
 ) -> jax.Array:
   """Position ids of a batch of (packed) samples.
 
@@ -87,6 +138,7 @@ def synthesize(
     batch: arrays [B, L]: `segment_ids` int (0 = padding, else the sample's
       number in its row), `block_ids` int (0 … n-1 in each sample),
       `is_response` bool, `sample_ids` uint32, `epochs` int.
+    limit: L_t of the step, from `limit_at`; max_position by default.
 
   Returns:
     positions_BL int32; 0 on padding.
@@ -96,7 +148,9 @@ def synthesize(
   if config.strategy == "contiguous":  # no draws: keep them out of the program
     return contiguous(arrays[0])
   draw_row = _baseline_row if config.strategy in baselines.METHODS else _skipalign_row
-  return jax.vmap(functools.partial(draw_row, config, jax.random.key(seed)))(*arrays)
+  limit = config.max_position if limit is None else limit
+  base = jax.random.key(seed)
+  return jax.vmap(functools.partial(draw_row, config, limit, base))(*arrays)
 
 
 def contiguous(segment_ids_BL: jax.Array) -> jax.Array:
@@ -111,7 +165,7 @@ def _contiguous_row(segment_L: jax.Array) -> jax.Array:
 
 
 def _skipalign_row(
-  config, base, segment_L, block_L, is_response_L, sample_id_L, epoch_L
+  config, limit, base, segment_L, block_L, is_response_L, sample_id_L, epoch_L
 ):
   """Positions of a row: t + u_i for token t of block i."""
   L = segment_L.shape[0]
@@ -122,14 +176,17 @@ def _skipalign_row(
   blocks = Blocks(
     count=starts_block_L.sum(),
     index=block_L[first_N],
-    room=jnp.where(_may_skip(config, m_N), config.max_position - m_N, 0),
+    room=jnp.where(_may_skip(config, limit, m_N), limit - m_N, 0),
     key=jax.vmap(sample_key, (None, None, 0, 0))(
       base, config.resample, epoch_L[first_N], sample_id_L[first_N]
     ),
-    do_skip=DO_SKIP[config.strategy](is_response_L[first_N]),
   )
-  chosen_N = blocks.do_skip & (blocks.index > 0) & _coin(config, blocks)
-  u_N = BIASES[config.gaps](blocks, chosen_N)
+  is_response_N = is_response_L[first_N]
+  if config.strategy == "endprompt":
+    u_N = endprompt.biases(blocks, is_response_N, config.terminal, config.terminal_at)
+  else:
+    do_skip_N = DO_SKIP[config.strategy](is_response_N) & (blocks.index > 0)
+    u_N = BIASES[config.gaps](blocks, do_skip_N & _coin(config, blocks))
   u_L = u_N[jnp.cumsum(starts_block_L) - 1]
   return jnp.where(segment_L > 0, _contiguous_row(segment_L) + u_L, 0)
 
@@ -143,7 +200,6 @@ class Blocks:
   index: jax.Array  # i: number of the block in its sample
   room: jax.Array  # L − m of the sample
   key: jax.Array  # random key of the sample
-  do_skip: jax.Array  # DO_SKIP(c_i)
 
 
 def _coin(config: PositionConfig, blocks: Blocks) -> jax.Array:
@@ -202,7 +258,11 @@ BIASES = {"sequential": sequential_biases, "uniform": uniform_biases}
 
 
 def crop(
-  config: PositionConfig, seed: int, batch: Mapping[str, jax.Array], N: int
+  config: PositionConfig,
+  seed: int,
+  batch: Mapping[str, jax.Array],
+  N: int,
+  limit: jax.Array | int | None = None,
 ) -> dict[str, jax.Array]:
   """Rows of N places cut out of longer ones, with their `positions`.
 
@@ -214,19 +274,21 @@ def crop(
     seed: of the run.
     batch: as `synthesize` takes it, [B, W] with W ≥ N, one sample per row.
     N: tokens of the rows that are returned.
+    limit: as for `synthesize`.
 
   Returns:
     The arrays of `batch`, [B, N], and positions_BN int32.
   """
   base = jax.random.key(seed)
+  limit = config.max_position if limit is None else limit
 
   def row(arrays):
     length = jnp.sum(arrays["segment_ids"] > 0)
     key = sample_key(
       base, config.resample, arrays["epochs"][0], arrays["sample_ids"][0]
     )
-    content_N, position_N = _baseline(config)(key, length, N, config.max_position)
-    stays = ~_may_skip(config, jnp.minimum(length, N))
+    content_N, position_N = _baseline(config)(key, length, N, limit)
+    stays = ~_may_skip(config, limit, jnp.minimum(length, N))
     content_N = jnp.where(stays, jnp.arange(N), content_N)
     position_N = jnp.where(stays, jnp.arange(N), position_N)
     used_N = jnp.arange(N) < length
@@ -244,11 +306,13 @@ def _baseline(config: PositionConfig) -> Callable[..., tuple[jax.Array, jax.Arra
   method = baselines.METHODS[config.strategy]
   if config.strategy == "pose":
     return functools.partial(method, chunks=config.chunks)
+  if config.strategy == "randpos" and config.limits:
+    return functools.partial(baselines.randpos_below, most=config.max_position)
   return method
 
 
 def _baseline_row(
-  config, base, segment_L, block_L, is_response_L, sample_id_L, epoch_L
+  config, limit, base, segment_L, block_L, is_response_L, sample_id_L, epoch_L
 ):
   """Positions of a row, sample by sample: these methods have no blocks."""
   L = segment_L.shape[0]
@@ -258,8 +322,8 @@ def _baseline_row(
     inside_L = segment_L == segment
     first, m = jnp.argmax(inside_L), jnp.sum(inside_L)
     key = sample_key(base, config.resample, epoch_L[first], sample_id_L[first])
-    _, drawn_L = _baseline(config)(key, m, L, config.max_position)
-    drawn_L = jnp.where(_may_skip(config, m), drawn_L, at_L)
+    _, drawn_L = _baseline(config)(key, m, L, limit)
+    drawn_L = jnp.where(_may_skip(config, limit, m), drawn_L, at_L)
     return jnp.where(inside_L, jnp.roll(drawn_L, first), position_L)
 
   zeros_L = jnp.zeros(L, jnp.int32)
@@ -275,9 +339,11 @@ def sample_key(
   return jax.random.fold_in(base, sample_id)
 
 
-def _may_skip(config: PositionConfig, size: jax.Array) -> jax.Array:
+def _may_skip(
+  config: PositionConfig, limit: jax.Array | int, size: jax.Array
+) -> jax.Array:
   """Whether a sample of this many tokens has room for skips, and needs them."""
-  has_room = size < config.max_position
+  has_room = size < limit
   return has_room & (size < config.skip_below) if config.skip_below else has_room
 
 

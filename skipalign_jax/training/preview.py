@@ -32,9 +32,9 @@ class Span:
 def draw_positions(
   recipe: positions.PositionConfig, seed: int, batch: dict[str, np.ndarray]
 ) -> np.ndarray:
-  """positions_BL of a batch, outside a training step: compiled once, as one program."""
+  """positions_BL of a batch of the first step: compiled once, as one program."""
   compiled = jax.jit(positions.synthesize, static_argnums=(0, 1))
-  return np.asarray(compiled(recipe, seed, batch))
+  return np.asarray(compiled(recipe, seed, batch, positions.limit_at(recipe, 0, 1)))
 
 
 def samples(batch: dict[str, np.ndarray], positions_BL: np.ndarray) -> list[list[Span]]:

@@ -24,6 +24,7 @@ class Recipe:
   loss_chunk: int
   grad_accum: int
   adapters: lora.Config | None = None  # None trains all weights
+  steps: int = 1  # of the run, which positions.schedule divides
 
 
 def from_config(

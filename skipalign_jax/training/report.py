@@ -20,7 +20,12 @@ def describe(setup: setup_lib.Setup, start: int) -> str:
     kinds = lora.describe(recipe.adapters)
     scope = [f"adapters   {trained / 1e6:,.1f}M parameters: {kinds}"]
   strategy = describe_positions(recipe.positions)
-  if recipe.positions.strategy == "skip_outer" and not data.several_turns:
+  p = recipe.positions
+  needs_turns = p.strategy == "skip_outer" or (p.strategy, p.terminal) == (
+    "endprompt",
+    "turn",
+  )
+  if needs_turns and not data.several_turns:
     strategy += (
       "\n           NOTE: no sample has a second instruction, so nothing will skip"
     )
@@ -59,10 +64,15 @@ def describe_positions(p: positions.PositionConfig) -> str:
   text = f"{p.strategy} up to {p.max_position:,}"
   if p.strategy in positions.DO_SKIP:
     text += f", p={p.skip_prob} per {p.prob_per}, {p.gaps} gaps"
-    if p.skip_below:
-      text += f", samples of {p.skip_below:,} tokens or more stay contiguous"
   elif p.strategy == "pose":
     text += f", {p.chunks} chunks"
+  elif p.strategy == "endprompt":
+    place = {"end": "to the end", "random": "by a random distance"}[p.terminal_at]
+    text += f", the last {p.terminal} moves {place}"
+  if p.skip_below:
+    text += f", samples of {p.skip_below:,} tokens or more stay contiguous"
+  if p.limits:
+    text += f", limits {', '.join(f'{limit:,}' for limit in p.limits)} over the run"
   return text + ("" if p.resample == "never" else ", drawn again each epoch")
 
 

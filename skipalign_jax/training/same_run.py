@@ -42,7 +42,13 @@ def differences(
     config_lib.ConfigDict(json.loads(json.dumps(tree)))  # without tuples
   )
   one, other = flat(one), flat(other)
-  shown = lambda tree, key: repr(tree[key]) if key in tree else "no such key"
+  # A key that is new since a config was written has a default that changes nothing.
+  known = flat(config_lib.default().to_dict())
+
+  def shown(tree: Mapping[str, Any], key: str) -> str:
+    found = known | tree
+    return repr(found[key]) if key in found else "no such key"
+
   return [
     f"  {key}: {names[0]} {shown(one, key)}, {names[1]} {shown(other, key)}"
     for key in sorted(one.keys() | other.keys())

@@ -76,6 +76,7 @@ def prepare(
   recipe = recipe_lib.from_config(config, shape, positions, platform)
   share = sharding.process_share(mesh)
   data = pipeline.build(config, tokenizer, *share, console)
+  recipe = dataclasses.replace(recipe, steps=data.steps)
   return Setup(
     config=config,
     folder=folder,

@@ -27,7 +27,7 @@ def make_train_step(
   """The step as a plain function of (state, batch)."""
 
   def train_step(state: state_lib.TrainState, batch: state_lib.Batch):
-    batch = draw_positions(recipe, batch)
+    batch = draw_positions(recipe, batch, state.step)
     batch, weight_BL, weight = objective.prepare(recipe, batch, state.step)
 
     def loss(params, micro):
@@ -65,11 +65,14 @@ def make_eval_step(recipe: recipe_lib.Recipe) -> Callable[..., Any]:
   return eval_step
 
 
-def draw_positions(recipe: recipe_lib.Recipe, batch: state_lib.Batch):
+def draw_positions(
+  recipe: recipe_lib.Recipe, batch: state_lib.Batch, step: jax.Array
+) -> state_lib.Batch:
   """The batch with its positions; rows of longer texts are cropped on the way."""
+  limit = positions.limit_at(recipe.positions, step, recipe.steps)
   if recipe.crop:
-    return positions.crop(recipe.positions, recipe.seed, batch, recipe.crop)
-  drawn_BL = positions.synthesize(recipe.positions, recipe.seed, batch)
+    return positions.crop(recipe.positions, recipe.seed, batch, recipe.crop, limit)
+  drawn_BL = positions.synthesize(recipe.positions, recipe.seed, batch, limit)
   return batch | {"positions": drawn_BL}
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from skipalign_jax.analysis import dialogues, distances
 from skipalign_jax.method import positions
+from skipalign_jax.training import preview
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "explorer.html").read_text(encoding="utf-8")
@@ -89,6 +90,7 @@ def test_random_numbers_are_those_of_jax(js, seed):
     ("pose", 100_000, "block", "sequential"),
     ("randpos", 300, "block", "sequential"),
     ("cream", 3000, "block", "sequential"),
+    ("endprompt", 3000, "block", "sequential"),
   ],
 )
 def test_positions_are_those_of_training(js, strategy, L, prob_per, gaps):
@@ -108,6 +110,24 @@ def test_positions_are_those_of_training(js, strategy, L, prob_per, gaps):
       moved += wanted[-1] > len(wanted) - 1
       left += wanted[-1] == len(wanted) - 1
   assert moved and (left or strategy in ("pose", "randpos", "cream"))
+
+
+@pytest.mark.parametrize("terminal", ["turn", "response"])
+@pytest.mark.parametrize("place", ["end", "random"])
+def test_endprompt_is_that_of_training(js, terminal, place):
+  recipe = positions.PositionConfig(
+    "endprompt", 3000, 1, "block", "never", "uniform", terminal=terminal,
+    terminal_at=place,
+  )  # fmt: skip
+  config = dict(
+    strategy="endprompt", L=3000, p=1, seed=SEED, terminal=terminal, terminalAt=place
+  )
+  batch = next(iter(dialogue_batches()))
+  arrays = {name: x_BL for name, x_BL in batch.items() if name != "is_text"}
+  drawn_BL = np.asarray(preview.draw_positions(recipe, SEED, arrays))
+  for sample_id, blocks, wanted in samples(batch, drawn_BL):
+    runs = js("synthesize", blocks, config | {"sampleId": sample_id})
+    assert expand(runs) == wanted
 
 
 def test_pairs_are_those_of_the_counter(js):

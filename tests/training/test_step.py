@@ -1,5 +1,7 @@
 """The step: one denominator, one compile, NaN steps skipped, and a naive run."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -197,6 +199,21 @@ def test_one_compile_for_all_batches(run):
     run.step(tiny.batch(seed=seed, epoch=seed))
   assert run.train_step._cache_size() == 1
   assert run.state.step == 3
+
+
+def test_limits_of_a_schedule_rise_with_the_step():
+  """One program; a state that is put back draws as before, in the middle of a stage."""
+  scheduled = dataclasses.replace(tiny.SKIPS, schedule="60,400,2000")
+  run = tiny.Run(optim=OPTIM, positions=scheduled, steps=6)
+  assert run.recipe.steps == 6
+  greatest = []
+  for t in range(6):
+    batch = tiny.batch(seed=t)
+    greatest.append(int(run.step(batch)["largest_position"]))
+    limit = (60, 400, 2000)[t // 2]
+    alone = dataclasses.replace(tiny.SKIPS, max_position=limit)
+    assert greatest[-1] == positions.synthesize(alone, 0, batch).max() < limit
+  assert greatest[-1] > 400 and run.train_step._cache_size() == 1
 
 
 def test_ten_steps_equal_a_naive_run(run, naive_sums):

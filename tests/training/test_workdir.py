@@ -75,14 +75,25 @@ def test_a_filesystem_without_locks_is_reported(name, tmp_path, monkeypatch):
   assert f"{tmp_path / 'run'} has no locks" in reported[0]
 
 
-def test_keys_that_an_older_version_did_not_have_are_named(tmp_path):
+def test_keys_that_are_new_since_a_run_began_have_their_defaults(tmp_path):
   config = config_lib.default()
   older = described(config)
-  del older.config["long_short"]
+  del older.config["long_short"], older.config["positions"]["schedule"]
   native.write_config(tmp_path, older)
-  with pytest.raises(
-    errors.UserError, match=r"long_short.alpha: the run has no such key, now 0.0"
-  ):
+  words = tokenizer.byte_tokenizer()
+  claim = lambda: workdir.claim(tmp_path, config, tiny.config(), None, words, SILENT)
+  claim().close()
+  config.long_short.alpha = 0.5
+  with pytest.raises(errors.UserError, match=r"long_short.alpha: the run has 0.0, now"):
+    claim()
+
+
+def test_keys_that_an_older_version_had_are_named(tmp_path):
+  config = config_lib.default()
+  older = described(config)
+  older.config["positions"]["speed"] = 3
+  native.write_config(tmp_path, older)
+  with pytest.raises(errors.UserError, match=r"speed: the run has 3, now no such key"):
     workdir.claim(tmp_path, config, tiny.config(), None, None, SILENT)
 
 
