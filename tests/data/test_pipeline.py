@@ -7,6 +7,7 @@ import pathlib
 import time
 from concurrent import futures
 
+import datasets
 import hypothesis
 import numpy as np
 import pytest
@@ -213,6 +214,23 @@ def test_rows_that_fill_no_batch_are_reported(cache):
   assert data.steps == 1 and "the last 3 of 7 rows" in data.report
   c.steps, c.epochs = 1, None
   assert "do not fill" not in build(c).report
+
+
+def test_a_report_names_the_commit_and_counts_replies(monkeypatch):
+  monkeypatch.setattr(sources.hub, "dataset_revision", lambda name: "0123456789abcdef")
+  counts = dict(turns=[2], targets=[3], rewritten=[1], split=[4], number=[1])
+  one = prepare.Prepared(
+    source=sources.Source("hub:org/name"),
+    rows=datasets.Dataset.from_dict(counts | dict(status=["ok"])),
+    usable=np.array([0]),
+    lengths=np.array([9]),
+    sample_ids=np.array([7], np.uint32),
+    is_text=np.array([False]),
+  )
+  first, rewritten, apart = one.report().splitlines()
+  assert first.startswith("hub:org/name at commit 0123456789ab: 1 samples")
+  assert "not learned: 1 replies" in rewritten
+  assert "apart from their headers: 4 replies" in apart
 
 
 def test_a_prompt_that_replies_do_not_continue_is_reported(cache, monkeypatch):
