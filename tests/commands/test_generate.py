@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import tiny_subject
 
 from skipalign_jax import generate as skipalign_jax_generate
 from skipalign_jax.commands import generate
 from skipalign_jax.data import tokenizer as tokenizer_lib
+from skipalign_jax.hf import export
 from skipalign_jax.model import backends, inference
 from skipalign_jax.runtime import errors
 
@@ -180,3 +182,18 @@ def test_bad_flags_are_refused_before_the_model_is_read(flag, monkeypatch):
   monkeypatch.setattr(sys, "argv", arguments)
   with pytest.raises(errors.UserError, match=flag.partition("=")[0]):
     skipalign_jax_generate.main()
+
+
+def test_variables_of_the_template_reach_the_prompt(tmp_path, monkeypatch):
+  folder = tiny_subject.folder(tmp_path / "model")
+  tokenizer = tokenizer_lib.byte_tokenizer()
+  tokenizer.chat_template += "{% if mood is defined %}{{ mood }}{% endif %}"
+  export.save_tokenizer(tokenizer, folder)
+  seen = []
+  record = lambda self, prompts, *_: seen.extend(map(tokenizer.decode, prompts)) or []
+  monkeypatch.setattr(inference.Engine, "generate", record)
+  arguments = ["generate", f"--model={folder}", "--prompt=hi"]
+  for more in ([], ["--template_kwargs=mood=glad"]):
+    monkeypatch.setattr(sys, "argv", [*arguments, *more])
+    skipalign_jax_generate.main()
+  assert seen[0].endswith("assistant\n") and seen[1] == seen[0] + "glad"
