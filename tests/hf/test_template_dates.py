@@ -128,7 +128,7 @@ def test_an_evaluation_keeps_its_date(tmp_path, day):
   evaluate.main(given)
   assert files.read_json(tmp_path / "given" / "results.json") == first
   named = [f"--out={tmp_path / 'named'}", "--template_kwargs=date_string=1 May 2001"]
-  evaluate.main([*flags, *named])
+  evaluate.main([*given, *named])
   protocol = files.read_json(tmp_path / "named" / "protocol.json")
   assert protocol["items_sha256"] != first["protocol"]["items_sha256"]
 
