@@ -3,7 +3,7 @@
 import argparse
 import math
 
-from skipalign_jax.runtime import arguments, errors
+from skipalign_jax.runtime import arguments, errors, escape
 
 
 def main() -> int:
@@ -31,6 +31,8 @@ def _parse() -> argparse.Namespace:
   add("--raw", action="store_true", help="no chat template")
   add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of weights")
   args = parser.parse_args()
+  if any(map(escape.is_broken, (*args.prompt, args.system))):
+    raise errors.UserError("--prompt and --system must be UTF-8")
   if args.max_new_tokens < 1:
     raise errors.UserError("--max_new_tokens must be at least 1")
   if not 0 <= args.temperature < math.inf:

@@ -29,6 +29,11 @@ def controls(text: str) -> str:
   return _CONTROLS.sub(_spelled, text)
 
 
+def is_broken(text: str) -> bool:
+  """Whether a text has halves of surrogate pairs, so that UTF-8 cannot write it."""
+  return any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def line(text: object) -> str:
   """A name or value in one line, without any control character."""
   return _SPACES.sub(_spelled, controls(str(text)))

@@ -175,8 +175,11 @@ def test_bad_requests_are_refused(prompts, options, message):
 
 
 @pytest.mark.parametrize(
-  "flag", ["--temperature=nan", "--temperature=inf", "--temperature=-1", "--top_p=nan"]
-)
+  "flag",
+  ["--temperature=nan", "--temperature=inf", "--temperature=-1", "--top_p=nan",
+   "--prompt=a\udcff", "--system=\ud800"],
+  ids=ascii,
+)  # fmt: skip
 def test_bad_flags_are_refused_before_the_model_is_read(flag, monkeypatch):
   arguments = ["generate", "--model=no/such/model", "--prompt=a", flag]
   monkeypatch.setattr(sys, "argv", arguments)
