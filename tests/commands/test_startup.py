@@ -57,16 +57,6 @@ def test_every_command_has_cases():
   assert len(runnable) == 7 and runnable < commands
 
 
-def test_positions_load_no_data_library():
-  code = "import sys, skipalign_jax.method.positions; print(*sys.modules)"
-  done = subprocess.run(
-    [sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True, text=True
-  )
-  loaded = set(done.stdout.split())
-  assert "jax" in loaded
-  assert not {"transformers", "datasets", "matplotlib"} & loaded
-
-
 def test_choices_of_command_lines_are_those_of_the_work():
   assert convert.DTYPES == export.DTYPES
   assert analyze.MEASUREMENTS == tuple(commands_analyze.MEASUREMENTS)

@@ -16,7 +16,6 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
-import huggingface_hub
 import jinja2
 import yaml
 
@@ -101,6 +100,8 @@ def _open(data: str, name: str) -> tuple[str, io.IOBase]:
 
 
 def _download() -> pathlib.Path:
+  import huggingface_hub  # takes long to load
+
   with hub.downloading(
     f"--data=hub: {REPOSITORY}/{ARCHIVE}",
     "give --data=FOLDER with the .jsonl files of the sets, or the .zip file",
