@@ -1,1 +1,1 @@
-"""Many trainings and their evaluations from one table of rows."""
+"""Many trainings and their evaluations from one table of runs."""

@@ -27,7 +27,7 @@ def gather(plan: plan_lib.Plan, names: Sequence[str]) -> Found:
   """Results of the runs, and differences of the sweep's pairs, as JSON.
 
   Evaluations in the haystack of the sweep's first keys are taken together; those in
-  another one are separate, in `others`: their names → rows and pairs.
+  another one are separate, in `others`: their names → runs and pairs.
 
   Args:
     plan: the sweep in its folder.
