@@ -37,6 +37,13 @@ def get_sweep(variant: str = "") -> runs.Sweep:
     "SkipAlign, uniform gaps": runs.Run(CONFIG, {"positions.gaps": "uniform"}),
     "SkipAlign, LoRA": runs.Run(CONFIG, {"lora.rank": 16}),
     "SkipAlign, Long-Short": runs.Run(CONFIG, {"long_short.alpha": 0.1}),
+    "SkipAlign, self-distillation": runs.Run(CONFIG, {"distill.weight": 1.0}),
+    "Self-distillation": runs.Run(
+      CONFIG, at("contiguous") | {"distill.weight": 1.0, "distill.reach": "limit"}
+    ),
+    "Self-distillation, strategy": runs.Run(
+      CONFIG, {"distill.weight": 1.0, "distill.view": "strategy"}
+    ),
     "PoSE": runs.Run(CONFIG, at("pose")),
     "RandPos": runs.Run(CONFIG, at("randpos")),
     "CREAM": runs.Run(CONFIG, at("cream")),

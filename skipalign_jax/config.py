@@ -336,6 +336,40 @@ SECTIONS = (
     ),
   ),
   section(
+    "distill",
+    "Self-distillation over positions (RoPE-Perturbed Self-Distillation, arXiv "
+    "2604.14339): the model at one set of positions teaches itself at another. It "
+    "costs a second forward and backward pass.",
+    weight=key(
+      0.0, "Weight λ of the KL. 0 turns it off; the paper's is 1.", at_least=0
+    ),
+    view=key(
+      "jump",
+      "jump: the teacher reads the positions of the run, the student the same ones "
+      "with a jump. strategy: the teacher reads contiguous positions, the student "
+      "those of positions.strategy.",
+      choices=("jump", "strategy"),
+    ),
+    split=key(
+      "block",
+      "Where the jump may be: before any block but the first, or before any token but "
+      "the first. Texts need token, or data.text_blocks.",
+      choices=("block", "token"),
+    ),
+    reach=key(
+      "sample",
+      "The longest jump. sample: as many positions as the sample has tokens (the "
+      "paper's); limit: all that are left below positions.max_position.",
+      choices=("sample", "limit"),
+    ),
+    places=key(
+      "targets",
+      "Places at which teacher and student are compared. targets: those of the loss, "
+      "with their weights; all: every token after the jump.",
+      choices=("targets", "all"),
+    ),
+  ),
+  section(
     "lora",
     "Low-rank adapters (LoRA, 2106.09685): W x + alpha/rank · B (A x). Only A and B "
     "are trained; they are float32.",

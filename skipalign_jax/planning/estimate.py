@@ -79,7 +79,7 @@ def model_flops(job: Job) -> int:
   """FLOPs that the model needs for one run of the program, over all devices."""
   shape, rows, length = job.recipe.model, job.rows, job.length
   if job.kind == "train":
-    windows = 2 if job.recipe.long_short.alpha else 1
+    windows = 2 if job.recipe.pair_weight else 1
     adapters = trained_params(job) if job.recipe.adapters else 0
     return windows * flops.training(shape, rows, length, adapters)
   return flops.generation(shape, rows, length, job.new)

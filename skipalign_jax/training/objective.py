@@ -1,4 +1,4 @@
-"""What a step minimises: cross entropy, and Long-Short Alignment added to it.
+"""What a step minimises: cross entropy, and what a second read of the batch adds to it.
 
 One convention for every objective: it returns a sum over its microbatch, and the step
 divides by Σ target weight of the whole batch, which `prepare` computes before the first
@@ -8,7 +8,7 @@ microbatch. So any number of microbatches gives the mean over one batch.
 import jax
 import jax.numpy as jnp
 
-from skipalign_jax.method import long_short
+from skipalign_jax.method import distillation, long_short, two_reads
 from skipalign_jax.model import decoder, losses
 from skipalign_jax.training import recipe as recipe_lib
 from skipalign_jax.training import state as state_lib
@@ -22,24 +22,31 @@ def prepare(
   Args:
     recipe: of the step.
     batch: a whole batch, [B, L].
-    step: its number; the regulariser draws its short windows for it.
+    step: its number; the regularisers draw for it.
 
   Returns:
-    The batch; with the regulariser it has short_segment_ids, and pair_weight scaled so
-    that all pairs of the batch weigh α times what all targets do. The weight of each
-    target [B, L] fp32, and their sum, at least 1.
+    The batch; with a regulariser it has what the second read reads otherwise
+    (segment_ids_2 or positions_2), and pair_weight scaled so that all pairs of the
+    batch weigh α (or λ) times what all targets do. The weight of each target [B, L]
+    fp32, and their sum, at least 1.
   """
   _, weight_BL = losses.next_token_targets(
     batch["tokens"], batch["segment_ids"], batch["loss_weight"]
   )
   total = jnp.maximum(jnp.sum(weight_BL), 1.0)
   if recipe.long_short.alpha:
-    windows = long_short.windows(recipe.long_short, recipe.seed, step, batch, weight_BL)
-    pairs = jnp.sum(windows["pair_weight"])
-    pairs = jnp.where(pairs > 0, pairs, 1.0)  # weights of samples are fractions
-    windows["pair_weight"] *= recipe.long_short.alpha * total / pairs
-    batch = batch | windows
-  return batch, weight_BL, total
+    second = long_short.windows(recipe.long_short, recipe.seed, step, batch, weight_BL)
+  elif recipe.distill.weight:
+    limit = recipe.positions.max_position
+    second = distillation.views(
+      recipe.distill, limit, recipe.seed, step, batch, weight_BL
+    )
+  else:
+    return batch, weight_BL, total
+  pairs = jnp.sum(second["pair_weight"])
+  pairs = jnp.where(pairs > 0, pairs, 1.0)  # weights of samples are fractions
+  second["pair_weight"] *= recipe.pair_weight * total / pairs
+  return batch | second, weight_BL, total
 
 
 def loss_sum(
@@ -52,7 +59,7 @@ def loss_sum(
     params: fp32 weights, or adapters joined to their base.
     batch: rows of what `prepare` returned, with their positions.
   """
-  if recipe.long_short.alpha:
+  if recipe.pair_weight:
     return regularised_sum(recipe, params, batch)
   total, _ = cross_entropy_sum(recipe, params, batch, batch["positions"])
   return total, {"loss": total}
@@ -79,34 +86,45 @@ def cross_entropy_sum(
 def regularised_sum(
   recipe: recipe_lib.Recipe, params: decoder.Params, batch: state_lib.Batch
 ) -> tuple[jax.Array, state_lib.Metrics]:
-  """Cross entropy and Long-Short Alignment (2506.11769): two forward passes.
+  """Cross entropy and a regulariser: two forward passes.
 
-  Args: as `loss_sum`; both windows have the same positions.
+  Args: as `loss_sum`.
 
   Returns:
-    What is minimised; and the sums of cross entropy, SCE and symmetric KL.
+    What is minimised; and the sum of cross entropy with those of SCE and symmetric KL
+    (Long-Short Alignment), or of KL and equal predictions (self-distillation).
   """
-  model, alpha = decoder.bind(recipe.model, params), recipe.long_short.alpha
+  model, alpha = decoder.bind(recipe.model, params), recipe.pair_weight
+  if recipe.long_short.alpha:
+    divergence, names = "sce", ("sce", "symmetric_kl")
+    constant = {"long": "first", "short": "second", "none": "none"}[
+      recipe.long_short.stop_gradient
+    ]
+  else:
+    divergence, names, constant = "kl", ("kl", "agreement"), "first"
   targets_BL, weight_BL = losses.next_token_targets(
     batch["tokens"], batch["segment_ids"], batch["loss_weight"]
   )
-  long_BLD, short_BLD = (
-    _read(recipe, model, batch, batch["positions"], batch[name])
-    for name in ("segment_ids", "short_segment_ids")
+  first_BLD = _read(recipe, model, batch, batch["positions"], batch["segment_ids"])
+  positions_BL, segment_ids_BL = (
+    batch.get(f"{name}_2", batch[name]) for name in ("positions", "segment_ids")
   )
-  if recipe.long_short.stop_gradient == "short":
-    short_BLD = jax.lax.stop_gradient(short_BLD)  # no backward pass through it
-  total, (loss, sce, symmetric_kl) = long_short.regularised(
-    long_BLD,
-    short_BLD,
+  second_BLD = _read(recipe, model, batch, positions_BL, segment_ids_BL)
+  if constant == "second":
+    second_BLD = jax.lax.stop_gradient(second_BLD)  # no backward pass through it
+  total, (loss, *parts) = two_reads.regularised(
+    first_BLD,
+    second_BLD,
     model.head(),
     targets_BL,
     weight_BL,
     batch["pair_weight"],
     recipe.loss_chunk,
-    recipe.long_short.stop_gradient,
+    divergence,
+    constant,
   )
-  return total, {"loss": loss, "sce": sce / alpha, "symmetric_kl": symmetric_kl / alpha}
+  means = {name: part / alpha for name, part in zip(names, parts, strict=True)}
+  return total, {"loss": loss} | means
 
 
 def _read(recipe, model, batch, positions_BL, segment_ids_BL) -> jax.Array:

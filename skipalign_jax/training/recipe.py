@@ -5,7 +5,7 @@ import dataclasses
 import ml_collections
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.method import long_short, positions
+from skipalign_jax.method import distillation, long_short, positions
 from skipalign_jax.model import backends, lora, model_config
 
 
@@ -25,6 +25,14 @@ class Recipe:
   grad_accum: int
   adapters: lora.Config | None = None  # None trains all weights
   steps: int = 1  # of the run, which positions.schedule divides
+  distill: distillation.DistillConfig = dataclasses.field(
+    default_factory=distillation.DistillConfig
+  )
+
+  @property
+  def pair_weight(self) -> float:
+    """α or λ: the weight of what a second read adds; 0 if there is no second read."""
+    return self.long_short.alpha or self.distill.weight
 
 
 def from_config(
@@ -66,4 +74,5 @@ def from_config(
     loss_chunk=config.loss.chunk,
     grad_accum=config.grad_accum,
     adapters=lora.from_config(config.lora),
+    distill=distillation.DistillConfig(**config.distill),
   )

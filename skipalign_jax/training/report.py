@@ -2,7 +2,7 @@
 
 import jax
 
-from skipalign_jax.method import long_short, positions
+from skipalign_jax.method import distillation, long_short, positions
 from skipalign_jax.model import decoder, lora, lora_state
 from skipalign_jax.runtime import terminal
 from skipalign_jax.training import setup as setup_lib
@@ -43,6 +43,7 @@ def describe(setup: setup_lib.Setup, start: int) -> str:
       f"rope       {scaled}",
       f"positions  {strategy}",
       *describe_long_short(recipe.long_short),
+      *describe_distillation(recipe.distill),
       *(f"data       {line}" for line in data.report.splitlines()),
       f"batch      {config.batch_size} rows x {config.data.seq_len} tokens"
       f"{', packed' if config.data.packing else ''}"
@@ -74,6 +75,17 @@ def describe_positions(p: positions.PositionConfig) -> str:
   if p.limits:
     text += f", limits {', '.join(f'{limit:,}' for limit in p.limits)} over the run"
   return text + ("" if p.resample == "never" else ", drawn again each epoch")
+
+
+def describe_distillation(distill: distillation.DistillConfig) -> list[str]:
+  """A line on self-distillation; empty without it."""
+  if not distill.weight:
+    return []
+  view = "the positions of the strategy learn from contiguous ones"
+  if distill.view == "jump":
+    reach = {"sample": "the length of the sample", "limit": "max_position"}
+    view = f"a jump before a random {distill.split}, up to {reach[distill.reach]}"
+  return [f"distill    weight {distill.weight:g}: {view}"]
 
 
 def describe_long_short(regulariser: long_short.LongShortConfig) -> list[str]:

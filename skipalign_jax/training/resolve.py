@@ -59,9 +59,29 @@ def check(config: ml_collections.ConfigDict) -> positions.PositionConfig:
       f"grad_accum={config.grad_accum} must divide batch_size={config.batch_size}"
     )
   _check_rows(config.data)
+  if config.distill.weight:
+    _check_distillation(config)
   if config.data.text_window:
     _check_window(config)
   return recipe
+
+
+def _check_distillation(config: ml_collections.ConfigDict) -> None:
+  """What distill.weight can be combined with."""
+  if config.long_short.alpha:
+    raise errors.UserError(
+      f"distill.weight={config.distill.weight} and "
+      f"long_short.alpha={config.long_short.alpha} each need the second read of a "
+      "batch; set one of them to 0"
+    )
+  if config.distill.view == "strategy" and (
+    config.positions.strategy == "contiguous" or config.data.text_window
+  ):
+    raise errors.UserError(
+      "distill.view=strategy compares positions.strategy with contiguous positions of "
+      "the same tokens; choose another positions.strategy and data.text_window=0, or "
+      "distill.view=jump"
+    )
 
 
 def _check_rows(data: ml_collections.ConfigDict) -> None:

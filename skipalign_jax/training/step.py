@@ -100,7 +100,8 @@ def accumulate(value_and_grad, params, batch: state_lib.Batch, parts: int):
 
 def describe(batch: state_lib.Batch, weight_BL: jax.Array) -> state_lib.Metrics:
   """The step's input in numbers: tokens, targets, positions, skips."""
-  segment_BL, positions_BL = batch["segment_ids"], batch["positions"]
+  segment_BL = batch["segment_ids"]
+  positions_BL = batch.get("positions_2", batch["positions"])
   L = segment_BL.shape[1]
   tokens = jnp.sum(segment_BL > 0)
   inside_BL = (segment_BL[:, 1:] == segment_BL[:, :-1]) & (segment_BL[:, 1:] > 0)

@@ -7,13 +7,14 @@ import pytest
 import tiny
 from jaxprs import sizes
 
-from skipalign_jax.method import long_short, positions
+from skipalign_jax.method import long_short, positions, two_reads
 from skipalign_jax.model import losses
 from skipalign_jax.runtime import errors
 from skipalign_jax.training import objective
 
 CONFIG = long_short.LongShortConfig(0.3, "none", 0)
 B, L, D, V = 2, 13, 6, 11
+CONSTANT = {"none": "none", "long": "first", "short": "second"}
 drawn_windows = jax.jit(long_short.windows, static_argnums=(0, 1))
 
 
@@ -35,7 +36,7 @@ def segments(batch):
 
 def hidden_tokens(found, row, start, m):
   """l_extra of a sample, counted in its short window."""
-  short_m = found["short_segment_ids"][row, start : start + m]
+  short_m = found["segment_ids_2"][row, start : start + m]
   extra = int(np.sum(short_m == short_m[0]))
   np.testing.assert_array_equal(
     short_m, [short_m[0]] * extra + [short_m[0] + 1] * (m - extra)
@@ -50,7 +51,7 @@ def test_a_short_window_lacks_the_first_tokens_of_each_sample():
   for step in range(6):
     found, weight_BL = windows(batch, step)
     np.testing.assert_array_equal(
-      found["short_segment_ids"] == 0, batch["segment_ids"] == 0
+      found["segment_ids_2"] == 0, batch["segment_ids"] == 0
     )
     expected_BL = np.zeros_like(weight_BL)
     for row, start, m in segments(batch):
@@ -98,8 +99,8 @@ def test_value_and_gradients_equal_full_logits(stop, chunk):
   pair_BL[0, :5] = 0
 
   def ours(*inputs):
-    total, parts = long_short.regularised(
-      *inputs, targets_BL, weight_BL, pair_BL, chunk, stop
+    total, parts = two_reads.regularised(
+      *inputs, targets_BL, weight_BL, pair_BL, chunk, "sce", CONSTANT[stop]
     )
     return 3 * total, parts
 
@@ -125,7 +126,7 @@ def test_all_logits_never_exist():
 
   def largest(chunk):
     def loss(*arrays):
-      return long_short.regularised(*arrays, chunk, "none")[0]
+      return two_reads.regularised(*arrays, chunk, "sce", "none")[0]
 
     floats = jax.ShapeDtypeStruct((rows, length), "float32")
     shapes = [(rows, length, dim), (rows, length, dim), (vocab, dim)]
@@ -176,7 +177,7 @@ def test_a_step_is_the_naive_one(run, naive):
   run.reset(start)
   metrics = run.step(batch)
   found, _ = windows(batch)
-  others = found["short_segment_ids"], found["pair_weight"]
+  others = found["segment_ids_2"], found["pair_weight"]
   places_BL = np.asarray(tiny.drawn(batch))
   assert places_BL.max() > tiny.SEQ_LEN  # so positions skip
   for shift in (0, 1000):
@@ -199,7 +200,7 @@ def test_gradients_are_the_naive_ones(run, naive):
     total, _ = objective.loss_sum(run.recipe, params, prepared)
     return total / weight
 
-  others = found["short_segment_ids"], found["pair_weight"]
+  others = found["segment_ids_2"], found["pair_weight"]
   _, expected = naive(start, batch, places_BL, places_BL, *others)
   found = jax.tree.leaves(jax.jit(jax.grad(ours))(start))
   leaves = jax.tree_util.tree_leaves_with_path(expected)
@@ -229,7 +230,7 @@ def test_the_papers_two_windows(run, naive):
   only_BL[1, extra:m] = pairs
   contiguous_BL = np.asarray(positions.contiguous(batch["segment_ids"]))
   (_, (_, sce)), _ = naive(
-    params, batch, contiguous_BL, contiguous_BL, found["short_segment_ids"], only_BL
+    params, batch, contiguous_BL, contiguous_BL, found["segment_ids_2"], only_BL
   )
   np.testing.assert_allclose(sce, np.sum(pairs * sce_pairs) / pairs.sum(), rtol=2e-4)
 
