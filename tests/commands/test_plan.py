@@ -81,7 +81,7 @@ def test_topologies():
   ("text", "message"),
   [
     ("", "is missing; a topology is"),
-    ("b200:8", "unknown topology 'b200:8'; a topology is a GPU"),
+    ("b200:8", "unknown topology 'b200:8'"),
     ("a100-80gb", "has no number of chips"),
     ("h100:0", "has no number of chips"),
     ("a100-80gb:2x4", "GPUs take one number"),

@@ -230,9 +230,7 @@ def test_nan_steps_are_skipped_then_stop_the_run(config, tmp_path, monkeypatch):
       lambda step: jax.numpy.where(step == 1, 1e38, real(c, steps)(step))
     ),
   )
-  with pytest.raises(
-    errors.UserError, match="2 consecutive steps without a finite loss"
-  ):
+  with pytest.raises(errors.UserError, match="2 consecutive steps"):
     run(config, tmp_path / "nan")
   last = tiny.records(tmp_path / "nan")[-1]
   assert not last["finite"]

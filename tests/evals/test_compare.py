@@ -280,7 +280,7 @@ def test_numbers_that_are_not_finite_are_shown_but_not_in_the_json(tmp_path):
 @pytest.mark.parametrize(
   ("content", "message"),
   [
-    (None, "no such file; name folders that `evaluate` wrote"),
+    (None, "name folders that `evaluate` wrote"),
     ("{", "cannot be read"),
     ("[]", "has no 'protocol'"),
     ('{"protocol": {}}', "has no 'summary'"),
@@ -297,7 +297,7 @@ def test_bad_folders_are_named(tmp_path, content, message):
 
 def test_an_unfinished_evaluation_is_not_a_wrong_folder(tmp_path):
   (tmp_path / "protocol.json").write_text("{}")
-  with pytest.raises(errors.UserError, match="not finished; run its command again"):
+  with pytest.raises(errors.UserError, match="run its command again"):
     run(str(tmp_path))
   with pytest.raises(errors.UserError, match="needs folders"):
     run()

@@ -58,9 +58,7 @@ def test_bad_steps_are_kept_and_counted_up_to_the_limit(tmp_path):
   batch = {"sample_ids": np.arange(6, dtype=np.uint32).reshape(2, 3)}
   for step, finite in enumerate([False, False, True, False, False]):
     seen.check(record(step, finite), batch, reported.append)
-  with pytest.raises(
-    errors.UserError, match="3 consecutive steps without a finite loss"
-  ):
+  with pytest.raises(errors.UserError, match="3 consecutive steps"):
     seen.check(record(7, False), batch, reported.append)
   assert seen.total == 5 and len(reported) == 5
   with np.load(tmp_path / "nonfinite" / "step_7_process_1.npz") as kept:
