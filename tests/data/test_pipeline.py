@@ -441,7 +441,8 @@ def test_no_module_imports_jax_when_loaded():
     plain = tuple(
       f"skipalign_jax.{name}"
       for name in (
-        *("runtime.errors", "runtime.files", "runtime.untrusted"),
+        *("runtime.errors", "runtime.files", "runtime.progress", "runtime.terminal"),
+        *("runtime.untrusted",),
         *("config", "data.", "hf.chat_template", "hf.hub", "hf.template_dates"),
       )
     )
