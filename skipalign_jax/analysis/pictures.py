@@ -146,7 +146,7 @@ def _rope(figure, record: Record) -> None:
   for distance in distances:
     waves.axhline(distance, color="black", linewidth=0.8)
     waves.annotate(f"{distance:,} positions", (0.3, 1.25 * distance), fontsize=8)
-  waves.set(xlabel="rotated pair of a head", ylabel="wavelength, positions a turn")
+  waves.set(xlabel="rotated pair of a head", ylabel="wavelength, positions per turn")
   for i, line in enumerate(record["lines"]):
     label = (
       f"{line['name']}: {line['distance']:,} positions, {line['rope']}\n"

@@ -55,7 +55,7 @@ class Sample:
       them; of a text, of its blocks.
     truncated: tokens beyond seq_len were cut off.
     rewritten: number of replies that are not learned because the template rewrites
-      them once more messages follow.
+      them when more messages follow.
     split: number of replies whose first characters would share a token with their
       header, and are encoded apart from it.
   """

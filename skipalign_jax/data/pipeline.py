@@ -89,7 +89,7 @@ class Data:
 def _live_with_parent(*_) -> None:
   """In a data worker: makes it end when its parent has ended, and not earlier.
 
-  A worker whose parent was killed would wait for it for ever. And Ctrl-C, SLURM and a
+  A worker whose parent was killed would wait for it forever. And Ctrl-C, SLURM and a
   terminal that is closed send signals to the whole process group, while the parent
   still needs batches up to the step at which all processes stop.
   """

@@ -44,7 +44,7 @@ class Rendered:
     replies: (first character of the reply, end of its stop token) per response
       block, i.e. of blocks 1, 3, 5, …
     learned: per reply, whether a model that is prompted for it sees this text before
-      it and writes this text. If not, the template rewrites it once more messages
+      it and writes this text. If not, the template rewrites it when more messages
       follow.
     literals: what characters of `text` stand for, see `literals.py`.
   """

@@ -252,7 +252,7 @@ def hf_tensors(
   """(HF name, tensor) of every parameter, parameter after parameter.
 
   Not layer after layer: a training checkpoint may have all layers of a
-  parameter in one compressed chunk, which is thus decoded once.
+  parameter in one compressed chunk, so it is decoded once.
 
   Args:
     parameters: path -> parameter.

@@ -133,7 +133,7 @@ def cache_bytes(job: Job) -> int:
 
 
 def activation_bytes(job: Job) -> int:
-  """Bytes per device of what a step holds besides its state: a rough estimate.
+  """Bytes per device of what a step holds in addition to its state: a rough estimate.
 
   Training: fp32 gradients; what the backward pass keeps of each layer (its
   input; its products too with remat "dots"; about twice those with "none"); one

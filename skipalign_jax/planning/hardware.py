@@ -27,7 +27,7 @@ class Hardware:
     memory_bandwidth: bytes/s.
     link: bytes/s to chips of the same NVLink domain or slice.
     network: bytes/s to other hosts; equal to `link` on a TPU slice.
-    reserve: what a run needs besides the program: name → bytes.
+    reserve: what a run needs in addition to the program: name → bytes.
     target: fields of XLA's GPU description that differ by GPU; {} on TPUs.
     dimensions: of a slice, as 2 in 4x8; 0 for GPUs.
   """

@@ -158,7 +158,7 @@ def topology(
 
 
 def assumptions(where: hardware.Topology) -> list[str]:
-  """The assumptions that the numbers rest on, besides the compiled program."""
+  """The assumptions that the numbers rest on, in addition to the compiled program."""
   kind, (low, high) = where.hardware, estimate.PRODUCT_EFFICIENCY
   reserve = ", ".join(
     f"{size / hardware.GIB:.2f} GiB {name}" for name, size in kind.reserve.items()

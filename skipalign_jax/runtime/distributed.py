@@ -291,7 +291,7 @@ class Votes:
 def run(work: Callable[[], int]) -> int:
   """Runs the work of a command of several processes; returns its exit status.
 
-  An error that all of them meet is reported once. A process that fails alone leaves
+  An error that all of them have is reported once. A process that fails alone leaves
   at once: an orderly exit would wait for the others, who wait for it.
 
   Raises:
@@ -321,7 +321,7 @@ def run(work: Callable[[], int]) -> int:
 
 
 def _reported_once(error: errors.UserError) -> int:
-  """The exit status after an error; process 0 raises it for all that met it."""
+  """The exit status after an error; process 0 raises it for all that have it."""
   if not jax.distributed.is_initialized():
     raise error
   try:

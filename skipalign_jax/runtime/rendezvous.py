@@ -93,7 +93,7 @@ def _listen(me: Process) -> socket.socket:
 
 
 def _gather(listener: socket.socket, me: Process, deadline: float) -> list[int]:
-  """Lets the other processes of the run go on when all are there.
+  """Lets the other processes of the run continue when all are there.
 
   Returns:
     Those that did not come in time.
@@ -159,7 +159,7 @@ def _refusal(
 
 
 def _join(me: Process, deadline: float) -> bool:
-  """Waits until process 0 lets all go on; False if it did not in time."""
+  """Waits until process 0 lets all continue; False if it did not in time."""
   taken_since = None
   while (now := time.monotonic()) < deadline:
     try:

@@ -11,7 +11,7 @@ def report(content: Content) -> str:
     part
     for part in (
       main(content, "chat", "Needles in the chat format, % (mean, 95 % over seeds)"),
-      main(content, "text", "In the text format that the base learnt, %"),
+      main(content, "text", "In the text format that the base learned, %"),
       words(content),
       pairs(content),
       targets(content),
