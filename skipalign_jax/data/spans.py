@@ -18,7 +18,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 
@@ -159,13 +159,20 @@ def render(
   add_generation_prompt: bool = False,
 ) -> str:
   """The text of messages; raises BadSample if the template refuses them."""
-  turns = [{"role": role, "content": content} for role, content in messages]
   try:
     return chat_template.render(
-      tokenizer, turns, add_generation_prompt=add_generation_prompt
+      tokenizer, _turns(messages), add_generation_prompt=add_generation_prompt
     )
   except jinja2.TemplateError as error:
-    raise schemas.BadSample("refused by the chat template") from error
+    raise _refused() from error
+
+
+def _turns(messages: Sequence[schemas.Message]) -> list[dict[str, str]]:
+  return [{"role": role, "content": content} for role, content in messages]
+
+
+def _refused() -> schemas.BadSample:
+  return schemas.BadSample("refused by the chat template")
 
 
 class Finder:
@@ -179,6 +186,30 @@ class Finder:
     self._tokenizer = tokenizer
     self._control = control_tokens(tokenizer)
     self._splits: dict[tuple[str, str, bool], _Split] = {}
+    self._marked: dict[tuple[schemas.Message, ...], str] = {}
+    self._ahead: dict[tuple[tuple[schemas.Message, ...], bool], Any] = {}
+
+  def render_ahead(self, dialogues: Sequence[Sequence[schemas.Message]]) -> None:
+    """Renders what the next calls need, if these are with the same dialogues."""
+    self._ahead = {}
+    for ask, end in ((False, None), (True, -1)):
+      parts = [tuple(messages[:end]) for messages in dialogues]
+      turns = [_turns(messages) for messages in parts]
+      texts = chat_template.render_all(
+        self._tokenizer, turns, add_generation_prompt=ask
+      )
+      self._ahead |= zip(((part, ask) for part in parts), texts, strict=True)
+
+  def _render(
+    self, messages: Sequence[schemas.Message], add_generation_prompt: bool = False
+  ) -> str:
+    """The function `render`, perhaps done before."""
+    found = self._ahead.pop((tuple(messages), add_generation_prompt), None)
+    if found is None:
+      return render(self._tokenizer, messages, add_generation_prompt)
+    if isinstance(found, jinja2.TemplateError):
+      raise _refused() from found
+    return found
 
   def __call__(self, messages: Sequence[schemas.Message]) -> Rendered:
     """The dialogue's text and where its blocks and replies are in it.
@@ -193,7 +224,7 @@ class Finder:
       UnusableError: the spans cannot be found.
     """
     system = int(messages[0][0] == "system")
-    text = render(self._tokenizer, messages)
+    text = self._render(messages)
     parts = self._fixed_parts(messages, system)
     contents = [content for _, content in messages[system:]]
     spans, changed = self._contents(text, contents, parts)
@@ -218,11 +249,15 @@ class Finder:
     self, messages: Sequence[schemas.Message], system: int
   ) -> list[_Split]:
     """The parts before each user's and assistant's content, and the last part."""
-    marked = [
+    marked = tuple(
       (role, content if role == "system" else _MARK.format(i - system))
       for i, (role, content) in enumerate(messages)
-    ]
-    text = render(self._tokenizer, marked)
+    )
+    if marked not in self._marked:  # most dialogues have the same one
+      if len(self._marked) >= _MAX_SPLITS:
+        self._marked.clear()
+      self._marked[marked] = render(self._tokenizer, marked)
+    text = self._marked[marked]
     pieces = _MARKS.split(text)
     texts, order = pieces[::2], pieces[1::2]
     if order != [str(i) for i in range(len(messages) - system)]:
@@ -358,7 +393,7 @@ class Finder:
       BadSample: the template drops another part, or the reply is not after its prompt.
     """
     text, (begin, stop), content = rendered.text, rendered.replies[-1], messages[-1][1]
-    prompt = render(self._tokenizer, messages[:-1], add_generation_prompt=True)
+    prompt = self._render(messages[:-1], add_generation_prompt=True)
     if prompt[:begin] != text[:begin]:
       raise schemas.BadSample("changed by the chat template")
     if _is_whole(content, text[begin:end], prompt):

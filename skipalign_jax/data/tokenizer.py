@@ -10,7 +10,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from skipalign_jax.data import chat, spans
-from skipalign_jax.hf import template_dates
+from skipalign_jax.hf import chat_template, template_dates
 from skipalign_jax.runtime import errors
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
     additional_special_tokens=["<|im_start|>", "<|im_end|>"],
     clean_up_tokenization_spaces=False,
   )
-  tokenizer.chat_template = CHATML
+  tokenizer.chat_template = chat_template.trust(CHATML)
   return tokenizer
 
 

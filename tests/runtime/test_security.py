@@ -121,26 +121,51 @@ def with_template(template: str):
   return tokenizer
 
 
+ASKED = [{"role": "user", "content": "a"}]
+# 2**40 lists in the memory of 40.
+NESTED = (
+  "{% set n = namespace(a=[0], b=[0]) %}{% for i in range(40) %}"
+  "{% set n.a = [n.a, n.a] %}{% set n.b = [n.b, n.b] %}{% endfor %}"
+)
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 
 
 @pytest.mark.parametrize(
   ("template", "problem"),
   [
-    (LOOP, "takes longer than 0.2 s"),
-    ("{{ 7**(7**9) }}", "takes longer than 0.2 s"),
-    ("{{ 'a' * 10**10 }}", "takes too much memory"),
-    ("{{ [0] * 10**10 }}", "takes too much memory"),
-    ("{{ '%010000000000d' % 1 }}", "takes too much memory"),
-    ("{{ 'a' | center(10**10) }}", "takes too much memory"),
-    ("{{ 'abc' * 10**6 }}", "makes 3,000,000 characters of 3"),
+    (LOOP, "takes more than 0.2 s"),
+    ("{{ 7**(7**9) }}", "takes more than 0.2 s"),
+    # One call into C, in which Python's signals wait.
+    ("{{ ([[0]*999]*9999)|sum(start=[])|length }}", "takes more than 0.2 s"),
+    (NESTED + "{{ n.a|tojson }}", "takes more than 0.2 s"),
+    (NESTED + "{{ n.a == n.b }}", "takes more than 0.2 s"),
+    ("{{ 'a' * 10**10 }}", "MiB of memory"),
+    ("{{ [0] * 10**10 }}", "MiB of memory"),
+    ("{{ '%010000000000d' % 1 }}", "MiB of memory"),
+    ("{{ 'a' | center(10**10) }}", "MiB of memory"),
+    ("{{ 'abc' * 10**6 }}", "makes 3,000,000 characters"),
   ],
 )
 def test_templates_end_in_time_and_memory(template, problem, monkeypatch):
   if "0.2 s" in problem:
     monkeypatch.setattr(chat_template, "MAX_SECONDS", 0.2)
-  with pytest.raises(errors.UserError, match=f"x: .* {problem}"):
-    chat_template.try_out(with_template(template), "x")
+  message = f"chat template of runs/m .*{problem}.* data.template=tulu"
+  with pytest.raises(errors.UserError, match=message):
+    chat_template.try_out(with_template(template), "runs/m")
+
+
+def test_a_template_that_behaves_at_first_ends_too(monkeypatch):
+  monkeypatch.setattr(chat_template, "MAX_SECONDS", 0.2)
+  tokenizer = with_template(
+    "{% set n = messages|length %}"  # not known when the template is compiled
+    "{% if n > 3 %}{{ ([[0]*999*n]*9999)|sum(start=[])|length }}{% endif %}ok"
+  )
+  chat_template.try_out(tokenizer, "x")
+  dialogue = [("user", "a"), ("assistant", "b")] * 2
+  with pytest.raises(errors.UserError, match=r"takes more than 0.2 s"):
+    chat.Encoder(tokenizer, 64).samples([dialogue])
+  texts = chat_template.render_all(tokenizer, [ASKED, ASKED])  # in another process
+  assert texts == ["ok", "ok"]
 
 
 @pytest.mark.parametrize(
@@ -158,28 +183,10 @@ def test_templates_end_in_time_and_memory(template, problem, monkeypatch):
 def test_templates_that_fail_make_bad_records(template):
   tokenizer = with_template(template)
   with pytest.raises(jinja2.TemplateError):
-    chat_template.render(tokenizer, [{"role": "user", "content": "a"}])
+    chat_template.render(tokenizer, ASKED)
   chat_template.try_out(tokenizer, "x")  # a template may refuse a dialogue
   (found,) = chat.Encoder(tokenizer, 64)([[("user", "a"), ("assistant", "b")]])
   assert found.reason == "refused by the chat template"
-
-
-def test_another_timer_runs_on(monkeypatch):
-  import signal
-
-  rang = []
-  before = signal.signal(signal.SIGALRM, lambda *_: rang.append(1))
-  try:
-    signal.setitimer(signal.ITIMER_REAL, 30)
-    text = chat_template.render(
-      tokenizer_lib.byte_tokenizer(), [{"role": "user", "content": "a"}]
-    )
-    assert text == "<|im_start|>user\na<|im_end|>\n"
-    assert 0 < signal.setitimer(signal.ITIMER_REAL, 0)[0] <= 30
-    signal.raise_signal(signal.SIGALRM)
-    assert rang == [1]
-  finally:
-    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.slow
