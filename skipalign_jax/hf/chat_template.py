@@ -165,7 +165,7 @@ def _ask(
   try:
     replies = template_process.SHARED.ask(template, jobs, MAX_SECONDS, MAX_BYTES)
   except template_process.TooSlowError as error:
-    raise unfit(f"takes more than {MAX_SECONDS:g} s") from error
+    raise unfit(f"takes more than {MAX_SECONDS:g} s of computing") from error
   except template_process.EndedError as error:
     raise unfit(f"ends the process that renders it ({error})") from error
   found: list[str | jinja2.TemplateError] = []

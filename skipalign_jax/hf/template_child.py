@@ -45,11 +45,13 @@ class _Generation(ext.Extension):
   tags = {"generation"}  # noqa: RUF012
 
   def parse(self, parser: Any) -> nodes.Node:
+    """The block, as Jinja asks for it."""
     line = next(parser.stream).lineno
     body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-    return nodes.CallBlock(self.call_method("_same"), [], [], body).set_lineno(line)
+    return nodes.CallBlock(self.call_method("same"), [], [], body).set_lineno(line)
 
-  def _same(self, caller: Any) -> str:
+  def same(self, caller: Any) -> str:
+    """The text of the block."""
     return caller()
 
 
@@ -60,6 +62,7 @@ class _Dict:
     return dict(*args, **values)
 
   def fromkeys(self, *args: Any) -> dict:
+    """As that of the type."""
     return dict.fromkeys(*args)
 
 

@@ -209,6 +209,14 @@ BOMBS = {
     text="{% set n = namespace(x='a') %}{% for i in range(60) %}"
     "{% set n.x = n.x + n.x %}{% endfor %}{{ n.x }}",
   ),
+  "a template, one call into C": of(
+    template, text="{{ ([[0]*999]*9999)|sum(start=[])|length }}"
+  ),
+  "a template of 2^40 lists": of(
+    template,
+    text="{% set n = namespace(x=[0]) %}{% for i in range(40) %}"
+    "{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x|tojson }}",
+  ),
 }
 
 
