@@ -9,7 +9,7 @@ from absl import flags as absl_flags
 from ml_collections import config_flags
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.runtime import errors, terminal
+from skipalign_jax.runtime import errors, python_files, terminal
 
 COLUMNS = 80  # of the help
 
@@ -42,19 +42,19 @@ def parse(
   if any(arg in ("--help", "-h", "-help") for arg in argv[1:]):
     terminal.Console().print(help_text(usage, flags))
     raise SystemExit(0)
+  config, argv = _read_file(argv, usage)
   values = absl_flags.FlagValues()
-  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
   for name, flag in flags.items():
     is_int = isinstance(flag.default, int)
     define = absl_flags.DEFINE_integer if is_int else absl_flags.DEFINE_string
     define(name, flag.default, flag.meaning, flag_values=values)
-  _check_file(argv, usage)
   try:
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     rest = values(argv)[1:]
   except (AttributeError, KeyError) as error:  # an override of an undeclared key
     raise errors.UserError(_unknown_key(argv, str(error))) from error
   except (absl_flags.Error, TypeError, ValueError) as error:
-    raise errors.UserError(f"{_message(error)}\nusage: {usage}") from error
+    raise errors.UserError(f"{error}\nusage: {usage}") from error
   if rest:
     raise errors.UserError(f"unexpected argument {rest[0]!r}\nusage: {usage}")
   config_lib.check(values.config)
@@ -91,26 +91,20 @@ def _shown(default: Any) -> str:
   return str(default) if default != "" else "''"
 
 
-def _check_file(argv: list[str], usage: str) -> None:
-  given = [arg.split("=", 1)[1] for arg in argv if arg.startswith("--config=")]
-  if not given:
+def _read_file(argv: list[str], usage: str) -> tuple[config_lib.ConfigDict, list[str]]:
+  """The config of the file that `argv` names last, and the other arguments."""
+  named = [arg for arg in argv if arg.startswith("--config=")]
+  if not named:
     raise errors.UserError(f"--config=FILE is missing\nusage: {usage}")
-  path = pathlib.Path(given[-1].split(":")[0])
-  if not path.is_file():
-    found = ", ".join(str(p) for p in sorted(path.parent.glob("*.py"))) or "none"
+  file, colon, variant = named[-1].removeprefix("--config=").partition(":")
+  arguments = [variant] if colon else []
+  config = python_files.call(pathlib.Path(file), "get_config", *arguments)
+  if not isinstance(config, config_lib.ConfigDict):
     raise errors.UserError(
-      f"config file {path} does not exist; files in {path.parent}: {found}"
+      f"--config: get_config() of {file} returns {type(config).__name__}, not a "
+      "config; start from config.default() and return what it made"
     )
-
-
-def _message(error: BaseException) -> str:
-  """What the error is about. absl quotes the whole traceback of a config file."""
-  cause = error
-  while cause.__context__ is not None:
-    cause = cause.__context__
-  if isinstance(cause, errors.UserError):
-    return str(cause)
-  return str(error).strip().splitlines()[-1]
+  return config, [arg for arg in argv if arg not in named]
 
 
 def _unknown_key(argv: list[str], message: str) -> str:

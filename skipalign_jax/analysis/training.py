@@ -1,5 +1,6 @@
 """Curves of training runs, from their metrics.jsonl."""
 
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -47,7 +48,7 @@ def curves(records: Sequence[dict[str, Any]]) -> dict[str, list[list[float]]]:
     points = [
       (r["step"], r[name])
       for r in records
-      if isinstance(r.get(name), int | float) and np.isfinite(r[name])
+      if isinstance(r.get(name), int | float) and math.isfinite(r[name])
     ]
     if not points:
       continue

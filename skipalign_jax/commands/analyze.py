@@ -20,7 +20,7 @@ from skipalign_jax.analysis import distances as distances_lib
 from skipalign_jax.data import prepare, sources
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.method import positions
-from skipalign_jax.runtime import compile_cache, errors, terminal, untrusted
+from skipalign_jax.runtime import compile_cache, errors, files, json_limits, terminal
 from skipalign_jax.training import preview, resolve
 
 STRATEGIES = "contiguous,skip_outer,skip_outer/uniform,skip_inner,skip_all"
@@ -79,11 +79,13 @@ def redraw(path: pathlib.Path) -> pathlib.Path:
     UserError: the file cannot be read, or is not such a JSON.
   """
   try:
-    record = untrusted.parse_json(untrusted.read(path, untrusted.MAX_JSON_BYTES))
+    record = files.read_json(path, json_limits.MAX_RESULT_VALUES)
     return pictures.draw(record, path.with_suffix(".png"))
   except errors.UserError as error:
     raise errors.UserError(f"{path} cannot be drawn: {error}") from error
-  except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+  except (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+  ) as error:
     raise errors.UserError(
       f"{path} cannot be drawn: it is damaged ({error!r}); measure again"
     ) from error

@@ -11,7 +11,7 @@ from typing import Any
 
 from skipalign_jax.evals import compare_table, heatmap, keys, needle
 from skipalign_jax.evals.longbench import task as longbench_task
-from skipalign_jax.runtime import errors, files, terminal, untrusted
+from skipalign_jax.runtime import errors, files, json_limits, terminal
 
 # SkipAlign's Table 2: lm_eval's groups and tasks; NAME_… is a part of NAME.
 SHORT = {
@@ -69,9 +69,7 @@ def read(folder: str) -> compare_table.Results:
     UserError: there are no results, or they are damaged.
   """
   path = pathlib.Path(folder).expanduser() / "results.json"
-  try:
-    content = untrusted.parse_json(path.read_text(encoding="utf-8"))
-  except FileNotFoundError as error:
+  if not path.exists():
     unfinished = (path.parent / "protocol.json").exists()
     raise errors.UserError(
       f"{path}: no such file; "
@@ -80,15 +78,16 @@ def read(folder: str) -> compare_table.Results:
         if unfinished
         else "name folders that `evaluate` wrote"
       )
-    ) from error
-  except (OSError, ValueError) as error:
+    )
+  try:
+    content = files.read_json(path, json_limits.MAX_RESULT_VALUES, finite=False)
+  except errors.UserError as error:
     raise errors.UserError(
-      f"{path} cannot be read ({error}); delete it and run its evaluation again: its "
-      "items are saved"
+      f"{error}; delete it and run its evaluation again: its items are saved"
     ) from error
   kinds = {"protocol": dict, "summary": dict, "items": list, "notes": list}
   for key, kind in kinds.items():
-    if not isinstance(content, dict) or not isinstance(content.get(key), kind):
+    if not isinstance(content.get(key), kind):
       raise errors.UserError(f"{path} has no {key!r}; `evaluate` did not write it")
   for key, kind in {"task": str, "model": str, "options": dict}.items():
     if not isinstance(content["protocol"].get(key), kind):
@@ -117,10 +116,11 @@ def tables(results: Sequence[compare_table.Results]) -> list[compare_table.Table
         others.append((one, rest))
       else:
         others.append((one, headline(one)))
+      _check_numbers(table_1, table_e, table_2, others)
     except (KeyError, TypeError, AttributeError) as error:
       raise errors.UserError(
         f"{one.folder / 'results.json'}: the summary of {one.task} is not complete "
-        f"({error!r}); run the evaluation again in a new folder"
+        f"({repr(error)[:200]}); run the evaluation again in a new folder"
       ) from error
   if not any(one.task == "lm_eval" and cells for one, cells in table_2):
     table_2 = []  # it would repeat Table 1
@@ -136,6 +136,18 @@ def tables(results: Sequence[compare_table.Results]) -> list[compare_table.Table
     compare_table.join("Other tasks, as they report", rest, others, ".4g"),
   ]
   return [table for table in found if table.rows]
+
+
+def _check_numbers(*tables: Sequence[tuple[Any, dict[str, compare_table.Cell]]]):
+  """Raises TypeError if the last cells of a table have other values than numbers."""
+  for table in tables:
+    for column, cell in table[-1][1].items() if table else ():
+      _check_number(column, cell.value)
+
+
+def _check_number(name: str, value: Any) -> None:
+  if not isinstance(value, int | float):
+    raise TypeError(f"{name} is {str(value)[:20]!r}, not a number")
 
 
 def long_cells(one: compare_table.Results) -> dict[str, compare_table.Cell]:
@@ -237,11 +249,13 @@ def _panel(one: compare_table.Results) -> dict[str, Any]:
     panel = MAPS[one.task].panel(
       {"protocol": one.protocol, "summary": one.summary, "items": one.items}
     )
+    _check_number("window", panel["window"])
     for cell in panel["cells"]:
-      float(cell["length"]), float(cell["depth"]), float(cell["score"])
+      for key in ("length", "depth", "score"):
+        _check_number(key, cell[key])
   except (KeyError, TypeError, ValueError) as error:
     raise errors.UserError(
-      f"{one.folder / 'results.json'} does not have what a heat map needs ({error!r}); "
-      "run the evaluation again in a new folder"
+      f"{one.folder / 'results.json'} does not have what a heat map needs "
+      f"({repr(error)[:200]}); run the evaluation again in a new folder"
     ) from error
   return panel

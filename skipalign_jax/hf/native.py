@@ -64,7 +64,7 @@ def write_config(workdir: str | os.PathLike[str], description: Description) -> N
 def is_workdir(path: pathlib.Path) -> bool:
   """Whether a folder's config.json is ours."""
   file = path / "config.json"
-  return file.is_file() and files.read_json(file).get("format") == FORMAT
+  return file.is_file() and files.read_json(file, finite=False).get("format") == FORMAT
 
 
 def read_config(workdir: str | os.PathLike[str]) -> Description:

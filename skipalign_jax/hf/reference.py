@@ -198,7 +198,7 @@ def _open(reference: str, above: tuple[pathlib.Path, ...]) -> Model:
       config, hf_config = source.config, source.hf_config
       parameters = weights.stacked(config, source)
     case "hf":
-      hf_config = files.read_json(location.path / "config.json")
+      hf_config = files.read_json(location.path / "config.json", finite=False)
       config = model_config.from_hf(hf_config, str(location.path / "config.json"))
       if hf_config.get("quantization_config"):
         raise errors.UserError(
@@ -208,7 +208,9 @@ def _open(reference: str, above: tuple[pathlib.Path, ...]) -> Model:
       folder = safetensors_files.SafetensorsFolder(location.path)
       parameters = weights.stacked(config, weights.with_usual_names(folder))
       if (location.path / "generation_config.json").is_file():
-        generation = files.read_json(location.path / "generation_config.json")
+        generation = files.read_json(
+          location.path / "generation_config.json", finite=False
+        )
     case "workdir":
       described = native.read_config(location.path)
       config, hf_config = described.model_config, described.hf_config

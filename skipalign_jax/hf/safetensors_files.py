@@ -136,7 +136,7 @@ def _weight_map(folder: pathlib.Path) -> dict[str, str]:
   path = folder / INDEX
   if (folder / SINGLE).is_file() or not path.is_file():
     return {}
-  index = files.read_json(path)
+  index = files.read_json(path, finite=False)
   weight_map = index.get("weight_map")
   if not isinstance(weight_map, dict) or not weight_map:
     raise errors.UserError(f"{path}: has no weight_map")

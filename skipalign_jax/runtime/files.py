@@ -16,19 +16,31 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from skipalign_jax.runtime import errors, untrusted
+from skipalign_jax.runtime import errors, json_limits, untrusted
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """A JSON object from a file; UserError when it is not one."""
+def read_json(
+  path: pathlib.Path, max_values: int = json_limits.MAX_VALUES, finite: bool = True
+) -> dict[str, Any]:
+  """A JSON object from a file.
+
+  Args:
+    path: of the file.
+    max_values: that it may have.
+    finite: whether NaN and infinite numbers are refused, which no file of ours has;
+      those of models may.
+
+  Raises:
+    UserError: it cannot be read, or is not such an object.
+  """
   try:
-    value = untrusted.parse_json(untrusted.read(path, untrusted.MAX_JSON_BYTES))
+    value = untrusted.read_json(path, max_values)
   except OSError as error:
-    raise errors.UserError(f"{path}: {error.strerror}") from error
-  except ValueError as error:
+    raise errors.UserError(f"{path}: {error.strerror or error}") from error
+  except untrusted.BROKEN as error:
     raise errors.UserError(f"{path}: not valid JSON ({error})") from error
-  if not isinstance(value, dict):
-    raise errors.UserError(f"{path}: expected a JSON object")
+  if finite and (where := not_finite(value)):
+    raise errors.UserError(f"{path}: not valid JSON ({where} is NaN or infinite)")
   return value
 
 

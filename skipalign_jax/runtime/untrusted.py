@@ -10,9 +10,12 @@ import io
 import itertools
 import json
 import pathlib
+import re
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
+
+from skipalign_jax.runtime import json_limits
 
 MAX_RECORD_BYTES = 64 << 20  # of a line, or of a text file
 MAX_JSON_BYTES = 100 << 20  # of a config or an index
@@ -75,20 +78,21 @@ def array_items(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
   About `MAX_RECORD_BYTES` characters of it are in memory at a time.
 
   Raises:
-    ValueError: it is not an array, an item is longer than that, or the file
-      decompresses to implausibly many bytes.
+    ValueError: it is not an array, an item is longer than that or not within
+      `json_limits`, or the file decompresses to implausibly many bytes.
     OSError, EOFError, zlib.error: it cannot be read to its end.
   """
   compressed = path.stat().st_size if _is_gzip(path) else None
   with io.TextIOWrapper(_open(path), encoding="utf-8-sig") as file:
-    text, total = file.read(_BLOCK).lstrip(), 0
-    if not text.startswith("["):
+    text, total = file.read(_BLOCK), 0
+    at = _SPACE.match(text).end()
+    if not text.startswith("[", at):
       raise ValueError("it does not begin with a JSON array")
-    text = text[1:].lstrip()
+    at += 1
     for number in itertools.count(1):
-      while (found := _first_item(text)) is None:
-        block = file.read(max(_BLOCK, len(text)))
-        text, total = text + block, total + len(block)
+      while (found := _item(text, at, number)) is None:
+        block = file.read(max(_BLOCK, len(text) - at))
+        text, at, total = text[at:] + block, 0, total + len(block)
         if not block:
           raise ValueError(f"item {number} of its JSON array is not valid JSON")
         if compressed is not None:
@@ -98,9 +102,11 @@ def array_items(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
             f"item {number} of its JSON array is not valid JSON, or has more than "
             f"{MAX_RECORD_BYTES >> 20} MiB"
           )
-      item, text = found
+        if len(text) > 2 * _BLOCK:  # the item is longer than a block
+          json_limits.check(text)
+      item, at = found
       if item is _END:
-        if (text + file.read(_BLOCK)).strip():
+        if (text[at:] + file.read(_BLOCK)).strip():
           raise ValueError("something follows its JSON array")
         return
       yield number, item
@@ -108,23 +114,31 @@ def array_items(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
 
 _BLOCK = 1 << 20  # characters
 _END = object()  # of an array
+_SPACE = re.compile(r"[ \t\n\r]*")  # of JSON
+_DECODER = json.JSONDecoder(parse_int=json_limits.integer)
 
 
-def _first_item(text: str) -> tuple[Any, str] | None:
-  """An array's first item and what follows; None if the text may end inside it."""
-  text = text.lstrip()
-  if text.startswith("]"):
-    return _END, text[1:]
+def _item(text: str, at: int, number: int) -> tuple[Any, int] | None:
+  """The next item of an array from index `at`, and the index after it.
+
+  None if the text may end inside it.
+  """
+  at = _SPACE.match(text, at).end()
+  if text.startswith("]", at):
+    return _END, at + 1
   try:
-    item, end = json.JSONDecoder().raw_decode(text)
-  except RecursionError as error:
-    raise ValueError("nested too deeply") from error
-  except ValueError:
+    item, at = _DECODER.raw_decode(text, at)
+    json_limits.check_depth(item)
+  except json.JSONDecodeError:
     return None
-  rest = text[end:].lstrip()
-  if rest.startswith(","):
-    return item, rest[1:]
-  return (item, rest) if rest.startswith("]") else None
+  except (RecursionError, ValueError) as error:
+    raise ValueError(
+      f"item {number} of its JSON array: {error or 'nested too deeply'}"
+    ) from error
+  at = _SPACE.match(text, at).end()
+  if text.startswith(",", at):
+    return item, at + 1
+  return (item, at) if text.startswith("]", at) else None
 
 
 def is_array(path: pathlib.Path) -> bool:
@@ -155,12 +169,43 @@ def check_growth(decompressed: int, compressed: int) -> None:
     )
 
 
-def parse_json(text: str | bytes) -> Any:
-  """A JSON value; ValueError if the text is not JSON or nested too deeply."""
+def read_json(
+  path: pathlib.Path, max_values: int = json_limits.MAX_VALUES
+) -> dict[str, Any]:
+  """The JSON object of a file.
+
+  Raises:
+    ValueError: it has more than `MAX_JSON_BYTES`, is not a JSON object, or has text
+      that is not UTF-8; or as `parse_json`.
+    OSError, EOFError, zlib.error: it cannot be read.
+  """
+  text = read(path, MAX_JSON_BYTES)
+  value = parse_json(text, max_values)
+  if not isinstance(value, dict):
+    raise ValueError("it is not a JSON object")
+  if _SURROGATE.search(text):
+    json.dumps(value, ensure_ascii=False).encode("utf-8")
+  return value
+
+
+# JSON can spell half a surrogate pair, which can be neither printed nor written.
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def parse_json(text: str | bytes, max_values: int = json_limits.MAX_VALUES) -> Any:
+  """A JSON value.
+
+  Raises:
+    ValueError: the text is not JSON, has more than `max_values` values, is nested
+      deeper than `json_limits.MAX_DEPTH`, or has longer integers than it allows.
+  """
+  json_limits.check(text, max_values)
   try:
-    return json.loads(text)
+    value = json.loads(text, parse_int=json_limits.integer)
   except RecursionError as error:
     raise ValueError("nested too deeply") from error
+  json_limits.check_depth(value)
+  return value
 
 
 def size(value: Any) -> int:

@@ -24,7 +24,7 @@ import numpy as np
 from skipalign_jax import cli
 from skipalign_jax import config as config_lib
 from skipalign_jax.hf import native
-from skipalign_jax.runtime import errors, files
+from skipalign_jax.runtime import errors, files, json_limits
 from skipalign_jax.sweep import runs
 from skipalign_jax.training import metrics, resolve, workdir
 
@@ -86,7 +86,9 @@ class Plan:
     for target in self.targets(name):
       path = self.evaluation(name, f"{runs.CHOOSE}@{target}") / "results.json"
       if path.exists():
-        by_length = files.read_json(path)["summary"]["log_p"]
+        by_length = files.read_json(path, json_limits.MAX_RESULT_VALUES)["summary"][
+          "log_p"
+        ]
         scores[target] = float(np.mean([cell["mean"] for cell in by_length.values()]))
     return scores
 

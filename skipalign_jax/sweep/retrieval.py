@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from skipalign_jax.evals import heatmap, intervals, keys
-from skipalign_jax.runtime import files
+from skipalign_jax.runtime import files, json_limits
 from skipalign_jax.sweep import plan as plan_lib
 from skipalign_jax.sweep import retrieval_tables
 
@@ -52,7 +52,7 @@ def gather(plan: plan_lib.Plan, names: Sequence[str]) -> Found:
       }
       path = plan.evaluation(name, "misalignment") / "results.json"
       if path.exists():
-        summary = files.read_json(path)["summary"]
+        summary = files.read_json(path, json_limits.MAX_RESULT_VALUES)["summary"]
         found[name] |= {key: summary[key]["mean"] for key in MISALIGNMENT.values()}
       if "eval_loss" in (last := plan.last_metrics(name)):
         found[name]["held_out_loss"] = last["eval_loss"]
@@ -116,7 +116,9 @@ def _items(
 
 
 def _results(plan: plan_lib.Plan, name: str, evaluation: str) -> dict[str, Any]:
-  return files.read_json(plan.evaluation(name, evaluation) / "results.json")
+  return files.read_json(
+    plan.evaluation(name, evaluation) / "results.json", json_limits.MAX_RESULT_VALUES
+  )
 
 
 def _pairs(plan: plan_lib.Plan, found: Found) -> list[Found]:

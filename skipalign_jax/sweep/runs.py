@@ -5,13 +5,12 @@ commands it needs, and where its results are.
 """
 
 import dataclasses
-import importlib.util
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, python_files
 
 Value = str | int | float | bool
 CHOOSE = "choose"  # name of the evaluation that decides on a run's NTK target
@@ -115,21 +114,12 @@ def load(argument: str) -> Sweep:
   """
   file, _, variant = argument.partition(":")
   path = pathlib.Path(file)
-  if not path.is_file():
-    raise errors.UserError(f"--config: {path} does not exist")
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  if spec is None or spec.loader is None:
-    raise errors.UserError(f"--config: {path} is not a Python file")
-  module = importlib.util.module_from_spec(spec)
-  try:
-    spec.loader.exec_module(module)
-  except (Exception, SystemExit) as error:
-    raise errors.UserError(f"--config: {path} cannot be loaded: {error!r}") from error
-  if not hasattr(module, "get_sweep"):
+  sweep = python_files.call(path, "get_sweep", variant)
+  if not isinstance(sweep, Sweep):
     raise errors.UserError(
-      f"--config: {path} has no get_sweep(); it is a config for skipalign_jax.train"
+      f"--config: get_sweep() of {path} returns {type(sweep).__name__}, not a Sweep "
+      "(skipalign_jax/sweep/runs.py)"
     )
-  sweep = module.get_sweep(variant)
   slugs: dict[str, str] = {}
   for name in sweep.runs:
     other = slugs.setdefault(slug(name), name)

@@ -143,6 +143,20 @@ def test_a_record_of_something_else(tmp_path):
     training.read([str(tmp_path)])
 
 
+def test_a_record_whose_numbers_cannot_be_drawn(tmp_path):
+  found = {"samples": 0, "tokens": 1, "gaps_per_sample": [1]}
+  wide = {"wide": {"tokens": [1], "width": 1}}
+  record = {"kind": "coverage", "title": "", "strategies": {"a": found | wide}}
+  (tmp_path / "coverage.json").write_text(json.dumps(record))
+  with pytest.raises(errors.UserError, match=r"coverage\.json cannot be drawn"):
+    commands_analyze.redraw(tmp_path / "coverage.json")
+
+
+def test_huge_integers_of_metrics_are_drawn():
+  found = training.curves([{"step": 1, "loss": 10**300}, {"step": 2, "loss": 1.0}])
+  assert found["loss"] == [[1.0, 2.0], [1e300, 1.0]]
+
+
 def test_help(capsys):
   assert analyze.main(["analyze", "--help"]) == 0
   assert "distances  relative" in capsys.readouterr().out

@@ -281,8 +281,9 @@ def test_numbers_that_are_not_finite_are_shown_but_not_in_the_json(tmp_path):
   ("content", "message"),
   [
     (None, "name folders that `evaluate` wrote"),
-    ("{", "cannot be read"),
-    ("[]", "has no 'protocol'"),
+    ("{", "not valid JSON.*delete it"),
+    ("[]", "not a JSON object"),
+    ('{"protocol": {"x": %s}}' % ("1" * 4000), "a number of 4,000 digits"),
     ('{"protocol": {}}', "has no 'summary'"),
     ('{"protocol": {}, "summary": {}, "items": [], "notes": []}', "has no 'task'"),
   ],
@@ -310,6 +311,8 @@ def test_an_unfinished_evaluation_is_not_a_wrong_folder(tmp_path):
     ("longbench", {"sets": {"lcc": 3}, "average": 1}),
     ("lm_eval", {"tasks": {"mmlu": {"acc": 0.5}}}),
     ("lm_eval", {"tasks": None}),
+    ("lm_eval", {"tasks": {"mmlu": {"acc": {"mean": [0.5]}}}}),
+    ("lm_eval", {"tasks": {"x": {"f1": {"mean": "half"}}}}),
   ],
 )
 def test_damaged_summaries_are_named(tmp_path, task, summary):
@@ -325,6 +328,11 @@ def test_damaged_needle_items_and_a_bad_out_are_named(tmp_path):
   )  # fmt: skip
   with pytest.raises(errors.UserError, match="what a heat map needs"):
     run(a, out=str(tmp_path / "out"))
+  window = needle_results(tmp_path / "window")
+  path = tmp_path / "window" / "results.json"
+  path.write_text(path.read_text().replace('"window": 4096', '"window": "4096"'))
+  with pytest.raises(errors.UserError, match=r"heat map needs.*window is '4096'"):
+    run(window, out=str(tmp_path / "out"))
   b = needle_results(tmp_path / "b")
   (tmp_path / "file").write_text("")
   with pytest.raises(errors.UserError, match="cannot be written"):

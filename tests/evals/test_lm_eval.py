@@ -431,6 +431,36 @@ def test_names_that_cannot_be_used(few_tasks, tmp_path, monkeypatch):
   assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+  ("name", "content"),
+  [
+    ("config.py", "import a\ndef get_config(v=''): pass\n"),
+    ("results.json", '{"protocol": {}}'),
+    ("list.yaml", "- task: a\n"),
+    ("empty.yaml", ""),
+    ("zeros.npz", "\0" * 9),
+    ("nested.json", "[" * 100_000),
+    ("number.yaml", "task: 7\n"),
+    ("names.yaml", "task: [a, b]\n"),
+    ("self.yaml", "task: a\ninclude: self.yaml\n"),
+    ("missing.yaml", "task: a\ninclude: nothing.yaml\n"),
+    ("bytes.yaml", b"\xff\xfe"),
+    ("no_data.yaml", "task: a\n"),
+    ("no_function.yaml", "task: a\ndataset_path: x\ndoc_to_text: !function a.b\n"),
+    ("numbers.yaml", "group: a\ntask: [1]\n"),
+  ],
+)
+def test_other_files_than_tasks(few_tasks, tmp_path, monkeypatch, name, content):
+  def no_network(*args, **kwargs):
+    raise ConnectionError("no network")
+
+  monkeypatch.setattr(datasets, "load_dataset", no_network)
+  data = content if isinstance(content, bytes) else content.encode()
+  (tmp_path / name).write_bytes(data)
+  with pytest.raises(errors.UserError, match=name):
+    evaluate(str(tmp_path / name), tmp_path / "out")
+
+
 @pytest.mark.slow
 def test_the_harness_knows_the_names_of_the_readme():
   index = lm_eval_tasks.Index(["mmlu", "bbh", "humaneval", "tydiqa_gold"])

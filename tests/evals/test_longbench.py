@@ -453,14 +453,38 @@ def test_bad_options_are_refused(subject, options, changes, message):
     ("dataset2prompt.json", '{"lcc": "x"}', "has no str for 'qasper'"),
     ("dataset2prompt.json", '{"qasper": "{contxt}"}', "cannot be filled"),
     ("dataset2prompt.json", '{"qasper": "{context"}', "cannot be filled"),
+    *(
+      ("dataset2prompt.json", json.dumps({"qasper": prompt}), "cannot be filled")
+      for prompt in (
+        "{context:>99999999999}",  # a width
+        "{input!r}",
+        "{context.__class__}",
+        "{context[0]}",
+        "{0}",
+        "{}",
+        "{context:{input}}",
+        "}",
+        "{context}" * 11,
+      )
+    ),
     ("dataset2maxlen.json", '{"qasper": "6"}', "has no int for 'qasper'"),
-    ("dataset2maxlen.json", '{"qasper": 0}', "has no int for 'qasper'"),
+    ("dataset2maxlen.json", '{"qasper": true}', "has no int for 'qasper'"),
+    ("dataset2maxlen.json", '{"qasper": 0}', "'qasper' must be from 1 to"),
+    ("dataset2maxlen.json", f'{{"qasper": {"9" * 300}}}', "'qasper' must be from 1"),
+    ("dataset2maxlen.json", f'{{"qasper": {"9" * 4000}}}', "4,000 digits"),
   ],
 )
 def test_bad_prompt_files_are_named(subject, options, tmp_path, file, content, message):
   (tmp_path / "prompts" / file).write_text(content, encoding="utf-8")
   with pytest.raises(errors.UserError, match=f"{file}.*{message}"):
     longbench_task.items(options(datasets="qasper"), subject)
+
+
+def test_doubled_braces_of_a_prompt_are_braces(subject, options, tmp_path):
+  path = tmp_path / "prompts" / "dataset2prompt.json"
+  path.write_text(json.dumps({"lcc": "{{x}}{input}{{"}), encoding="utf-8")
+  (item,) = longbench_task.items(options(datasets="lcc", per_set=1), subject)
+  assert text_of(subject, item) == "{x}what?{"
 
 
 def test_results_name_the_source_of_the_prompts(subject, options, tmp_path, prompts):

@@ -237,7 +237,7 @@ def test_shards_stay_in_their_folder(name, tmp_path):
   index = json.loads(path.read_text())
   index["weight_map"] = dict.fromkeys(index["weight_map"], name)
   path.write_text(json.dumps(index))
-  with pytest.raises(errors.UserError, match=r"not a file of this folder|are missing"):
+  with pytest.raises(errors.UserError, match=r"this folder|are missing|surrogate"):
     reference.open_model(str(made))
 
 

@@ -444,7 +444,7 @@ def test_refused(argv, message):
 def test_files_that_cannot_be_sweeps_are_refused(tmp_path):
   broken = tmp_path / "broken.py"
   broken.write_text("import nothing_like_it")
-  with pytest.raises(errors.UserError, match="cannot be loaded: ModuleNotFound"):
+  with pytest.raises(errors.UserError, match="line 1: ModuleNotFoundError"):
     runs.load(str(broken))
   twice = tmp_path / "twice.py"
   twice.write_text(

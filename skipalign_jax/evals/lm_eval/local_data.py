@@ -16,7 +16,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from skipalign_jax.runtime import errors, untrusted
+from skipalign_jax.runtime import errors, json_limits, untrusted
 
 if TYPE_CHECKING:
   import datasets
@@ -97,7 +97,7 @@ def _bbh(folder: pathlib.Path, task: str) -> dict[str, list[dict[str, Any]]]:
   path = folder / f"{task}.json"
   if not path.exists():
     return {}
-  examples = untrusted.parse_json(untrusted.read(path))["examples"]
+  examples = untrusted.read_json(path)["examples"]
   return {
     "test": [{"input": row["input"], "target": row["target"]} for row in examples]
   }
@@ -123,8 +123,7 @@ def _questions(path: pathlib.Path) -> Iterator[dict[str, Any]]:
   if path.suffix == ".jsonl":
     records = [untrusted.parse_json(line) for _, line in untrusted.lines(path)]
   else:
-    text = untrusted.read(path, untrusted.MAX_JSON_BYTES)
-    articles = untrusted.parse_json(text)["data"]
+    articles = untrusted.read_json(path, json_limits.MAX_RESULT_VALUES)["data"]
     records = [
       {"title": article.get("title", ""), "context": paragraph["context"], **question}
       for article in articles

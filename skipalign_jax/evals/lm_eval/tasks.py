@@ -4,6 +4,8 @@ Prompts, metrics and filters are those of the installed package; only the source
 documents is replaced. Tasks of a group that have no files are left out, with a note.
 """
 
+from __future__ import annotations
+
 import copy
 import dataclasses
 import functools
@@ -11,6 +13,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import yaml
 from lm_eval.api import group as group_lib
 from lm_eval.api import task as task_lib
 from lm_eval.config import group as group_config
@@ -44,14 +47,9 @@ def load(
     UserError: an unknown name, data that cannot be loaded, or code that is not allowed.
   """
   index = Index(names)
-  for name in names:
-    for task, config in index.tasks(name):
-      if config.get("unsafe_code") and not unsafe_code:
-        raise errors.UserError(
-          f"task {task} runs programs that the model writes, on this machine and "
-          "without a sandbox; allow it with --unsafe_code=True"
-        )
   try:
+    if not unsafe_code:
+      _check_safe(index, names)
     if local_data:
       built = [_from_files(index, name, local_data, note) for name in names]
       loaded = index.manager.load([item for items in built for item in items])
@@ -59,14 +57,29 @@ def load(
       loaded = index.manager.load(list(names))
   except errors.UserError:
     raise
-  except (OSError, ValueError, IndexError) as error:
+  # What is missing in a task file ends in any of these.
+  except (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ImportError),
+    *(AssertionError, NotImplementedError, yaml.YAMLError),
+  ) as error:
+    problem = str(error) if isinstance(error, OSError | ValueError) else repr(error)
     raise errors.UserError(
-      f"the data of {', '.join(names)} cannot be loaded: {error}\nWithout access to "
+      f"{', '.join(names)} or its data cannot be loaded: {problem}\nWithout access to "
       "the hub, name a folder of benchmarks with --local_data."
     ) from error
   for name, task in loaded["tasks"].items():
     _set_examples(name, task, num_fewshot)
   return loaded
+
+
+def _check_safe(index: Index, names: Sequence[str]) -> None:
+  for name in names:
+    for task, config in index.tasks(name):
+      if config.get("unsafe_code"):
+        raise errors.UserError(
+          f"task {task} runs programs that the model writes, on this machine and "
+          "without a sandbox; allow it with --unsafe_code=True"
+        )
 
 
 class Index:
@@ -91,9 +104,7 @@ class Index:
     """Kind and config of a task, group or tag."""
     found = self.manager.task_index.get(name)
     if found is None and pathlib.Path(name).is_file():
-      found = index_lib.TaskIndex.entry_from_path(pathlib.Path(name))
-      if found:
-        found.cfg = index_lib.load_yaml(found.yaml_path, resolve_func=False)
+      found = _of_file(name)
     if found is None:
       raise errors.UserError(
         f"lm_eval has no task, group or tag {name!r}, and there is no such task file; "
@@ -121,6 +132,21 @@ class Index:
       elif isinstance(child.get("task"), str):
         found.append((child["task"], child))
     return found
+
+
+def _of_file(name: str) -> index_lib.Entry:
+  """The entry of a task file; UserError for other files."""
+  try:
+    found = index_lib.TaskIndex.entry_from_path(pathlib.Path(name))
+    if found is None or not isinstance(found.name, str):
+      raise ValueError("its task or group has no name")
+    found.cfg = index_lib.load_yaml(found.yaml_path, resolve_func=False)
+  except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+    raise errors.UserError(
+      f"--tasks: {name} is not a task file of lm_eval, which is YAML with the key task "
+      f"({errors.first_line(error)[:200]})"
+    ) from error
+  return found
 
 
 @functools.cache

@@ -12,6 +12,7 @@ import importlib.util
 import io
 import pathlib
 import re
+import string
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,9 @@ from skipalign_jax.runtime import errors, untrusted
 REPOSITORY = "THUDM/LongBench"
 ARCHIVE = "data.zip"  # the repository's loading script needs datasets < 4
 PROMPTS, LENGTHS = "dataset2prompt.json", "dataset2maxlen.json"
+_FIELDS = ("context", "input")  # of a prompt
+_MAX_FIELDS = 10  # LongBench's prompts have two at most
+_MAX_NEW_TOKENS = 1 << 16  # LongBench's are 512 at most
 
 # The last two: a zip archive with unknown compression, or with a password.
 _BROKEN = (*untrusted.BROKEN, zipfile.BadZipFile, NotImplementedError, RuntimeError)
@@ -188,15 +192,19 @@ def _official(folder: pathlib.Path, names: list[str]) -> Prompts:
     try:
       data = untrusted.read(path, untrusted.MAX_JSON_BYTES)
       table = untrusted.parse_json(data)
-    except (OSError, ValueError) as error:
+    except untrusted.BROKEN as error:
       raise errors.UserError(
         f"--prompts={folder}: {path} cannot be read ({error}). Name a folder with "
         f"LongBench's {PROMPTS} and {LENGTHS}"
       ) from error
     for name in names:
       value = table.get(name) if isinstance(table, dict) else None
-      if not isinstance(value, kind) or value in (0, ""):
+      if type(value) is not kind or value == "":
         raise errors.UserError(f"{path} has no {kind.__name__} for {name!r}")
+      if kind is int and not 1 <= value <= _MAX_NEW_TOKENS:
+        raise errors.UserError(
+          f"{path}: the length of {name!r} must be from 1 to {_MAX_NEW_TOKENS:,}"
+        )
     digest.update(data)
     tables.append(table)
   templates, lengths = tables
@@ -209,16 +217,29 @@ def _official(folder: pathlib.Path, names: list[str]) -> Prompts:
 def _filler(
   path: pathlib.Path, name: str, template: str
 ) -> Callable[[dict[str, Any]], str]:
-  fill = lambda record: template.format(
-    context=record["context"], input=record["input"]
+  """record → prompt of a template in which fields are plain names.
+
+  Not str.format: its format specifications ask for any width, and fields for
+  attributes.
+  """
+  wrong = errors.UserError(
+    f"{path}: the prompt of {name!r} cannot be filled; it may have {{context}} and "
+    f"{{input}} only, {_MAX_FIELDS} times together, without a format, and other braces "
+    "doubled"
   )
   try:
-    fill({"context": "", "input": ""})
-  except (ValueError, LookupError, AttributeError) as error:
-    raise errors.UserError(
-      f"{path}: the prompt of {name!r} cannot be filled ({error!r}); it may have "
-      "{context} and {input} only"
-    ) from error
+    parts = list(string.Formatter().parse(template))
+  except ValueError as error:
+    raise wrong from error
+  fields = [part[1:] for part in parts if part[1] is not None]
+  if len(fields) > _MAX_FIELDS or not {*fields} <= {(key, "", None) for key in _FIELDS}:
+    raise wrong
+
+  def fill(record: dict[str, Any]) -> str:
+    return "".join(
+      text + (record[field] if field else "") for text, field, _, _ in parts
+    )
+
   return fill
 
 
