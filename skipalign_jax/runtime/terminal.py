@@ -36,6 +36,9 @@ class Console(rich_console.Console):
 
   def print(self, *objects: Any, **options: Any) -> None:
     """Prints texts in lines that fit; tables and bars as rich does."""
+    # While a bar is shown, what others print comes as rich's Text.
+    is_text = lambda one: isinstance(one, rich_text.Text)
+    objects = tuple(one.plain if is_text(one) else one for one in objects)
     if all(isinstance(one, str) for one in objects):
       options.setdefault("soft_wrap", True)
       if self.is_terminal:

@@ -4,6 +4,7 @@ import ast
 import io
 import logging
 import pathlib
+import re
 import sys
 
 import pytest
@@ -80,6 +81,19 @@ def test_names_and_notes_of_bars_are_text(is_terminal):
   text = shown.file.getvalue()
   assert "\x07" not in text
   assert ("note [/b]" in text and "[/b] {x}" in text) if is_terminal else "line" in text
+
+
+def test_what_others_print_while_a_bar_is_shown_is_escaped(monkeypatch):
+  monkeypatch.setattr(sys, "stdout", io.StringIO())
+  monkeypatch.setattr(sys, "stderr", io.StringIO())
+  with terminal.escaped_streams():
+    shown = terminal.Console(force_terminal=True, color_system=None, width=80)
+    with progress.Progress(shown, "task", 2):
+      print(f"library {HOSTILE}".rstrip())
+      print(f"library {HOSTILE}".rstrip(), file=sys.stderr)
+  text = sys.stdout.getvalue() + sys.stderr.getvalue()
+  ours = re.compile(r"\r|\x1b\[(\?25[lh]|2K|1A)")  # of the bar
+  assert is_safe(ours.sub("", text)) and text.count("library evil") == 2
 
 
 def commanded(main, capsys):
