@@ -1,7 +1,6 @@
 """Command lines of the form `--config=FILE[:variant] --config.some.key=value`."""
 
 import dataclasses
-import pathlib
 import textwrap
 from typing import Any
 
@@ -9,7 +8,7 @@ from absl import flags as absl_flags
 from ml_collections import config_flags
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.runtime import errors, python_files, terminal
+from skipalign_jax.runtime import config_files, errors, python_files, terminal
 
 COLUMNS = 80  # of the help
 
@@ -65,7 +64,11 @@ def help_text(usage: str, flags: dict[str, Flag]) -> str:
   """Usage, the command's flags, and all keys of the config by section."""
   variants = ", ".join(name for name in config_lib.VARIANTS if name)
   lines = [f"usage: {usage}", "", "Flags, with their defaults:"]
-  lines += _entry("--config=FILE[:variant]", f"Config file; variants: {variants}.")
+  configs = ", ".join(config_files.names("get_config"))
+  lines += _entry(
+    "--config=FILE[:variant]",
+    f"Config file, or one of the package: {configs}. Variants: {variants}.",
+  )
   for name, flag in flags.items():
     lines += _entry(f"--{name}={_shown(flag.default)}", flag.meaning)
   lines += _entry("--config.KEY=VALUE", "Replaces a value of the config file.")
@@ -93,18 +96,26 @@ def _shown(default: Any) -> str:
 
 def _read_file(argv: list[str], usage: str) -> tuple[config_lib.ConfigDict, list[str]]:
   """The config of the file that `argv` names last, and the other arguments."""
-  named = [arg for arg in argv if arg.startswith("--config=")]
+  rest, named = [], []
+  arguments = iter(argv)
+  for arg in arguments:
+    if arg in ("--config", "-config"):  # the file is an argument of its own
+      named += [following] if (following := next(arguments, "")) else []
+    elif arg.startswith("--config="):
+      named.append(arg.removeprefix("--config="))
+    else:
+      rest.append(arg)
   if not named:
     raise errors.UserError(f"--config=FILE is missing\nusage: {usage}")
-  file, colon, variant = named[-1].removeprefix("--config=").partition(":")
-  arguments = [variant] if colon else []
-  config = python_files.call(pathlib.Path(file), "get_config", *arguments)
+  file, colon, variant = named[-1].partition(":")
+  path = config_files.find(file, "get_config")
+  config = python_files.call(path, "get_config", *([variant] if colon else []))
   if not isinstance(config, config_lib.ConfigDict):
     raise errors.UserError(
       f"--config: get_config() of {file} returns {type(config).__name__}, not a "
       "config; start from config.default() and return what it made"
     )
-  return config, [arg for arg in argv if arg not in named]
+  return config, rest
 
 
 def _unknown_key(argv: list[str], message: str) -> str:

@@ -553,10 +553,12 @@ def _is_open(name: str) -> bool:
 
 
 def unknown(name: str) -> str:
-  """Says that the config has no key `name`, and which one is closest."""
+  """Says that the config has no key `name`, and which one is meant."""
   close = difflib.get_close_matches(name, KEYS, n=1)
-  hint = f"; did you mean {close[0]}?" if close else ""
-  return f"config has no key {name!r}{hint} (all keys: skipalign_jax/config.py)"
+  closest = f"did you mean {close[0]}?" if close else ""
+  hint = config_keys.meant(name, tuple(KEYS)) or closest
+  shown = f"; {hint}" if hint else ""
+  return f"config has no key {name!r}{shown} (all keys: skipalign_jax/config.py)"
 
 
 def flatten(c: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -137,3 +137,66 @@ class Section:
 def section(name: str, meaning: str, /, **keys: Key) -> Section:
   """A section and its keys, in order."""
   return Section(name, meaning, keys)
+
+
+# What users of TRL, axolotl and LLaMA-Factory write for our keys. A name with a section
+# is meant with it; the others are compared with what comes after the last dot.
+OTHER_NAMES = {
+  "optim.learning_rate": "lr peak_lr",
+  "optim.schedule": "lr_scheduler lr_scheduler_type scheduler",
+  "optim.kind": "optimizer optim_type",
+  "optim.warmup_fraction": "warmup_ratio warmup warmup_steps",
+  "optim.beta1": "adam_beta1 b1",
+  "optim.beta2": "adam_beta2 b2",
+  "optim.eps": "adam_epsilon epsilon",
+  "optim.clip_norm": "max_grad_norm gradient_clipping grad_clip",
+  "model.init_from": (
+    "model.name model.path model_name_or_path model_name base_model model_id"
+  ),
+  "model.compute_dtype": "bf16 fp16 dtype torch_dtype",
+  "model.remat": "gradient_checkpointing activation_checkpointing",
+  "attention.backend": "attn_implementation flash_attention flash_attn",
+  "data.train": (
+    "data.path data.name dataset datasets dataset_name train_file data_files"
+  ),
+  "data.eval": "eval_dataset val_set_size val_size validation",
+  "data.seq_len": "max_seq_length max_length cutoff_len sequence_len block_size",
+  "data.packing": "sample_packing pack",
+  "data.template": "chat_template",
+  "positions.skip_prob": "p prob probability",
+  "positions.max_position": "L max_position_embeddings",
+  "rope.kind": "rope_scaling rope_type",
+  "batch_size": (
+    "per_device_train_batch_size micro_batch_size global_batch_size train_batch_size"
+  ),
+  "grad_accum": "gradient_accumulation_steps accumulation_steps",
+  "epochs": "num_train_epochs num_epochs",
+  "steps": "max_steps num_steps total_steps",
+  "eval.every": "eval_steps evaluation_strategy eval_strategy",
+  "checkpoint.every": "save_steps save_strategy",
+  "checkpoint.keep": "save_total_limit",
+  "log_every": "logging_steps",
+  "lora.rank": "use_lora lora_r r use_peft adapter finetuning_type",
+  "lora.alpha": "lora_alpha",
+  "lora.targets": "target_modules lora_target lora_target_modules",
+  "lora.base": "load_in_4bit load_in_8bit quantization_bit",
+}
+# What they set in a config and is no key here.
+NOT_KEYS = {
+  "output_dir": "the folder of a run is the flag --workdir=DIR",
+  "report_to": "metrics are in metrics.jsonl and in TensorBoard files of --workdir",
+  "deepspeed": "mesh.fsdp divides weights and optimizer over devices",
+  "fsdp_config": "mesh.fsdp divides weights and optimizer over devices",
+}
+
+
+def meant(name: str, keys: Sequence[str]) -> str:
+  """What a name that is not a key stands for elsewhere, as a sentence; or ""."""
+  last = name.rpartition(".")[2]
+  if last in NOT_KEYS:
+    return NOT_KEYS[last]
+  for wanted in (name, last):
+    for key, others in OTHER_NAMES.items():
+      if wanted in others.split() and key in keys:
+        return f"did you mean {key}?"
+  return ""

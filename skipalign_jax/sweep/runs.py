@@ -5,12 +5,11 @@ commands it needs, and where its results are.
 """
 
 import dataclasses
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from skipalign_jax.runtime import errors, python_files
+from skipalign_jax.runtime import config_files, errors, python_files
 
 Value = str | int | float | bool
 CHOOSE = "choose"  # name of the evaluation that decides on a run's NTK target
@@ -113,7 +112,7 @@ def load(argument: str) -> Sweep:
     UserError: there is no such file, or it is not a sweep.
   """
   file, _, variant = argument.partition(":")
-  path = pathlib.Path(file)
+  path = config_files.find(file, "get_sweep")
   sweep = python_files.call(path, "get_sweep", variant)
   if not isinstance(sweep, Sweep):
     raise errors.UserError(

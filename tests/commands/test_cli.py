@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from skipalign_jax import cli, config
+from skipalign_jax import __main__ as command
+from skipalign_jax import cli, config, config_keys
 from skipalign_jax.runtime import errors
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -37,7 +38,7 @@ def test_overrides_variant_and_own_flags():
   ("args", "message"),
   [
     ([], "--config=FILE is missing"),
-    (["--config=configs/nowhere.py"], "nowhere.py does not exist"),
+    (["--config=configs/nowhere.py"], "configs/nowhere.py: there is no such file"),
     ([QUICKSTART + ":huge"], "'huge'; known: tiny"),
     ([QUICKSTART, "--config.positions.skip_pro=1"], "did you mean positions.skip_prob"),
     ([QUICKSTART, "--config.positons.skip_prob=1"], "did you mean positions.skip_prob"),
@@ -55,6 +56,76 @@ def test_mistakes_are_reported(args, message):
     parse(*args)
   assert message in str(caught.value)
   assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("given", "meant"),
+  [
+    ("optim.lr", "mean optim.learning_rate?"),
+    ("model.name", "mean model.init_from?"),
+    ("data.path", "mean data.train?"),
+    ("positions.p", "mean positions.skip_prob?"),
+    ("per_device_train_batch_size", "mean batch_size?"),
+    ("gradient_accumulation_steps", "mean grad_accum?"),
+    ("use_lora", "mean lora.rank?"),
+    ("output_dir", "the flag --workdir=DIR"),
+    ("optim.learning_rte", "mean optim.learning_rate?"),
+  ],
+)
+def test_names_of_other_trainers_lead_to_ours(given, meant):
+  with pytest.raises(errors.UserError) as caught:
+    parse(QUICKSTART, f"--config.{given}=1")
+  assert meant in str(caught.value)
+
+
+def test_another_name_leads_to_one_key():
+  others = [
+    name for names in config_keys.OTHER_NAMES.values() for name in names.split()
+  ]
+  assert len(others) == len({*others}) and not {*others} & set(config.KEYS)
+  later = {"optim.schedule", "optim.kind"}
+  assert set(config_keys.OTHER_NAMES) - later <= set(config.KEYS)
+
+
+@pytest.mark.parametrize(
+  "args",
+  [
+    ["--config=llama2_ntk:tiny"],
+    ["--config=configs/llama2_ntk.py:tiny"],
+    ["--config", "llama2_ntk:tiny", "--workdir", "w"],
+  ],
+)
+def test_configs_of_the_package_are_found_from_any_folder(args, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  c, _ = parse(*args)
+  assert c.data.tokenizer == "bytes" and c.rope.kind == "ntk"
+
+
+def test_a_file_of_the_user_comes_before_one_of_the_package(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "configs").mkdir()
+  (tmp_path / "configs/llama2_ntk.py").write_text(
+    "from skipalign_jax import config\n\n\ndef get_config(variant=''):\n"
+    "  c = config.default()\n  c.seed = 77\n"
+    "  return config.apply_variant(c, variant)\n"
+  )
+  assert parse("--config=configs/llama2_ntk.py")[0].seed == 77
+  assert parse("--config=llama2_ntk")[0].seed == 0
+
+
+def test_a_command_by_its_name_and_the_list_of_commands(monkeypatch, capsys):
+  for arguments, found in (([], "fine-tune"), (["--help"], "fine-tune")):
+    monkeypatch.setattr(sys, "argv", ["skipalign", *arguments])
+    assert command.main() == 0 and found in capsys.readouterr().out
+  monkeypatch.setattr(sys, "argv", ["skipalign", "train", "--workdir=w"])
+  with pytest.raises(errors.UserError, match="--config=FILE is missing"):
+    command.main()
+  monkeypatch.setattr(sys, "argv", ["skipalign", "tain"])
+  with pytest.raises(errors.UserError, match="no command 'tain'"):
+    command.main()
+  roots = {path.stem for path in (ROOT / "skipalign_jax").glob("*.py")}
+  roots -= {"__init__", "__main__", "cli", "config", "config_keys"}
+  assert set(command.COMMANDS) == roots | {"sweep"}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ GROUPS = (
   {"planning"},
   {"analysis", "sweep"},
   {"commands"},
-  {"analyze", "convert", "evaluate", "generate", "plan", "show", "train"},
+  {"__main__", "analyze", "convert", "evaluate", "generate", "plan", "show", "train"},
   {"studies"},
 )
 ROOT = pathlib.Path(__file__).parents[2]
@@ -78,4 +78,4 @@ def test_a_modules_local_name_is_its_name():
 def test_the_root_of_the_package_holds_the_commands_and_their_config():
   found = {path.stem for path in (ROOT / "skipalign_jax").glob("*.py")} - {"__init__"}
   commands = {"analyze", "convert", "evaluate", "generate", "plan", "show", "train"}
-  assert found == commands | {"cli", "config", "config_keys"}
+  assert found == commands | {"cli", "config", "config_keys", "__main__"}

@@ -425,7 +425,7 @@ def test_curves_run_over_both_axes(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ("argv", "message"),
   [
-    (["--config=configs/nowhere.py"], "does not exist"),
+    (["--config=configs/nowhere.py"], "no such file"),
     (["--config=configs/llama2_ntk.py"], "no get_sweep.*skipalign_jax.train"),
     (["--config=configs/paper_table1.py:huge"], "unknown sweep variant 'huge'"),
     (["--config=configs/paper_table1.py", "--runn"], "'--runn'; did you mean --run?"),
