@@ -7,7 +7,6 @@ one message.
 import importlib.util
 import pathlib
 import sys
-import traceback
 import types
 from typing import Any
 
@@ -74,16 +73,14 @@ def _load(path: pathlib.Path) -> types.ModuleType:
 
 def _failed(path: pathlib.Path, problem: str, error: BaseException) -> errors.UserError:
   """The message about an exception, with the last line of the file that led to it."""
-  lines = [
-    frame.lineno
-    for frame in traceback.extract_tb(error.__traceback__)
-    if frame.filename == str(path)
-  ]
+  line, what, frame = None, errors.first_line(error), error.__traceback__
+  while frame is not None:
+    if frame.tb_frame.f_code.co_filename == str(path):
+      line = frame.tb_lineno
+    frame = frame.tb_next
   if isinstance(error, SyntaxError):
-    what, lines = error.msg, [error.lineno] if error.lineno else []
-  else:
-    what = errors.first_line(error)
-  where = f", line {lines[-1]}" if lines else ""
+    line, what = error.lineno, error.msg
+  where = f", line {line}" if line else ""
   return errors.UserError(
     f"--config: {path} {problem}{where}: {type(error).__name__}: {what}"
   )
