@@ -25,9 +25,12 @@ def main() -> int:
   name, *rest = sys.argv[1:] or [""]
   if name in COMMANDS:
     sys.argv = [name, *rest]
-    module = "sweep.__main__" if name == "sweep" else name
-    return importlib.import_module(f"skipalign_jax.{module}").main()
-  listed = "\n".join(f"  {command:9} {what}" for command, what in COMMANDS.items())
+    if name == "sweep":  # a package
+      from skipalign_jax.sweep import __main__ as command
+
+      return command.main()
+    return importlib.import_module(f"skipalign_jax.{name}").main()
+  listed = "\n".join(f"  {each:9} {what}" for each, what in COMMANDS.items())
   text = (
     "usage: skipalign COMMAND … (or python -m skipalign_jax.COMMAND …)\n\n"
     f"{listed}\n\nskipalign COMMAND --help shows the flags of a command."
