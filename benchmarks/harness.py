@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.data import chat, recall, schemas, tokenizer
+from skipalign_jax.data import chat, dialogues, recall, schemas, tokenizer
 from skipalign_jax.hf import reference, weights
 from skipalign_jax.method import positions
 from skipalign_jax.model import decoder, model_config, sharding
@@ -355,12 +355,13 @@ def dialogue(name: str, length: int, seed: int = 0) -> dict[str, np.ndarray]:
   tokenizer, cut at `length` tokens.
   """
   encode = chat.Encoder(open_tokenizer(name), seq_len=length)
-  messages: list[schemas.Message] = []
+  messages: list[dialogues.Message] = []
   while True:
     for _ in range(1 + length // 256):
       record = recall.record(seed, len(messages))
-      messages += schemas.messages_of(record, max_message_bytes=1_000_000)
-    (sample,) = encode([messages])
+      one = schemas.dialogue_of(record, max_message_bytes=1_000_000)
+      messages += one.messages
+    (sample,) = encode([dialogues.Dialogue(tuple(messages))])
     assert isinstance(sample, chat.Sample), sample
     if sample.truncated:
       break

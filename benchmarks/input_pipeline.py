@@ -34,7 +34,7 @@ import numpy as np
 from rich import console as rich_console
 
 from skipalign_jax import config
-from skipalign_jax.data import chat, pipeline, schemas, sources
+from skipalign_jax.data import chat, dialogues, pipeline, schemas, sources
 from skipalign_jax.data import tokenizer as tokenizer_lib
 
 # tokenizer_lib.CHATML with TRL's markers around the targets.
@@ -229,15 +229,17 @@ def write_chats(args, folder: str) -> tuple[str, int]:
   seen: set[int] = set()
   with path.open("w") as file:
     for _, record in source.records():
-      with contextlib.suppress(schemas.BadSample):
+      with contextlib.suppress(dialogues.BadSample):
         if isinstance(record, bytes):
           record = schemas.parse_line(record)
-        messages = schemas.messages_of(record, max_message_bytes=1_000_000)
-        (sample,) = encode([messages])
-        if isinstance(sample, schemas.BadSample) or sample.sample_id in seen:
+        dialogue = schemas.dialogue_of(record, max_message_bytes=1_000_000)
+        (sample,) = encode([dialogue])
+        if isinstance(sample, dialogues.BadSample) or sample.sample_id in seen:
           continue
         seen.add(sample.sample_id)
-        turns = [{"role": role, "content": text} for role, text in messages]
+        turns = [
+          {"role": one.role, "content": one.content} for one in dialogue.messages
+        ]
         file.write(json.dumps({"messages": turns}) + "\n")
         count, tokens = count + 1, tokens + len(sample.tokens)
       if count == args.chats:

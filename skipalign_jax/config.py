@@ -220,6 +220,10 @@ SECTIONS = (
       "sample of its own, after the text that it will be asked after.",
       choices=("last", "each"),
     ),
+    learn_tool_calls=key(
+      False,
+      "Learn replies that call tools too. False: they are read only.",
+    ),
     tokenizer=key(
       "",
       "Where the tokenizer comes from: a reference as in model.init_from, or bytes for "

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.data import chat, template_values
+from skipalign_jax.data import template_values, templates
 from skipalign_jax.evals import runner, tasks
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.hf import reference, template_dates
@@ -62,7 +62,7 @@ def open_subject(args: argparse.Namespace) -> subject_lib.Subject:
   if args.tokenizer:
     opened = reference.with_tokenizer(opened, tokenizer)
   if args.template != "model":
-    chat.set_template(tokenizer, args.template)
+    templates.set_template(tokenizer, args.template)
   template_values.set_values(tokenizer, args.template_kwargs, "--template_kwargs")
   template_dates.set_date(tokenizer, args.date, "--date")
   config = with_rope(opened, vars(args)["rope.kind"], vars(args)["rope.target_length"])

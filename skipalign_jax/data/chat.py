@@ -2,7 +2,7 @@
 
 Shapes: L tokens of one sample, C blocks of one sample.
 
-Messages (see schemas.py) become text through the tokenizer's chat template; spans.py
+Dialogues (see schemas.py) become text through the tokenizer's chat template; spans.py
 finds their spans in it, so that nothing that a user wrote is mistaken for a reply.
 Each instruction and each response is one block. A role header belongs to the block of
 its message, whitespace after a message to the block before it, and the system prompt,
@@ -14,32 +14,34 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skipalign_jax import config as config_lib
-from skipalign_jax.data import chat_tokens, schemas, spans, template_values
+from skipalign_jax.data import (
+  beginnings,
+  chat_tokens,
+  fixed_parts,
+  spans,
+  template_text,
+)
+from skipalign_jax.data import dialogues as dialogues_lib
 from skipalign_jax.data import literals as literals_lib
-from skipalign_jax.hf import chat_template
-from skipalign_jax.runtime import errors
 
 if TYPE_CHECKING:
   import transformers
 
-# The bos line is added by `set_template` where the tokenizer puts one in front.
-TULU = (
-  "{% for message in messages %}"
-  "{{ '<|' + message['role'] + '|>\n' + message['content'] }}"
-  "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
-  "{{ '\n' }}"
-  "{% endfor %}"
-  "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+_PLAIN = dialogues_lib.plain(
+  [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
 )
-
-_PLAIN = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+_CHARACTERS = 4  # per token, about
+_REPLIES = 8  # of a dialogue, encoded at a time
+_NOT_LEARNED = {
+  spans.CALL: "calls of tools",
+  spans.EXCLUDED: "excluded by the data",
+  spans.REWRITTEN: "rewritten by the chat template",
+}
 NO_TARGET = "no target left after truncation"
 
 
@@ -58,6 +60,8 @@ class Sample:
     truncated: tokens beyond seq_len were cut off.
     rewritten: number of replies that are not learned because the template rewrites
       them when more messages follow.
+    calls: number of replies that are not learned because they call tools.
+    excluded: number of replies that the data says are not to be learned.
     split: number of replies whose first characters would share a token with their
       header, and are encoded apart from it.
   """
@@ -70,50 +74,46 @@ class Sample:
   turns: int
   truncated: bool
   rewritten: int = 0
+  calls: int = 0
+  excluded: int = 0
   split: int = 0
 
 
-def set_template(
-  tokenizer: transformers.PreTrainedTokenizerFast, name: str, values: str = ""
-) -> None:
-  """Puts the chat template of `data.template` on the tokenizer, in place.
+Dialogue = dialogues_lib.Dialogue | Sequence[tuple[str, str]]  # or (role, content)
+Result = Sample | dialogues_lib.BadSample
 
-  So training, generation and the exported tokenizer all render through it.
 
-  Args:
-    tokenizer: is changed.
-    name: `data.template`.
-    values: `data.template_kwargs`, see `template_values.set_values`.
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+  """A dialogue that is to be rendered.
 
-  Raises:
-    UserError: unknown name, the tokenizer lacks what the template needs, or the values
-      do not fit it.
+  Attributes:
+    dialogue: the whole one.
+    part: it, or its beginning, with the system prompt that it gets.
+    hidden: the part without names of special tokens, see `literals.py`.
+    names: what was hidden.
   """
-  _set_named(tokenizer, name)
-  template_values.set_values(tokenizer, values)
+
+  dialogue: dialogues_lib.Dialogue
+  part: dialogues_lib.Dialogue
+  hidden: dialogues_lib.Dialogue
+  names: Sequence[str]
 
 
-def _set_named(tokenizer: transformers.PreTrainedTokenizerFast, name: str) -> None:
-  config_lib.check_section("data", {"template": name})
-  if name == "model":
-    if not tokenizer.chat_template:
-      raise errors.UserError(
-        "data.template=model: the tokenizer has no chat template (it belongs to a "
-        "base model); set data.template=tulu"
-      )
-    return
-  if tokenizer.eos_token is None:
-    raise errors.UserError(
-      "data.template=tulu ends replies with the eos token, which the tokenizer lacks; "
-      "use data.template=model or another data.tokenizer"
-    )
-  bos = "{{ bos_token }}" if adds_bos(tokenizer) else ""
-  tokenizer.chat_template = chat_template.trust(bos + TULU)
+@dataclasses.dataclass(frozen=True)
+class _Work:
+  """A dialogue on its way to tokens.
 
+  Attributes:
+    dialogue: the whole one.
+    rendered: the text of its part.
+    holds: characters of the text that do not depend on what was left out; None if
+      nothing was.
+  """
 
-def adds_bos(tokenizer: transformers.PreTrainedTokenizerFast) -> bool:
-  """Whether the tokenizer itself puts its bos token in front of a text."""
-  return tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+  dialogue: dialogues_lib.Dialogue
+  rendered: spans.Rendered
+  holds: int | None
 
 
 class Encoder:
@@ -124,6 +124,7 @@ class Encoder:
     seq_len: tokens kept of a sample.
     system_prompt: added to dialogues without one; "" for no prompt.
     rewritten: "last" or "each", see `data.rewritten`.
+    learn_calls: replies that call tools are learned too.
   """
 
   def __init__(
@@ -132,173 +133,247 @@ class Encoder:
     seq_len: int,
     system_prompt: str = "",
     rewritten: str = "last",
+    learn_calls: bool = False,
   ):
     self._tokenizer = tokenizer
     self._seq_len = seq_len
     self._system_prompt = system_prompt
     self._each = rewritten == "each"
-    self._find = spans.Finder(tokenizer)
-    self._special = list(spans.special_tokens(tokenizer).values())
-    self._control = spans.control_tokens(tokenizer)
+    self._learn_calls = learn_calls
+    self._find = spans.Finder(tokenizer, learn_calls)
+    self._special = list(template_text.special_tokens(tokenizer).values())
+    self._control = template_text.control_tokens(tokenizer)
     self._tokens = chat_tokens.Encoder(tokenizer)
 
-  def samples(
-    self, dialogues: Sequence[list[schemas.Message]]
-  ) -> list[list[Sample | schemas.BadSample]]:
+  def samples(self, dialogues: Sequence[Dialogue]) -> list[list[Result]]:
     """The samples of each dialogue; several only with rewritten="each".
 
     Raises:
       UserError: as `__call__`.
     """
-    self._render_ahead(dialogues)
-    rendered = [self._try_render(messages) for messages in dialogues]
-    parts, counts = [], []
-    for messages, whole in zip(dialogues, rendered, strict=True):
-      pairs = [(messages, whole)]
-      if self._each and not _is_bad(whole) and not all(whole.learned):
-        pairs = self._alone(messages)
-      parts += pairs
-      counts.append(len(pairs))
-    found = iter(self._encode(*zip(*parts, strict=True)) if parts else ())
-    return [list(itertools.islice(found, count)) for count in counts]
+    if not self._each:
+      return [[one] for one in self(dialogues)]
+    return [
+      self._replies(one) if self._rewrites(one) else self([one])
+      for one in map(_dialogue, dialogues)
+    ]
 
-  def _alone(
-    self, messages: list[schemas.Message]
-  ) -> list[tuple[list[schemas.Message], spans.Rendered | schemas.BadSample]]:
+  def _rewrites(self, dialogue: dialogues_lib.Dialogue) -> bool:
+    """Whether the template rewrites replies of a dialogue; False of an unusable one."""
+    dialogue = self._with_system(dialogue)
+    beginning = beginnings.of(dialogue, _CHARACTERS * self._seq_len)
+    longer = beginnings.longer(beginning) if beginning else dialogue
+    try:
+      rendered = self._render(self._hide(dialogue, longer))
+    except (dialogues_lib.BadSample, fixed_parts.UnusableError):
+      return False
+    return any(reply.state == spans.REWRITTEN for reply in rendered.replies)
+
+  def _replies(self, dialogue: dialogues_lib.Dialogue) -> list[Result]:
     """For each reply the dialogue up to it, of which only this reply is learned."""
-    pairs = []
-    for end, (role, _) in enumerate(messages, 1):
-      if role != "assistant":
-        continue
-      rendered = self._try_render(messages[:end])
-      if isinstance(rendered, spans.Rendered):
-        rendered = rendered.with_last_only()
-      pairs.append((messages[:end], rendered))
-    return pairs
+    ends = [
+      i + 1
+      for i, message in enumerate(dialogue.messages)
+      if message.role == "assistant" and message.learned
+      if self._learn_calls or not dialogue.is_call(i)
+    ]
+    found: list[Result] = []
+    for i in range(0, len(ends), _REPLIES):
+      parts = [dialogue.until(end) for end in ends[i : i + _REPLIES]]
+      found += self._encode_all(parts, last_only=True)
+      if _is_bad(found[-1]) and found[-1].reason == NO_TARGET:
+        break  # what follows is even further from the beginning
+    rest = len(ends) - len(found)
+    return [*found, *[dialogues_lib.BadSample(NO_TARGET)] * rest]
 
-  def __call__(
-    self, dialogues: Sequence[list[schemas.Message]]
-  ) -> list[Sample | schemas.BadSample]:
+  def __call__(self, dialogues: Sequence[Dialogue]) -> list[Result]:
     """One sample per dialogue, or a BadSample where it cannot be trained on.
 
     Raises:
       UserError: the chat template is unusable (see `spans.Finder`) or does not end a
         reply with a special token.
     """
-    return self._encode(dialogues, [self._try_render(one) for one in dialogues])
+    return self._encode_all(list(map(_dialogue, dialogues)))
+
+  def _encode_all(
+    self, dialogues: Sequence[dialogues_lib.Dialogue], last_only: bool = False
+  ) -> list[Result]:
+    """The samples; of a long dialogue as much is rendered as they need."""
+    results: list[Any] = [None] * len(dialogues)
+    left, characters = list(range(len(dialogues))), _CHARACTERS * self._seq_len
+    while left:
+      works = self._works([dialogues[i] for i in left], characters, last_only)
+      for i, result in zip(left, self._encode(works), strict=True):
+        results[i] = result
+      left = [i for i in left if results[i] is None]
+      characters *= 4
+    return results
+
+  def _works(
+    self,
+    dialogues: Sequence[dialogues_lib.Dialogue],
+    characters: int,
+    last_only: bool,
+  ) -> list[_Work | dialogues_lib.BadSample]:
+    """The texts of dialogues, or of the beginnings of those with more characters."""
+    asked = [self._ask(one, characters) for one in dialogues]
+    self._find.render_ahead([one.hidden for one in asked if not _is_bad(one)])
+    return [one if _is_bad(one) else self._work(one, last_only) for one in asked]
 
   def _encode(
-    self,
-    dialogues: Sequence[list[schemas.Message]],
-    rendered: Sequence[spans.Rendered | schemas.BadSample],
-  ) -> list[Sample | schemas.BadSample]:
-    results: list[Any] = list(rendered)
-    good = [i for i, result in enumerate(results) if not _is_bad(result)]
+    self, works: Sequence[_Work | dialogues_lib.BadSample]
+  ) -> list[Result | None]:
+    """The samples; None where the beginning of the dialogue was too short."""
+    results: list[Any] = list(works)
+    good = [i for i, work in enumerate(works) if not _is_bad(work)]
     if not good:
       return results
-    found = self._tokens.of_texts([results[i].text for i in good])
+    found = self._tokens.of_texts([works[i].rendered.text for i in good])
     for i, (tokens_L, places_L2) in zip(good, found, strict=True):
-      replies = zip(results[i].replies, results[i].learned, strict=True)
-      begins = [begin for (begin, _), learned in replies if learned]
-      text, literals = results[i].text, results[i].literals
+      rendered = works[i].rendered
+      text, literals = rendered.text, rendered.literals
+      begins = [one.begin for one in rendered.replies if one.state == spans.LEARNED]
       if literals:
         tokens_L, places_L2 = self._tokens.of_parts(text, (), literals)
       split = self._tokens.shared(places_L2, begins)
       if split:
         tokens_L, places_L2 = self._tokens.of_parts(text, split, literals)
-      results[i] = self._sample(
-        results[i], tokens_L, places_L2[:, 0], dialogues[i], len(split)
-      )
+      results[i] = None
+      if self._is_enough(works[i], tokens_L, places_L2):
+        results[i] = self._sample(works[i], tokens_L, places_L2[:, 0], split)
     return results
 
-  def _render_ahead(self, dialogues: Sequence[list[schemas.Message]]) -> None:
-    """Many at a time, for which a template of a model takes less time."""
-    usable = []
-    for messages in dialogues:
-      with contextlib.suppress(schemas.BadSample):
-        usable.append(self._hide(self._with_system(messages))[0])
-    self._find.render_ahead(usable)
+  def _is_enough(
+    self, work: _Work, tokens_L: np.ndarray, places_L2: np.ndarray
+  ) -> bool:
+    """Whether the kept tokens do not depend on what was left out.
 
-  def _with_system(self, messages: list[schemas.Message]) -> list[schemas.Message]:
-    if not self._system_prompt or messages[0][0] == "system":
-      return messages
-    return [("system", self._system_prompt), *messages]
+    They do not if a special token follows them in the text that holds: tokenizers
+    encode what is before one by itself.
+    """
+    if work.holds is None:
+      return True
+    holds_L = places_L2[:, 1] <= work.holds
+    special_L = np.isin(tokens_L, self._special) & holds_L
+    return bool(special_L[self._seq_len :].any())
+
+  def _ask(
+    self, dialogue: dialogues_lib.Dialogue, characters: int
+  ) -> _Asked | dialogues_lib.BadSample:
+    whole = self._with_system(dialogue)
+    try:
+      return self._hide(dialogue, beginnings.of(whole, characters) or whole)
+    except dialogues_lib.BadSample as bad:
+      return bad
 
   def _hide(
-    self, messages: list[schemas.Message]
-  ) -> tuple[list[schemas.Message], list[str]]:
+    self, dialogue: dialogues_lib.Dialogue, part: dialogues_lib.Dialogue
+  ) -> _Asked:
     template = str(self._tokenizer.chat_template)
-    return literals_lib.hide(messages, self._control, template)
+    return _Asked(dialogue, part, *literals_lib.hide(part, self._control, template))
 
-  def _try_render(
-    self, messages: list[schemas.Message]
-  ) -> spans.Rendered | schemas.BadSample:
+  def _with_system(self, dialogue: dialogues_lib.Dialogue) -> dialogues_lib.Dialogue:
+    if not self._system_prompt or dialogue.has_system:
+      return dialogue
+    system = dialogues_lib.Message("system", self._system_prompt)
+    return dataclasses.replace(dialogue, messages=(system, *dialogue.messages))
+
+  def _work(self, asked: _Asked, last_only: bool) -> _Work | dialogues_lib.BadSample:
     try:
-      return self._render(self._with_system(messages))
-    except schemas.BadSample as bad:
+      rendered = self._render(asked)
+    except dialogues_lib.BadSample as bad:
       return bad
-    except spans.UnusableError:
+    except fixed_parts.UnusableError:
       # Some templates change some contents. If a plain dialogue can be read, the
       # template is usable and only this dialogue is bad.
-      self._find(_PLAIN)
-      return schemas.BadSample("changed by the chat template")
+      with contextlib.suppress(dialogues_lib.BadSample):  # it may want tools
+        self._find(_PLAIN)
+      return dialogues_lib.BadSample("changed by the chat template")
+    rendered = rendered.with_last_only() if last_only else rendered
+    is_cut = asked.part.messages[-1] is not asked.dialogue.messages[-1]
+    holds = self._holds(rendered, asked.hidden) if is_cut else None
+    return _Work(asked.dialogue, rendered, holds)
 
-  def _render(self, messages: list[schemas.Message]) -> spans.Rendered:
-    """The dialogue with its spans; names of special tokens in it are text.
+  def _holds(self, rendered: spans.Rendered, hidden: dialogues_lib.Dialogue) -> int:
+    """Characters of a beginning's text that stay when more messages follow."""
+    try:
+      more = template_text.render(self._tokenizer, beginnings.longer(hidden))
+    except dialogues_lib.BadSample:
+      return 0
+    return beginnings.shared(rendered.text, more)
+
+  def _render(self, asked: _Asked) -> spans.Rendered:
+    """The part with its spans; names of special tokens in it are text.
 
     Raises:
       BadSample: as `spans.Finder`, or the template itself reads such a name.
       UnusableError: as `spans.Finder`.
     """
-    hidden, names = self._hide(messages)
-    rendered = self._find(hidden)
+    rendered, names = self._find(asked.hidden), asked.names
     if not names:
       return rendered
-    if literals_lib.spelled(rendered.text, names) != spans.render(
-      self._tokenizer, messages
+    if literals_lib.spelled(rendered.text, names) != template_text.render(
+      self._tokenizer, asked.part
     ):
-      raise schemas.BadSample("control token in content")
+      raise dialogues_lib.BadSample("control token in content")
     places = literals_lib.places(rendered.text, names)
     return dataclasses.replace(rendered, literals=places)
 
   def _sample(
     self,
-    rendered: spans.Rendered,
+    work: _Work,
     tokens_L: np.ndarray,
     starts_L: np.ndarray,
-    messages: list[schemas.Message],
-    split: int,
-  ) -> Sample | schemas.BadSample:
+    split: Sequence[int],
+  ) -> Result:
     # A token that is in two spans belongs to the one where it starts.
-    block_starts_C = np.array(rendered.block_starts)
+    block_starts_C = np.array(work.rendered.block_starts)
     block_L = np.searchsorted(block_starts_C, starts_L, side="right") - 1
-    is_response_L = block_L % 2 == 1
-    begin_R, end_R = np.array(rendered.replies).T
-    reply_L = block_L // 2
-    target_L = is_response_L & (starts_L >= begin_R[reply_L])
-    target_L &= starts_L < end_R[reply_L]
-    turns = len(np.unique(block_L[: self._seq_len][target_L[: self._seq_len]]))
-    target_L &= np.array(rendered.learned)[reply_L]
+    replies = work.rendered.replies
+    begin_R = np.array([one.begin for one in replies])
+    end_R = np.array([one.end for one in replies])
+    learned_R = np.array([one.state == spans.LEARNED for one in replies])
+    reply_L = np.searchsorted(begin_R, starts_L, side="right") - 1
+    target_L = (reply_L >= 0) & (starts_L < end_R[reply_L]) & learned_R[reply_L]
 
     ends = np.flatnonzero(target_L & ~np.append(target_L[1:], False))
     stopped = ends[np.isin(tokens_L[ends], self._special)]
-    if len(np.unique(reply_L[stopped])) < sum(rendered.learned):
+    if len(np.unique(reply_L[stopped])) < learned_R.sum():
       raise spans.NoStopError()
     kept = slice(0, self._seq_len)
     if not target_L[kept].any():
-      return schemas.BadSample(NO_TARGET)
+      is_cut = learned_R.any() or len(tokens_L) > self._seq_len
+      return dialogues_lib.BadSample(NO_TARGET) if is_cut else _nothing(replies)
+    last = starts_L[kept][-1]
+    states = [one.state for one in replies if one.begin <= last]
+    rewritten = states.count(spans.REWRITTEN)
     return Sample(
       tokens=tokens_L[kept],
       block_ids=block_L[kept].astype(np.int32),
-      is_response=is_response_L[kept],
+      is_response=block_L[kept] % 2 == 1,
       targets=target_L[kept],
-      sample_id=schemas.sample_id(messages),
-      turns=turns,
+      sample_id=work.dialogue.id(),
+      turns=states.count(spans.LEARNED) + rewritten,
       truncated=len(tokens_L) > self._seq_len,
-      rewritten=0 if self._each else len(rendered.learned) - sum(rendered.learned),
-      split=split,
+      rewritten=0 if self._each else rewritten,
+      calls=states.count(spans.CALL),
+      excluded=states.count(spans.EXCLUDED),
+      split=sum(begin <= last for begin in split),
     )
 
 
+def _nothing(replies: Sequence[spans.Reply]) -> dialogues_lib.BadSample:
+  """Why no reply is learned."""
+  why = sorted({_NOT_LEARNED[one.state] for one in replies})
+  return dialogues_lib.BadSample(
+    f"{dialogues_lib.NOTHING}: replies are {', or '.join(why)}"
+  )
+
+
+def _dialogue(one: Dialogue) -> dialogues_lib.Dialogue:
+  is_dialogue = isinstance(one, dialogues_lib.Dialogue)
+  return one if is_dialogue else dialogues_lib.plain(one)
+
+
 def _is_bad(result: Any) -> bool:
-  return isinstance(result, schemas.BadSample)
+  return isinstance(result, dialogues_lib.BadSample)

@@ -6,40 +6,55 @@ for each, so that neither the template nor the tokenizer takes them for its own.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 from collections.abc import Sequence
 
-from skipalign_jax.data import schemas
+from skipalign_jax.data import dialogues
 
 _STAND_IN = "\ue002"  # private use
+_PRIVATE = re.compile("[\ue000-\ue003]")  # characters with a meaning here
 
 
 def hide(
-  messages: Sequence[schemas.Message], control: re.Pattern[str], template: str
-) -> tuple[list[schemas.Message], list[str]]:
-  """Messages with a character in place of each name, and the names in their order.
+  dialogue: dialogues.Dialogue, control: re.Pattern[str], template: str
+) -> tuple[dialogues.Dialogue, list[str]]:
+  """The dialogue with a character in place of each name; the names in their order.
 
   Args:
-    messages: of a dialogue.
+    dialogue: what people wrote.
     control: matches the names.
     template: the chat template. A reply that has a name which the template uses itself
       is not understood: it may be markup, such as a thought.
 
   Raises:
-    BadSample: such a reply, or the character is in the dialogue already.
+    BadSample: such a reply, or a name in a tool or a call, or the character is in the
+      dialogue already.
   """
+  _check_tools(dialogue, control)
   names: list[str] = []
   hidden = []
-  for role, content in messages:
-    found = control.findall(content)
-    markup = role == "assistant" and any(name in template for name in found)
-    if markup or (found and _STAND_IN in content):
-      raise schemas.BadSample("control token in content")
+  for message in dialogue.messages:
+    found = control.findall(message.content)
+    markup = message.role == "assistant" and any(name in template for name in found)
+    if markup or (found and _STAND_IN in message.content):
+      raise dialogues.BadSample("control token in content")
     names += found
-    hidden.append((role, control.sub(_STAND_IN, content)))
-  if names and sum(content.count(_STAND_IN) for _, content in hidden) != len(names):
-    raise schemas.BadSample("control token in content")
-  return hidden, names
+    hidden.append(message._replace(content=control.sub(_STAND_IN, message.content)))
+  if names and sum(one.content.count(_STAND_IN) for one in hidden) != len(names):
+    raise dialogues.BadSample("control token in content")
+  return dataclasses.replace(dialogue, messages=tuple(hidden)), names
+
+
+def _check_tools(dialogue: dialogues.Dialogue, control: re.Pattern[str]) -> None:
+  """Raises BadSample where a tool or a call would not be read as text."""
+  found = [("tools", dialogue.tools)]
+  found += [pair for one in dialogue.messages for pair in (one.more or {}).items()]
+  for key, value in found:
+    text = json.dumps(value, ensure_ascii=False) if value else ""
+    if control.search(text) or _PRIVATE.search(text):
+      raise dialogues.BadSample(f"control token in {key}")
 
 
 def places(text: str, names: Sequence[str]) -> dict[int, str]:
@@ -52,7 +67,7 @@ def places(text: str, names: Sequence[str]) -> dict[int, str]:
     return {}
   found = [match.start() for match in re.finditer(_STAND_IN, text)]
   if len(found) != len(names):
-    raise schemas.BadSample("control token in content")
+    raise dialogues.BadSample("control token in content")
   return dict(zip(found, names, strict=True))
 
 

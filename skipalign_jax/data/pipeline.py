@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.data import packing, prepare, sources, spans
+from skipalign_jax.data import packing, prepare, sources, template_text
 from skipalign_jax.data import rows as rows_lib
 from skipalign_jax.runtime import errors, terminal
 
@@ -298,7 +298,7 @@ def _report(
     if strategy == "endprompt":
       lines.append("NOTE: strategy endprompt moves replies, so texts stay contiguous")
   if not all(p.is_text[p.usable].all() for p in train):
-    if opened := spans.opened(tokenizer):
+    if opened := template_text.opened(tokenizer):
       lines.append(
         f"NOTE: the chat template asks for a reply after {opened!r}; replies that do "
         "not begin with it are learned without it"

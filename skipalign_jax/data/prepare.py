@@ -7,21 +7,21 @@ is trained on, whether it was prepared now or a week ago.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import fcntl
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ml_collections
 import numpy as np
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.data import chat, schemas, sources, text
+from skipalign_jax.data import chat, schemas, sources, text, verdicts
+from skipalign_jax.data import dialogues as dialogues_lib
 from skipalign_jax.hf import template_dates
 from skipalign_jax.runtime import errors, files, progress, terminal, untrusted
 
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
   import datasets
   import transformers
 
-FORMAT = 5  # of the table rows; increase it when they or the encoding change
-_COUNTS = ("length", "targets", "turns", "rewritten", "split", "sample_id")
+FORMAT = 6  # of the table rows; increase it when they or the encoding change
+_NOT_LEARNED = ("rewritten", "calls", "excluded")  # numbers of replies
+_COUNTS = ("length", "targets", "turns", *_NOT_LEARNED, "split", "sample_id")
 _BATCH, _BATCH_SIZE = 512, 64 << 20  # records tokenized at a time; bytes, about
 
 
@@ -73,35 +74,8 @@ class Prepared:
     return int(np.sum(np.asarray(self.rows.data.column("turns")) > 1))
 
   def report(self) -> str:
-    """Counts, in one or two lines: samples, tokens, unusable records."""
-    column = lambda name: np.asarray(self.rows.data.column(name))
-    counts = collections.Counter(column("status").tolist())
-    several, documents = "turns", ""
-    at = f" at commit {commit[:12]}" if (commit := self.source.revision()) else ""
-    if self.is_text[self.usable].all():
-      several = "blocks"
-      documents = f" of {len(np.unique(column('number')[self.usable])):,} documents"
-    lines = [
-      f"{self.source.name}{at}: {len(self.usable):,} samples{documents} "
-      f"({self.several_turns():,} with several {several}), "
-      f"{int(self.lengths.sum()):,} tokens, {int(column('targets').sum()):,} targets, "
-      f"{counts['truncated']:,} truncated"
-    ]
-    dropped = {k: n for k, n in counts.items() if k not in ("ok", "truncated")}
-    if dropped:
-      reasons = ", ".join(f"{n:,} {reason}" for reason, n in sorted(dropped.items()))
-      lines.append(f"  left out: {reasons}")
-    if rewritten := int(column("rewritten").sum()):
-      lines.append(
-        f"  not learned: {rewritten:,} replies that the chat template rewrites when "
-        "more messages follow (data.rewritten)"
-      )
-    if split := int(column("split").sum()):
-      lines.append(
-        f"  encoded apart from their headers: {split:,} replies, whose first "
-        "characters would share a token with them"
-      )
-    return "\n".join(lines)
+    """Counts, in a few lines: samples, tokens, unusable records."""
+    return verdicts.report(self.source, self.rows, self.is_text[self.usable].all())
 
 
 def prepare(
@@ -143,7 +117,7 @@ def prepare(
   except (pyarrow.ArrowException, OSError) as error:
     raise errors.UserError(f"{path} is damaged; delete it and start again") from error
   lengths = np.asarray(rows.data.column("length"))
-  _check(source, rows, config.max_bad_fraction)
+  verdicts.check(source, rows, config.max_bad_fraction)
   return Prepared(
     source=source,
     rows=rows,
@@ -196,6 +170,7 @@ def _fingerprint(
     config.seq_len,
     config.system_prompt,
     config.rewritten,
+    config.learn_tool_calls,
     config.max_message_bytes,
     sorted(ignored_keys(config)),
     config.text_blocks,
@@ -222,13 +197,13 @@ def _columns() -> datasets.Features:
       "length": value("int32"),
       "targets": value("int32"),
       "turns": value("int32"),
-      "rewritten": value("int32"),  # replies that are not learned
+      **dict.fromkeys(_NOT_LEARNED, value("int32")),
       "split": value("int32"),  # replies encoded apart from their headers
       "sample_id": value("uint32"),
       "is_text": value("bool"),
       "status": value("string"),
-      "number": value("int64"),  # line or row of the source, from 1
-      "example": value("string"),  # start of an unusable record
+      "number": value("int64"),  # of the record in the source, from 1
+      "example": value("string"),  # place and start of an unusable record
     }
   )
 
@@ -243,35 +218,54 @@ def _write(
   from datasets import arrow_writer
 
   chats = chat.Encoder(
-    tokenizer, config.seq_len, config.system_prompt, config.rewritten
+    tokenizer,
+    config.seq_len,
+    config.system_prompt,
+    config.rewritten,
+    config.learn_tool_calls,
   )
   texts = text.Encoder(tokenizer, config_lib.row_length(config), config.text_blocks)
   bar = progress.Counter(console, f"tokenizing {source.name}")
   ignored = ignored_keys(config)
   with bar, arrow_writer.ArrowWriter(features=_columns(), path=str(path)) as writer:
-    for batch in _batches(source.records()):
-      parsed = [
-        _parse(record, config.max_message_bytes, ignored) for _, record in batch
-      ]
-      dialogues = iter(chats.samples([one for one in parsed if isinstance(one, list)]))
+    for batch in _batches(_numbered(source)):
+      parsed = [_parse(one.record, config.max_message_bytes, ignored) for one in batch]
+      dialogues = iter(chats.samples([one for one in parsed if _is_chat(one)]))
       documents = texts([one for one in parsed if isinstance(one, str)])
-      for (number, record), one in zip(batch, parsed, strict=True):
+      for numbered, one in zip(batch, parsed, strict=True):
         if isinstance(one, str):
           samples = next(documents)
         else:
-          samples = next(dialogues) if isinstance(one, list) else [one]
+          samples = next(dialogues) if _is_chat(one) else [one]
         for sample in samples:
-          writer.write(_row(sample, isinstance(one, str), number, record))
+          writer.write(_row(sample, isinstance(one, str), numbered))
       bar.add(len(batch))
     writer.finalize()
 
 
-def _batches(records: Iterator[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
+class _Numbered(NamedTuple):
+  """A record, its number in the source, and its place for messages."""
+
+  number: int
+  place: str
+  record: Any
+
+
+def _numbered(source: sources.Source) -> Iterator[_Numbered]:
+  last = 0
+  for name, records in source.parts():
+    before = last
+    for number, record in records:
+      last = before + number
+      yield _Numbered(last, f"{name}:{number}", record)
+
+
+def _batches(records: Iterator[_Numbered]) -> Iterator[list[_Numbered]]:
   """Groups of `_BATCH` records, or of fewer where these are long."""
   batch, size = [], 0
   for numbered in records:
     batch.append(numbered)
-    size += untrusted.size(numbered[1])
+    size += untrusted.size(numbered.record)
     if len(batch) == _BATCH or size >= _BATCH_SIZE:
       yield batch
       batch, size = [], 0
@@ -279,32 +273,38 @@ def _batches(records: Iterator[tuple[int, Any]]) -> Iterator[list[tuple[int, Any
     yield batch
 
 
+def _is_chat(parsed: Any) -> bool:
+  return isinstance(parsed, dialogues_lib.Dialogue)
+
+
 def _parse(
   record: Any, max_bytes: int, ignored: frozenset[str] = frozenset()
-) -> list[schemas.Message] | str | schemas.BadSample:
+) -> dialogues_lib.Dialogue | str | dialogues_lib.BadSample:
   """The record's dialogue, its text, or why it has neither."""
   try:
     if untrusted.size(record) > untrusted.MAX_RECORD_BYTES:
-      raise schemas.BadSample(f"record over {untrusted.MAX_RECORD_BYTES >> 20} MiB")
+      raise dialogues_lib.BadSample(
+        f"record over {untrusted.MAX_RECORD_BYTES >> 20} MiB"
+      )
     if isinstance(record, bytes):
       record = schemas.parse_line(record)
     document = text.text_of(record)
     return (
-      schemas.messages_of(record, max_bytes, ignored) if document is None else document
+      schemas.dialogue_of(record, max_bytes, ignored) if document is None else document
     )
-  except schemas.BadSample as bad:
+  except dialogues_lib.BadSample as bad:
     return bad
 
 
 def _row(
-  sample: chat.Sample | schemas.BadSample, is_text: bool, number: int, record: Any
+  sample: chat.Sample | dialogues_lib.BadSample, is_text: bool, numbered: _Numbered
 ) -> dict[str, Any]:
-  if isinstance(sample, schemas.BadSample):
+  if isinstance(sample, dialogues_lib.BadSample):
     none = np.zeros(0, np.int32)
     empty = dict.fromkeys(("tokens", "block_starts", "target_spans"), none)
     zero = dict.fromkeys(_COUNTS, 0)
-    example = "" if sample.reason == chat.NO_TARGET else sources.example(record)
-    source = dict(status=sample.reason, number=number, example=example)
+    example = f"{numbered.place}: {sources.example(numbered.record)}"
+    source = dict(status=sample.reason, number=numbered.number, example=example)
     return empty | zero | source | dict(is_text=is_text)
   edges = np.flatnonzero(np.diff(sample.targets, prepend=False, append=False))
   return dict(
@@ -314,60 +314,11 @@ def _row(
     length=len(sample.tokens),
     targets=int(sample.targets.sum()),
     turns=sample.turns,
-    rewritten=sample.rewritten,
+    **{name: getattr(sample, name) for name in _NOT_LEARNED},
     split=sample.split,
     sample_id=sample.sample_id,
     is_text=is_text,
     status="truncated" if sample.truncated else "ok",
-    number=number,
+    number=numbered.number,
     example="",
   )
-
-
-def _hints(reasons: Iterable[str]) -> list[str]:
-  """What to do about reasons that name a key or a role."""
-  hints, reasons = [], list(reasons)
-  if any("is not understood" in reason for reason in reasons):
-    hints.append("Keys that change nothing can be listed in data.ignore_keys.")
-  if any(reason.startswith("unknown role") for reason in reasons):
-    hints.append(f"Known roles: {', '.join(schemas.ROLES)}.")
-  return hints
-
-
-def _check(
-  source: sources.Source, rows: datasets.Dataset, max_bad_fraction: float
-) -> None:
-  statuses = np.asarray(rows.data.column("status"))
-  if not len(statuses):
-    raise errors.UserError(f"data source {source.name} has no records")
-  fine = ("ok", "truncated", chat.NO_TARGET)
-  counts = collections.Counter(s for s in statuses.tolist() if s not in fine)
-  bad = counts.total()
-  # A text has one table row per piece, and is still one record.
-  records = len(np.unique(np.asarray(rows.data.column("number"))))
-  if bad > max_bad_fraction * records:
-    listed = []
-    for reason, count in counts.most_common():
-      first = int(np.flatnonzero(statuses == reason)[0])
-      row = rows[first]
-      listed.append(
-        f"  {count:,} x {reason}, first at {source.name}:{row['number']}: "
-        f"{row['example']}"
-      )
-    raise errors.UserError(
-      f"data source {source.name}: {bad:,} of {records:,} records are unusable, "
-      f"more than data.max_bad_fraction={max_bad_fraction}:\n"
-      + "\n".join(listed)
-      + "".join(f"\n{hint}" for hint in _hints(counts))
-      + "\nFix them, or increase data.max_bad_fraction to train without them."
-    )
-  if not np.isin(statuses, fine[:2]).any():
-    if bad:  # max_bad_fraction is 1
-      raise errors.UserError(
-        f"data source {source.name} has no usable record: "
-        + ", ".join(f"{count:,} x {reason}" for reason, count in counts.most_common())
-      )
-    raise errors.UserError(
-      f"data source {source.name}: no sample has a target within its first "
-      "data.seq_len tokens; increase data.seq_len"
-    )

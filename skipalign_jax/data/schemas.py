@@ -1,13 +1,11 @@
-"""One record of any known schema to the messages of a dialogue, or a reason."""
+"""One record of any known shape to a dialogue, or a reason."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from skipalign_jax.data import dialogues, record_keys, tool_calls
 from skipalign_jax.runtime import untrusted
-
-Message = tuple[str, str]  # role, content
 
 ROLES = {
   "system": "system",
@@ -20,31 +18,34 @@ ROLES = {
   "bing": "assistant",
   "bard": "assistant",
   "model": "assistant",
+  "function_call": "assistant",
+  "tool": "tool",
+  "function": "tool",
+  "observation": "tool",
 }
 
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value")
 _SYSTEM_KEYS = ("system", "system_prompt")
-# Keys of records and turns that say where a chat comes from, not what is in it.
-_NEUTRAL = frozenset(
-  "category country created date dataset domain hash header id idx index lang language "
-  "license model name rating redacted score scores source split state subject subset "
-  "tags task timestamp title topic toxic turn turns type url uuid views".split()
-)
-_NEUTRAL_ENDS = (
-  "_date", "_hash", "_id", "_idx", "_identifier", "_index", "_ip", "_moderation",
-  "_name", "_score", "_source", "_tokens", "_type", "_url",
-)  # fmt: skip
-# Keys that say whether a reply is to be learned; 1 and true change nothing.
-_LEARNED = ("label", "loss", "loss_mask", "train", "trainable", "weight")
+_REPLY_KEYS = ("completion", "chosen")  # after a prompt
+_BESIDE_CHOSEN = ("rejected", "score_chosen", "score_rejected")
+# What may follow a turn; the first one follows None.
+_NEXT = {
+  None: ("system", "user"),
+  "system": ("user",),
+  "user": ("assistant",),
+  "assistant": ("user", "tool"),
+  "tool": ("tool", "assistant"),
+}
+_SHOWN = 6  # names of columns in a reason
 
 
-class BadSample(Exception):  # noqa: N818 (a verdict on data, not an error)
-  """A record that cannot be trained on; `reason` is short and stable."""
+class _Turn(NamedTuple):
+  """A turn as a record has it, not checked yet."""
 
-  def __init__(self, reason: str):
-    super().__init__(reason)
-    self.reason = reason
+  role: Any
+  content: Any
+  keys: Mapping[str, Any] = {}
 
 
 def parse_line(line: bytes) -> Any:
@@ -52,26 +53,31 @@ def parse_line(line: bytes) -> Any:
   try:
     return untrusted.parse_json(line.decode("utf-8"))
   except UnicodeDecodeError as error:
-    raise BadSample("not UTF-8") from error
+    raise dialogues.BadSample("not UTF-8") from error
   except ValueError as error:
-    raise BadSample("not valid JSON") from error
+    raise dialogues.BadSample("not valid JSON") from error
 
 
-def messages_of(
+def has_dialogue(record: Mapping[str, Any]) -> bool:
+  """Whether a record has a column of a dialogue, beside which `text` means nothing."""
+  columns = (*CHAT_COLUMNS, "instruction", "prompt", *_REPLY_KEYS)
+  return any(record.get(column) is not None for column in columns)
+
+
+def dialogue_of(
   record: Any, max_message_bytes: int, ignored: frozenset[str] = frozenset()
-) -> list[Message]:
-  """The dialogue in a record: [system], user, assistant, user, assistant, …
+) -> dialogues.Dialogue:
+  """The dialogue in a record.
 
   Reads turns in `messages`, `conversations` or `conversation` (role and content, or
   ShareGPT's from and value), Alpaca's columns (instruction, input, output, and
-  optionally history), and pairs of prompt and completion. A `system` key of the record
-  is its system prompt. An empty system prompt is dropped. A user turn after the last
-  reply is dropped: it has no target. A dialogue that opens with the assistant, as some
-  ShareGPT ones do, does not alternate and is refused.
+  optionally history), and a prompt with its completion, or with the chosen one of two
+  replies. A `system` key of the record is its system prompt; an empty one is dropped.
+  Turns after the last reply are dropped: they have no target. A dialogue that opens
+  with the assistant, as some ShareGPT ones do, is refused.
 
-  Every other key is known to be neutral, in `ignored`, or refuses the record: what is
-  not understood may change what is to be learned. An unset key (None, or empty) never
-  does.
+  Every other key is known to be neutral, in `ignored`, or refuses the record, see
+  `record_keys`. An unset key (None, or empty) never does.
 
   Args:
     record: a JSON value.
@@ -79,59 +85,68 @@ def messages_of(
     ignored: further keys that do not matter.
 
   Raises:
-    BadSample: anything else.
+    BadSample: anything else; the reason names the key, role or shape.
   """
-  messages = _alternating(_canonical(_turns(record, ignored)))
-  for _, content in messages:
-    try:
-      size = len(content.encode("utf-8"))
-    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair
-      raise BadSample("not UTF-8") from error
-    if size > max_message_bytes:
-      raise BadSample(f"message over {max_message_bytes} bytes")
-    if not content.strip():
-      raise BadSample("empty content")
-  return messages
+  turns = _turns(record, ignored)
+  tools = tool_calls.tools_of(record)
+  found, why = [], {}
+  for turn in turns:
+    message, reason = _message(turn, ignored)
+    found.append(message)
+    if message.role == "assistant":
+      why[reason] = None
+  messages = _in_order(found)
+  for message in messages:
+    _check_content(message, max_message_bytes)
+  if not any(one.learned for one in messages if one.role == "assistant"):
+    raise dialogues.BadSample(f"{dialogues.NOTHING}: {_joined(why)} in every reply")
+  return dialogues.Dialogue(tuple(messages), tools)
 
 
-def _turns(record: Any, ignored: frozenset[str]) -> list[tuple[Any, Any]]:
-  """The record's turns as (role, content), not checked yet."""
+def _turns(record: Any, ignored: frozenset[str]) -> list[_Turn]:
+  """The record's turns, not checked yet."""
   if not isinstance(record, Mapping):
-    raise BadSample("unrecognised columns")
+    raise dialogues.BadSample(f"the record is {_kind(record)}")
   columns = [name for name in CHAT_COLUMNS if record.get(name) is not None]
+  replies = [name for name in _REPLY_KEYS if record.get(name) is not None]
   if len(columns) > 1:
-    raise BadSample(f"two dialogues: {' and '.join(columns)}")
+    raise dialogues.BadSample(f"two dialogues: {' and '.join(columns)}")
   if columns:
     # `text` is the rendered dialogue; `prompt` its first message, in some data sets.
-    turns = [_turn(turn, ignored) for turn in _list(record[columns[0]])]
+    turns = _list(record[columns[0]], columns[0])
     used = {*columns, "text"}
-    if record.get("prompt") in [content for _, content in turns]:
+    if record.get("prompt") in [turn.content for turn in turns]:
       used.add("prompt")
   elif isinstance(record.get("instruction"), str) and "output" in record:
     turns, used = _alpaca(record), {"instruction", "input", "output", "history"}
-  elif isinstance(record.get("prompt"), str) and "completion" in record:
-    turns = [("user", record["prompt"]), ("assistant", record["completion"])]
-    used = {"prompt", "completion"}
+  elif replies and (record.get("prompt") is not None or replies == ["chosen"]):
+    turns, used = _reply(record, replies[0]), {"prompt", replies[0], "text"}
+    used.update(_BESIDE_CHOSEN if replies[0] == "chosen" else ())
   else:
-    raise BadSample("unrecognised columns")
-  _check_keys(record, used | {*_SYSTEM_KEYS}, ignored, "key")
+    names = [record_keys.shown(key) for key, value in record.items() if value]
+    more = ", …" if len(names) > _SHOWN else ""
+    raise dialogues.BadSample(
+      f"unrecognised columns: {', '.join(sorted(names)[:_SHOWN])}{more}"
+    )
+  used |= {*_SYSTEM_KEYS, *tool_calls.TOOL_KEYS}
+  record_keys.check(record, used, ignored, "key")
+  if reason := record_keys.not_learned(record, ignored, "key", default=True):
+    raise dialogues.BadSample(f"{dialogues.NOTHING}: {reason}")
   return _with_system(record, turns)
 
 
-def _list(turns: Any) -> list[Mapping[str, Any]]:
+def _list(turns: Any, column: str) -> list[_Turn]:
   if not isinstance(turns, list) or not all(isinstance(t, Mapping) for t in turns):
-    raise BadSample("unrecognised columns")
-  return turns
+    raise dialogues.BadSample(f"{column} is not a list of turns")
+  return [_turn(turn) for turn in turns]
 
 
-def _turn(turn: Mapping[str, Any], ignored: frozenset[str]) -> tuple[Any, Any]:
-  """(role, content) of one turn."""
-  _check_keys(turn, {*_ROLE_KEYS, *_CONTENT_KEYS}, ignored, "turn key")
+def _turn(turn: Mapping[str, Any]) -> _Turn:
   role, content = (
     next((turn[key] for key in keys if turn.get(key) is not None), None)
     for keys in (_ROLE_KEYS, _CONTENT_KEYS)
   )
-  return role, _text(content)
+  return _Turn(role, _text(content), turn)
 
 
 def _text(content: Any) -> Any:
@@ -141,98 +156,133 @@ def _text(content: Any) -> Any:
   texts = []
   for part in content:
     if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
-      raise BadSample("content is not text")
+      raise dialogues.BadSample("content is a list of parts without types")
     if part["type"] != "text" or not isinstance(part.get("text"), str):
-      raise BadSample(f"{_shown(part['type'])} in content")
+      raise dialogues.BadSample(f"{record_keys.shown(part['type'])} in content")
     texts.append(part["text"])
   return "".join(texts)
 
 
-def _alpaca(record: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+def _alpaca(record: Mapping[str, Any]) -> list[_Turn]:
   history = record.get("history") or []
   pairs = isinstance(history, list) and all(isinstance(p, list) for p in history)
   if not pairs or not all(len(pair) == 2 for pair in history):
-    raise BadSample("unrecognised columns")
-  turns: list[tuple[Any, Any]] = []
+    raise dialogues.BadSample("history is not a list of pairs")
+  turns: list[_Turn] = []
   for question, reply in history:
-    turns += [("user", question), ("assistant", reply)]
+    turns += [_Turn("user", question), _Turn("assistant", reply)]
   instruction = record["instruction"]
   if added := record.get("input"):
     if not isinstance(added, str):
-      raise BadSample("content is not text")
+      raise dialogues.BadSample(f"input is {_kind(added)}, not text")
     instruction = f"{instruction}\n{added}"
-  return [*turns, ("user", instruction), ("assistant", record["output"])]
+  return [*turns, _Turn("user", instruction), _Turn("assistant", record["output"])]
 
 
-def _with_system(
-  record: Mapping[str, Any], turns: list[tuple[Any, Any]]
-) -> list[tuple[Any, Any]]:
+def _reply(record: Mapping[str, Any], column: str) -> list[_Turn]:
+  """A prompt and its completion, or the chosen one; each a text or a list of turns."""
+  prompt, reply = record.get("prompt"), record[column]
+  if isinstance(reply, list):
+    turns = _list(reply, column)
+    if turns and ROLES.get(str(turns[0].role).lower()) != "assistant":
+      if not _begins(turns, prompt):
+        raise dialogues.BadSample(f"{column} does not begin with the prompt")
+      return turns
+  else:
+    turns = [_Turn("assistant", reply)]
+  if prompt is None:
+    raise dialogues.BadSample(f"{column} without a prompt is not a list of turns")
+  before = [_Turn("user", prompt)]
+  return [*(_list(prompt, "prompt") if isinstance(prompt, list) else before), *turns]
+
+
+def _begins(turns: Sequence[_Turn], prompt: Any) -> bool:
+  """Whether turns begin with a prompt."""
+  if prompt is None:
+    return True
+  if isinstance(prompt, list):
+    return list(turns[: len(prompt)]) == _list(prompt, "prompt")
+  return prompt in [turn.content for turn in turns[:2]]
+
+
+def _with_system(record: Mapping[str, Any], turns: list[_Turn]) -> list[_Turn]:
   """The turns after the system prompts that the record has in keys of their own."""
-  prompts = [record[key] for key in _SYSTEM_KEYS if _is_set(record.get(key))]
+  is_set = record_keys.is_set
+  prompts = [record[key] for key in _SYSTEM_KEYS if is_set(record.get(key))]
   if not prompts:
     return turns
-  if turns and isinstance(turns[0][0], str) and ROLES.get(turns[0][0]) == "system":
-    prompts.append(turns[0][1])
+  first = turns[0].role if turns else None
+  if isinstance(first, str) and ROLES.get(first.lower()) == "system":
+    prompts.append(turns[0].content)
     turns = turns[1:]
   if any(prompt != prompts[0] for prompt in prompts):
-    raise BadSample("two system prompts")
-  return [("system", prompts[0]), *turns]
+    raise dialogues.BadSample("two system prompts")
+  return [_Turn("system", prompts[0]), *turns]
 
 
-def _is_set(value: Any) -> bool:
-  """Whether a key has a value; tables give all records the keys of any."""
-  return value is not None and value not in ("", [], {})
+def _message(turn: _Turn, ignored: frozenset[str]) -> tuple[dialogues.Message, str]:
+  """The turn as a message, and the key that says that it is not learned."""
+  role, content = turn.role, turn.content
+  if role is None:
+    raise dialogues.BadSample("missing role")
+  known = ROLES.get(role.lower()) if isinstance(role, str) else None
+  if known is None:
+    raise dialogues.BadSample(f"unknown role {record_keys.shown(role)}")
+  used = {*_ROLE_KEYS, *_CONTENT_KEYS}
+  if known == "assistant":
+    used.update(tool_calls.CALL_KEYS)
+  record_keys.check(turn.keys, used, ignored, "turn key")
+  reason = record_keys.not_learned(
+    turn.keys, ignored, "turn key", default=known == "assistant"
+  )
+  calls = tool_calls.calls_of(turn.keys) if known == "assistant" else []
+  if role.lower() == "function_call":
+    calls, content = tool_calls.calls_in(content, "turn of function_call"), None
+  if content is not None and not isinstance(content, str):
+    raise dialogues.BadSample(f"content is {_kind(content)}, not text")
+  more: dict[str, Any] = {}
+  if calls:
+    more = {"tool_calls": calls} | ({"content": None} if content is None else {})
+  elif known == "tool":
+    wanted = ("name", "tool_call_id")
+    more = {key: turn.keys[key] for key in wanted if turn.keys.get(key) is not None}
+  return dialogues.Message(known, content or "", not reason, more or None), reason
 
 
-def _check_keys(
-  found: Mapping[str, Any], used: set[str], ignored: frozenset[str], where: str
-) -> None:
-  """Raises BadSample for a key that may matter and is not understood."""
-  for key, value in found.items():
-    if key in used or key in ignored or not _is_set(value):
-      continue
-    if key in _LEARNED:
-      if value != 1:
-        raise BadSample(f"{where} {key} is not 1, which is not supported")
-    elif key not in _NEUTRAL and not str(key).endswith(_NEUTRAL_ENDS):
-      raise BadSample(f"{where} {_shown(key)} is not understood")
+def _kind(value: Any) -> str:
+  kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+  return "null" if value is None else kinds.get(type(value), "a number")
 
 
-def _shown(text: Any) -> str:
-  """A name from a record for a message: short, without control characters."""
-  return ascii(str(text))[1:-1][:40]
-
-
-def _canonical(turns: Sequence[tuple[Any, Any]]) -> list[Message]:
-  messages = []
-  for role, content in turns:
-    if role is None:
-      raise BadSample("missing role")
-    known = ROLES.get(role.lower()) if isinstance(role, str) else None
-    if known is None:
-      raise BadSample(f"unknown role {_shown(role)}")
-    if content is not None and not isinstance(content, str):
-      raise BadSample("content is not text")
-    messages.append((known, content or ""))
-  return messages
-
-
-def _alternating(messages: list[Message]) -> list[Message]:
-  if messages and messages[0][0] == "system" and not messages[0][1].strip():
+def _in_order(messages: list[dialogues.Message]) -> list[dialogues.Message]:
+  """The messages without an empty system prompt and without those after the replies."""
+  if messages and messages[0].role == "system" and not messages[0].content.strip():
     messages = messages[1:]
-  if messages and messages[-1][0] == "user":
+  before = None
+  for message in messages:
+    if message.role not in _NEXT[before]:
+      place = f"after {before}" if before else "first"
+      raise dialogues.BadSample(f"roles do not alternate: {message.role} {place}")
+    before = message.role
+  while messages and messages[-1].role != "assistant":
     messages = messages[:-1]
-  has_system = bool(messages) and messages[0][0] == "system"
-  roles = [role for role, _ in messages[has_system:]]
-  if "assistant" not in roles:
-    raise BadSample("no assistant turn")
-  if roles != ["user", "assistant"] * (len(roles) // 2):
-    raise BadSample("roles do not alternate")
+  if not messages:
+    raise dialogues.BadSample("no assistant turn")
   return messages
 
 
-def sample_id(messages: Sequence[Message]) -> int:
-  """uint32 name of a dialogue: a hash of its messages."""
-  text = json.dumps(list(messages), ensure_ascii=False, separators=(",", ":"))
-  digest = hashlib.blake2b(text.encode("utf-8"), digest_size=4).digest()
-  return int.from_bytes(digest, "little")
+def _check_content(message: dialogues.Message, max_bytes: int) -> None:
+  more = json.dumps(message.more, ensure_ascii=False) if message.more else ""
+  try:
+    size = len(f"{message.content}{more}".encode())
+  except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair
+    raise dialogues.BadSample("not UTF-8") from error
+  if size > max_bytes:
+    raise dialogues.BadSample(f"message over {max_bytes} bytes")
+  may_be_empty = message.role == "tool" or bool(message.calls)
+  if not message.content.strip() and not may_be_empty:
+    raise dialogues.BadSample(f"empty content ({message.role})")
+
+
+def _joined(reasons: Mapping[str, None]) -> str:
+  return " or ".join(sorted(reasons))

@@ -1,6 +1,7 @@
 """Where records come from: files, the hub, or the built-in generators."""
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -9,18 +10,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from skipalign_jax.data import prose, recall
+from skipalign_jax.data import json_files, prose, recall, source_names
 from skipalign_jax.hf import hub
 from skipalign_jax.runtime import errors, untrusted
 
-FORMS = (
-  "builtin:recall[:N], builtin:text[:N], hub:NAME[:SPLIT], or a .jsonl, .ndjson, "
-  ".json, .parquet or .txt file (all but .parquet may be .gz); *w after it repeats it "
-  "w times per epoch"
-)
-_TEXTS = (".txt", ".txt.gz")  # one document per file
-_LINES = (".jsonl", ".ndjson", ".json")  # a record per line, or an array of records
-_SUFFIXES = (*_LINES, *(f"{suffix}.gz" for suffix in _LINES), ".parquet", *_TEXTS)
 _ROWS = 16  # of a parquet table, decoded at a time
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16  # of a file, for its identity
 _BUILTIN = {"recall": recall.record, "text": prose.record}
@@ -39,15 +32,12 @@ class Source:
   weight: float = 1.0
 
   def identity(self) -> str:
-    """A text that changes when the file does: its size, time and parts of it."""
+    """A text that changes when a file does: its size, time and parts of it."""
     if self.name.startswith("builtin:"):
       return self.name
     if self.name.startswith(hub.PREFIX):
       return f"{self.name} {self.revision()}"
-    path = self._path()
-    stat = path.stat()
-    digest = _content_sample(path, stat.st_size)
-    return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {digest}"
+    return "\n".join(map(_identity, self._files))
 
   def revision(self) -> str:
     """The commit of a data set of the hub; "" for other sources."""
@@ -55,8 +45,18 @@ class Source:
       return ""
     return hub.dataset_revision(self._hub_name()[0])
 
+  def parts(self) -> Iterator[tuple[str, Iterator[tuple[int, Any]]]]:
+    """Per file its name and its records, see `records`; others have one part."""
+    if self.name.startswith("builtin:"):
+      yield self.name, self._builtin()
+    elif self.name.startswith(hub.PREFIX):
+      yield self.name, self._hub()
+    else:
+      for path in self._files:
+        yield str(path), _records(path)
+
   def records(self) -> Iterator[tuple[int, Any]]:
-    """(number of the line or table row from 1, raw record).
+    """(number of the line or table row of its file from 1, raw record).
 
     A record is a JSON value, or the bytes of a line with one.
 
@@ -64,14 +64,8 @@ class Source:
       UserError: the source does not exist, or its content is not in the format of its
         name.
     """
-    if self.name.startswith("builtin:"):
-      return self._builtin()
-    if self.name.startswith(hub.PREFIX):
-      return self._hub()
-    path = self._path()
-    if path.name.lower().endswith(_TEXTS):
-      return _document(path)
-    return _parquet(path) if path.suffix.lower() == ".parquet" else _lines(path)
+    for _, records in self.parts():
+      yield from records
 
   def check(self) -> None:
     """Raises UserError if the name is not valid or names no file."""
@@ -80,12 +74,27 @@ class Source:
     elif self.name.startswith(hub.PREFIX):
       self._hub_name()
     else:
-      self._path()
+      _ = self._files
+
+  def describe(self) -> str:
+    """The name, and what it means: a commit, or which files."""
+    if commit := self.revision():
+      return f"{self.name} at commit {commit[:12]}"
+    if self.name.startswith("builtin:") or len([*self._files, *self._others]) == 1:
+      return self.name
+    text = f"{self.name} ({len(self._files):,} files"
+    if self._others:
+      names = ", ".join(path.name for path in self._others[:3])
+      more = f" and {len(self._others) - 3:,} more" if len(self._others) > 3 else ""
+      text += f"; not read: {names}{more}"
+    return text + ")"
 
   def _builtin_name(self) -> tuple[str, int]:
     match = re.fullmatch(r"builtin:(\w+?)(?::(\d+))?", self.name)
     if not match or match[1] not in _BUILTIN or match[2] == "0":
-      raise errors.UserError(f"data source {self.name!r} is unknown; give {FORMS}")
+      raise errors.UserError(
+        f"data source {self.name!r} is unknown; give {source_names.FORMS}"
+      )
     return match[1], int(match[2] or 1000)
 
   def _builtin(self) -> Iterator[tuple[int, Any]]:
@@ -96,7 +105,9 @@ class Source:
     """The data set, and its split."""
     name, _, split = self.name.removeprefix(hub.PREFIX).partition(":")
     if not hub.is_id(name):
-      raise errors.UserError(f"data source {self.name!r} is unknown; give {FORMS}")
+      raise errors.UserError(
+        f"data source {self.name!r} is unknown; give {source_names.FORMS}"
+      )
     return name, split or "train"
 
   def _hub(self) -> Iterator[tuple[int, Any]]:
@@ -109,16 +120,16 @@ class Source:
     ):
       # By its name alone, a local folder would be read instead.
       remote = f"hf://datasets/{name}"
-      return enumerate(datasets.load_dataset(remote, split=split, revision=revision), 1)
+      rows = datasets.load_dataset(remote, split=split, revision=revision)
+    return enumerate(map(_without_nulls, rows), 1)
 
-  def _path(self) -> pathlib.Path:
-    path = pathlib.Path(self.name).expanduser()
-    if not path.name.lower().endswith(_SUFFIXES):
-      raise errors.UserError(f"data source {self.name!r} is unknown; give {FORMS}")
-    if not path.is_file():
-      problem = "is a directory" if path.is_dir() else "no such file"
-      raise errors.UserError(f"data source {self.name}: {problem}")
-    return path
+  @functools.cached_property
+  def _files(self) -> list[pathlib.Path]:
+    return source_names.files_of(self.name)[0]
+
+  @functools.cached_property
+  def _others(self) -> list[pathlib.Path]:
+    return source_names.files_of(self.name)[1]
 
 
 def parse(spec: str | Sequence[str]) -> list[Source]:
@@ -130,23 +141,23 @@ def parse(spec: str | Sequence[str]) -> list[Source]:
   Raises:
     UserError: a source has no valid name or weight, or is a file that does not exist.
   """
-  texts = spec.split(",") if isinstance(spec, str) else list(spec)
-  found = []
-  for text in texts:
-    name, star, weight = text.strip().rpartition("*")
-    try:
-      source = Source(name, float(weight)) if star else Source(text.strip())
-    except ValueError as error:
-      raise errors.UserError(
-        f"data source {text!r}: {weight!r} after * is not a number; give a weight"
-      ) from error
-    if not 0 < source.weight < 1000:
-      raise errors.UserError(
-        f"data source {text!r}: the weight after * must be above 0 and below 1000"
-      )
+  texts = source_names.split(spec) if isinstance(spec, str) else spec
+  found = [Source(*source_names.weigh(text.strip())) for text in texts]
+  for source in found:
     source.check()
-    found.append(source)
   return found
+
+
+def _identity(path: pathlib.Path) -> str:
+  stat = path.stat()
+  digest = _content_sample(path, stat.st_size)
+  return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {digest}"
+
+
+def _records(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
+  if path.name.lower().endswith(source_names.TEXTS):
+    return _document(path)
+  return _parquet(path) if path.suffix.lower() == ".parquet" else _json(path)
 
 
 def _content_sample(path: pathlib.Path, size: int) -> str:
@@ -155,18 +166,17 @@ def _content_sample(path: pathlib.Path, size: int) -> str:
   Copying tools can keep the time of a file that has other content of the same size.
   """
   digest = hashlib.sha256()
+  samples = _SAMPLES if size > _SAMPLE_BYTES else 1
   with path.open("rb") as file:
-    for i in range(_SAMPLES):  # the first one begins the file, the last one ends it
+    for i in range(samples):  # the first one begins the file, the last one ends it
       file.seek(max(0, size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))
       digest.update(file.read(_SAMPLE_BYTES))
   return digest.hexdigest()[:16]
 
 
-def _lines(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
-  """Lines that are not blank, or the items of an array, with their numbers."""
+def _json(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
   try:
-    is_array = untrusted.is_array(path)
-    yield from untrusted.array_items(path) if is_array else untrusted.lines(path)
+    yield from json_files.records(path)
   except untrusted.BROKEN as error:
     raise errors.UserError(
       f"data source {path} cannot be read to its end: {error}"
@@ -199,10 +209,17 @@ def _parquet(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
         number += 1
         unpacked += untrusted.size(record)
         untrusted.check_growth(unpacked, file_size)
-        yield number, record
+        yield number, _without_nulls(record)
   # pyarrow raises its own errors and those of Python's dates and numbers.
   except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
     raise errors.UserError(f"data source {path} cannot be read: {error}") from error
+
+
+def _without_nulls(value: Any) -> Any:
+  """A record without keys that are null: tables give all records the keys of any."""
+  if isinstance(value, dict):
+    return {k: _without_nulls(one) for k, one in value.items() if one is not None}
+  return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
 def example(record: Any) -> str:

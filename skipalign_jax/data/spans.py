@@ -1,37 +1,44 @@
 """Where the blocks and replies of a dialogue are in its text.
 
 A chat template is a program, so its text is never searched for what a user may have
-written. The dialogue is rendered twice: as it is, and with a marker in place of each
-user's and assistant's content. What is between two markers is the template's own text,
-its fixed parts; the dialogue's text is then read from left to right, fixed part,
-content, fixed part, and so on.
-
-A fixed part between two messages ends one of them and begins the other. Where the one
-ends follows from the beginning of the dialogue, rendered alone, with and without a
-generation prompt. This is done once per different fixed part, so long dialogues take
-time in proportion to their length.
+written. The dialogue is rendered as it is, and its fixed parts, which the template
+writes between the contents, are found apart (fixed_parts.py). The text is then read
+from left to right: fixed part, content, fixed part, and so on.
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-import itertools
-import re
+import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
-import jinja2
-
-from skipalign_jax.data import schemas
-from skipalign_jax.hf import chat_template
+from skipalign_jax.data import dialogues, fixed_parts, template_text
 from skipalign_jax.runtime import errors
 
 if TYPE_CHECKING:
   import transformers
 
-_MARK = "\ue000{}\ue001"  # private use: not in any template or usual text
-_MARKS = re.compile(_MARK.format(r"(\d+)"))
-_MAX_SPLITS = 256  # remembered; every system prompt has its own
+LEARNED = "learned"
+REWRITTEN = "rewritten"  # by the template, when more messages follow
+CALL = "call"  # of tools
+EXCLUDED = "excluded"  # by the data
+
+
+class Reply(NamedTuple):
+  """A reply, or a call of tools.
+
+  Attributes:
+    begin: its first character.
+    end: of its stop token; `begin` if it is not known.
+    state: LEARNED if it is learned, or why it is not. A learned reply has this text
+      before it when a model is prompted for it, and is what the model writes then.
+  """
+
+  begin: int
+  end: int
+  state: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,34 +48,22 @@ class Rendered:
   Attributes:
     text: the whole dialogue.
     block_starts: first character of each block, C; the first is 0.
-    replies: (first character of the reply, end of its stop token) per response
-      block, i.e. of blocks 1, 3, 5, …
-    learned: per reply, whether a model that is prompted for it sees this text before
-      it and writes this text. If not, the template rewrites it when more messages
-      follow.
+    replies: in their order; in a block of an answer at least one.
     literals: what characters of `text` stand for, see `literals.py`.
   """
 
   text: str
   block_starts: tuple[int, ...]
-  replies: tuple[tuple[int, int], ...]
-  learned: tuple[bool, ...]
+  replies: tuple[Reply, ...]
   literals: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
   def with_last_only(self) -> Rendered:
     """The same; only the last reply is learned."""
-    learned = (*[False] * (len(self.learned) - 1), True)
-    return dataclasses.replace(self, learned=learned)
-
-
-class UnusableError(errors.UserError):
-  """A template in whose text spans cannot be found."""
-
-  def __init__(self, problem: str):
-    super().__init__(
-      f"the tokenizer's chat template {problem}, so replies cannot be separated from "
-      "the rest; set data.template=tulu"
+    replies = (
+      one._replace(state=REWRITTEN) if one.state == LEARNED else one
+      for one in self.replies[:-1]
     )
+    return dataclasses.replace(self, replies=(*replies, self.replies[-1]))
 
 
 class NoStopError(errors.UserError):
@@ -81,282 +76,123 @@ class NoStopError(errors.UserError):
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Split:
-  """A fixed part before a message.
-
-  Attributes:
-    text: the whole part.
-    block: its first characters end the message before.
-    prompt: the text up to the end of the generation prompt, which may differ from the
-      beginning of `text`. Before a reply only.
-    stable: what precedes is the same when nothing follows.
-  """
-
-  text: str
-  block: int
-  prompt: str = ""
-  stable: bool = True
-
-  def beginning(self) -> str:
-    """What every text has here: `text`, or `prompt` where a reply may add to it."""
-    return self.prompt if self.text.startswith(self.prompt or "\0") else self.text
-
-  def prompt_in(self, text: str, at: int) -> int:
-    """Characters of the generation prompt that `text` has at `at`."""
-    return len(self.prompt if text.startswith(self.prompt, at) else self.text)
-
-
-def special_tokens(
-  tokenizer: transformers.PreTrainedTokenizerFast,
-) -> dict[str, int]:
-  """Every special token and its id, also those without a role such as eos."""
-  added = tokenizer.added_tokens_decoder
-  return {token.content: id_ for id_, token in added.items() if token.special}
-
-
-def control_tokens(
-  tokenizer: transformers.PreTrainedTokenizerFast,
-) -> re.Pattern[str]:
-  """Matches every special token: the tokenizer finds them anywhere in a text."""
-  contents = sorted(special_tokens(tokenizer), key=len, reverse=True)
-  return re.compile("|".join(map(re.escape, contents)) or r"(?!)")
-
-
-def stop_token(tokenizer: transformers.PreTrainedTokenizerFast) -> str | None:
-  """The special token that ends a reply in the tokenizer's chat template.
-
-  Returns:
-    None if the template refuses a short dialogue, or no special token follows its
-    reply.
-  """
-  mark = _MARK.format(0)
-  try:
-    text = render(tokenizer, [("user", "a"), ("assistant", mark)])
-  except schemas.BadSample:
-    return None
-  found = control_tokens(tokenizer).search(text.rpartition(mark)[2])
-  return found[0] if found and mark in text else None
-
-
-def opened(tokenizer: transformers.PreTrainedTokenizerFast) -> str:
-  """What the generation prompt has and the text of a plain reply has not.
-
-  Such as a thought that is opened (DeepSeek-R1); "" in most templates.
-  """
-  ask, mark = [("user", "a")], _MARK.format(0)
-  try:
-    prompt = render(tokenizer, ask, add_generation_prompt=True)
-    before, found, _ = render(tokenizer, [*ask, ("assistant", mark)]).partition(mark)
-  except schemas.BadSample:
-    return ""
-  return prompt.removeprefix(before) if found and prompt.startswith(before) else ""
-
-
-def render(
-  tokenizer: transformers.PreTrainedTokenizerFast,
-  messages: Sequence[schemas.Message],
-  add_generation_prompt: bool = False,
-) -> str:
-  """The text of messages; raises BadSample if the template refuses them."""
-  try:
-    return chat_template.render(
-      tokenizer, _turns(messages), add_generation_prompt=add_generation_prompt
-    )
-  except jinja2.TemplateError as error:
-    raise _refused() from error
-
-
-def _turns(messages: Sequence[schemas.Message]) -> list[dict[str, str]]:
-  return [{"role": role, "content": content} for role, content in messages]
-
-
-def _refused() -> schemas.BadSample:
-  return schemas.BadSample("refused by the chat template")
-
-
 class Finder:
   """Renders dialogues and finds their spans.
 
   Args:
     tokenizer: carries the chat template.
+    learn_calls: replies that call tools are learned too.
   """
 
-  def __init__(self, tokenizer: transformers.PreTrainedTokenizerFast):
-    self._tokenizer = tokenizer
-    self._control = control_tokens(tokenizer)
-    self._splits: dict[tuple[str, str, bool], _Split] = {}
-    self._marked: dict[tuple[schemas.Message, ...], str] = {}
-    self._ahead: dict[tuple[tuple[schemas.Message, ...], bool], Any] = {}
+  def __init__(
+    self, tokenizer: transformers.PreTrainedTokenizerFast, learn_calls: bool = False
+  ):
+    self._renderer = template_text.Renderer(tokenizer)
+    self._control = template_text.control_tokens(tokenizer)
+    self._split = fixed_parts.Splitter(tokenizer, learn_calls)
+    self._learn_calls = learn_calls
 
-  def render_ahead(self, dialogues: Sequence[Sequence[schemas.Message]]) -> None:
-    """Renders what the next calls need, if these are with the same dialogues."""
-    self._ahead = {}
-    for ask, end in ((False, None), (True, -1)):
-      parts = [tuple(messages[:end]) for messages in dialogues]
-      turns = [_turns(messages) for messages in parts]
-      texts = chat_template.render_all(
-        self._tokenizer, turns, add_generation_prompt=ask
-      )
-      self._ahead |= zip(((part, ask) for part in parts), texts, strict=True)
+  def render_ahead(self, some: Sequence[dialogues.Dialogue]) -> None:
+    """Renders what the next calls need, if these are with the same objects."""
+    self._renderer.ahead(some)
 
-  def _render(
-    self, messages: Sequence[schemas.Message], add_generation_prompt: bool = False
-  ) -> str:
-    """The function `render`, perhaps done before."""
-    found = self._ahead.pop((tuple(messages), add_generation_prompt), None)
-    if found is None:
-      return render(self._tokenizer, messages, add_generation_prompt)
-    if isinstance(found, jinja2.TemplateError):
-      raise _refused() from found
-    return found
-
-  def __call__(self, messages: Sequence[schemas.Message]) -> Rendered:
+  def __call__(self, dialogue: dialogues.Dialogue) -> Rendered:
     """The dialogue's text and where its blocks and replies are in it.
 
-    Args:
-      messages: as `schemas.messages_of` returns them.
-
     Raises:
-      BadSample: the template refuses this dialogue, or removes a part of its last
-        reply.
+      BadSample: the template refuses this dialogue, does not write a part of it, or
+        removes a part of its last reply.
       NoStopError: no special token follows a reply.
       UnusableError: the spans cannot be found.
     """
-    system = int(messages[0][0] == "system")
-    text = self._render(messages)
-    parts = self._fixed_parts(messages, system)
-    contents = [content for _, content in messages[system:]]
-    spans, changed = self._contents(text, contents, parts)
-    ends = [end for _, end in spans]
-    replies = [
-      (end + before.prompt_in(text, end), reply_end + self._stop(after))
-      for end, before, reply_end, after in zip(
-        ends[::2], parts[1::2], ends[1::2], parts[2::2], strict=True
-      )
+    text = self._renderer.text(dialogue)
+    parts = self._split(dialogue)
+    numbers = [
+      i for i, one in enumerate(dialogue.messages) if fixed_parts.is_marked(one)
     ]
-    rendered = Rendered(
-      text,
-      (0, *(end + part.block for end, part in zip(ends, parts[1:-1], strict=False))),
-      tuple(replies),
-      (True,) * len(replies),
-    )
-    stable = self._stable(parts) and not changed
-    rendered = rendered if stable else rendered.with_last_only()
-    return self._with_last_whole(rendered, messages, ends[-1])
+    marked = [dialogue.messages[i] for i in numbers]
+    spans, changed = self._contents(text, marked, parts)
+    found = _Read(dialogue, text, parts, numbers, spans)
+    rendered = Rendered(text, found.block_starts(), tuple(self._replies(found)))
+    if changed or not self._stable(found):
+      rendered = rendered.with_last_only()
+    if rendered.replies[-1].state != LEARNED:
+      return rendered
+    return self._with_last_whole(rendered, dialogue, spans[-1][1])
 
-  def _fixed_parts(
-    self, messages: Sequence[schemas.Message], system: int
-  ) -> list[_Split]:
-    """The parts before each user's and assistant's content, and the last part."""
-    marked = tuple(
-      (role, content if role == "system" else _MARK.format(i - system))
-      for i, (role, content) in enumerate(messages)
-    )
-    if marked not in self._marked:  # most dialogues have the same one
-      if len(self._marked) >= _MAX_SPLITS:
-        self._marked.clear()
-      self._marked[marked] = render(self._tokenizer, marked)
-    text = self._marked[marked]
-    pieces = _MARKS.split(text)
-    texts, order = pieces[::2], pieces[1::2]
-    if order != [str(i) for i in range(len(messages) - system)]:
-      raise UnusableError("does not contain every message once, in their order")
-    parts = [_Split(texts[0], 0)]
-    for i, part in enumerate(texts[1:-1], 1):
-      key = (texts[0], part, i % 2 == 1)
-      if key not in self._splits:
-        if len(self._splits) >= _MAX_SPLITS:
-          self._splits.clear()
-        self._splits[key] = self._split(text, part, marked[: i + system], i % 2 == 1)
-      parts.append(self._splits[key])
-    return [*parts, _Split(texts[-1], len(texts[-1]))]
+  def _replies(self, found: _Read) -> list[Reply]:
+    replies = []
+    for number, message in enumerate(found.dialogue.messages):
+      if message.role != "assistant":
+        continue
+      is_call = found.dialogue.is_call(number)
+      begin, end = self._span(found, number, is_call and not self._learn_calls)
+      state = LEARNED if begin < end else REWRITTEN
+      if is_call and not self._learn_calls:
+        state = CALL
+      if not message.learned:
+        state = EXCLUDED
+      replies.append(Reply(begin, end, state))
+    return replies
 
-  def _split(
-    self, text: str, part: str, before: Sequence[schemas.Message], is_reply: bool
-  ) -> _Split:
-    """A fixed part after the marked messages `before`, inside the marked `text`."""
-    mark = before[-1][1]
-    alone, found, tail = render(self._tokenizer, before).rpartition(mark)
-    if not found:
-      raise UnusableError("does not contain every message once, in their order")
-    if not is_reply:
-      return _Split(part, self._end_of_reply(part, tail, before))
-    prompt = render(self._tokenizer, before, add_generation_prompt=True)
-    asked, _, prompt = prompt.rpartition(mark)
-    stable = text.startswith(alone + mark) and text.startswith(asked + mark)
-    if tail == prompt:
-      # No generation prompt (as in Llama 2), or one after every text.
-      if part[len(prompt) :].strip() or not part.startswith(prompt):
-        raise UnusableError("does not put a reply right after its generation prompt")
-      stop = self._control.search(tail)
-      end = _after_spaces(part, stop.end()) if stop else len(tail)
-      return _Split(part, end, prompt, stable)
-    end = self._end_of_message(part, tail)
-    pairs = zip(part, prompt, strict=False)
-    shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    if shared < min(len(part), len(prompt.rstrip())):
-      raise UnusableError("does not put a reply right after its generation prompt")
-    if shared < len(part):  # otherwise the prompt may be longer than the part
-      prompt = prompt[:shared]
-    return _Split(part, end, prompt, stable)
+  def _span(self, found: _Read, number: int, only_place: bool) -> tuple[int, int]:
+    """Where a reply begins and its stop token ends; the same where not known."""
+    message = found.dialogue.messages[number]
+    k = found.index_before(number)
+    at, part = found.spans[k][1], found.parts[k + 1]
+    if fixed_parts.is_marked(message):
+      begin = at + part.prompt_in(found.text, at)
+      at, part = found.spans[k + 1][1], found.parts[k + 2]
+      if only_place:
+        return begin, begin
+      if not message.calls:
+        return begin, at + self._stop(part)
+      span = part.calls[number]
+      return (begin, at + span[1]) if span else (begin, begin)
+    span = part.calls.get(number)
+    return (at + span[0], at + span[1]) if span else (at, at)
 
-  def _end_of_reply(
-    self, part: str, tail: str, before: Sequence[schemas.Message]
-  ) -> int:
-    """As `_end_of_message`; the last reply may have an end of its own (gpt-oss).
-
-    Then earlier ones end as the marked messages of the user do, of which `before` has
-    at least one.
-    """
-    try:
-      return self._end_of_message(part, tail)
-    except UnusableError:
-      asked = render(self._tokenizer, before[:-1]).rpartition(before[-2][1])[2]
-      if not self._control.search(asked):
-        raise
-      return self._end_of_message(part, asked)
-
-  def _end_of_message(self, part: str, tail: str) -> int:
-    """Characters of `part` that end a message which ends with `tail` if it is last."""
-    if part.startswith(tail):
-      return len(tail)
-    # More may follow the last message, such as an eos token.
-    stop = self._control.search(tail)
-    if stop and part.startswith(tail[: stop.end()]):
-      return _after_spaces(part, stop.end())
-    raise UnusableError("ends a message differently when more messages follow")
-
-  def _stop(self, part: _Split) -> int:
+  def _stop(self, part: fixed_parts.Part) -> int:
     """Characters of a part after a reply up to the end of the reply's stop token."""
     stop = self._control.search(part.text)
     if not stop or stop.end() > part.block:
       raise NoStopError()
     return stop.end()
 
-  def _stable(self, parts: Sequence[_Split]) -> bool:
+  def _stable(self, found: _Read) -> bool:
     """Whether earlier replies are framed as the last one is."""
-    replies, after = parts[1::2], parts[2::2]
-    stop = parts[-1].text[: self._stop(parts[-1])]
-    return all(part.text == replies[-1].text and part.stable for part in replies) and (
-      all(part.text.startswith(stop) for part in after)
+    before, after = found.around_replies()
+    if not before:
+      return True
+    stop = after[-1].text[: self._stop(after[-1])]
+    headers = {}
+    for role, part in before:
+      headers.setdefault(role, []).append(part)
+    return (
+      all(part.stable for _, part in before)
+      and all(len({part.text for part in one}) == 1 for one in headers.values())
+      and len({one[0].text[one[0].block :] for one in headers.values()}) == 1
+      and all(part.text.startswith(stop) for part in after)
     )
 
   def _contents(
-    self, text: str, contents: Sequence[str], parts: Sequence[_Split]
+    self,
+    text: str,
+    marked: Sequence[dialogues.Message],
+    parts: Sequence[fixed_parts.Part],
   ) -> tuple[list[tuple[int, int]], bool]:
     """Where the contents are, and whether one before the last is not as it was."""
     spans, changed, at = [], False, 0
-    for i, content in enumerate(contents):
+    for i, message in enumerate(marked):
       part, after = parts[i], parts[i + 1]
       begin = at + len(part.text)
       if not text.startswith(part.text, at):
         # The part depends on the reply, such as an empty thought.
         begin = at + len(part.prompt)
         if not part.prompt or not text.startswith(part.prompt, at):
-          raise UnusableError("writes a message depending on its content")
-      is_last = i == len(contents) - 1
-      exact = _exact_end(text, begin, content, after.beginning(), is_last)
+          raise fixed_parts.UnusableError("writes a message depending on its content")
+      is_last = i == len(marked) - 1
+      exact = _exact_end(text, begin, message, after.beginning(), is_last)
       if exact is None:
         changed = changed or not is_last
         at = self._changed_end(text, begin, after.beginning(), is_last)
@@ -374,10 +210,10 @@ class Finder:
     # No content has a special token, so this finds the template's own.
     elif self._control.search(after) and (end := text.find(after, begin)) >= 0:
       return end
-    raise UnusableError("writes a message depending on its content")
+    raise fixed_parts.UnusableError("writes a message depending on its content")
 
   def _with_last_whole(
-    self, rendered: Rendered, messages: Sequence[schemas.Message], end: int
+    self, rendered: Rendered, dialogue: dialogues.Dialogue, end: int
   ) -> Rendered:
     """The dialogue with its last reply as a model that is prompted for it writes it.
 
@@ -386,29 +222,73 @@ class Finder:
 
     Args:
       rendered: the dialogue as the template writes it.
-      messages: of the dialogue.
+      dialogue: its last reply is learned.
       end: of the last content in the text.
 
     Raises:
       BadSample: the template drops another part, or the reply is not after its prompt.
     """
-    text, (begin, stop), content = rendered.text, rendered.replies[-1], messages[-1][1]
-    prompt = self._render(messages[:-1], add_generation_prompt=True)
-    if prompt[:begin] != text[:begin]:
-      raise schemas.BadSample("changed by the chat template")
-    if _is_whole(content, text[begin:end], prompt):
+    text, last, content = rendered.text, rendered.replies[-1], dialogue.messages[-1][1]
+    prompt = self._renderer.prompt(dialogue)
+    if prompt[: last.begin] != text[: last.begin]:
+      raise dialogues.BadSample("changed by the chat template")
+    if not content or _is_whole(content, text[last.begin : end], prompt):
       return rendered
-    opened, content = prompt[begin:], content.lstrip()
+    opened, content = prompt[last.begin :], content.lstrip()
     if not opened.strip() or not content.startswith(opened.strip()):
-      raise schemas.BadSample("changed by the chat template")
+      raise dialogues.BadSample("changed by the chat template")
     rest = content.removeprefix(opened.strip())
     rest = rest.lstrip() if opened[-1].isspace() else rest
-    last = (len(prompt), len(prompt) + len(rest) + stop - end)
+    stop = len(prompt) + len(rest) + last.end - end
     return dataclasses.replace(
       rendered,
       text=prompt + rest + text[end:],
-      replies=(*rendered.replies[:-1], last),
+      replies=(*rendered.replies[:-1], Reply(len(prompt), stop, last.state)),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+  """A dialogue's text as it was read.
+
+  Attributes:
+    dialogue: has the messages.
+    text: of the dialogue.
+    parts: before each marked content, and the last one.
+    numbers: of the messages with these contents.
+    spans: of these contents in the text.
+  """
+
+  dialogue: dialogues.Dialogue
+  text: str
+  parts: Sequence[fixed_parts.Part]
+  numbers: Sequence[int]
+  spans: Sequence[tuple[int, int]]
+
+  def index_before(self, number: int) -> int:
+    """Index of the last content before a message."""
+    return bisect.bisect_left(self.numbers, number) - 1
+
+  def block_starts(self) -> tuple[int, ...]:
+    """First character of each block: what a user asks, and what answers it."""
+    starts = []
+    for k, number in enumerate(self.numbers):
+      if self.dialogue.messages[number].role == "user":
+        before = self.spans[k - 1][1] + self.parts[k].block if k else 0
+        starts += [before, self.spans[k][1] + self.parts[k + 1].first]
+    return tuple(starts)
+
+  def around_replies(
+    self,
+  ) -> tuple[list[tuple[str, fixed_parts.Part]], list[fixed_parts.Part]]:
+    """The parts before replies that call nothing, with the roles before, and after."""
+    before, after = [], []
+    for k, number in enumerate(self.numbers):
+      message = self.dialogue.messages[number]
+      if message.role == "assistant" and not self.dialogue.is_call(number):
+        before.append((self.dialogue.messages[number - 1].role, self.parts[k]))
+        after.append(self.parts[k + 1])
+    return before, after
 
 
 def _is_whole(content: str, written: str, prompt: str) -> bool:
@@ -419,12 +299,18 @@ def _is_whole(content: str, written: str, prompt: str) -> bool:
 
 
 def _exact_end(
-  text: str, begin: int, content: str, after: str, is_last: bool
+  text: str, begin: int, message: dialogues.Message, after: str, is_last: bool
 ) -> int | None:
-  """The end of a content that is written as it is, perhaps without outer spaces."""
-  forms = (
+  """The end of a content that is written as it is, perhaps without outer spaces.
+
+  Results of tools may also be written as JSON, in quotes (Llama 3).
+  """
+  content = message.content
+  forms = [
     f(content, c) for c in (None, "\n") for f in (str.strip, str.lstrip, str.rstrip)
-  )
+  ]
+  if message.role == "tool":
+    forms.append(json.dumps(content, ensure_ascii=False)[1:-1])
   for form in (content, *forms):
     end = begin + len(form)
     if text.startswith(form, begin) and text.startswith(after, end):
@@ -435,7 +321,3 @@ def _exact_end(
 
 def _squeezed(text: str) -> str:
   return "".join(text.split())
-
-
-def _after_spaces(text: str, start: int) -> int:
-  return start + len(text[start:]) - len(text[start:].lstrip())

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skipalign_jax.data import chat, schemas
+from skipalign_jax.data import chat, dialogues, schemas, templates
 
 if TYPE_CHECKING:
   import transformers
@@ -35,7 +35,6 @@ BLOCKS = {
   "paragraphs": _PARAGRAPH,
 }
 
-_CHATS = (*schemas.CHAT_COLUMNS, "instruction")  # columns of a chat
 _CHARACTERS = 1 << 22  # tokenized at a time; offsets take 100 bytes per token
 
 
@@ -43,7 +42,7 @@ def text_of(record: Any) -> str | None:
   """The document in a record's `text` column; None for chats and other records."""
   if not isinstance(record, Mapping) or not isinstance(record.get("text"), str):
     return None
-  if any(record.get(column) is not None for column in _CHATS):
+  if schemas.has_dialogue(record):
     return None  # some data sets have the rendered chat next to its messages
   return record["text"]
 
@@ -72,14 +71,14 @@ class Encoder:
     self, tokenizer: transformers.PreTrainedTokenizerFast, piece: int, blocks: str
   ):
     self._tokenizer, self._piece, self._blocks = tokenizer, piece, blocks
-    adds_bos = chat.adds_bos(tokenizer)
+    adds_bos = templates.adds_bos(tokenizer)
     self._front = [tokenizer.bos_token_id] if adds_bos else []
     eos = tokenizer.eos_token_id
     self._back = [] if eos is None else [eos]
 
   def __call__(
     self, texts: Sequence[str]
-  ) -> Iterator[list[chat.Sample | schemas.BadSample]]:
+  ) -> Iterator[list[chat.Sample | dialogues.BadSample]]:
     """The pieces of each document, or a BadSample for those without a target."""
     group: list[str] = []
     for text in texts:
@@ -91,7 +90,7 @@ class Encoder:
 
   def _encode(
     self, texts: list[str]
-  ) -> Iterator[list[chat.Sample | schemas.BadSample]]:
+  ) -> Iterator[list[chat.Sample | dialogues.BadSample]]:
     bad = [self._refuse(text) for text in texts]
     good = [text for text, reason in zip(texts, bad, strict=True) if not reason]
     encoded = {"input_ids": [], "offset_mapping": []}
@@ -108,20 +107,20 @@ class Encoder:
     for text, reason in zip(texts, bad, strict=True):
       yield [reason] if reason else self._pieces(text, *next(found))
 
-  def _refuse(self, text: str) -> schemas.BadSample | None:
+  def _refuse(self, text: str) -> dialogues.BadSample | None:
     try:
       text.encode("utf-8")
     except UnicodeEncodeError:  # JSON can spell half a surrogate pair
-      return schemas.BadSample("not UTF-8")
+      return dialogues.BadSample("not UTF-8")
     if not text.strip():
-      return schemas.BadSample("empty content")
+      return dialogues.BadSample("empty content")
     return None
 
   def _pieces(
     self, text: str, ids: list[int], offsets: list[tuple[int, int]]
-  ) -> list[chat.Sample | schemas.BadSample]:
+  ) -> list[chat.Sample | dialogues.BadSample]:
     if not ids:  # a normalizer may remove all characters
-      return [schemas.BadSample("empty content")]
+      return [dialogues.BadSample("empty content")]
     tokens_L = np.array([*self._front, *ids, *self._back], np.int32)
     # A token belongs to the block where it ends: most begin with the space before.
     last_L = np.maximum(np.array(offsets)[:, 1] - 1, 0)
@@ -129,12 +128,12 @@ class Encoder:
     block_L = np.searchsorted(starts_C, last_L, side="right") - 1
     block_L = np.pad(block_L, (len(self._front), len(self._back)), mode="edge")
     name = hashlib.blake2b(text.encode("utf-8"), digest_size=4)
-    pieces: list[chat.Sample | schemas.BadSample] = []
+    pieces: list[chat.Sample | dialogues.BadSample] = []
     for number, begin in enumerate(range(0, len(tokens_L), self._piece)):
       kept = slice(begin, begin + self._piece)
       tokens, block = tokens_L[kept], block_L[kept]
       if len(tokens) == 1:
-        pieces.append(schemas.BadSample(chat.NO_TARGET))
+        pieces.append(dialogues.BadSample(chat.NO_TARGET))
         continue
       name_of_piece = name.copy()
       name_of_piece.update(b"%d" % number)

@@ -9,7 +9,7 @@ import ml_collections
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from skipalign_jax.data import chat, spans
+from skipalign_jax.data import template_text, templates
 from skipalign_jax.hf import chat_template, template_dates
 from skipalign_jax.runtime import errors
 
@@ -65,14 +65,14 @@ def resolve(config: ml_collections.ConfigDict) -> transformers.PreTrainedTokeniz
 
   Raises:
     UserError: no tokenizer is named, its reference cannot be read, or the template
-      or its date does not fit (see `chat.set_template`, `template_dates.set_date`).
+      or its date does not fit (`templates.set_template`, `template_dates.set_date`).
   """
   ref = config.data.tokenizer or config.model.init_from
   if ref == "bytes":
     tokenizer = byte_tokenizer()
   else:
     tokenizer = _load(ref)
-  chat.set_template(tokenizer, config.data.template, config.data.template_kwargs)
+  templates.set_template(tokenizer, config.data.template, config.data.template_kwargs)
   template_dates.set_date(tokenizer, config.data.date)
   return tokenizer
 
@@ -102,7 +102,7 @@ def stop_token_ids(
   if tokenizer.eos_token_id is not None:
     stops.append(tokenizer.eos_token_id)
   if tokenizer.chat_template:
-    stop = spans.stop_token(tokenizer)
+    stop = template_text.stop_token(tokenizer)
     if stop is not None:
       stops.append(tokenizer.convert_tokens_to_ids(stop))
   return tuple(dict.fromkeys(stops))

@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from skipalign_jax.data import chat, schemas, sources
+from skipalign_jax.data import chat, schemas, source_names, sources
+from skipalign_jax.data import dialogues as dialogues_lib
 from skipalign_jax.evals import haystack, intervals, option_values
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
@@ -144,7 +145,7 @@ def documents(
   if not source.strip():
     raise errors.UserError(
       "--source is needed: .txt or .txt.gz files with commas between them, or chats: "
-      f"{sources.FORMS}"
+      f"{source_names.FORMS}"
     )
   if not all(name.strip().endswith(TEXTS) for name in source.split(",")):
     yield from _dialogues(source, subject)
@@ -168,22 +169,27 @@ def _dialogues(source: str, subject: subject_lib.Subject) -> Iterator[Document]:
       f"--source={source}: the tokenizer has no chat template; use --template=tulu"
     )
   encoder = chat.Encoder(subject.tokenizer, seq_len=1 << 30)
-  for part in sources.parse(source):
-    records = part.records()
+  for name, records in _parts(source):
     while batch := list(itertools.islice(records, DIALOGUES)):
-      numbers, messages = [], []
+      numbers, dialogues = [], []
       for number, record in batch:
         try:
           if isinstance(record, bytes):
             record = schemas.parse_line(record)
-          messages.append(schemas.messages_of(record, MAX_MESSAGE_BYTES))
+          dialogues.append(schemas.dialogue_of(record, MAX_MESSAGE_BYTES))
           numbers.append(number)
-        except schemas.BadSample:
+        except dialogues_lib.BadSample:
           continue
-      for number, sample in zip(numbers, encoder(messages), strict=True):
+      for number, sample in zip(numbers, encoder(dialogues), strict=True):
         if isinstance(sample, chat.Sample):
           counts = np.append(sample.targets, False)
-          yield Document(f"{part.name}:{number}", sample.tokens, counts)
+          yield Document(f"{name}:{number}", sample.tokens, counts)
+
+
+def _parts(source: str) -> Iterator[tuple[str, Iterator[tuple[int, Any]]]]:
+  """The files of all sources, and their records."""
+  for one in sources.parse(source):
+    yield from one.parts()
 
 
 def measure(

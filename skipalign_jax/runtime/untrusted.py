@@ -141,11 +141,10 @@ def _item(text: str, at: int, number: int) -> tuple[Any, int] | None:
   return (item, at) if text.startswith("]", at) else None
 
 
-def is_array(path: pathlib.Path) -> bool:
-  """Whether the first character of a file opens a JSON array."""
+def first_character(path: pathlib.Path) -> bytes:
+  """The first byte of a text file after spaces; empty if it has no other."""
   with _open(path) as file:
-    start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-  return start.startswith(b"[")
+    return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
 
 
 def _open(path: pathlib.Path) -> BinaryIO:

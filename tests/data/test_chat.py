@@ -10,7 +10,7 @@ import pytest
 import transformers
 from hypothesis import strategies as st
 
-from skipalign_jax.data import chat, schemas, spans
+from skipalign_jax.data import chat, dialogues, schemas, spans, templates
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.runtime import errors
 
@@ -34,7 +34,7 @@ DIALOGUE = [
 @functools.cache
 def make_tokenizer(template="model"):
   tokenizer = tokenizer_lib.byte_tokenizer()
-  chat.set_template(tokenizer, template)
+  templates.set_template(tokenizer, template)
   return tokenizer
 
 
@@ -48,9 +48,14 @@ def turns(*roles_and_contents):
   return {"messages": [dict(role=r, content=c) for r, c in roles_and_contents]}
 
 
+def messages_of(record):
+  dialogue = schemas.dialogue_of(record, LIMIT)
+  return [(one.role, one.content) for one in dialogue.messages]
+
+
 def reason(record, limit=LIMIT):
-  with pytest.raises(schemas.BadSample) as caught:
-    schemas.messages_of(record, limit)
+  with pytest.raises(dialogues.BadSample) as caught:
+    schemas.dialogue_of(record, limit)
   return caught.value.reason
 
 
@@ -92,11 +97,11 @@ def test_golden_dialogue():
 
 
 def test_tulu_text():
-  rendered = spans.Finder(make_tokenizer("tulu"))(DIALOGUE[:3])
+  rendered = spans.Finder(make_tokenizer("tulu"))(dialogues.plain(DIALOGUE[:3]))
   assert rendered.text == (
     "<|system|>\nBe kind\n<|user|>\nHi\n<|assistant|>\nYo<|endoftext|>\n"
   )
-  begin, end = rendered.replies[0]
+  begin, end, _ = rendered.replies[0]
   assert rendered.text[begin:end] == "Yo<|endoftext|>"
 
 
@@ -151,41 +156,53 @@ def test_three_schemas_give_the_same_messages():
     {"id": 1, "conversations": sharegpt},
     alpaca,
   ):
-    assert schemas.messages_of(record, LIMIT) == expected
+    assert messages_of(record) == expected
 
 
 def test_alpaca_history_and_empty_columns():
   record = {"instruction": "Q", "input": "", "output": "A", "history": [["q", "a"]]}
-  assert schemas.messages_of(record, LIMIT) == [
+  assert messages_of(record) == [
     ("user", "q"), ("assistant", "a"), ("user", "Q"), ("assistant", "A"),
   ]  # fmt: skip
 
 
 def test_last_user_turn_and_empty_system_are_dropped():
   record = turns(("system", " "), ("user", "a"), ("assistant", "b"), ("user", "c"))
-  assert schemas.messages_of(record, LIMIT) == [("user", "a"), ("assistant", "b")]
+  assert messages_of(record) == [("user", "a"), ("assistant", "b")]
 
 
 @pytest.mark.parametrize(
   "record, expected",
   [
-    (turns(("user", "a"), ("tool", "b")), "unknown role tool"),
+    (turns(("user", "a"), ("critic", "b")), "unknown role critic"),
+    (turns(("user", "a"), ("tool", "b")), "roles do not alternate: tool after user"),
     ({"messages": [{"content": "a"}]}, "missing role"),
-    (turns(("user", "a"), ("assistant", " \n")), "empty content"),
-    (turns(("user", "a"), ("assistant", None)), "empty content"),
-    (turns(("user", ["a"]), ("assistant", "b")), "content is not text"),
+    (turns(("user", "a"), ("assistant", " \n")), "empty content (assistant)"),
+    (turns(("user", ""), ("assistant", "a")), "empty content (user)"),
+    (turns(("user", "a"), ("assistant", None)), "empty content (assistant)"),
+    (
+      turns(("user", ["a"]), ("assistant", "b")),
+      "content is a list of parts without types",
+    ),
+    (turns(("user", {"a": 1}), ("assistant", "b")), "content is an object, not text"),
     (turns(("user", "a")), "no assistant turn"),
     (turns(), "no assistant turn"),
-    (turns(("assistant", "a"), ("user", "b")), "roles do not alternate"),
-    (turns(("user", "a"), ("user", "b"), ("assistant", "c")), "roles do not alternate"),
+    (
+      turns(("assistant", "a"), ("user", "b")),
+      "roles do not alternate: assistant first",
+    ),
+    (
+      turns(("user", "a"), ("user", "b"), ("assistant", "c")),
+      "roles do not alternate: user after user",
+    ),
     (
       turns(("user", "a"), ("assistant", "b"), ("system", "c"), ("assistant", "d")),
-      "roles do not alternate",
+      "roles do not alternate: system after assistant",
     ),
     (turns(("user", "\ud800"), ("assistant", "b")), "not UTF-8"),
-    ({"text": "a"}, "unrecognised columns"),
-    ({"messages": "a"}, "unrecognised columns"),
-    ([1], "unrecognised columns"),
+    ({"question": "a", "answer": "b"}, "unrecognised columns: answer, question"),
+    ({"messages": "a"}, "messages is not a list of turns"),
+    ([1], "the record is a list"),
   ],
 )
 def test_bad_records(record, expected):
@@ -195,7 +212,7 @@ def test_bad_records(record, expected):
 def test_message_size_limit():
   record = turns(("user", "é" * 500_001), ("assistant", "b"))
   assert reason(record) == "message over 1000000 bytes"
-  schemas.messages_of(record, 1_000_002)
+  schemas.dialogue_of(record, 1_000_002)
 
 
 def test_bad_lines():
@@ -204,7 +221,7 @@ def test_bad_lines():
     (b'{"a": "\xff"}', "not UTF-8"),
     (b"[" * 100_000, "not valid JSON"),
   ):
-    with pytest.raises(schemas.BadSample) as caught:
+    with pytest.raises(dialogues.BadSample) as caught:
       schemas.parse_line(line)
     assert caught.value.reason == expected
 
@@ -248,11 +265,11 @@ def test_system_prompt_fills_in_only_where_there_is_none():
 
 
 def test_sample_id_names_the_messages():
-  ids = {schemas.sample_id(DIALOGUE[:n]) for n in (3, 5, 7)}
+  ids = {dialogues.plain(DIALOGUE[:n]).id() for n in (3, 5, 7)}
   assert len(ids) == 3
-  assert encode(DIALOGUE, "tulu").sample_id == schemas.sample_id(DIALOGUE)
+  assert encode(DIALOGUE, "tulu").sample_id == dialogues.plain(DIALOGUE).id()
   again = json.loads(json.dumps(DIALOGUE))
-  assert schemas.sample_id([tuple(m) for m in again]) == schemas.sample_id(DIALOGUE)
+  assert dialogues.plain(again).id() == dialogues.plain(DIALOGUE).id()
 
 
 HEAD = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
@@ -285,7 +302,7 @@ def test_template_that_refuses_a_dialogue():
   )
   tokenizer.chat_template = refuse + tokenizer_lib.CHATML
   bad, good = chat.Encoder(tokenizer, 4096)([DIALOGUE, DIALOGUE[1:]])
-  assert bad.reason == "refused by the chat template"
+  assert bad.reason == "refused by the chat template: no"
   assert isinstance(good, chat.Sample)
 
 
@@ -302,16 +319,16 @@ def test_template_with_its_own_system_prompt():
 def test_set_template_errors_say_what_to_do():
   tokenizer = tokenizer_lib.byte_tokenizer()
   with pytest.raises(errors.UserError, match=r"data.template=.*model, tulu"):
-    chat.set_template(tokenizer, "alpaca")
+    templates.set_template(tokenizer, "alpaca")
   tokenizer.chat_template = None
   with pytest.raises(errors.UserError, match=r"data\.template=tulu"):
-    chat.set_template(tokenizer, "model")
+    templates.set_template(tokenizer, "model")
 
 
 @pytest.mark.skipif(not LLAMA_STYLE.exists(), reason="no ../shared/data")
 def test_sentencepiece_style_tokenizer():
   tokenizer = transformers.AutoTokenizer.from_pretrained(LLAMA_STYLE)
-  chat.set_template(tokenizer, "tulu")
+  templates.set_template(tokenizer, "tulu")
   (sample,) = chat.Encoder(tokenizer, 4096)([DIALOGUE])
   assert sample.tokens[0] == tokenizer.bos_token_id
   for block, reply in ((1, "Yo"), (3, "4"), (5, "So long")):

@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from rich import console as rich_console
 
 from skipalign_jax import config
-from skipalign_jax.data import chat, packing, pipeline, prepare, schemas, sources
+from skipalign_jax.data import (
+  chat,
+  packing,
+  pipeline,
+  prepare,
+  schemas,
+  sources,
+  templates,
+)
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.runtime import errors
 
@@ -94,7 +102,7 @@ def test_arrow_rows_restore_what_was_encoded(cache, tmp_path):
   c = make_config(cache, train=write(tmp_path / "a.jsonl", records), eval="")
   c.batch_size, c.steps, c.epochs = 1, None, 1
   rows = {int(row["sample_ids"][0]): row for row in rows_of(build(c))}
-  dialogues = [schemas.messages_of(record, 100) for record in records]
+  dialogues = [schemas.dialogue_of(record, 100) for record in records]
   for sample in chat.Encoder(TOKENIZER, 512)(dialogues):
     row, m = rows[sample.sample_id], len(sample.tokens)
     np.testing.assert_array_equal(row["tokens"][:m], sample.tokens)
@@ -312,7 +320,7 @@ REASONS = [
   "not valid JSON",
   "unknown role robot",
   "missing role",
-  "empty content",
+  "empty content (assistant)",
   "no assistant turn",
   "not UTF-8",
   "message over 1000000 bytes",
@@ -328,7 +336,7 @@ def test_bad_records_are_counted_and_left_out(cache, tmp_path):
   for reason in REASONS:
     assert f"1 {reason}" in data.report
   assert "30 samples" in data.report and "(0 with several turns)" in data.report
-  good_ids = {schemas.sample_id(schemas.messages_of(record, 99)) for record in good}
+  good_ids = {schemas.dialogue_of(record, 99).id() for record in good}
   assert set(ids_of(data.train_iterator())) == good_ids
 
 
@@ -387,7 +395,7 @@ def test_second_start_reads_the_cache(tmp_path, monkeypatch):
 
 def test_cache_key_covers_what_the_rows_depend_on(tmp_path):
   tulu = tokenizer_lib.byte_tokenizer()
-  chat.set_template(tulu, "tulu")
+  templates.set_template(tulu, "tulu")
   prepare_in(tmp_path)
   prepare_in(tmp_path, tulu)
   prepare_in(tmp_path, seq_len=256)
@@ -404,7 +412,7 @@ def test_interrupted_tokenizing_leaves_nothing(tmp_path, monkeypatch):
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patched:
-    patched.setattr(schemas, "messages_of", fail)
+    patched.setattr(schemas, "dialogue_of", fail)
     with pytest.raises(KeyboardInterrupt):
       prepare_in(tmp_path)
   assert list(tmp_path.iterdir()) == []

@@ -17,8 +17,8 @@ def test_record_is_a_function_of_seed_and_index():
 def test_dialogues_have_two_to_eight_turns():
   turns = set()
   for i in range(COUNT):
-    messages = schemas.messages_of(recall.record(0, i), 10_000)
-    turns.add(sum(role == "user" for role, _ in messages))
+    messages = schemas.dialogue_of(recall.record(0, i), 10_000).messages
+    turns.add(sum(message.role == "user" for message in messages))
   assert turns == set(range(2, 9))
 
 

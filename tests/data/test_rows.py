@@ -9,7 +9,7 @@ import pytest
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.data import chat, packing, pipeline, schemas, text, tokenizer
+from skipalign_jax.data import chat, dialogues, packing, pipeline, text, tokenizer
 from skipalign_jax.runtime import errors
 from skipalign_jax.training import resolve
 
@@ -38,7 +38,7 @@ def chats(path, lengths):
     messages = message(1 + length - len(frame.tokens))
     turns = [dict(role=role, content=content) for role, content in messages]
     lines.append(json.dumps({"messages": turns}))
-    ids[schemas.sample_id(messages)] = length
+    ids[dialogues.plain(messages).id()] = length
   path.write_text("\n".join(lines))
   return ids
 

@@ -6,17 +6,20 @@ import pytest
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.data import prepare, schemas, sources, text
+from skipalign_jax.data import dialogues, prepare, schemas, sources, text
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.runtime import errors
 
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 SHAREGPT = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
 PLAIN = [("user", "a"), ("assistant", "b")]
 
 
 def read(record, ignored=()):
-  return schemas.messages_of(record, 1000, frozenset(ignored))
+  dialogue = schemas.dialogue_of(record, 1000, frozenset(ignored))
+  return [(one.role, one.content) for one in dialogue.messages]
 
 
 def turn(**keys):
@@ -32,6 +35,13 @@ def turn(**keys):
     {"conversation": CHAT, "text": "### Human: a ### Assistant: b"},
     {"messages": CHAT, "prompt": "a", "prompt_id": "7"},
     {"prompt": "a", "completion": "b"},
+    {"prompt": "a", "completion": "b", "text": "User: a Bot: b"},
+    {"prompt": CHAT[:1], "completion": CHAT[1:]},
+    {"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 1.5},
+    {"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": CHAT[1:]},
+    {"prompt": "a", "chosen": CHAT, "rejected": CHAT},
+    {"prompt": CHAT[:1], "chosen": CHAT},
+    {"chosen": SHAREGPT, "rejected": SHAREGPT},
     {"messages": [{"role": "User", "content": "a"}, {"role": "MODEL", "content": "b"}]},
     {
       "messages": [
@@ -47,6 +57,9 @@ def turn(**keys):
       "conversation_hash": 3,
     },
     {"messages": CHAT, "label": True, "tools": None, "images": [], "system": ""},
+    {"messages": CHAT, "tools": "[]"},
+    {"messages": [CHAT[0] | {"weight": 0}, CHAT[1] | {"weight": 1.0}]},
+    {"messages": [*CHAT, {"role": "user", "content": "c"}]},
     turn(weight=1, train=True, tool_calls=None, name=None),
   ],
 )
@@ -68,8 +81,11 @@ def test_a_system_key_is_the_system_prompt():
 @pytest.mark.parametrize(
   ("record", "reason"),
   [
-    ({"messages": CHAT, "tools": [{"type": "function"}]}, "key tools"),
-    ({"messages": CHAT, "label": False}, "key label is not 1"),
+    ({"messages": CHAT, "tools": [{"type": "function"}]}, "key tools is not a list of"),
+    ({"messages": CHAT, "functions": "f"}, "key functions is not a list of"),
+    ({"messages": CHAT, "tools": [TOOL], "functions": [TOOL]}, "two lists of tools"),
+    ({"messages": CHAT, "label": 2}, "key label is not 0 or 1"),
+    ({"messages": CHAT, "loss_mask": [0, 1]}, "key loss_mask is not 0 or 1"),
     ({"messages": CHAT, "images": ["a.png"]}, "key images"),
     ({"messages": CHAT, "rejected": "c"}, "key rejected"),
     ({"messages": CHAT, "is_valid": False}, "key is_valid"),
@@ -77,30 +93,122 @@ def test_a_system_key_is_the_system_prompt():
     ({"messages": CHAT, "conversations": SHAREGPT}, "two dialogues"),
     ({"instruction": "a", "output": "b", "context": "c"}, "key context"),
     ({"prompt": "a", "completion": "b", "chosen": "c"}, "key chosen"),
+    ({"prompt": "a", "completion": "b", "rejected": "c"}, "key rejected"),
+    ({"chosen": "Human: a Assistant: b", "rejected": "c"}, "chosen without a prompt"),
+    ({"prompt": "c", "chosen": CHAT}, "chosen does not begin with the prompt"),
+    ({"prompt": "a", "text": "a b"}, "unrecognised columns: prompt, text"),
+    ({"prompt": "a", "completion": 7}, "content is a number, not text"),
     ({"conversations": [{"from": "system", "value": "S"}, *SHAREGPT], "system": "T"},
      "two system prompts"),
-    (turn(weight=0), "turn key weight is not 1"),
-    (turn(weight=0.5), "turn key weight is not 1"),
-    (turn(train=False), "turn key train is not 1"),
-    (turn(tool_calls=[{"type": "function"}]), "turn key tool_calls"),
+    (turn(weight=0.5), "turn key weight is not 0 or 1"),
+    (turn(weight=float("nan")), "turn key weight is not 0 or 1"),
+    (turn(train="false"), "turn key train is not 0 or 1"),
+    ({"messages": [CHAT[0] | {"train": True}, CHAT[1]]}, "turn key train is 1"),
+    ({"messages": [CHAT[0] | {"tool_calls": [CALL]}, CHAT[1]]}, "turn key tool_calls"),
+    (turn(tool_calls=[{"type": "function"}]), "turn key tool_calls has a call without"),
+    (turn(function_call={"name": "f", "arguments": "x"}), "turn key function_call"),
+    (turn(tool_calls=[CALL], function_call=CALL), "two lists of calls"),
     (turn(reasoning_content="because"), "turn key reasoning_content"),
     ({"messages": [{"role": "narrator\x1b", "content": "a"}, CHAT[1]]},
      r"unknown role narrator\x1b"),
-    ({"messages": [CHAT[0], {"role": "tool", "content": "b"}]}, "unknown role tool"),
+    ({"messages": [CHAT[0], {"role": "tool", "content": "b"}]},
+     "roles do not alternate: tool after user"),
     ({"messages": [{"role": "user", "content": [{"type": "image", "url": "u"}]}]},
      "image in content"),
   ],
 )  # fmt: skip
 def test_what_is_not_understood_is_refused_by_its_name(record, reason):
-  with pytest.raises(schemas.BadSample) as caught:
+  with pytest.raises(dialogues.BadSample) as caught:
     read(record)
   assert caught.value.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+  "bot", ["bing", "bard", "chatgpt", "gpt", "model", "Assistant"]
+)
+def test_names_of_the_assistant(bot):
+  turns = [{"from": "Human", "value": "a"}, {"from": bot, "value": "b"}]
+  assert read({"conversations": turns}) == PLAIN
+
+
+@pytest.mark.parametrize("key", ["weight", "train", "trainable", "loss", "loss_mask"])
+@pytest.mark.parametrize("value", [0, 0.0, False])
+def test_replies_that_are_only_read(key, value):
+  messages = [*CHAT, *CHAT]
+  messages[1] = messages[1] | {key: value}
+  dialogue = schemas.dialogue_of({"messages": messages}, 1000)
+  assert [one.learned for one in dialogue.messages] == [True, False, True, True]
+  assert dialogue.id() != dialogues.plain([*PLAIN, *PLAIN]).id()
+  with pytest.raises(dialogues.BadSample, match=f"nothing to learn: turn key {key} is"):
+    read({"messages": messages[:2]})
+
+
+@pytest.mark.parametrize("key", ["label", "weight", "train"])
+def test_records_that_are_not_to_be_learned(key):
+  for record in (
+    {"messages": CHAT, key: False},
+    {"prompt": "a", "completion": "b", key: False},
+  ):
+    with pytest.raises(
+      dialogues.BadSample, match=f"nothing to learn: key {key} is fal"
+    ):
+      read(record)
+    assert read(record, [key]) == PLAIN
+
+
+TOOL_CHAT = [
+  CHAT[0],
+  {"role": "assistant", "content": None, "tool_calls": [CALL | {"id": "1"}]},
+  {"role": "tool", "content": "b", "name": "f", "tool_call_id": "1"},
+  CHAT[1],
+]
+
+
+@pytest.mark.parametrize(
+  "turns",
+  [
+    TOOL_CHAT,
+    [*TOOL_CHAT[:1], TOOL_CHAT[1] | {"tool_calls": json.dumps([CALL])}, *TOOL_CHAT[2:]],
+    [
+      CHAT[0],
+      {"role": "assistant", "function_call": {"name": "f", "arguments": '{"x": 1}'}},
+      {"role": "function", "name": "f", "content": "b"},
+      CHAT[1],
+    ],
+    [
+      SHAREGPT[0],
+      {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
+      {"from": "observation", "value": "b"},
+      SHAREGPT[1],
+    ],
+    [*TOOL_CHAT, CHAT[0]],
+  ],
+)
+def test_calls_of_tools_have_one_form(turns):
+  dialogue = schemas.dialogue_of({"messages": turns}, 1000)
+  roles = ["user", "assistant", "tool", "assistant"]
+  assert [one.role for one in dialogue.messages] == roles
+  (call,) = dialogue.messages[1].calls
+  assert call["type"] == "function" and call["function"] == CALL["function"]
+  assert [dialogue.is_call(i) for i in range(4)] == [False, True, False, False]
+  assert dialogue.messages[1].for_template()["content"] is None
+
+
+def test_tools_have_the_form_that_templates_take():
+  for record in (
+    {"messages": CHAT, "tools": [TOOL]},
+    {"messages": CHAT, "tools": json.dumps([TOOL])},
+    {"messages": CHAT, "functions": [TOOL["function"]]},
+  ):
+    dialogue = schemas.dialogue_of(record, 1000)
+    assert dialogue.tools == (TOOL,)
+  assert dialogue.id() != dialogues.plain(PLAIN).id()
 
 
 def test_ignored_keys_do_not_matter():
   record = {"messages": CHAT, "is_valid": False} | turn(mood="calm")
   assert read(record, ["is_valid", "mood"]) == PLAIN
-  with pytest.raises(schemas.BadSample, match="mood"):
+  with pytest.raises(dialogues.BadSample, match="mood"):
     read(record, ["is_valid"])
 
 
@@ -122,3 +230,41 @@ def test_the_refusal_names_the_keys_and_what_to_do(tmp_path):
   with pytest.raises(errors.UserError, match="no usable record: 3 x key mood"):
     prepared(path, tmp_path, max_bad_fraction=1.0)
   assert len(prepared(path, tmp_path, ignore_keys="mood, other").usable) == 3
+
+
+def test_what_is_not_to_be_learned_is_no_damage(tmp_path):
+  """It is reported, and does not stop the run; nothing else left does."""
+  path = tmp_path / "chats.jsonl"
+  good, bad = {"messages": CHAT}, {"messages": CHAT, "label": False}
+  half = {"messages": [*CHAT, CHAT[0], CHAT[1] | {"weight": 0}]}
+  path.write_text("\n".join(map(json.dumps, [good, bad, half, turn(weight=0)])))
+  found = prepared(path, tmp_path, max_bad_fraction=0.0, seq_len=256)
+  assert len(found.usable) == 2
+  for line in (
+    "1 nothing to learn: key label is false",
+    "1 nothing to learn: turn key weight is 0 in every reply",
+    "not learned: 1 replies that the data excludes",
+  ):
+    assert line in found.report()
+  path.write_text(json.dumps(bad) + "\n")
+  with pytest.raises(errors.UserError, match="no usable record: 1 x nothing to learn"):
+    prepared(path, tmp_path)
+
+
+def test_unknown_roles_are_listed_and_not_called_too_long(tmp_path):
+  path = tmp_path / "chats.jsonl"
+  turns = [CHAT[0], {"role": "narrator", "content": "b"}]
+  path.write_text(json.dumps({"messages": turns}) + "\n")
+  for fraction in (0.01, 1.0):
+    with pytest.raises(errors.UserError, match="1 x unknown role narrator") as caught:
+      prepared(path, tmp_path, max_bad_fraction=fraction)
+    assert "Known roles: system, developer" in str(caught.value)
+    assert "seq_len" not in str(caught.value)
+
+
+def test_many_different_reasons_are_not_all_listed(tmp_path):
+  path = tmp_path / "chats.jsonl"
+  records = [{"messages": CHAT, f"odd{i}": 1} for i in range(50)]
+  path.write_text("\n".join(map(json.dumps, records)))
+  with pytest.raises(errors.UserError, match="30 x 30 other reasons"):
+    prepared(path, tmp_path)

@@ -52,10 +52,147 @@ def test_bad_specs(spec):
     sources.parse(spec)
 
 
-def test_directory_is_named_as_such(tmp_path):
-  (tmp_path / "x.jsonl").mkdir()
-  with pytest.raises(errors.UserError, match="is a directory"):
-    sources.parse(str(tmp_path / "x.jsonl"))
+def named(records):
+  """Bytes of a file whose replies have these names."""
+  chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": ""}]
+  lines = [{"messages": [chat[0], chat[1] | {"content": name}]} for name in records]
+  return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+
+def replies(source):
+  """What `named` named, in the order in which a source has it."""
+  records = map(parsed, source.records())
+  return [record["messages"][1]["content"] for record in records]
+
+
+def parsed(numbered):
+  """The value of a record."""
+  _, record = numbered
+  return schemas.parse_line(record) if isinstance(record, bytes) else record
+
+
+def folder(tmp_path):
+  """Two chat files, one of them deeper; a file that is no data, and a hidden one."""
+  made = tmp_path / "chats"
+  (made / "a").mkdir(parents=True)
+  (made / "b.jsonl").write_bytes(named("34"))
+  (made / "a/z.NDJSON").write_bytes(gzip.compress(named("12")))
+  (made / "README.md").write_text("about")
+  (made / ".tmp.jsonl").write_bytes(b"{")
+  return made
+
+
+def test_a_folder_is_its_files_in_order(tmp_path):
+  made = folder(tmp_path)
+  (made / "a/loop").symlink_to(made)
+  for spec in (str(made), f"{made}/", f"{made}*0.5"):
+    (source,) = sources.parse(spec)
+    assert replies(source) == list("1234")
+    assert "(2 files; not read: README.md)" in source.describe()
+  assert source.weight == 0.5
+  names = [name for name, _ in source.parts()]
+  assert names == [str(made / "a/z.NDJSON"), str(made / "b.jsonl")]
+
+
+def test_a_pattern_is_the_files_that_it_matches(tmp_path):
+  made = folder(tmp_path)
+  for pattern, expected in (
+    ("*.jsonl", "34"),
+    ("**/*", "1234"),
+    ("?/z.*", "12"),
+    ("[ab].jsonl*2", "34"),
+  ):
+    (source,) = sources.parse(f"{made}/{pattern}")
+    assert replies(source) == list(expected)
+  assert source.weight == 2 and source.describe() == f"{made}/[ab].jsonl"
+
+
+def test_a_name_that_exists_is_taken_as_it_is(tmp_path):
+  """Commas, weights and patterns are only read where no file has the whole name."""
+  for name in ("a,b.jsonl", "x*2", "[1].jsonl", "c.jsonl", "x"):
+    path = tmp_path / name
+    path.mkdir() if "." not in name else path.write_bytes(named(name))
+    if "." not in name:
+      (path / "1.jsonl").write_bytes(named(name))
+  for spec, expected in (
+    ("a,b.jsonl", [("a,b.jsonl", 1)]),
+    ("a,b.jsonl*3", [("a,b.jsonl", 3)]),
+    ("c.jsonl,{}a,b.jsonl*3", [("c.jsonl", 1), ("a,b.jsonl", 3)]),
+    ("c.jsonl, {}[1].jsonl", [("c.jsonl", 1), ("[1].jsonl", 1)]),
+    ("x*2", [("x*2", 1)]),
+    ("x*2*2", [("x*2", 2)]),
+    ("x*3", [("x", 3)]),
+  ):  # fmt: skip
+    found = sources.parse(str(tmp_path / spec.replace("{}", f"{tmp_path}/")))
+    assert [(one.name, one.weight) for one in found] == [
+      (str(tmp_path / name), weight) for name, weight in expected
+    ]
+    for one, (name, _) in zip(found, expected, strict=True):
+      assert replies(one) == list(name)
+
+
+@pytest.mark.parametrize(
+  "spec",
+  ["empty", "empty/", "empty*2", "*.jsonl", "no.jsonl", "c.csv", "*", "a*b.jsonl"],
+)
+def test_names_without_a_data_file(tmp_path, spec):
+  (tmp_path / "empty").mkdir()
+  (tmp_path / "c.csv").write_text("a,b")
+  with pytest.raises(errors.UserError, match=r"no data file|no such file|is unknown"):
+    sources.parse(str(tmp_path / spec))
+
+
+def test_identity_follows_every_file_of_a_folder(tmp_path):
+  made = folder(tmp_path)
+  seen = {sources.Source(str(made)).identity()}
+  (made / "a/z.NDJSON").write_bytes(gzip.compress(named("13")))
+  seen.add(sources.Source(str(made)).identity())
+  (made / "c.jsonl").write_bytes(named("5"))
+  seen.add(sources.Source(str(made)).identity())
+  (made / "README.md").write_text("more")
+  assert len(seen) == 3 and sources.Source(str(made)).identity() in seen
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.json.gz"])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_object_around_a_list_is_its_items(tmp_path, name, indent):
+  for whole, expected in (
+    ({"data": RECORDS}, RECORDS),
+    ({"version": "1", "description": "chats", "rows": RECORDS}, RECORDS),
+    (RECORDS[0], RECORDS[:1]),  # one record
+    ({"data": RECORDS, "system": "Be kind"}, None),
+    ({"train": RECORDS, "test": RECORDS}, None),
+  ):
+    data = json.dumps(whole, indent=indent).encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    assert list(map(parsed, read(tmp_path / name))) == (expected or [whole])
+
+
+def test_a_long_object_that_is_not_a_line_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(untrusted, "MAX_RECORD_BYTES", 99)
+  monkeypatch.setattr(untrusted.read, "__defaults__", (99,))
+  (tmp_path / "a.json").write_text(json.dumps({"data": RECORDS}, indent=1))
+  with pytest.raises(errors.UserError, match=r"records one per line \(\.jsonl\)"):
+    read(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("first", ['{"messages": [', '{"a": 1', "{"])
+def test_a_damaged_first_line_is_one_bad_record(tmp_path, first):
+  (tmp_path / "a.jsonl").write_bytes(first.encode() + b"\n" + LINES)
+  lines = [line for _, line in read(tmp_path / "a.jsonl")]
+  assert len(lines) == 1 + len(RECORDS)
+
+
+def test_tables_have_no_null_keys(tmp_path):
+  path = tmp_path / "a.parquet"
+  turns = [
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "b", "weight": 0},
+  ]
+  pyarrow.parquet.write_table(
+    pyarrow.Table.from_pylist([{"messages": turns, "x": 1}, {"messages": turns}]), path
+  )
+  assert read(path) == [(1, {"messages": turns, "x": 1}), (2, {"messages": turns})]
 
 
 @pytest.mark.parametrize("name", ["recall", "text"])

@@ -8,7 +8,7 @@ import tokenizers
 import transformers
 from tokenizers import models, pre_tokenizers
 
-from skipalign_jax.data import chat, schemas, spans
+from skipalign_jax.data import chat, dialogues, template_text, templates
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.runtime import errors
 
@@ -220,8 +220,8 @@ def test_each_reply_in_a_sample_of_its_own():
     [None, THINK[3][1] + "<|im_end|>"],
   ]
   assert [s.sample_id for s in plain] == [
-    schemas.sample_id(PLAIN[:2]),
-    schemas.sample_id(PLAIN),
+    dialogues.plain(PLAIN[:2]).id(),
+    dialogues.plain(PLAIN).id(),
   ]
   (whole,) = chat.Encoder(make("chatml"), 4096, rewritten="each").samples([PLAIN])
   assert len(whole) == 1 and whole[0].turns == 2
@@ -230,34 +230,36 @@ def test_each_reply_in_a_sample_of_its_own():
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_stop_tokens_need_no_training_sample(template):
   tokenizer = make(template)
-  assert spans.stop_token(tokenizer) == "<|im_end|>"
+  assert template_text.stop_token(tokenizer) == "<|im_end|>"
   assert 3 in tokenizer_lib.stop_token_ids(tokenizer, ())
 
 
 def test_a_prompt_that_opens_more_than_replies_have():
-  found = {name: spans.opened(make(name)) for name in TEMPLATES}
+  found = {name: template_text.opened(make(name)) for name in TEMPLATES}
   assert {name: text for name, text in found.items() if text} == {
     "r1": "<think>\n",
     "r1_whole": "<think>\n",
   }
   tokenizer = make("chatml")
   tokenizer.chat_template = "{{ raise_exception('no') }}"
-  assert spans.opened(tokenizer) == ""
+  assert template_text.opened(tokenizer) == ""
 
 
 def test_a_template_without_a_stop_has_no_stop_token():
   tokenizer = make("chatml")
   tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-  assert spans.stop_token(tokenizer) is None
+  assert template_text.stop_token(tokenizer) is None
   tokenizer.chat_template = "{{ raise_exception('no') }}"
-  assert spans.stop_token(tokenizer) is None
+  assert template_text.stop_token(tokenizer) is None
 
 
 @pytest.mark.parametrize("template", ["chatml", "qwen3"])
 def test_renderings_do_not_grow_with_the_turns(template, monkeypatch):
   calls = []
-  real = spans.render
-  monkeypatch.setattr(spans, "render", lambda *a, **k: calls.append(1) or real(*a, **k))
+  real = template_text.render
+  monkeypatch.setattr(
+    template_text, "render", lambda *a, **k: calls.append(1) or real(*a, **k)
+  )
   counts = []
   for pairs in (4, 400):
     dialogue = [("user", "a"), ("assistant", "b")] * pairs
@@ -278,7 +280,7 @@ def test_every_special_token_has_one_rule():
   tokenizer = tokenizer_lib.byte_tokenizer()
   tokenizer.add_tokens([tokenizers.AddedToken("<eom>", special=True)])
   assert "<eom>" not in tokenizer.all_special_tokens
-  found = spans.special_tokens(tokenizer)
+  found = template_text.special_tokens(tokenizer)
   assert found["<eom>"] == 260 and found.keys() >= set(tokenizer.all_special_tokens)
   (sample,) = chat.Encoder(tokenizer, 99)([[("user", "<eom>"), ("assistant", "b")]])
   assert 260 not in sample.tokens and "<eom>" in tokenizer.decode(sample.tokens)
@@ -346,7 +348,7 @@ def test_template_kwargs_are_those_of_transformers():
   ):
     tokenizer = make("qwen3")
     expected = tokenizer.apply_chat_template(turns(PLAIN[:1]), **asked, **values)
-    chat.set_template(tokenizer, "model", text)
+    templates.set_template(tokenizer, "model", text)
     assert tokenizer.apply_chat_template(turns(PLAIN[:1]), **asked) == expected
     (sample,) = chat.Encoder(tokenizer, 4096)([PLAIN[:2]])
     lead = NO_THOUGHT if values["enable_thinking"] else ""
@@ -372,4 +374,4 @@ def test_template_kwargs_are_those_of_transformers():
 )
 def test_template_kwargs_that_do_not_fit(text, message):
   with pytest.raises(errors.UserError, match=rf"data\.template_kwargs.*{message}"):
-    chat.set_template(make("qwen3"), "model", text)
+    templates.set_template(make("qwen3"), "model", text)

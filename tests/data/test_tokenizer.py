@@ -5,7 +5,7 @@ import pytest
 from hypothesis import strategies as st
 
 from skipalign_jax import config
-from skipalign_jax.data import chat, tokenizer
+from skipalign_jax.data import templates, tokenizer
 from skipalign_jax.runtime import errors
 
 BYTES = tokenizer.byte_tokenizer()
@@ -40,7 +40,7 @@ def test_stop_tokens():
   eos, im_end = other.eos_token_id, other.convert_tokens_to_ids("<|im_end|>")
   assert tokenizer.stop_token_ids(other, ()) == (eos, im_end)
   assert tokenizer.stop_token_ids(other, (7, eos)) == (7, eos, im_end)
-  chat.set_template(other, "tulu")
+  templates.set_template(other, "tulu")
   assert tokenizer.stop_token_ids(other, ()) == (eos,)
   other.chat_template = None
   assert tokenizer.stop_token_ids(other, ()) == (eos,)

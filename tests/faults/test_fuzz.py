@@ -19,7 +19,7 @@ import pytest
 import tiny_files as hf_tiny
 from hypothesis import strategies as st
 
-from skipalign_jax.data import chat, prepare, schemas, sources
+from skipalign_jax.data import chat, dialogues, prepare, sources
 from skipalign_jax.hf import reference, safetensors_files
 from skipalign_jax.runtime import errors, untrusted
 
@@ -118,7 +118,7 @@ ENCODER = chat.Encoder(fuzz.TOKENIZER, 4096)
 def outcome(record):
   """What `prepare` makes of a record's line, up to its tokens."""
   parsed = prepare._parse(json.dumps(record).encode(), 1000)
-  if isinstance(parsed, list):
+  if isinstance(parsed, dialogues.Dialogue):
     (parsed,) = ENCODER([parsed])
   return parsed
 
@@ -126,14 +126,14 @@ def outcome(record):
 @hypothesis.settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @hypothesis.given(RECORD)
 def test_any_record_is_a_sample_a_text_or_bad(record):
-  assert isinstance(outcome(record), chat.Sample | schemas.BadSample | str)
+  assert isinstance(outcome(record), chat.Sample | dialogues.BadSample | str)
 
 
 @pytest.mark.slow
 @hypothesis.settings(max_examples=10_000, deadline=None, database=None)
 @hypothesis.given(RECORD)
 def test_any_record_at_length(record):
-  assert isinstance(outcome(record), chat.Sample | schemas.BadSample | str)
+  assert isinstance(outcome(record), chat.Sample | dialogues.BadSample | str)
 
 
 def test_damaged_lines_leave_their_neighbours_alone(tmp_path):

@@ -20,7 +20,7 @@ from lm_eval.api import instance as instance_lib
 from lm_eval.api import model as lm_eval_model
 from lm_eval.models import utils as lm_eval_models
 
-from skipalign_jax.data import spans
+from skipalign_jax.data import template_text
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.evals.lm_eval import queries
@@ -161,7 +161,7 @@ class Plan:
   def __init__(self, lm: SubjectLM, subject: subject_lib.Subject):
     self._lm = lm
     self._stop_ids = subject.stop_ids
-    self._special = spans.special_tokens(subject.tokenizer)
+    self._special = template_text.special_tokens(subject.tokenizer)
     self._queries: dict[str, queries.Score | queries.Reply] = {}
     self._choices: dict[tuple, tuple[str, list[int]]] = {}  # context → id, candidates
     self._used: collections.Counter[str] = collections.Counter()

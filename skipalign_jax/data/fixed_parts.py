@@ -1,0 +1,336 @@
+"""The text that a chat template writes between the contents of a dialogue.
+
+The dialogue is rendered with a marker in place of each content. What is between two
+markers is a fixed part: it ends one message and begins the next, and may have whole
+replies that call tools, which are not marked.
+
+Where a message ends follows from the beginning of the dialogue, rendered alone, with
+and without a generation prompt. This is done once per different fixed part. A part with
+calls is nearly always new: there the last exchange is rendered instead of the whole
+beginning. So long dialogues take time in proportion to their length.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from skipalign_jax.data import dialogues, template_text, tool_calls
+from skipalign_jax.runtime import errors
+
+if TYPE_CHECKING:
+  import transformers
+
+_MAX_KNOWN = 256  # remembered; every system prompt has its own
+_NOT_ONCE = "does not contain every message once, in their order"
+
+
+class UnusableError(errors.UserError):
+  """A template in whose text spans cannot be found."""
+
+  def __init__(self, problem: str):
+    super().__init__(
+      f"the tokenizer's chat template {problem}, so replies cannot be separated from "
+      "the rest; set data.template=tulu"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """A fixed part, before a marked message.
+
+  Attributes:
+    text: the whole part.
+    block: its first characters end the message before.
+    prompt: the text up to the end of the generation prompt, which may differ from the
+      beginning of `text`. Before a reply only.
+    stable: what precedes is the same when nothing follows.
+    first: its first characters end the first message that it ends.
+    calls: by the number of a message that calls tools, where the call begins and its
+      stop token ends in the part; None where that is not what a model is asked for.
+  """
+
+  text: str
+  block: int
+  prompt: str = ""
+  stable: bool = True
+  first: int = 0
+  calls: Mapping[int, tuple[int, int] | None] = dataclasses.field(default_factory=dict)
+
+  def beginning(self) -> str:
+    """What every text has here: `text`, or `prompt` where a reply may add to it."""
+    return self.prompt if self.text.startswith(self.prompt or "\0") else self.text
+
+  def prompt_in(self, text: str, at: int) -> int:
+    """Characters of the generation prompt that `text` has at `at`."""
+    return len(self.prompt if text.startswith(self.prompt, at) else self.text)
+
+
+def is_marked(message: dialogues.Message) -> bool:
+  """Whether a marker stands for the message's content."""
+  return message.role != "system" and bool(message.content)
+
+
+class Splitter:
+  """Finds the fixed parts of dialogues.
+
+  Args:
+    tokenizer: carries the chat template.
+    calls: find also where replies that call tools begin and end.
+  """
+
+  def __init__(
+    self, tokenizer: transformers.PreTrainedTokenizerFast, calls: bool = False
+  ):
+    self._render = functools.partial(template_text.render, tokenizer)
+    self._control = template_text.control_tokens(tokenizer)
+    self._stop = template_text.stop_token(tokenizer)
+    self._calls = calls
+    self._texts: dict[str, str] = {}
+    self._known: dict[tuple[str, str, str], Part] = {}
+
+  def __call__(self, dialogue: dialogues.Dialogue) -> list[Part]:
+    """The parts before each marked content, and the last part.
+
+    Raises:
+      BadSample: the template refuses the dialogue, or does not write what belongs to
+        tools.
+      UnusableError: the parts cannot be found.
+    """
+    self._check_tools(dialogue)
+    marked = _marked(dialogue)
+    text = self._text_of(marked)
+    pieces = template_text.MARKS.split(text)
+    texts, order = pieces[::2], [int(number) for number in pieces[1::2]]
+    numbers = [i for i, one in enumerate(dialogue.messages) if is_marked(one)]
+    if order != numbers:
+      _check_missing(dialogue, set(numbers) - set(order))
+      raise UnusableError(_NOT_ONCE)
+    parts = [Part(texts[0], 0)]
+    for part, (before, after) in zip(
+      texts[1:-1], itertools.pairwise(numbers), strict=True
+    ):
+      parts.append(self._part(marked, text, part, before, after))
+    end = len(dialogue.messages)
+    return [*parts, self._with_calls(marked, text, texts[-1], numbers[-1], end)]
+
+  def _text_of(self, marked: dialogues.Dialogue) -> str:
+    """The text; most dialogues have the same marks, and many the same tools."""
+    key = json.dumps([marked.messages, marked.tools])
+    if key not in self._texts:
+      if len(self._texts) >= _MAX_KNOWN:
+        self._texts.clear()
+      self._texts[key] = self._render(marked)
+    return self._texts[key]
+
+  def _check_tools(self, dialogue: dialogues.Dialogue) -> None:
+    """Raises BadSample if the template does not write the tools."""
+    if not dialogue.tools:
+      return
+    question = dialogues.Message("user", template_text.MARK.format(0))
+    text = self._text_of(dataclasses.replace(dialogue, messages=(question,)))
+    if not all(name in text for name in tool_calls.names_of(dialogue.tools)):
+      raise dialogues.BadSample("key tools is not read by the chat template")
+
+  def _part(
+    self, marked: dialogues.Dialogue, text: str, part: str, before: int, after: int
+  ) -> Part:
+    """The part between the marks of two messages."""
+    if after > before + 1 or marked.messages[before].calls:
+      return self._with_calls(marked, text, part, before, after)
+    role = marked.messages[after].role
+    if role == marked.messages[before].role:  # results of tools: nothing ends between
+      return Part(part, len(part), first=len(part))
+    key = (text[: text.find(template_text.MARK[0])], part, role)
+    if key not in self._known:
+      if len(self._known) >= _MAX_KNOWN:
+        self._known.clear()
+      self._known[key] = self._plain(text, part, marked.until(after), role)
+    return self._known[key]
+
+  def _plain(self, text: str, part: str, before: dialogues.Dialogue, role: str) -> Part:
+    """A part without calls, after the marked messages `before`, inside `text`."""
+    mark = _last_mark(before)
+    alone, found, tail = self._render(before).rpartition(mark)
+    if not found:
+      raise UnusableError(_NOT_ONCE)
+    if role != "assistant":
+      end = self._end_of_reply(part, tail, before)
+      return Part(part, end, first=end)
+    try:
+      return self._before_reply(text, part, before, alone, tail)
+    except UnusableError:
+      if before.messages[-1].role != "tool":
+        raise
+      # Results end differently where nothing follows, so that no prompt is like this.
+      return Part(part, len(part), part, stable=False, first=len(part))
+
+  def _before_reply(
+    self, text: str, part: str, before: dialogues.Dialogue, alone: str, tail: str
+  ) -> Part:
+    """As `_plain`; `alone` and `tail` are what `before` is around its last mark."""
+    mark = _last_mark(before)
+    prompt = self._render(before, add_generation_prompt=True)
+    asked, _, prompt = prompt.rpartition(mark)
+    stable = text.startswith(alone + mark) and text.startswith(asked + mark)
+    if tail == prompt:
+      # No generation prompt (as in Llama 2), or one after every text.
+      if part[len(prompt) :].strip() or not part.startswith(prompt):
+        raise UnusableError("does not put a reply right after its generation prompt")
+      stop = self._control.search(tail)
+      end = _after_spaces(part, stop.end()) if stop else len(tail)
+      return Part(part, end, prompt, stable, end)
+    end = self._end_of_message(part, tail)
+    pairs = zip(part, prompt, strict=False)
+    shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    if shared < min(len(part), len(prompt.rstrip())):
+      raise UnusableError("does not put a reply right after its generation prompt")
+    if shared < len(part):  # otherwise the prompt may be longer than the part
+      prompt = prompt[:shared]
+    return Part(part, end, prompt, stable, end)
+
+  def _end_of_reply(self, part: str, tail: str, before: dialogues.Dialogue) -> int:
+    """As `_end_of_message`; the last reply may have an end of its own (gpt-oss).
+
+    Then earlier ones end as the marked messages of the user do.
+    """
+    try:
+      return self._end_of_message(part, tail)
+    except UnusableError:
+      number = before.asked_by(len(before.messages) - 1)
+      asked = self._tail(before.until(number + 1))
+      if not self._control.search(asked):
+        raise
+      return self._end_of_message(part, asked)
+
+  def _end_of_message(self, part: str, tail: str) -> int:
+    """Characters of `part` that end a message which ends with `tail` if it is last."""
+    if part.startswith(tail):
+      return len(tail)
+    # More may follow the last message, such as an eos token.
+    stop = self._control.search(tail)
+    if stop and part.startswith(tail[: stop.end()]):
+      return _after_spaces(part, stop.end())
+    raise UnusableError("ends a message differently when more messages follow")
+
+  def _tail(
+    self, dialogue: dialogues.Dialogue, add_generation_prompt: bool = False
+  ) -> str:
+    """What the template writes after the last mark."""
+    text = self._render(dialogue, add_generation_prompt=add_generation_prompt)
+    _, found, tail = text.rpartition(_last_mark(dialogue))
+    if not found:
+      raise UnusableError(_NOT_ONCE)
+    return tail
+
+  def _with_calls(
+    self, marked: dialogues.Dialogue, text: str, part: str, before: int, after: int
+  ) -> Part:
+    """The part after a mark; `after` is the next marked message, or the last end."""
+    messages = marked.messages
+    calls = [i for i in range(before, after) if messages[i].calls]
+    for i in calls:
+      if not all(name in part for name in tool_calls.names_of(messages[i].calls)):
+        raise dialogues.BadSample("tool_calls are not written by the chat template")
+    found = Part(part, len(part), first=len(part))
+    if after < len(messages) and messages[after].role == "assistant":
+      found = self._plain(text, part, marked.until(after), "assistant")
+    elif after < len(messages) and messages[after].role == "user":
+      end = self._end_of(marked, part, after - 1)
+      found = Part(part, end, first=end)
+    if messages[before].role == "user":
+      found = dataclasses.replace(found, first=self._end_of(marked, part, before))
+    if self._calls:
+      spans = {i: self._call(marked, part, i) for i in calls}
+      found = dataclasses.replace(found, calls=spans)
+    return found
+
+  def _end_of(self, marked: dialogues.Dialogue, part: str, number: int) -> int:
+    """Characters of `part` up to the end of a message."""
+    is_call = marked.messages[number].role == "assistant"
+    for dialogue in _beginnings(marked, number):
+      tail = self._tail(dialogue)
+      if part.startswith(tail):
+        return len(tail)
+      if not is_call:
+        with contextlib.suppress(UnusableError):
+          return self._end_of_message(part, tail)
+    raise UnusableError("ends a message differently when more messages follow")
+
+  def _call(
+    self, marked: dialogues.Dialogue, part: str, number: int
+  ) -> tuple[int, int] | None:
+    """Where a call and its stop token are in a part, if it is as it will be asked for.
+
+    A call after a content begins before this, at 0.
+    """
+    own = is_marked(marked.messages[number])
+    for dialogue in _beginnings(marked, number):
+      tail = self._tail(dialogue)
+      end = self._stop_of_call(tail)
+      if not end or not part.startswith(tail[:end]):
+        continue
+      if own:
+        return 0, end
+      asked = self._tail(dialogue.until(-1), add_generation_prompt=True)
+      if tail.startswith(asked):
+        return len(asked), end
+    return None
+
+  def _stop_of_call(self, tail: str) -> int:
+    """The end of the stop token in the text that ends with a call; 0 without one."""
+    found = list(self._control.finditer(tail))
+    known = [match for match in found if match[0] == self._stop]
+    return (known or found)[-1].end() if found else 0
+
+
+def _marked(dialogue: dialogues.Dialogue) -> dialogues.Dialogue:
+  """The dialogue with marks in place of contents."""
+  messages = (
+    one._replace(content=template_text.MARK.format(i)) if is_marked(one) else one
+    for i, one in enumerate(dialogue.messages)
+  )
+  return dataclasses.replace(dialogue, messages=tuple(messages))
+
+
+def _last_mark(marked: dialogues.Dialogue) -> str:
+  return next(one.content for one in reversed(marked.messages) if is_marked(one))
+
+
+def _beginnings(
+  marked: dialogues.Dialogue, number: int
+) -> Iterator[dialogues.Dialogue]:
+  """Dialogues that end with a message: with the last exchange only, and the whole."""
+  messages = marked.messages
+  asked = marked.asked_by(number)
+  start = number
+  if messages[start].role == "assistant" and start > asked + 1:
+    start -= 1  # results of tools, which answer an earlier call
+  while start > asked and messages[start].role == "tool":
+    start -= 1
+  system = messages[:1] if marked.has_system else ()
+  exchange = messages[max(start, asked + 1) : number + 1]
+  short = (*system, messages[asked], *(exchange if number > asked else ()))
+  if len(short) < number + 1:
+    yield dataclasses.replace(marked, messages=short)
+  yield marked.until(number + 1)
+
+
+def _check_missing(dialogue: dialogues.Dialogue, missing: set[int]) -> None:
+  """Raises BadSample if the template leaves out only what belongs to tools."""
+  found = [dialogue.messages[i] for i in missing]
+  if found and all(one.role == "tool" for one in found):
+    raise dialogues.BadSample("turns of tool are not written by the chat template")
+  if found and all(one.calls for one in found):
+    raise dialogues.BadSample(
+      "content beside tool_calls is not written by the chat template"
+    )
+
+
+def _after_spaces(text: str, start: int) -> int:
+  return start + len(text[start:]) - len(text[start:].lstrip())

@@ -1,0 +1,86 @@
+"""Keys of records and turns beside the dialogue: what each may say.
+
+A key is used, known to be neutral, named by the user, or makes the record unusable:
+what is not understood may change what is to be learned.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from skipalign_jax.data import dialogues
+
+# They say where a chat comes from, not what is in it.
+_NEUTRAL = frozenset(
+  "category country created date dataset domain hash header id idx index lang language "
+  "license model name rating redacted score scores source split state subject subset "
+  "tags task timestamp title topic toxic turn turns type url uuid views".split()
+)
+_NEUTRAL_ENDS = (
+  "_date", "_hash", "_id", "_idx", "_identifier", "_index", "_ip", "_moderation",
+  "_name", "_score", "_source", "_tokens", "_type", "_url",
+)  # fmt: skip
+# They say whether a reply is to be learned: 0 and false, 1 and true.
+_LEARNED = ("label", "loss", "loss_mask", "train", "trainable", "weight")
+
+
+def is_neutral(key: Any) -> bool:
+  """Whether a key changes nothing."""
+  return key in _NEUTRAL or str(key).endswith(_NEUTRAL_ENDS)
+
+
+def is_set(value: Any) -> bool:
+  """Whether a key has a value; tables give all records the keys of any."""
+  return value is not None and value not in ("", [], {})
+
+
+def check(
+  found: Mapping[str, Any], used: Iterable[str], ignored: frozenset[str], where: str
+) -> None:
+  """Raises BadSample for a key that is not understood.
+
+  Args:
+    found: a record or a turn.
+    used: keys that the caller reads.
+    ignored: keys that the user has named.
+    where: "key" or "turn key", for the reason.
+  """
+  known = {*used, *ignored, *_LEARNED}
+  for key, value in found.items():
+    if key not in known and is_set(value) and not is_neutral(key):
+      raise dialogues.BadSample(f"{where} {shown(key)} is not understood")
+
+
+def not_learned(
+  found: Mapping[str, Any], ignored: frozenset[str], where: str, default: bool
+) -> str:
+  """The key, with its value, that says that something is not learned; "" if none does.
+
+  Args:
+    found: a record or a turn.
+    ignored: keys that the user has named.
+    where: as in `check`.
+    default: whether it is learned if no key says anything.
+
+  Raises:
+    BadSample: a value is neither 0 nor 1, or asks for what is never learned.
+  """
+  says = ""
+  for key in _LEARNED:
+    value = found.get(key)
+    if key in ignored or not is_set(value):
+      continue
+    if not isinstance(value, int | float) or value not in (0, 1):
+      raise dialogues.BadSample(f"{where} {key} is not 0 or 1")
+    if value and not default:
+      raise dialogues.BadSample(
+        f"{where} {key} is 1 in a turn that is no reply, which is never learned"
+      )
+    if not value:
+      says = says or f"{where} {key} is {json.dumps(value)}"
+  return says
+
+
+def shown(text: Any) -> str:
+  """A name from a record for a message: short, without control characters."""
+  return ascii(str(text))[1:-1][:40]

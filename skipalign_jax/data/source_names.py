@@ -1,0 +1,113 @@
+"""Names of sources: several in one text, their weights, and the files that they mean.
+
+A comma separates sources, `*w` after a name is its weight, and `*`, `?` and `[…]` in a
+path are a pattern. A file or folder that exists under the whole text comes first: it is
+taken by its name, whatever characters this has.
+"""
+
+import glob
+import os
+import pathlib
+import re
+
+from skipalign_jax.hf import hub
+from skipalign_jax.runtime import errors
+
+FORMS = (
+  "builtin:recall[:N], builtin:text[:N], hub:NAME[:SPLIT], a .jsonl, .ndjson, .json, "
+  ".parquet or .txt file (all but .parquet may be .gz), a folder of them, or a pattern "
+  "such as chats/*.jsonl; *w after it repeats it w times per epoch"
+)
+TEXTS = (".txt", ".txt.gz")  # one document per file
+_LINES = (".jsonl", ".ndjson", ".json")  # a record per line, or a list of records
+SUFFIXES = (*_LINES, *(f"{suffix}.gz" for suffix in _LINES), ".parquet", *TEXTS)
+_WEIGHT = re.compile(r"(.+)\*([-+.0-9eE]+|nan|inf)", re.DOTALL)
+_REMOTE = ("builtin:", hub.PREFIX)
+
+
+def split(spec: str) -> list[str]:
+  """The sources in a text; of what a comma separates, existing names stay whole."""
+  parts, found = spec.split(","), []
+  while parts:
+    count = next(n for n in range(len(parts), 0, -1) if n == 1 or _exist(parts[:n]))
+    found.append(",".join(parts[:count]).strip())
+    parts = parts[count:]
+  return found
+
+
+def _exist(parts: list[str]) -> bool:
+  text = ",".join(parts).strip()
+  return _is_path(text) or _is_path(_weighted(text)[0])
+
+
+def weigh(text: str) -> tuple[str, float]:
+  """The name of a source and its weight, 1 if it has none.
+
+  Raises:
+    UserError: the weight is not a number above 0 and below 1000.
+  """
+  name, weight = (text, "1") if _is_path(text) else _weighted(text)
+  remote = name.startswith(_REMOTE)
+  try:
+    number = float("nan" if remote and "*" in name else weight)
+  except ValueError:
+    number = float("nan")
+  if not 0 < number < 1000:
+    raise errors.UserError(
+      f"data source {text!r}: the weight after * must be a number above 0 and below "
+      "1000"
+    )
+  return name, number
+
+
+def _weighted(text: str) -> tuple[str, str]:
+  match = _WEIGHT.fullmatch(text)
+  return (match[1], match[2]) if match else (text, "1")
+
+
+def _is_path(text: str) -> bool:
+  return bool(text) and os.path.exists(os.path.expanduser(text))
+
+
+def files_of(name: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+  """The data files that a name means, sorted, and other files found with them.
+
+  One file, those of a folder and of its folders, or those of a pattern. Names that
+  begin with a dot do not count.
+
+  Raises:
+    UserError: there is no data file.
+  """
+  path = pathlib.Path(os.path.expanduser(name))
+  if name and path.is_dir():  # "" would be this folder
+    found = _of_folder(path)
+  elif path.exists() or not glob.has_magic(name):
+    found = [path]
+  else:
+    found = [pathlib.Path(one) for one in glob.glob(str(path), recursive=True)]
+  files = [one for one in found if _is_known(one) and one.is_file()]
+  if files:
+    return sorted(files), sorted(set(found) - set(files))
+  if (name and path.is_dir()) or glob.has_magic(name):
+    problem = f"finds no data file ({', '.join(SUFFIXES)})"
+  elif _is_known(path):
+    problem = "no such file"
+  else:
+    raise errors.UserError(f"data source {name!r} is unknown; give {FORMS}")
+  raise errors.UserError(f"data source {name}: {problem}")
+
+
+def _is_known(path: pathlib.Path) -> bool:
+  return path.name.lower().endswith(SUFFIXES)
+
+
+def _of_folder(path: pathlib.Path) -> list[pathlib.Path]:
+  found, seen = [], set()
+  for folder, folders, names in os.walk(path, followlinks=True):
+    if (real := os.path.realpath(folder)) in seen:  # links can go round in circles
+      folders.clear()
+      continue
+    seen.add(real)
+    folders[:] = [one for one in folders if not one.startswith(".")]
+    found += [pathlib.Path(folder, one) for one in names if not one.startswith(".")]
+  return found

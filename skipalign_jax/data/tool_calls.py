@@ -1,0 +1,96 @@
+"""Tools and calls of them in records, in the form that chat templates take.
+
+That is transformers' form: {"type": "function", "function": {"name", "arguments"}}.
+Older data has `functions`, `function_call`, arguments as JSON text, or names alone.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from skipalign_jax.data import dialogues, record_keys
+from skipalign_jax.runtime import untrusted
+
+TOOL_KEYS = ("tools", "functions")  # of a record
+CALL_KEYS = ("tool_calls", "function_call")  # of a turn
+
+
+def tools_of(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+  """The tools of a record; () if it has none.
+
+  Raises:
+    BadSample: they are not a list of functions with names.
+  """
+  found = [key for key in TOOL_KEYS if record_keys.is_set(record.get(key))]
+  if not found:
+    return ()
+  if len(found) > 1:
+    raise dialogues.BadSample("two lists of tools: tools and functions")
+  (key,) = found
+  tools = _parsed(record[key]) or []
+  if not isinstance(tools, list) or not all(map(_name_of, tools)):
+    raise dialogues.BadSample(f"key {key} is not a list of functions with names")
+  if key == "functions":
+    tools = [{"type": "function", "function": tool} for tool in tools]
+  return tuple(tools)
+
+
+def calls_of(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """The calls in a turn, with arguments as objects; [] if it has none.
+
+  Raises:
+    BadSample: a call has no name, or its arguments are not an object.
+  """
+  found = [key for key in CALL_KEYS if record_keys.is_set(turn.get(key))]
+  if len(found) > 1:
+    raise dialogues.BadSample("two lists of calls: tool_calls and function_call")
+  return calls_in(turn[found[0]], f"turn key {found[0]}") if found else []
+
+
+def calls_in(value: Any, where: str) -> list[dict[str, Any]]:
+  """The calls in a value: one or several, or JSON text of them.
+
+  Args:
+    value: of a key, or the content of a turn that is a call.
+    where: the value's name, for the reason.
+
+  Raises:
+    BadSample: as `calls_of`.
+  """
+  calls = _parsed(value)
+  calls = calls if isinstance(calls, list) else [calls]
+  if not calls or not all(map(_name_of, calls)):
+    raise dialogues.BadSample(f"{where} has a call without a name")
+  return [_call(call, where) for call in calls]
+
+
+def names_of(calls: Any) -> list[str]:
+  """The functions' names of tools or calls."""
+  return [str(_name_of(call)) for call in calls]
+
+
+def _call(call: Mapping[str, Any], where: str) -> dict[str, Any]:
+  inner = ("name", "arguments")
+  function = dict(call.get("function") or {k: call[k] for k in inner if k in call})
+  outer = {key: value for key, value in call.items() if key not in inner}
+  arguments = _parsed(function.get("arguments") or {})
+  if not isinstance(arguments, Mapping):
+    raise dialogues.BadSample(f"{where} has arguments that are not a JSON object")
+  function["arguments"] = dict(arguments)
+  return {"type": "function"} | outer | {"function": function}
+
+
+def _name_of(one: Any) -> str | None:
+  """The name of a tool or call; None if it has none."""
+  function = (one.get("function") or one) if isinstance(one, Mapping) else None
+  name = function.get("name") if isinstance(function, Mapping) else None
+  return name if isinstance(name, str) and name.strip() else None
+
+
+def _parsed(value: Any) -> Any:
+  """JSON text as its value; other values, and other texts, as they are."""
+  if not isinstance(value, str):
+    return value
+  try:
+    return untrusted.parse_json(value)
+  except ValueError:
+    return value

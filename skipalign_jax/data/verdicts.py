@@ -1,0 +1,126 @@
+"""What became of the records of a source: its report, and when it cannot be used."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from skipalign_jax.data import chat, dialogues, schemas, sources
+from skipalign_jax.runtime import errors
+
+if TYPE_CHECKING:
+  import datasets
+
+_USABLE = ("ok", "truncated")
+_SHOWN = 20  # different reasons in a message
+_NOT_LEARNED = {
+  "rewritten": "replies that the chat template rewrites when more messages follow "
+  "(data.rewritten)",
+  "calls": "replies that call tools (data.learn_tool_calls)",
+  "excluded": "replies that the data excludes (weight, train, loss_mask …)",
+}
+
+
+def report(source: sources.Source, rows: datasets.Dataset, is_text: bool) -> str:
+  """Counts of a source's samples, tokens and unusable records, in a few lines.
+
+  Args:
+    source: where the records come from.
+    rows: of the Arrow table, see `prepare`.
+    is_text: all samples are plain text.
+  """
+  column = lambda name: np.asarray(rows.data.column(name))
+  counts = collections.Counter(column("status").tolist())
+  lengths, several, documents = column("length"), "turns", ""
+  if is_text:
+    several = "blocks"
+    documents = f" of {len(np.unique(column('number')[lengths > 0])):,} documents"
+  lines = [
+    f"{source.describe()}: {(lengths > 0).sum():,} samples{documents} "
+    f"({(column('turns') > 1).sum():,} with several {several}), "
+    f"{int(lengths.sum()):,} tokens, {int(column('targets').sum()):,} targets, "
+    f"{counts['truncated']:,} truncated"
+  ]
+  dropped = {k: n for k, n in counts.items() if k not in _USABLE}
+  if dropped:
+    lines.append("  left out: " + ", ".join(_listed(dropped, "")))
+  for name, what in _NOT_LEARNED.items():
+    if count := int(column(name).sum()):
+      lines.append(f"  not learned: {count:,} {what}")
+  if split := int(column("split").sum()):
+    lines.append(
+      f"  encoded apart from their headers: {split:,} replies, whose first "
+      "characters would share a token with them"
+    )
+  return "\n".join(lines)
+
+
+def check(
+  source: sources.Source, rows: datasets.Dataset, max_bad_fraction: float
+) -> None:
+  """Raises UserError if a source has nothing to use, or too much that is unusable.
+
+  Args:
+    source: where the records come from.
+    rows: of the Arrow table, see `prepare`.
+    max_bad_fraction: of the records, which may be unusable. Those without a target are
+      not counted: they were cut off, or are not to be learned.
+  """
+  statuses = np.asarray(rows.data.column("status"))
+  if not len(statuses):
+    raise errors.UserError(f"data source {source.name} has no records")
+  counts = collections.Counter(statuses.tolist())
+  bad = {reason: n for reason, n in counts.items() if not _is_fine(reason)}
+  # A text has one table row per piece, and is still one record.
+  records = len(np.unique(np.asarray(rows.data.column("number"))))
+  if sum(bad.values()) > max_bad_fraction * records:
+    first = lambda reason: rows[int(np.flatnonzero(statuses == reason)[0])]["example"]
+    listed = _listed(bad, "x ", lambda reason: f", first at {first(reason)}")
+    raise errors.UserError(
+      f"data source {source.name}: {sum(bad.values()):,} of {records:,} records are "
+      f"unusable, more than data.max_bad_fraction={max_bad_fraction}:\n"
+      + "\n".join(f"  {line}" for line in listed)
+      + "".join(f"\n{hint}" for hint in _hints(bad))
+      + "\nFix them, or increase data.max_bad_fraction to train without them."
+    )
+  if any(counts[status] for status in _USABLE):
+    return
+  if set(counts) == {chat.NO_TARGET}:
+    raise errors.UserError(
+      f"data source {source.name}: no sample has a target within its first "
+      "data.seq_len tokens; increase data.seq_len"
+    )
+  reasons = ", ".join(_listed(counts, "x "))
+  raise errors.UserError(
+    f"data source {source.name} has no usable record: {reasons}"
+    + "".join(f"\n{hint}" for hint in _hints(counts))
+  )
+
+
+def _is_fine(status: str) -> bool:
+  no_damage = status == chat.NO_TARGET or status.startswith(dialogues.NOTHING)
+  return status in _USABLE or no_damage
+
+
+def _listed(counts: Mapping[str, int], times: str, more=lambda reason: "") -> list[str]:
+  """Each reason with its count, the most frequent first."""
+  ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+  lines = [f"{n:,} {times}{reason}{more(reason)}" for reason, n in ordered[:_SHOWN]]
+  if rest := ordered[_SHOWN:]:
+    lines.append(f"{sum(n for _, n in rest):,} {times}{len(rest):,} other reasons")
+  return lines
+
+
+def _hints(reasons: Iterable[str]) -> list[str]:
+  """What to do about reasons that name a key or a role."""
+  hints, reasons = [], list(reasons)
+  if any("is not understood" in reason for reason in reasons):
+    hints.append("Keys that change nothing can be listed in data.ignore_keys.")
+  if any(reason.startswith("unknown role") for reason in reasons):
+    hints.append(f"Known roles: {', '.join(schemas.ROLES)}.")
+  if any("calls of tools" in reason for reason in reasons):
+    hints.append("data.learn_tool_calls=True learns replies that call tools.")
+  return hints
