@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import transformers
 
-from skipalign_jax.data import chat, schemas
+from skipalign_jax.data import chat, dialogues, schemas
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import reference
 from skipalign_jax.runtime import errors
@@ -79,11 +79,11 @@ class Pair:
 
   def samples(self, record: dict, rewritten: str) -> list[chat.Sample]:
     """The samples of a record; raises BadSample."""
-    messages = schemas.messages_of(record, 1 << 20)
+    dialogue = schemas.dialogue_of(record, 1 << 20)
     encoder = chat.Encoder(self.ours, SEQ_LEN, rewritten=rewritten)
-    (found,) = encoder.samples([messages])
+    (found,) = encoder.samples([dialogue])
     for one in found:
-      if isinstance(one, schemas.BadSample):
+      if isinstance(one, dialogues.BadSample):
         raise one
     return found
 
@@ -185,7 +185,7 @@ def section(title: str, folder: str) -> str:
       cells = [cell.replace("|", "\\|") for cell in check(pair, record)]
       if name in SHOWN:
         blocks += ["", f"*{name}*", "", "```", *shown(pair, record), "```"]
-    except (schemas.BadSample, errors.UserError) as error:
+    except (dialogues.BadSample, errors.UserError) as error:
       cells = [f"unusable: {getattr(error, 'reason', error)}", "", "", ""]
     lines.append(f"| {name} | {' | '.join(cells)} |")
   return "\n".join(lines + blocks)

@@ -23,6 +23,7 @@ from skipalign_jax.data import (
   beginnings,
   chat_tokens,
   fixed_parts,
+  rendering,
   spans,
   template_text,
 )
@@ -141,7 +142,9 @@ class Encoder:
     self._each = rewritten == "each"
     self._learn_calls = learn_calls
     self._find = spans.Finder(tokenizer, learn_calls)
-    self._special = list(template_text.special_tokens(tokenizer).values())
+    self._markup = template_text.markup_tokens(tokenizer)
+    special = template_text.special_tokens(tokenizer) | self._markup
+    self._special = list(special.values())
     self._control = template_text.control_tokens(tokenizer)
     self._tokens = chat_tokens.Encoder(tokenizer)
 
@@ -270,7 +273,8 @@ class Encoder:
     self, dialogue: dialogues_lib.Dialogue, part: dialogues_lib.Dialogue
   ) -> _Asked:
     template = str(self._tokenizer.chat_template)
-    return _Asked(dialogue, part, *literals_lib.hide(part, self._control, template))
+    hidden = literals_lib.hide(part, self._control, self._markup, template)
+    return _Asked(dialogue, part, *hidden)
 
   def _with_system(self, dialogue: dialogues_lib.Dialogue) -> dialogues_lib.Dialogue:
     if not self._system_prompt or dialogue.has_system:
@@ -297,7 +301,7 @@ class Encoder:
   def _holds(self, rendered: spans.Rendered, hidden: dialogues_lib.Dialogue) -> int:
     """Characters of a beginning's text that stay when more messages follow."""
     try:
-      more = template_text.render(self._tokenizer, beginnings.longer(hidden))
+      more = rendering.render(self._tokenizer, beginnings.longer(hidden))
     except dialogues_lib.BadSample:
       return 0
     return beginnings.shared(rendered.text, more)
@@ -312,7 +316,7 @@ class Encoder:
     rendered, names = self._find(asked.hidden), asked.names
     if not names:
       return rendered
-    if literals_lib.spelled(rendered.text, names) != template_text.render(
+    if literals_lib.spelled(rendered.text, names) != rendering.render(
       self._tokenizer, asked.part
     ):
       raise dialogues_lib.BadSample("control token in content")

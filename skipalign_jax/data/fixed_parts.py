@@ -17,15 +17,17 @@ import dataclasses
 import functools
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from skipalign_jax.data import dialogues, template_text, tool_calls
+from skipalign_jax.data import dialogues, rendering, template_text, tool_calls
 from skipalign_jax.runtime import errors
 
 if TYPE_CHECKING:
   import transformers
 
+_MARKS = re.compile(template_text.MARK.format(r"(\d+)"))
 _MAX_KNOWN = 256  # remembered; every system prompt has its own
 _NOT_ONCE = "does not contain every message once, in their order"
 
@@ -87,7 +89,7 @@ class Splitter:
   def __init__(
     self, tokenizer: transformers.PreTrainedTokenizerFast, calls: bool = False
   ):
-    self._render = functools.partial(template_text.render, tokenizer)
+    self._render = functools.partial(rendering.render, tokenizer)
     self._control = template_text.control_tokens(tokenizer)
     self._stop = template_text.stop_token(tokenizer)
     self._calls = calls
@@ -105,7 +107,7 @@ class Splitter:
     self._check_tools(dialogue)
     marked = _marked(dialogue)
     text = self._text_of(marked)
-    pieces = template_text.MARKS.split(text)
+    pieces = _MARKS.split(text)
     texts, order = pieces[::2], [int(number) for number in pieces[1::2]]
     numbers = [i for i, one in enumerate(dialogue.messages) if is_marked(one)]
     if order != numbers:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from skipalign_jax.data import dialogues
 
@@ -18,27 +18,33 @@ _PRIVATE = re.compile("[\ue000-\ue003]")  # characters with a meaning here
 
 
 def hide(
-  dialogue: dialogues.Dialogue, control: re.Pattern[str], template: str
+  dialogue: dialogues.Dialogue,
+  control: re.Pattern[str],
+  markup: Collection[str],
+  template: str,
 ) -> tuple[dialogues.Dialogue, list[str]]:
   """The dialogue with a character in place of each name; the names in their order.
 
   Args:
     dialogue: what people wrote.
     control: matches the names.
+    markup: those that a tokenizer cannot encode as text.
     template: the chat template. A reply that has a name which the template uses itself
       is not understood: it may be markup, such as a thought.
 
   Raises:
-    BadSample: such a reply, or a name in a tool or a call, or the character is in the
-      dialogue already.
+    BadSample: such a reply, such a name, one in a tool or a call, or the character is
+      in the dialogue already.
   """
   _check_tools(dialogue, control)
   names: list[str] = []
   hidden = []
   for message in dialogue.messages:
     found = control.findall(message.content)
-    markup = message.role == "assistant" and any(name in template for name in found)
-    if markup or (found and _STAND_IN in message.content):
+    is_markup = any(name in markup for name in found) or (
+      message.role == "assistant" and any(name in template for name in found)
+    )
+    if is_markup or (found and _STAND_IN in message.content):
       raise dialogues.BadSample("control token in content")
     names += found
     hidden.append(message._replace(content=control.sub(_STAND_IN, message.content)))

@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from skipalign_jax.data import dialogues, fixed_parts, template_text
+from skipalign_jax.data import dialogues, fixed_parts, rendering, template_text
 from skipalign_jax.runtime import errors
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Finder:
   def __init__(
     self, tokenizer: transformers.PreTrainedTokenizerFast, learn_calls: bool = False
   ):
-    self._renderer = template_text.Renderer(tokenizer)
+    self._renderer = rendering.Renderer(tokenizer)
     self._control = template_text.control_tokens(tokenizer)
     self._split = fixed_parts.Splitter(tokenizer, learn_calls)
     self._learn_calls = learn_calls

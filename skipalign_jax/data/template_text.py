@@ -1,48 +1,16 @@
-"""Dialogues as the text of a tokenizer's chat template, and the tokens that it writes.
-
-Templates disagree about calls of tools: most take arguments as an object, others as
-JSON text, and some want a content. `render` gives each what it can read.
-"""
+"""Tokens that a chat template writes: special ones, and the one that ends a reply."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import itertools
-import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import jinja2
-
-from skipalign_jax.data import dialogues, record_keys
-from skipalign_jax.hf import chat_template
+from skipalign_jax.data import dialogues, rendering
 
 if TYPE_CHECKING:
   import transformers
 
 MARK = "\ue000{}\ue001"  # private use: not in any template or usual text
-MARKS = re.compile(MARK.format(r"(\d+)"))
-_ID, _VALUE = "abcdefghi", "probed"  # of a call; Mistral's templates want such an id
-_CALL = {"name": "f", "arguments": {"x": _VALUE}}
-_TOOL = {"name": "f", "description": "d", "parameters": {"type": "object"}}
-_PROBE = dialogues.Dialogue(
-  (
-    dialogues.Message("user", "a"),
-    dialogues.Message(
-      "assistant",
-      "",
-      more={
-        "tool_calls": [{"type": "function", "id": _ID, "function": _CALL}],
-        "content": None,
-      },
-    ),
-    dialogues.Message("tool", "c", more={"name": "f", "tool_call_id": _ID}),
-    dialogues.Message("assistant", "d"),
-  ),
-  ({"type": "function", "function": _TOOL},),
-)
 
 
 def special_tokens(
@@ -53,28 +21,59 @@ def special_tokens(
   return {token.content: id_ for id_, token in added.items() if token.special}
 
 
+def markup_tokens(
+  tokenizer: transformers.PreTrainedTokenizerFast,
+) -> dict[str, int]:
+  """Tokens that frame messages though they are not special; {} in most tokenizers.
+
+  A base model may have got "<|im_start|>" and "<|im_end|>" as usual tokens. Then a
+  tokenizer finds them in any text, and cannot encode their names as text.
+  """
+  added = tokenizer.added_tokens_decoder
+  usual = {
+    token.content: id_
+    for id_, token in added.items()
+    if not token.special and token.content.strip()
+  }
+  framed = _framed(tokenizer) if usual else None
+  if framed is None or any(one in framed[-1] for one in special_tokens(tokenizer)):
+    return {}
+  if not any(name in framed[-1] for name in usual):
+    return {}
+  return {k: id_ for k, id_ in usual.items() if any(k in part for part in framed)}
+
+
 def control_tokens(
   tokenizer: transformers.PreTrainedTokenizerFast,
 ) -> re.Pattern[str]:
-  """Matches every special token: the tokenizer finds them anywhere in a text."""
-  contents = sorted(special_tokens(tokenizer), key=len, reverse=True)
+  """Matches every special and markup token, which the tokenizer finds in any text."""
+  names = {**special_tokens(tokenizer), **markup_tokens(tokenizer)}
+  contents = sorted(names, key=len, reverse=True)
   return re.compile("|".join(map(re.escape, contents)) or r"(?!)")
 
 
 def stop_token(tokenizer: transformers.PreTrainedTokenizerFast) -> str | None:
-  """The special token that ends a reply in the tokenizer's chat template.
+  """The special or markup token that ends a reply in the tokenizer's chat template.
 
   Returns:
-    None if the template refuses a short dialogue, or no special token follows its
-    reply.
+    None if the template refuses a short dialogue, or no such token follows its reply.
   """
-  mark = MARK.format(0)
+  framed = _framed(tokenizer)
+  found = control_tokens(tokenizer).search(framed[-1]) if framed else None
+  return found[0] if found else None
+
+
+def _framed(tokenizer: transformers.PreTrainedTokenizerFast) -> list[str] | None:
+  """The template's text before, between and after a question and its reply."""
+  marks = MARK.format(0), MARK.format(1)
+  pairs = zip(("user", "assistant"), marks, strict=True)
   try:
-    text = render(tokenizer, dialogues.plain([("user", "a"), ("assistant", mark)]))
+    text = rendering.render(tokenizer, dialogues.plain(list(pairs)))
   except dialogues.BadSample:
     return None
-  found = control_tokens(tokenizer).search(text.rpartition(mark)[2])
-  return found[0] if found and mark in text else None
+  before, first, rest = text.partition(marks[0])
+  between, last, after = rest.rpartition(marks[1])
+  return [before, between, after] if first and last else None
 
 
 def opened(tokenizer: transformers.PreTrainedTokenizerFast) -> str:
@@ -85,179 +84,8 @@ def opened(tokenizer: transformers.PreTrainedTokenizerFast) -> str:
   asked, mark = dialogues.plain([("user", "a")]), MARK.format(0)
   answered = dialogues.plain([("user", "a"), ("assistant", mark)])
   try:
-    prompt = render(tokenizer, asked, add_generation_prompt=True)
-    before, found, _ = render(tokenizer, answered).partition(mark)
+    prompt = rendering.render(tokenizer, asked, add_generation_prompt=True)
+    before, found, _ = rendering.render(tokenizer, answered).partition(mark)
   except dialogues.BadSample:
     return ""
   return prompt.removeprefix(before) if found and prompt.startswith(before) else ""
-
-
-def render(
-  tokenizer: transformers.PreTrainedTokenizerFast,
-  dialogue: dialogues.Dialogue,
-  add_generation_prompt: bool = False,
-) -> str:
-  """The text of a dialogue; raises BadSample if the template refuses it."""
-  readable = _readable(tokenizer, dialogue)
-  return _render(tokenizer, readable, add_generation_prompt)
-
-
-class Renderer:
-  """Renders dialogues, many ahead: a template of a model takes less time then.
-
-  Args:
-    tokenizer: carries the template.
-  """
-
-  def __init__(self, tokenizer: transformers.PreTrainedTokenizerFast):
-    self._tokenizer = tokenizer
-    self._kept: Sequence[dialogues.Dialogue] = ()  # so that no id is used again
-    self._done: dict[tuple[int, bool], str | dialogues.BadSample] = {}
-
-  def ahead(self, some: Sequence[dialogues.Dialogue]) -> None:
-    """Makes the texts and prompts of these dialogues, which are asked for next."""
-    self._kept, self._done = some, {}
-    for ask in (False, True):
-      parts = [one.until(-1) if ask else one for one in some]
-      texts = _render_all(self._tokenizer, parts, ask)
-      self._done |= {
-        (id(one), ask): text for one, text in zip(some, texts, strict=True)
-      }
-
-  def text(self, dialogue: dialogues.Dialogue) -> str:
-    """The text of a dialogue; raises BadSample if the template refuses it."""
-    return self._get(dialogue, False)
-
-  def prompt(self, dialogue: dialogues.Dialogue) -> str:
-    """The text up to the last message, for which it asks; raises BadSample."""
-    return self._get(dialogue, True)
-
-  def _get(self, dialogue: dialogues.Dialogue, ask: bool) -> str:
-    done = self._done.pop((id(dialogue), ask), None)
-    if done is None:
-      return render(self._tokenizer, dialogue.until(-1) if ask else dialogue, ask)
-    if isinstance(done, dialogues.BadSample):
-      raise done
-    return done
-
-
-def _render_all(
-  tokenizer: transformers.PreTrainedTokenizerFast,
-  some: Sequence[dialogues.Dialogue],
-  add_generation_prompt: bool,
-) -> list[str | dialogues.BadSample]:
-  """`render` of many, those with the same tools together."""
-  found: list[str | dialogues.BadSample | None] = []
-  readable = []
-  for one in some:
-    try:
-      readable.append(_readable(tokenizer, one))
-      found.append(None)
-    except dialogues.BadSample as bad:
-      found.append(bad)
-  texts: list[str | jinja2.TemplateError] = []
-  for tools, group in itertools.groupby(readable, key=lambda one: one.tools):
-    texts += chat_template.render_all(
-      tokenizer,
-      [_turns(one) for one in group],
-      add_generation_prompt=add_generation_prompt,
-      **_options(tools),
-    )
-  rest = iter(texts)
-  found = [next(rest) if one is None else one for one in found]
-  return [
-    _refused(one) if isinstance(one, jinja2.TemplateError) else one for one in found
-  ]
-
-
-def _readable(
-  tokenizer: transformers.PreTrainedTokenizerFast, dialogue: dialogues.Dialogue
-) -> dialogues.Dialogue:
-  """The dialogue with calls as the template reads them; raises BadSample."""
-  if not any(one.calls for one in dialogue.messages):
-    return dialogue
-  has_tools = bool(dialogue.tools)
-  form = _form_of_calls(tokenizer, str(tokenizer.chat_template), has_tools)
-  if form is None:
-    raise dialogues.BadSample("tool_calls are not written by the chat template")
-  return _with_calls(dialogue, *form)
-
-
-def _render(
-  tokenizer: transformers.PreTrainedTokenizerFast,
-  dialogue: dialogues.Dialogue,
-  add_generation_prompt: bool = False,
-) -> str:
-  try:
-    return chat_template.render(
-      tokenizer,
-      _turns(dialogue),
-      add_generation_prompt=add_generation_prompt,
-      **_options(dialogue.tools),
-    )
-  except jinja2.TemplateError as error:
-    raise _refused(error) from error
-
-
-def _turns(dialogue: dialogues.Dialogue) -> list[dict[str, Any]]:
-  return [message.for_template() for message in dialogue.messages]
-
-
-def _options(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  return {"tools": list(tools)} if tools else {}
-
-
-def _refused(error: jinja2.TemplateError) -> dialogues.BadSample:
-  why = record_keys.shown(error)
-  return dialogues.BadSample(f"refused by the chat template: {why}")
-
-
-@functools.lru_cache(maxsize=16)
-def _form_of_calls(
-  tokenizer: transformers.PreTrainedTokenizerFast, template: str, has_tools: bool
-) -> tuple[bool, bool] | None:
-  """Whether the template wants arguments as JSON text, and "" as a missing content.
-
-  transformers gives objects, and no content; the first form that works is used.
-
-  Args:
-    tokenizer: carries the template.
-    template: for the cache; a tokenizer's template can be changed.
-    has_tools: whether the dialogue has tools beside its messages.
-
-  Returns:
-    None if the template writes calls in no form.
-  """
-  del template
-  probe = _PROBE if has_tools else dataclasses.replace(_PROBE, tools=())
-  for form in itertools.product((False, True), repeat=2):
-    try:
-      text = _render(tokenizer, _with_calls(probe, *form))
-    except dialogues.BadSample:
-      continue
-    # As Python prints objects, a model would have to write Python.
-    if _VALUE in text and repr(_CALL["arguments"]) not in text:
-      return form
-  return None
-
-
-def _with_calls(
-  dialogue: dialogues.Dialogue, text_arguments: bool, empty_content: bool
-) -> dialogues.Dialogue:
-  """The dialogue with its calls in the form that the template wants."""
-  messages = []
-  for message in dialogue.messages:
-    if message.calls:
-      more = dict(message.more or {})
-      if text_arguments:
-        more["tool_calls"] = list(map(_with_text, message.calls))
-      if empty_content:
-        more.pop("content", None)
-      message = message._replace(more=more)
-    messages.append(message)
-  return dataclasses.replace(dialogue, messages=tuple(messages))
-
-
-def _with_text(call: Mapping[str, Any]) -> dict[str, Any]:
-  arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
-  return dict(call) | {"function": call["function"] | {"arguments": arguments}}

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skipalign_jax.data import chat, dialogues, schemas, templates
+from skipalign_jax.data import chat, dialogues, schemas, template_text, templates
 
 if TYPE_CHECKING:
   import transformers
@@ -71,6 +71,7 @@ class Encoder:
     self, tokenizer: transformers.PreTrainedTokenizerFast, piece: int, blocks: str
   ):
     self._tokenizer, self._piece, self._blocks = tokenizer, piece, blocks
+    self._markup = template_text.markup_tokens(tokenizer)
     adds_bos = templates.adds_bos(tokenizer)
     self._front = [tokenizer.bos_token_id] if adds_bos else []
     eos = tokenizer.eos_token_id
@@ -112,6 +113,8 @@ class Encoder:
       text.encode("utf-8")
     except UnicodeEncodeError:  # JSON can spell half a surrogate pair
       return dialogues.BadSample("not UTF-8")
+    if any(name in text for name in self._markup):  # it cannot be encoded as text
+      return dialogues.BadSample("control token in content")
     if not text.strip():
       return dialogues.BadSample("empty content")
     return None

@@ -138,7 +138,7 @@ def _apply(
   stranger: Callable[[str, _Job], str],
 ) -> str:
   """`apply_chat_template`, in which `stranger` renders what is not trusted."""
-  length = sum(len(str(message.get("content"))) for message in messages)
+  length = len(str(messages)) + len(str(options.get("tools")))
   render = lambda template, variables: stranger(
     template, {"variables": variables, "characters": _MAX_ADDED + 4 * length}
   )

@@ -9,7 +9,7 @@ import test_spans
 import test_tool_chats
 from hypothesis import strategies as st
 
-from skipalign_jax.data import beginnings, chat, dialogues, template_text
+from skipalign_jax.data import beginnings, chat, dialogues, rendering
 
 TEMPLATES = test_spans.TEMPLATES | test_tool_chats.TEMPLATES
 # Before the last question, as in Mistral's templates.
@@ -53,13 +53,18 @@ CALL = dialogues.Message(
 def sizes_of_renderings(monkeypatch):
   """How many messages are rendered each time."""
   sizes = []
-  real = template_text._render
+  one_by_one, ahead = rendering._render, rendering._render_all
 
   def render(tokenizer, dialogue, *args):
     sizes.append(len(dialogue.messages))
-    return real(tokenizer, dialogue, *args)
+    return one_by_one(tokenizer, dialogue, *args)
 
-  monkeypatch.setattr(template_text, "_render", render)
+  def render_all(tokenizer, some, *args):
+    sizes.extend(len(dialogue.messages) for dialogue in some)
+    return ahead(tokenizer, some, *args)
+
+  monkeypatch.setattr(rendering, "_render", render)
+  monkeypatch.setattr(rendering, "_render_all", render_all)
   return sizes
 
 

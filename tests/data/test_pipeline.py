@@ -226,7 +226,8 @@ def test_rows_that_fill_no_batch_are_reported(cache):
 
 def test_a_report_names_the_commit_and_counts_replies(monkeypatch):
   monkeypatch.setattr(sources.hub, "dataset_revision", lambda name: "0123456789abcdef")
-  counts = dict(turns=[2], targets=[3], rewritten=[1], split=[4], number=[1])
+  counts = dict(turns=[2], targets=[3], rewritten=[1], calls=[5], excluded=[6])
+  counts |= dict(split=[4], number=[1], length=[9])
   one = prepare.Prepared(
     source=sources.Source("hub:org/name"),
     rows=datasets.Dataset.from_dict(counts | dict(status=["ok"])),
@@ -235,9 +236,11 @@ def test_a_report_names_the_commit_and_counts_replies(monkeypatch):
     sample_ids=np.array([7], np.uint32),
     is_text=np.array([False]),
   )
-  first, rewritten, apart = one.report().splitlines()
+  first, *states, apart = one.report().splitlines()
   assert first.startswith("hub:org/name at commit 0123456789ab: 1 samples")
-  assert "not learned: 1 replies" in rewritten
+  assert [line.partition(" replies")[0] for line in states] == [
+    f"  not learned: {count}" for count in (1, 5, 6)
+  ]
   assert "apart from their headers: 4 replies" in apart
 
 

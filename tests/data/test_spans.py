@@ -8,7 +8,8 @@ import tokenizers
 import transformers
 from tokenizers import models, pre_tokenizers
 
-from skipalign_jax.data import chat, dialogues, template_text, templates
+from skipalign_jax.data import chat, dialogues, rendering, template_text, templates
+from skipalign_jax.data import text as text_lib
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.runtime import errors
 
@@ -256,9 +257,9 @@ def test_a_template_without_a_stop_has_no_stop_token():
 @pytest.mark.parametrize("template", ["chatml", "qwen3"])
 def test_renderings_do_not_grow_with_the_turns(template, monkeypatch):
   calls = []
-  real = template_text.render
+  real = rendering.render
   monkeypatch.setattr(
-    template_text, "render", lambda *a, **k: calls.append(1) or real(*a, **k)
+    rendering, "render", lambda *a, **k: calls.append(1) or real(*a, **k)
   )
   counts = []
   for pairs in (4, 400):
@@ -375,3 +376,62 @@ def test_template_kwargs_are_those_of_transformers():
 def test_template_kwargs_that_do_not_fit(text, message):
   with pytest.raises(errors.UserError, match=rf"data\.template_kwargs.*{message}"):
     templates.set_template(make("qwen3"), "model", text)
+
+
+def test_a_stop_that_is_an_added_token_but_not_a_special_one():
+  """ChatML on a base model: its tokens are found in any text, so chats with them are
+  refused."""
+  tokenizer = tokenizer_lib.byte_tokenizer()
+  names = ["<|user|>", "<|end|>", "<tool>"]
+  tokenizer.add_tokens(names)
+  tokenizer.chat_template = (
+    "{% for m in messages %}{{ '<|user|>' + m['role'] + '\n' + m['content'] }}"
+    "{{ '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|user|>assistant\n' }}{% endif %}"
+  )
+  first, stop, _ = tokenizer.convert_tokens_to_ids(names)
+  assert template_text.stop_token(tokenizer) == "<|end|>"
+  assert template_text.markup_tokens(tokenizer) == {"<|user|>": first, "<|end|>": stop}
+  assert stop in tokenizer_lib.stop_token_ids(tokenizer, ())
+  encoder = chat.Encoder(tokenizer, 4096)
+  sample, tool, bad = encoder(
+    [
+      PLAIN,
+      [("user", "a <tool> b"), ("assistant", "c")],
+      [("user", "a<|end|>"), ("assistant", "b")],
+    ]
+  )
+  assert replies(tokenizer, sample) == ["Reply one<|end|>", "Two.<|end|>"]
+  assert isinstance(tool, chat.Sample)
+  assert bad.reason == "control token in content"
+  ((good,), (document,)) = text_lib.Encoder(tokenizer, 99, "none")(["a b", "a<|end|>b"])
+  assert isinstance(good, chat.Sample)
+  assert document.reason == "control token in content"
+
+
+# Mistral's: the system prompt is in the last question, from version 3 on.
+MISTRAL = (
+  "{% for m in messages if m['role'] != 'system' %}{% if m['role'] == 'user' %}"
+  "{{ '<|im_start|>[INST] ' }}{% if MOVED and messages[0]['role'] == 'system' %}"
+  "{{ messages[0]['content'] + '\n\n' }}{% endif %}{{ m['content'] + '[/INST]' }}"
+  "{% else %}{{ ' ' + m['content'] + '<|im_end|>' }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("moved", ["loop.first", "loop.revindex <= 2"])
+def test_a_system_prompt_that_the_template_moves(moved):
+  """In the first question all replies are learned, in the last one only the last."""
+  tokenizer = make("chatml")
+  tokenizer.chat_template = MISTRAL.replace("MOVED", moved)
+  messages = [("system", "Be kind"), *PLAIN]
+  (sample,) = chat.Encoder(tokenizer, 4096)([messages])
+  text = tokenizer.apply_chat_template(turns(messages), tokenize=False)
+  assert tokenizer.decode(sample.tokens) == text
+  is_first = moved == "loop.first"
+  first = " Reply one<|im_end|>" if is_first else None
+  assert replies(tokenizer, sample) == [first, " Two.<|im_end|>"]
+  asked = "<|im_start|>[INST] Be kind\n\nc[/INST]" if not is_first else "[INST] c"
+  assert asked in tokenizer.decode(sample.tokens[sample.block_ids == 2])
+  each = chat.Encoder(tokenizer, 4096, rewritten="each").samples([messages])[0]
+  assert len(each) == (1 if is_first else 2)
+  assert "Be kind" in tokenizer.decode(each[0].tokens[: 4 * len("Be kind")])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from skipalign_jax.data import chat, dialogues, schemas, spans, template_text
+from skipalign_jax.data import chat, dialogues, rendering, schemas, spans
 from skipalign_jax.data import tokenizer as tokenizer_lib
 
 LOOP = "{% for m in messages %}"
@@ -280,13 +280,13 @@ def test_a_stop_token_is_the_last_one_of_a_call():
 def test_renderings_of_calls_do_not_grow_with_the_chat(learn, monkeypatch):
   """Each new call costs renderings of its last exchange, not of all before."""
   sizes = []
-  real = template_text._render
+  real = rendering._render
 
   def render(tokenizer, one, *args):
     sizes.append(len(one.messages))
     return real(tokenizer, one, *args)
 
-  monkeypatch.setattr(template_text, "_render", render)
+  monkeypatch.setattr(rendering, "_render", render)
   work = []
   for count in (10, 80):
     messages = [

@@ -13,7 +13,7 @@ import jinja2
 import pytest
 from hypothesis import strategies as st
 
-from skipalign_jax.data import chat
+from skipalign_jax.data import templates
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import chat_template, template_child, template_process
 from skipalign_jax.runtime import errors
@@ -148,7 +148,7 @@ def test_templates_of_this_project_need_no_process(monkeypatch):
   monkeypatch.setattr(template_process.SHARED, "ask", refuse)
   tokenizer = tokenizer_lib.byte_tokenizer()
   assert "Grüße" in chat_template.render(tokenizer, DIALOGUE)
-  chat.set_template(tokenizer, "tulu")
+  templates.set_template(tokenizer, "tulu")
   assert "Grüße" in chat_template.render(tokenizer, DIALOGUE)
   tokenizer.chat_template += " "
   with pytest.raises(errors.UserError, match="is asked"):
