@@ -154,9 +154,10 @@ SECTIONS = (
   section(
     "data",
     "Samples and how they become rows of a batch. A source is builtin:recall[:N], "
-    "builtin:text[:N], hub:NAME[:SPLIT], or a .jsonl, .jsonl.gz, .parquet, .txt or "
-    ".txt.gz file. *w after a source repeats it w times per epoch. Several sources are "
-    'separated by commas or given as a tuple: ("a.jsonl*2", "hub:org/chats"). A '
+    "builtin:text[:N], hub:NAME[:SPLIT], a .jsonl, .ndjson, .json, .parquet or .txt "
+    "file (all but .parquet may be .gz), a folder of them, or a pattern such as "
+    "chats/*.jsonl. *w after a source repeats it w times per epoch. Several sources "
+    'are separated by commas or given as a tuple: ("a.jsonl*2", "hub:org/chats"). A '
     "record with messages is a chat. A record with a text column, and each .txt file, "
     "is a document, which is cut into pieces of seq_len tokens.",
     train=key("builtin:recall", "Sources of the training data.", object),
@@ -222,7 +223,7 @@ SECTIONS = (
     ),
     learn_tool_calls=key(
       False,
-      "Learn replies that call tools too. False: they are read only.",
+      "Learn replies that call tools, with their calls. False: they are only read.",
     ),
     tokenizer=key(
       "",

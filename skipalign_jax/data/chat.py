@@ -369,9 +369,7 @@ class Encoder:
 def _nothing(replies: Sequence[spans.Reply]) -> dialogues_lib.BadSample:
   """Why no reply is learned."""
   why = sorted({_NOT_LEARNED[one.state] for one in replies})
-  return dialogues_lib.BadSample(
-    f"{dialogues_lib.NOTHING}: replies are {', or '.join(why)}"
-  )
+  return dialogues_lib.BadSample(f"nothing to learn: replies are {', or '.join(why)}")
 
 
 def _dialogue(one: Dialogue) -> dialogues_lib.Dialogue:

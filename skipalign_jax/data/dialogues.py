@@ -8,8 +8,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-NOTHING = "nothing to learn"  # begins the reasons that are no damage
-
 
 class BadSample(Exception):  # noqa: N818 (a verdict on data, not an error)
   """A record that cannot be trained on; `reason` is short and stable."""

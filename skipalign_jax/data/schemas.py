@@ -99,7 +99,7 @@ def dialogue_of(
   for message in messages:
     _check_content(message, max_message_bytes)
   if not any(one.learned for one in messages if one.role == "assistant"):
-    raise dialogues.BadSample(f"{dialogues.NOTHING}: {_joined(why)} in every reply")
+    raise dialogues.BadSample(f"nothing to learn: {_joined(why)} in every reply")
   return dialogues.Dialogue(tuple(messages), tools)
 
 
@@ -131,7 +131,7 @@ def _turns(record: Any, ignored: frozenset[str]) -> list[_Turn]:
   used |= {*_SYSTEM_KEYS, *tool_calls.TOOL_KEYS}
   record_keys.check(record, used, ignored, "key")
   if reason := record_keys.not_learned(record, ignored, "key", default=True):
-    raise dialogues.BadSample(f"{dialogues.NOTHING}: {reason}")
+    raise dialogues.BadSample(f"nothing to learn: {reason}")
   return _with_system(record, turns)
 
 

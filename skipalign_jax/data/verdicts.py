@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from skipalign_jax.data import chat, dialogues, schemas, sources
+from skipalign_jax.data import chat, schemas, sources
 from skipalign_jax.runtime import errors
 
 if TYPE_CHECKING:
   import datasets
 
+_NOTHING = "nothing to learn"  # begins reasons of sound records
 _USABLE = ("ok", "truncated")
 _SHOWN = 20  # different reasons in a message
 _NOT_LEARNED = {
@@ -101,7 +102,7 @@ def check(
 
 
 def _is_fine(status: str) -> bool:
-  no_damage = status == chat.NO_TARGET or status.startswith(dialogues.NOTHING)
+  no_damage = status == chat.NO_TARGET or status.startswith(_NOTHING)
   return status in _USABLE or no_damage
 
 

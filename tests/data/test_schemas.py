@@ -1,6 +1,7 @@
 """Records of chats: every key is used, neutral, or refuses the record by its name."""
 
 import json
+import pathlib
 
 import pytest
 from rich import console as rich_console
@@ -268,3 +269,12 @@ def test_many_different_reasons_are_not_all_listed(tmp_path):
   path.write_text("\n".join(map(json.dumps, records)))
   with pytest.raises(errors.UserError, match="30 x 30 other reasons"):
     prepared(path, tmp_path)
+
+
+def test_the_records_of_the_documentation_are_read():
+  page = (pathlib.Path(__file__).parents[2] / "docs" / "data.md").read_text()
+  block = page.partition("```json\n")[2].partition("```")[0]
+  records = list(map(json.loads, block.splitlines()))
+  assert len(records) > 8 and text.text_of(records[-1])
+  for record in records[:-1]:
+    assert text.text_of(record) is None and len(read(record)) >= 2

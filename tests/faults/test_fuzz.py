@@ -20,6 +20,7 @@ import tiny_files as hf_tiny
 from hypothesis import strategies as st
 
 from skipalign_jax.data import chat, dialogues, prepare, sources
+from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import reference, safetensors_files
 from skipalign_jax.runtime import errors, untrusted
 
@@ -90,13 +91,28 @@ JSON = st.recursive(
   ),
   max_leaves=8,
 )
+CALL = st.fixed_dictionaries(
+  {},
+  optional={
+    "function": st.fixed_dictionaries(
+      {"name": st.text(max_size=3) | JSON}, optional={"arguments": JSON}
+    ),
+    "name": st.text(max_size=3) | JSON,
+    "arguments": JSON | st.just('{"x": 1}'),
+    "id": JSON,
+  },
+)
 TURN = st.fixed_dictionaries(
   {},
   optional={
-    "role": st.sampled_from(["system", "user", "assistant"]) | JSON,
+    "role": st.sampled_from(["system", "user", "assistant", "tool"]) | JSON,
     "content": st.text(max_size=12) | JSON,
     "from": st.sampled_from(["human", "gpt"]) | JSON,
     "value": st.text(max_size=12) | JSON,
+    "weight": st.sampled_from([0, 1, 0.5]) | JSON,
+    "tool_calls": st.lists(CALL, max_size=2) | CALL.map(json.dumps) | JSON,
+    "function_call": CALL | JSON,
+    "name": JSON,
   },
 )
 RECORD = JSON | st.fixed_dictionaries(
@@ -110,16 +126,32 @@ RECORD = JSON | st.fixed_dictionaries(
     "output": st.text(max_size=9) | JSON,
     "system": JSON,
     "history": st.lists(st.lists(st.text(max_size=5), max_size=3)) | JSON,
+    "tools": st.lists(CALL, max_size=2) | JSON,
+    "prompt": st.text(max_size=9) | st.lists(TURN, max_size=3) | JSON,
+    "completion": st.text(max_size=9) | st.lists(TURN, max_size=3) | JSON,
+    "chosen": st.text(max_size=9) | st.lists(TURN, max_size=4) | JSON,
   },
 )
-ENCODER = chat.Encoder(fuzz.TOKENIZER, 4096)
+WITH_TOOLS = tokenizer_lib.byte_tokenizer()
+WITH_TOOLS.chat_template = (
+  "{% if tools %}{{ tools | tojson }}{% endif %}"
+  + tokenizer_lib.CHATML.replace(
+    "message['content'] }}",
+    "(message['content'] or '') }}{{ message.tool_calls | default([]) | tojson }}",
+  )
+)
+ENCODERS = [
+  chat.Encoder(tokenizer, 4096, learn_calls=True)
+  for tokenizer in (fuzz.TOKENIZER, WITH_TOOLS)
+]
 
 
 def outcome(record):
   """What `prepare` makes of a record's line, up to its tokens."""
   parsed = prepare._parse(json.dumps(record).encode(), 1000)
   if isinstance(parsed, dialogues.Dialogue):
-    (parsed,) = ENCODER([parsed])
+    parsed, other = (encoder([parsed])[0] for encoder in ENCODERS)
+    assert isinstance(other, chat.Sample | dialogues.BadSample)
   return parsed
 
 
@@ -147,9 +179,15 @@ def test_damaged_lines_leave_their_neighbours_alone(tmp_path):
 @pytest.mark.parametrize(
   ("record", "reason"),
   [
-    ({"instruction": "a", "output": "b", "history": 7}, "unrecognised columns"),
-    ({"instruction": "a", "output": "b", "history": [["a"]]}, "unrecognised columns"),
-    ({"instruction": "a", "output": "b", "input": [[1]]}, "content is not text"),
+    (
+      {"instruction": "a", "output": "b", "history": 7},
+      "history is not a list of pairs",
+    ),
+    (
+      {"instruction": "a", "output": "b", "history": [["a"]]},
+      "history is not a list of pairs",
+    ),
+    ({"instruction": "a", "output": "b", "input": [[1]]}, "input is a list, not text"),
   ],
 )
 def test_records_that_stopped_a_run(record, reason):
