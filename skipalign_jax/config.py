@@ -394,18 +394,64 @@ SECTIONS = (
   ),
   section(
     "optim",
-    "AdamW; the learning rate rises linearly, then falls linearly to 0.",
+    "How gradients change the weights. Keys that a kind or a schedule does not read "
+    "stay at their defaults.",
+    kind=key(
+      "adamw",
+      "adafactor: the second moment of a matrix in one number per row and column, no "
+      "first moment (1804.04235; steps are not scaled by the weights, so learning "
+      "rates are like AdamW's). lion: signs of the momentum (2302.06675; learning "
+      "rates are 3 to 10 times lower). muon: orthogonalised momentum for the matrices "
+      "of layers and adapters, with updates as large as AdamW's (2502.16982); AdamW "
+      "for embeddings, output matrix, norms and biases.",
+      choices=("adamw", "adafactor", "lion", "muon"),
+    ),
     learning_rate=key(1e-5, "Highest learning rate.", at_least=0),
+    schedule=key(
+      "linear",
+      "After the warm-up: linear and cosine fall to the end of the run, constant does "
+      "not fall, wsd falls linearly in the last decay_fraction of the steps.",
+      choices=("linear", "constant", "cosine", "wsd"),
+    ),
     warmup_fraction=key(
       0.03,
-      "Share of the steps in which the learning rate rises.",
+      "Share of the steps in which the learning rate rises linearly.",
       at_least=0,
       at_most=1,
     ),
-    beta1=key(0.9, "Decay of Adam's first moment.", at_least=0, below=1),
-    beta2=key(0.999, "Decay of Adam's second moment.", at_least=0, below=1),
-    eps=key(1e-8, "Epsilon of Adam.", above=0),
-    weight_decay=key(0.0, "Decoupled weight decay of AdamW.", at_least=0),
+    decay_fraction=key(
+      0.2,
+      "Share of the steps in which the learning rate falls (schedule wsd).",
+      at_least=0,
+      at_most=1,
+    ),
+    final_fraction=key(
+      0.0,
+      "Share of the highest learning rate that linear, cosine and wsd fall to.",
+      at_least=0,
+      at_most=1,
+    ),
+    beta1=key(
+      0.9,
+      "Decay of the first moment (adamw, muon's AdamW); share of the momentum in an "
+      "update (lion).",
+      at_least=0,
+      below=1,
+    ),
+    beta2=key(
+      0.999,
+      "Decay of the second moment (adamw, muon's AdamW) or of the momentum (lion, "
+      "whose paper has 0.99).",
+      at_least=0,
+      below=1,
+    ),
+    momentum=key(0.95, "Decay of muon's momentum.", at_least=0, below=1),
+    eps=key(1e-8, "Epsilon of Adam (adamw, muon's AdamW).", above=0),
+    weight_decay=key(
+      0.0,
+      "Decoupled weight decay: a step subtracts learning rate x weight_decay x weight.",
+      at_least=0,
+    ),
     clip_norm=key(
       1.0, "Largest global norm of the gradient. 0: no clipping.", at_least=0
     ),
@@ -477,8 +523,8 @@ SECTIONS = (
     ),
     fsdp=key(
       -1,
-      "Parameters, gradients and Adam's moments are sharded (as in ZeRO-3); each "
-      "device has its own rows.",
+      "Parameters, gradients and the optimizer's state are sharded (as in ZeRO-3); "
+      "each device has its own rows.",
       at_least=1,
       or_value=-1,
     ),

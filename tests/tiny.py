@@ -9,9 +9,9 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
+from skipalign_jax import config as config_lib
 from skipalign_jax.data import packing
 from skipalign_jax.method import long_short, positions
 from skipalign_jax.model import (
@@ -99,18 +99,10 @@ def batch(rows=8, seed=0, epoch=0, max_samples=3):
 
 def optim(**changes):
   """config.optim; eps is large, so that Adam does not amplify rounding errors."""
-  return ml_collections.ConfigDict(
-    dict(
-      learning_rate=0.02,
-      warmup_fraction=0.2,
-      beta1=0.9,
-      beta2=0.99,
-      eps=1e-3,
-      weight_decay=0.0,
-      clip_norm=1.0,
-    )
-    | changes
-  )
+  given = dict(learning_rate=0.02, warmup_fraction=0.2, beta2=0.99, eps=1e-3)
+  config = config_lib.default().optim
+  config.update(given | changes)
+  return config
 
 
 def recipe(**changes):

@@ -147,7 +147,7 @@ def _plan(job, topology, searching, steps, note, console) -> plan_json.Record:
       if not executed:
         # Kernels of an accelerator cannot be traced without its libraries.
         portable = one.with_recipe(attention=decoder.BLOCKWISE)
-        traced = programs.trace(portable, programs.abstract_mesh(one))
+        traced = programs.trace(portable, sharding.abstract_mesh(one.axes))
         executed = flops.executed(traced.jaxpr)
       parts.append(plan_json.program(one, topology, measured, executed))
     advice = [f"the compiler reports: {p['refused']}" for p in parts if p["refused"]]
@@ -175,11 +175,12 @@ def _too_large(job, topology) -> list[str]:
   """Advice if no setting can help: the state alone needs more memory."""
   kind = topology.hardware
   free = kind.memory - sum(kind.reserve.values())
-  kept = 16 * estimate.trained_params(job) + estimate.base_bytes(job)  # and gradients
-  if job.kind != "train" or kept <= free * topology.devices:
+  if job.kind != "train":
+    return []
+  if (kept := estimate.least_bytes(job)) <= free * topology.devices:
     return []
   return [
-    f"weights, Adam's moments and gradients alone need {-(-kept // free)} such "
+    f"weights, optimizer state and gradients alone need {-(-kept // free)} such "
     "devices; no setting makes them smaller"
   ]
 

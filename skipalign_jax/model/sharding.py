@@ -1,14 +1,14 @@
 """The mesh, and one table that says how each parameter is laid out on it.
 
-Axes: `data` replicates parameters, `fsdp` shards them (and gradients and Adam's
-moments: ZeRO-3), `tensor` splits heads and ffn, `context` splits the places of a
-row and shards parameters as `fsdp` does. Rows of a batch are spread over
+Axes: `data` replicates parameters, `fsdp` shards them (and gradients and the
+optimizer's state: ZeRO-3), `tensor` splits heads and ffn, `context` splits the places
+of a row and shards parameters as `fsdp` does. Rows of a batch are spread over
 data × fsdp.
 """
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -56,6 +56,12 @@ def make_mesh(sizes: dict[str, int], devices: list[Any] | None = None) -> Mesh:
     )
   kinds = (AxisType.Auto,) * len(AXES)
   return jax.make_mesh(shape, AXES, kinds, devices=devices)
+
+
+def abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:
+  """A mesh without devices: enough to trace, not to compile."""
+  kinds = (AxisType.Auto,) * len(AXES)
+  return AbstractMesh(tuple(sizes[axis] for axis in AXES), AXES, axis_types=kinds)
 
 
 def check_sizes(sizes: dict[str, int]) -> None:
@@ -150,6 +156,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def constrain_places(x_BLD: jax.Array) -> jax.Array:
   """Keeps activations spread over rows and places where a mesh is set."""
   return constrain(x_BLD, PartitionSpec(BATCH, ("context", "tensor")))
+
+
+def constrain_layers(x: jax.Array) -> jax.Array:
+  """Spreads stacked layers over all devices, which then have whole matrices.
+
+  Their number need not divide that of the devices.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(AXES))
 
 
 def constrain_replicated(x: jax.Array) -> jax.Array:
@@ -271,6 +287,22 @@ def fit(given: PartitionSpec, shape: tuple[int, ...], mesh: AnyMesh) -> Partitio
       for axes, length in zip(given, shape, strict=False)
     )
   )
+
+
+def part_of(
+  given: PartitionSpec, shape: tuple[int, ...], kept: tuple[int, ...]
+) -> PartitionSpec:
+  """The spec of an array with the shape `kept`: some axes of one of `shape`.
+
+  Of axes with the same length the last ones count as kept. An axis whose length is
+  none of the array's is not split.
+  """
+  axes, left = [], list(zip(shape, given, strict=True))
+  for length in reversed(kept):
+    at = next((i for i in reversed(range(len(left))) if left[i][0] == length), None)
+    axes.append(None if at is None else left[at][1])
+    left = left if at is None else left[:at]
+  return PartitionSpec(*reversed(axes))
 
 
 def constrain(x: jax.Array, given: PartitionSpec) -> jax.Array:

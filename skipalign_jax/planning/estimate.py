@@ -7,10 +7,13 @@ import dataclasses
 import math
 
 import jax.numpy as jnp
+import ml_collections
 
-from skipalign_jax.model import decoder, lora_state
+from skipalign_jax.model import decoder, lora_state, quantized, sharding
 from skipalign_jax.planning import flops, hardware
+from skipalign_jax.training import optimizer
 from skipalign_jax.training import recipe as recipe_lib
+from skipalign_jax.training import state as state_lib
 
 # Share of a chip's peak that large products reach, lower and upper end. An
 # assumption; the estimate cannot be better than it.
@@ -35,7 +38,7 @@ class Job:
 
   kind: str
   recipe: recipe_lib.Recipe
-  optim: tuple[tuple[str, float], ...]
+  optim: tuple[tuple[str, float | str], ...]
   mesh: tuple[tuple[str, int], ...]
   rows: int
   length: int
@@ -111,14 +114,27 @@ def parameter_shards(job: Job) -> int:
   return job.axes["fsdp"] * job.axes["context"] * job.axes["tensor"]
 
 
+def train_state(job: Job) -> tuple[state_lib.TrainState, state_lib.TrainState]:
+  """The abstract state of the training, and its shardings."""
+  update = optimizer.make(ml_collections.ConfigDict(dict(job.optim)), job.steps)
+  mesh = sharding.abstract_mesh(job.axes)
+  return state_lib.shardings(mesh, update, job.recipe.model, job.recipe.adapters)
+
+
+def least_bytes(job: Job) -> int:
+  """Bytes, over all devices, of the state of a training and of its gradients."""
+  state, _ = train_state(job)
+  return quantized.num_bytes(state) + quantized.num_bytes(state.params)
+
+
 def state_bytes(job: Job) -> int:
   """Bytes per device that stay allocated between runs of the program.
 
-  Training: fp32 of what is trained and both moments of Adam, and the base under
-  adapters. Generation: parameters and the KV cache in the compute dtype.
+  Training: the state, as it is sharded. Generation: parameters and the KV cache in the
+  compute dtype.
   """
   if job.kind == "train":
-    return round((12 * trained_params(job) + base_bytes(job)) / parameter_shards(job))
+    return state_lib.device_bytes(*train_state(job))
   weights = _width(job) * job.recipe.model.num_params() / parameter_shards(job)
   return round(weights) + cache_bytes(job)
 
@@ -164,11 +180,12 @@ def activation_bytes(job: Job) -> int:
 def min_memory_traffic(job: Job) -> int:
   """Bytes that a device must move to or from its memory in one run, at least.
 
-  Training: state read and written (24 bytes per trained parameter it holds), gradients
-  written and read (8); in each microbatch the weights of its layers in compute
-  dtype (a base under adapters as it is stored) once forward, once backward and, with
-  remat, once more; the inputs of all layers written and read. Decoding: weights and
-  cache read once. Attention, norms and the loss move more: this is a lower bound.
+  Training: weights and optimizer state read and written, gradients written and read
+  (8 bytes per trained parameter that it holds); in each microbatch the weights of its
+  layers in compute dtype (a base under adapters as it is stored) once forward, once
+  backward and, with remat, once more; the inputs of all layers written and read.
+  Decoding: weights and cache read once. Attention, norms and the loss move more: this
+  is a lower bound.
   """
   shape, width = job.recipe.model, _width(job)
   matrices = base_bytes(job) or width * flops.matrix_params(shape)
@@ -180,7 +197,9 @@ def min_memory_traffic(job: Job) -> int:
   if job.kind == "prefill":
     return round(weights + 2 * inputs + cache_bytes(job))
   passes = 2 + (job.recipe.remat != "none")
-  once = 32 * trained_params(job) / parameter_shards(job)
+  shards = parameter_shards(job)
+  changed = state_bytes(job) - base_bytes(job) / shards
+  once = 2 * changed + 8 * trained_params(job) / shards
   return round(once + job.recipe.grad_accum * (passes * weights + 2 * inputs))
 
 

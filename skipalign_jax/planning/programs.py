@@ -6,20 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from skipalign_jax.data import packing
 from skipalign_jax.model import backends, decoder, inference, sharding
 from skipalign_jax.planning import estimate
 from skipalign_jax.training import optimizer, step
 from skipalign_jax.training import state as state_lib
-
-
-def abstract_mesh(job: estimate.Job) -> AbstractMesh:
-  """The job's mesh without devices: enough to trace, not to compile."""
-  kinds = (AxisType.Auto,) * len(sharding.AXES)
-  sizes = tuple(job.axes[axis] for axis in sharding.AXES)
-  return AbstractMesh(sizes, sharding.AXES, axis_types=kinds)
 
 
 def trace(job: estimate.Job, mesh: Mesh | AbstractMesh) -> Any:

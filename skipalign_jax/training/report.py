@@ -3,20 +3,19 @@
 import jax
 
 from skipalign_jax.method import distillation, long_short, positions
-from skipalign_jax.model import decoder, lora, lora_state
+from skipalign_jax.model import lora, quantized
 from skipalign_jax.runtime import terminal
 from skipalign_jax.training import setup as setup_lib
+from skipalign_jax.training import state as state_lib
 
 
 def describe(setup: setup_lib.Setup, start: int) -> str:
   """What is about to be trained after step `start`, in lines of `name  value`."""
   config, recipe, data, mesh = setup.config, setup.recipe, setup.data, setup.mesh
   shape = recipe.model
-  trained, base_bytes, scope = shape.num_params(), 0, []
+  state, _ = state_lib.shardings(mesh, setup.optimizer, shape, recipe.adapters)
+  trained, scope = sum(x.size for x in jax.tree.leaves(state.params)), []
   if recipe.adapters:
-    trained, base_bytes = lora_state.sizes(
-      recipe.adapters, decoder.definition(shape)[1]
-    )
     kinds = lora.describe(recipe.adapters)
     scope = [f"adapters   {trained / 1e6:,.1f}M parameters: {kinds}"]
   strategy = describe_positions(recipe.positions)
@@ -32,7 +31,7 @@ def describe(setup: setup_lib.Setup, start: int) -> str:
   scaled = f"{shape.rope.kind}, theta {shape.rope.theta:g}"
   if shape.rope.factor != 1:
     scaled += f", {shape.rope.factor:.3g}x to {shape.window:,} positions"
-  state, kind = 12 * trained + base_bytes, jax.devices()[0].device_kind
+  kind = jax.devices()[0].device_kind
   hosts = f" of {n} processes" if (n := jax.process_count()) > 1 else ""
   axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
   return "\n".join(
@@ -49,7 +48,8 @@ def describe(setup: setup_lib.Setup, start: int) -> str:
       f"{', packed' if config.data.packing else ''}"
       f"{'' if config.data.packing_mask else ' without a mask'}, "
       f"{config.grad_accum} microbatch(es), {data.steps} steps",
-      f"memory     {terminal.size(state)} weights and Adam state, "
+      f"memory     {terminal.size(quantized.num_bytes(state))} weights and optimizer "
+      f"state ({config.optim.kind}), "
       f"{terminal.size(4 * trained)} gradients, over {mesh.devices.size} {kind} "
       f"device(s){hosts} ({axes})",
       f"workdir    {setup.folder}"

@@ -9,8 +9,16 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 
-from skipalign_jax.model import decoder, lora, lora_state, model_config, sharding
+from skipalign_jax.model import (
+  decoder,
+  lora,
+  lora_state,
+  model_config,
+  quantized,
+  sharding,
+)
 from skipalign_jax.training import recipe as recipe_lib
 
 Batch = dict[str, jax.Array]
@@ -47,14 +55,14 @@ def merged_params(
 
 
 def shardings(
-  mesh: jax.sharding.Mesh,
+  mesh: sharding.AnyMesh,
   optimizer: optax.GradientTransformation,
   config: model_config.ModelConfig,
   adapters: lora.Config | None = None,
 ) -> tuple[TrainState, TrainState]:
   """The abstract state, and the sharding of each of its arrays.
 
-  Adam's moments are sharded as the parameters they belong to (ZeRO).
+  The optimizer's arrays are sharded as the parameters they belong to (ZeRO).
   """
   _, shapes = decoder.definition(config)
   params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), shapes)
@@ -64,17 +72,47 @@ def shardings(
     base = lora_state.abstract_base(adapters, params)
     params = lora_state.abstract_adapters(adapters, params)
   opt = jax.eval_shape(optimizer.init, params)
-  opt_at = optax.tree_map_params(
-    optimizer,
-    lambda _, sharding: sharding,
-    opt,
-    params_at,
-    transform_non_params=lambda _: sharding.replicated(mesh),
-  )
+  opt_at = _opt_shardings(mesh, opt, params, params_at)
   step = jax.ShapeDtypeStruct((), jnp.int32)
   return (
     TrainState(step, params, opt, base),
     TrainState(sharding.replicated(mesh), params_at, opt_at, base_at),
+  )
+
+
+def _opt_shardings(mesh, opt, params, params_at):
+  """Of an optimizer's state: each array is split as the parameter whose path it has.
+
+  It may have only some axes of it, such as the sums over rows. What belongs to no
+  parameter is replicated.
+  """
+  with_path = jax.tree_util.tree_leaves_with_path
+  specs = [at.spec for at in jax.tree.leaves(params_at)]
+  owners = {
+    sharding.path_of(path): (x.shape, spec)
+    for (path, x), spec in zip(with_path(params), specs, strict=True)
+  }
+
+  def of(key_path, x):
+    names = [key.key for key in key_path if isinstance(key, jax.tree_util.DictKey)]
+    ends = ("/".join(names[i:]) for i in range(len(names)))
+    owner = next((owners[end] for end in ends if end in owners), None)
+    if owner is None:
+      return sharding.replicated(mesh)
+    spec = sharding.part_of(owner[1], owner[0], x.shape)
+    return NamedSharding(mesh, sharding.fit(spec, x.shape, mesh))
+
+  return jax.tree_util.tree_map_with_path(of, opt)
+
+
+def device_bytes(state: TrainState, at: TrainState) -> int:
+  """Bytes of an abstract state that one device has, given the shardings."""
+  return quantized.num_bytes(
+    jax.tree.map(
+      lambda x, where: jax.ShapeDtypeStruct(where.shard_shape(x.shape), x.dtype),
+      state,
+      at,
+    )
   )
 
 

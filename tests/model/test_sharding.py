@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -14,6 +15,8 @@ from jax.sharding import AbstractMesh
 from skipalign_jax.data import packing
 from skipalign_jax.model import decoder, known_models, lora, sharding
 from skipalign_jax.runtime import errors
+from skipalign_jax.training import optimizer
+from skipalign_jax.training import state as state_lib
 
 FAMILY = [
   tiny.config(),
@@ -183,6 +186,9 @@ def train_on(names):
       norms=[float(m["grad_norm"]) for m in metrics],
       largest_position=int(metrics[0]["largest_position"]),
       sums=[float(np.abs(x).sum()) for x in jax.tree.leaves(run.state.params)],
+      updates={kind: updates_on(mesh, kind) for kind in ("adafactor", "muon")}
+      if name in ("one", "all")
+      else {},
       base=[  # parts of the base that are kept whole by each device, and the others
         sum(x.is_fully_replicated == whole for x in jax.tree.leaves(run.state.base))
         for whole in (True, False)
@@ -192,6 +198,24 @@ def train_on(names):
       },
     )
   return report
+
+
+def updates_on(mesh, kind):
+  """Sums over the third update of an optimizer, and over its state then.
+
+  The matrices have sides that adafactor sums over.
+  """
+  shape = tiny.config(vocab_size=130, embed_dim=128, ffn_dim=160)
+  update = optimizer.make(tiny.optim(kind=kind, clip_norm=0.0), STEPS)
+  _, at = state_lib.shardings(mesh, update, shape)
+  put = lambda seed: jax.device_put(tiny.params(shape, seed), at.params)
+  with jax.set_mesh(mesh):
+    state = jax.jit(update.init, out_shardings=at.opt)(put(0))
+    step = jax.jit(update.update, out_shardings=(at.params, at.opt))
+    for seed in (1, 2, 3):
+      changes, state = step(put(seed), state, put(0))
+  sums = jax.tree.map(lambda x: float(jnp.abs(x).sum()), (changes, state))
+  return jax.tree.leaves(sums)
 
 
 def trained_elsewhere(names):
@@ -220,6 +244,15 @@ def trained_on_all(trained):
 @pytest.mark.multidevice
 def test_sixteen_devices_equal_one(trained):
   check_equal(trained["all"], trained["one"])
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize("kind", ["adafactor", "muon"])
+def test_updates_of_split_matrices_equal_those_of_whole_ones(trained, kind):
+  """Two layers on sixteen devices: most of them orthogonalise none."""
+  got, one = (trained[name]["updates"][kind] for name in ("all", "one"))
+  assert min(one[: len(jax.tree.leaves(tiny.params(tiny.config())))]) > 0
+  np.testing.assert_allclose(got, one, rtol=1e-5)
 
 
 @pytest.mark.slow

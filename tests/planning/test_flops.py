@@ -21,14 +21,15 @@ from skipalign_jax.model import decoder, known_models, sharding
 from skipalign_jax.planning import estimate, flops, hardware, programs
 
 B, L = 8, 16
-PLAN_OPTIM = tuple(tiny.optim().items())
 
 
-def job(kind="train", mesh=(1, 1, 1, 1), rows=B, length=L, shape=None, **recipe):
+def job(
+  kind="train", mesh=(1, 1, 1, 1), rows=B, length=L, shape=None, optim="adamw", **recipe
+):
   return estimate.Job(
     kind=kind,
     recipe=tiny.recipe(**dict(model=shape or tiny.config(), loss_chunk=8) | recipe),
-    optim=PLAN_OPTIM,
+    optim=tuple(tiny.optim(kind=optim).items()),
     mesh=tuple(zip(sharding.AXES, mesh, strict=True)),
     rows=rows,
     length=length,
@@ -37,7 +38,7 @@ def job(kind="train", mesh=(1, 1, 1, 1), rows=B, length=L, shape=None, **recipe)
 
 
 def executed(job):
-  return flops.executed(programs.trace(job, programs.abstract_mesh(job)).jaxpr)
+  return flops.executed(programs.trace(job, sharding.abstract_mesh(job.axes)).jaxpr)
 
 
 # The tiny model by hand: D 24, F 32, N 4, K 2, H 8, V 40, two layers. L is below
@@ -70,6 +71,14 @@ def test_norms_of_heads_are_executed_but_not_needed():
 @pytest.mark.parametrize("remat", AGAIN)
 def test_executed_flops_of_the_step_match_a_count_by_hand(remat):
   assert executed(job(remat=remat)) == BOTH + AGAIN[remat]
+
+
+def test_muon_multiplies_each_matrix_of_each_layer():
+  """Five times: X X', its square, and their product with X."""
+  sides = [(24, 32), (16, 24), (16, 24), (24, 32), (24, 32), (24, 32), (24, 32)]
+  once = sum(2 * (2 * s * s * i + s**3) for s, i in sides)
+  got = executed(job(remat="none", optim="muon"))
+  assert got - BOTH == pytest.approx(2 * 5 * once, rel=0.01)  # and norms
 
 
 def test_microbatches_and_meshes_do_not_change_the_count():
@@ -125,7 +134,7 @@ def test_loops_branches_and_shards():
   assert flops.executed(jax.make_jaxpr(branch)(x)) == 2 * once
   saved = jax.grad(jax.checkpoint(lambda x: jnp.sum(jnp.sin(dot(x)))))
   assert flops.executed(jax.make_jaxpr(saved)(x)) == 4 * once  # twice, two gradients
-  mesh = programs.abstract_mesh(job(mesh=(1, 4, 2, 1)))
+  mesh = sharding.abstract_mesh(job(mesh=(1, 4, 2, 1)).axes)
   split = jax.shard_map(
     lambda x: x @ x.T,
     mesh=mesh,
@@ -199,9 +208,16 @@ def test_cudnn_attention_counts_the_pairs_of_its_mask(mask):
 
 def test_analytic_bytes_of_the_state():
   shape = tiny.config()
-  one = estimate.state_bytes(job())
-  assert one == 12 * shape.num_params()
-  assert estimate.state_bytes(job(mesh=(2, 2, 2, 1))) == one // 4
+  counts = 3 * 4  # of steps: the state's, Adam's and the schedule's
+  assert estimate.state_bytes(job()) == 12 * shape.num_params() + counts
+  norms = 5 * 24  # are not split over tensor
+  split = 12 * ((shape.num_params() - norms) // 4 + norms // 2) + counts
+  assert estimate.state_bytes(job(mesh=(2, 2, 2, 1))) == split
+  flat = 2 * 40 * 24 + norms  # muon leaves these to Adam
+  assert estimate.state_bytes(job(optim="lion")) == 8 * shape.num_params() + counts
+  muon = 8 * shape.num_params() + 4 * flat + 16  # and a schedule of its own
+  assert estimate.state_bytes(job(optim="muon")) == muon
+  assert estimate.least_bytes(job(optim="muon")) == muon + 4 * shape.num_params()
   cache = decoder.empty_cache(shape, B, L, jnp.float32)
   generate = job("decode")
   assert estimate.cache_bytes(generate) == cache.k.nbytes + cache.v.nbytes
