@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import os
 import pathlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from skipalign_jax.hf import gguf_header, gguf_keys, gguf_rope, names
 from skipalign_jax.model import families, model_config
 from skipalign_jax.runtime import errors, escape
-
-if TYPE_CHECKING:
-  import gguf
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")  # as the families of these names
 _ENDS = ("eos", "eot", "eom")  # tokenizer.ggml.*_token_id at which llama.cpp stops
@@ -43,9 +40,8 @@ class GGUFFile:
       UserError: not a GGUF file, truncated, or not of `ARCHITECTURES`.
     """
     self.where = str(path)
-    reader = _open(pathlib.Path(path))
-    self.metadata = _metadata(reader, self.where)
-    self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+    header = _read(pathlib.Path(path))
+    self.metadata, self._tensors = header.metadata, header.tensors
     try:
       self.hf_config = hf_config(self.metadata, set(self._tensors), self.where)
       if "rope_freqs.weight" in self._tensors:
@@ -61,7 +57,7 @@ class GGUFFile:
     self._gguf_name = names.gguf_names(self.config)
     known = {gguf_name: hf for hf, gguf_name in self._gguf_name.items()}
     self.shapes = {
-      known.get(name, name): tuple(int(size) for size in reversed(tensor.shape))
+      known.get(name, name): tensor.shape
       for name, tensor in self._tensors.items()
       if name != "rope_freqs.weight"
     }
@@ -89,11 +85,11 @@ class GGUFFile:
     tensor = self._tensors[gguf_name]
     try:
       if len(tensor.shape) == 1:
-        return gguf.quants.dequantize(tensor.data, tensor.tensor_type)[rows]
-      return gguf.quants.dequantize(tensor.data[rows], tensor.tensor_type)
+        return gguf.quants.dequantize(tensor.data, tensor.kind)[rows]
+      return gguf.quants.dequantize(tensor.data[rows], tensor.kind)
     except NotImplementedError as error:
       raise errors.UserError(
-        f"{self.where}: {gguf_name} is stored as {tensor.tensor_type.name}, which "
+        f"{self.where}: {gguf_name} is stored as {tensor.kind.name}, which "
         "cannot be read; convert the model to F16, Q8_0 or a K-quant"
       ) from error
 
@@ -103,21 +99,17 @@ def _hf_row_order(rows: int, heads: int) -> np.ndarray:
   return np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).ravel()
 
 
-def _open(path: pathlib.Path) -> gguf.GGUFReader:
-  import gguf
-
+def _read(path: pathlib.Path) -> gguf_header.Header:
   try:
     with path.open("rb") as file:
       if file.read(4) != b"GGUF":
         raise errors.UserError(f"{path}: not a GGUF file (its first bytes differ)")
+    return gguf_header.read(path)
   except OSError as error:
-    raise errors.UserError(f"{path}: {error.strerror}") from error
-  try:
-    gguf_header.check(path)
-    return gguf.GGUFReader(path)
-  # The reader checks little: a cut or damaged file ends in whatever numpy or
-  # the enums raise, so every kind of failure means the same to the user.
-  except (OSError, ValueError, LookupError, ArithmeticError, MemoryError) as error:
+    raise errors.UserError(f"{path}: {error.strerror or error}") from error
+  except errors.UserError:
+    raise
+  except (ValueError, LookupError) as error:
     raise errors.UserError(
       f"{path}: truncated or damaged GGUF file ({escape.line(error)}); download it "
       "again"
@@ -126,16 +118,7 @@ def _open(path: pathlib.Path) -> gguf.GGUFReader:
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
   """Key -> value of the header of a .gguf file; UserError when it is damaged."""
-  return _metadata(_open(pathlib.Path(path)), str(path))
-
-
-def _metadata(reader: gguf.GGUFReader, where: str) -> dict[str, Any]:
-  try:
-    return {name: field.contents() for name, field in reader.fields.items()}
-  except (ValueError, LookupError) as error:
-    raise errors.UserError(
-      f"{where}: damaged metadata ({escape.line(error)}); download the file again"
-    ) from error
+  return _read(pathlib.Path(path)).metadata
 
 
 class _Keys:

@@ -25,10 +25,11 @@ from skipalign_jax.hf import (
   native,
   safetensors_files,
   stops,
+  tokenizer_files,
   weights,
 )
 from skipalign_jax.model import model_config
-from skipalign_jax.runtime import errors, escape, files, untrusted
+from skipalign_jax.runtime import errors, escape, files
 
 if TYPE_CHECKING:
   import transformers
@@ -336,6 +337,7 @@ def load_tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
   except BaseException as error:
     problem = escape.line(error)[:200]
     raise errors.UserError(f"{reference}: unreadable tokenizer ({problem})") from error
+  tokenizer_files.check_template(len(str(tokenizer.chat_template or "")), reference)
   chat_template.try_out(tokenizer, reference)
   return tokenizer
 
@@ -364,9 +366,7 @@ def _tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
       f"{folder}: has no tokenizer.json; name a HF folder or .gguf file that has a "
       "tokenizer"
     )
-  for file in (*folder.glob("*.json"), *folder.glob("*.jinja")):
-    if file.stat().st_size > untrusted.MAX_JSON_BYTES:
-      raise errors.UserError(f"{file}: more than {untrusted.MAX_JSON_BYTES >> 20} MiB")
+  tokenizer_files.check(folder)
   # Not AutoTokenizer: for some class names, LlamaTokenizer among them,
   # transformers 5 rebuilds the pipeline from the vocabulary and then splits
   # leading spaces in another way than tokenizer.json does.

@@ -3,8 +3,8 @@
 The safetensors library checks the header of a file each time that it opens it: at most
 100 MB and not more than the file, whole sizes that fit the types, and byte ranges that
 cover the file without gaps and overlaps. So headers alone decide whether a folder is
-complete. What the library does not check is checked here: the number of tensors, names
-of shards, tensors in two files, and types that are not floats.
+complete. What the library does not check is checked here: the numbers of values and
+of tensors, names of shards, tensors in two files, and types that are not floats.
 Format: https://github.com/huggingface/safetensors#format
 """
 
@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from skipalign_jax.runtime import errors, escape, files, untrusted
+from skipalign_jax.runtime import errors, escape, files, json_limits, untrusted
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DEFAULT_SHARD_BYTES = 5 * 10**9  # what transformers uses
@@ -31,6 +31,7 @@ DTYPES = {
   "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 MAX_TENSORS = 100_000  # of a file; headers are parsed again for each reading
+_MAX_HEADER_VALUES = 20 * MAX_TENSORS  # types, sizes and byte ranges of these
 _MAX_NAME_LENGTH = 200  # characters of a shard's name
 _MAX_PROBLEM_LENGTH = 200  # characters of a message about a damaged file
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -115,13 +116,30 @@ def _opened(file: pathlib.Path) -> Iterator[Any]:
     with safetensors.safe_open(file, framework="np") as opened:
       yield opened
   except (safetensors.SafetensorError, OSError) as error:
-    raise errors.UserError(
-      f"{file}: not a safetensors file, or truncated or damaged "
-      f"({escape.line(error)[:_MAX_PROBLEM_LENGTH]}); download it again"
-    ) from error
+    raise _damaged(file, error) from error
+
+
+def _damaged(file: pathlib.Path, error: Exception) -> errors.UserError:
+  return errors.UserError(
+    f"{file}: not a safetensors file, or truncated or damaged "
+    f"({escape.line(error)[:_MAX_PROBLEM_LENGTH]}); download it again"
+  )
+
+
+def _check_header(file: pathlib.Path) -> None:
+  """Raises UserError if the header has more values than `MAX_TENSORS` need."""
+  with file.open("rb") as stream:
+    length = int.from_bytes(stream.read(8), "little")
+    if length > untrusted.MAX_JSON_BYTES:
+      return  # `_opened` refuses it
+    try:
+      json_limits.check(stream.read(length), _MAX_HEADER_VALUES)
+    except ValueError as error:
+      raise _damaged(file, error) from error
 
 
 def _entries(file: pathlib.Path) -> Iterator[tuple[str, _Entry]]:
+  _check_header(file)
   with _opened(file) as opened:
     names = opened.keys()
     if len(names) > MAX_TENSORS:

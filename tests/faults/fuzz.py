@@ -32,8 +32,7 @@ from rich import console as rich_console  # noqa: E402
 from skipalign_jax import config as config_lib  # noqa: E402
 from skipalign_jax.data import prepare, recall, sources  # noqa: E402
 from skipalign_jax.data import tokenizer as tokenizer_lib  # noqa: E402
-from skipalign_jax.hf import gguf as gguf_lib  # noqa: E402
-from skipalign_jax.hf import reference  # noqa: E402
+from skipalign_jax.hf import gguf_header, reference  # noqa: E402
 from skipalign_jax.model import rope  # noqa: E402
 from skipalign_jax.runtime import errors  # noqa: E402
 
@@ -217,7 +216,8 @@ def gguf(folder: pathlib.Path):
 def gguf_metadata(folder: pathlib.Path):
   """Values of the metadata replaced, of both kinds of tokenizer."""
   path = hf_tiny.gguf_file(folder / "m.gguf")
-  plain = gguf_lib.read_metadata(path)
+  header = gguf_header.read(path)
+  plain = header.metadata
   tokens = ["<unk>", "<s>", "</s>", "▁", "a", "b", "ab", "▁ab"]
   sentencepiece = plain | {
     "tokenizer.ggml.model": "llama",
@@ -236,7 +236,8 @@ def gguf_metadata(folder: pathlib.Path):
       return 0
     if not isinstance(metadata, dict):
       return 0
-    with mock.patch.object(gguf_lib, "_metadata", lambda *_: metadata):
+    found = gguf_header.Header(metadata, header.tensors)
+    with mock.patch.object(gguf_header, "read", lambda _: found):
       if rng.random() < 0.7:
         reference.load_tokenizer(str(path))
       else:
