@@ -18,11 +18,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from skipalign_jax.hf import template_child
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, interpreter
 
 _PATIENCE = 6  # times the limit: time that may pass where other processes compute
 _START_SECONDS = 600  # on a slow network disk
-_KEPT = ("LD_LIBRARY_PATH", "PYTHONHOME")  # variables that Python may need to start
 
 
 class TooSlowError(Exception):
@@ -115,7 +114,6 @@ def _start() -> subprocess.Popen[bytes]:
   # Not by a parent's end but by that of its thread the kernel ends a child.
   is_main = threading.current_thread() is threading.main_thread()
   path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-  kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
   try:
     child = subprocess.Popen(
       # Without site, whose work is done: the child takes the parent's path.
@@ -132,7 +130,7 @@ def _start() -> subprocess.Popen[bytes]:
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       cwd="/",
-      env={**kept, "PYTHONPATH": path, "PYTHONHASHSEED": "0"},
+      env=interpreter.environment() | {"PYTHONPATH": path, "PYTHONHASHSEED": "0"},
       start_new_session=True,  # Ctrl-C is for the parent
     )
   except OSError as error:

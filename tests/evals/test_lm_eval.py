@@ -563,6 +563,7 @@ def test_programs_are_run_if_allowed(benchmarks):
     ("x = 2", "failed"),
     ("x = = 1", "failed"),
     ("import os; os._exit(0)", "failed"),  # exits before its test
+    ("import os; os._exit(87)", "failed"),
     ("raise SystemExit(0)", "failed"),
     ("x = 1\nif __name__ == '__main__': x = 2", "passed"),
     ("x = bytearray(1 << 40)", "failed"),

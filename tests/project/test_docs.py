@@ -255,10 +255,9 @@ FOREIGN = {
   "attention.scale", "attention.value_length", "rope.scaling.yarn_attn_factor",
   "rope.scaling.yarn_ext_factor", *gguf_keys.VALUES,
 }  # fmt: skip
-PACKAGES = {"jax", "torch", "orbax", "lm_eval", "transformers", "TemplateLM"} | {
-  "arrow_writer",
-  "Dataset",
-}
+PACKAGES = set(
+  "jax torch transformers orbax lm_eval TemplateLM arrow_writer Dataset".split()
+)
 FILE_NAME = r"[\w./*]+\.(?:py|sh|sbatch|yaml|ipynb)\b"
 DATA_NAME = r".*\.(?:jsonl?|txt|npz|png|parquet|lock|md)(?:\.gz)?"
 

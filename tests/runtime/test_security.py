@@ -25,8 +25,8 @@ SECRETS = {
   name: f"secret-of-{name.lower()}"
   for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "AWS_SECRET_KEY")
 }
-# Calls that run the content of a file. code_eval runs programs, with --unsafe_code, in
-# other processes; its `exec` is in a text.
+# Calls that run the content of a file. `program_child` is for that: it runs programs of
+# a model, with --unsafe_code, in processes of their own.
 RUNNING = {"eval", "exec", "compile", "__import__"}
 PICKLING = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "torch"}
 
@@ -56,7 +56,7 @@ def test_nothing_unpickles_or_runs_text():
   for path, names, node in calls_and_imports():
     checked += 1
     if isinstance(node, ast.Call):
-      assert names[0] not in RUNNING, path
+      assert names[0] not in RUNNING or path.name == "program_child.py", path
       assert names[0] not in ("np.load", "numpy.load", "yaml.unsafe_load"), path
       keywords = {keyword.arg for keyword in node.keywords}
       assert not keywords & {"allow_pickle", "trust_remote_code", "shell"}, path

@@ -1,31 +1,44 @@
 """Runs programs with their tests; replaces the metric `code_eval` of `evaluate`.
 
 That metric must be downloaded, and it forks, which can deadlock in a process with JAX's
-threads. Here each program has its own Python process, an empty folder, limits of time
-and memory, and no environment variables. This is not a sandbox: a program can read
-files and use the network. Run unknown models in a container.
+threads. Here each program runs in `program_child`, in an empty folder, with limits of
+time, memory, files and processes, and no environment variables. Whatever it does costs
+it its own score, and nothing else. docs/security.md lists what it can still reach.
 """
 
 import collections
 import contextlib
+import json
 import math
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent import futures
 from typing import Any
 
-MEMORY = 4 << 30  # bytes a program may map
-REACHED_END = 87  # exit status; a program that exits by itself has another one
-CHILD = f"""
-import os, resource, sys
-resource.setrlimit(resource.RLIMIT_AS, ({MEMORY}, {MEMORY}))
-exec(sys.stdin.buffer.read(), {{}})
-os._exit({REACHED_END})
-"""
+from skipalign_jax.evals.lm_eval import folders, program_child
+from skipalign_jax.runtime import errors, interpreter
+
+OUTCOMES = ("passed", "failed", "timed out")
+LIMITS = {
+  "memory": 4 << 30,  # bytes, that a process may map and that all may fill
+  "files": 64 << 20,  # bytes of a file; in namespaces of all files
+  "processes": 64,
+  "threads": 512,  # and processes; root has no limit
+}
+_GRACE = 30.0  # seconds more than the limit, in which all must have ended
+_TRIES = 3  # where the system refuses a process, perhaps because of another program
+_NAMES = {
+  "processes": "PID namespaces of their own",
+  "network": "no network",
+  "files": "read-only files but for an empty folder",
+}
+_noted: set[str] = set()
 
 
 class CodeEval:
@@ -84,24 +97,88 @@ def pass_at(k: int, n: int, correct: int) -> float:
 
 
 def outcome(program: str, timeout: float) -> str:
-  """The outcome of a program: "passed", "failed" or "timed out"."""
-  with (
-    tempfile.TemporaryDirectory() as folder,
-    subprocess.Popen(
-      [sys.executable, "-I", "-c", CHILD],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.DEVNULL,
-      stderr=subprocess.DEVNULL,
-      cwd=folder,
-      env={},
-      start_new_session=True,
-    ) as child,
-  ):
+  """The outcome of a program: "passed", "failed" or "timed out".
+
+  A program has passed when it comes to its end. It is believed only with a number in a
+  pipe that is written there, which a program does not know that only exits.
+
+  Raises:
+    UserError: no program can be run here.
+  """
+  for tries in range(_TRIES):
     try:
-      child.communicate(program.encode(errors="replace"), timeout)
+      found = _attempt(program, timeout)
+    except OSError as error:
+      if tries == _TRIES - 1:
+        raise errors.UserError(
+          f"programs of --unsafe_code cannot be run: {error}; free disk, memory or "
+          "processes, and run the same command again to resume"
+        ) from error
+      found = None
+    if found:
+      _note(found["contained"])
+      return found["outcome"]
+    time.sleep(tries)
+  return "failed"  # it ends the process that watches it, each time
+
+
+def _attempt(program: str, timeout: float) -> dict[str, Any] | None:
+  """The result of `program_child.run`; None if there is none."""
+  folder = tempfile.mkdtemp(prefix="program_")
+  request = {
+    **{"program": program, "folder": folder, "seconds": timeout, **LIMITS},
+    "proof": secrets.token_hex(16),
+  }
+  try:
+    return _ask(request, timeout + _GRACE)
+  finally:
+    if not folders.remove(folder):
+      _noted.add(f"{folder}, a program's folder, could not be removed")
+
+
+def _ask(request: dict[str, Any], seconds: float) -> dict[str, Any] | None:
+  with subprocess.Popen(
+    [sys.executable, "-I", program_child.__file__, str(os.getpid())],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+    env=interpreter.environment(),
+    start_new_session=True,
+  ) as child:
+    try:
+      reply, _ = child.communicate(json.dumps(request).encode(), seconds)
+      return _checked(reply)
     except subprocess.TimeoutExpired:
-      return "timed out"
+      return {"outcome": "timed out", "contained": []}
     finally:
       with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)  # and all that it started
-  return "passed" if child.returncode == REACHED_END else "failed"
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def _checked(reply: bytes) -> dict[str, Any] | None:
+  """The result in a reply; None if it is not one, as when its writer was ended."""
+  try:
+    found = json.loads(reply)
+    known = found["outcome"] in OUTCOMES and set(found["contained"]) <= set(_NAMES)
+  except (ValueError, TypeError, LookupError):
+    return None
+  return found if known else None
+
+
+def _note(contained: Sequence[str]) -> None:
+  """Keeps what programs could not reach, for `notes`."""
+  held = ", ".join(_NAMES[name] for name in contained)
+  if held:
+    _noted.add(f"programs of the model ran with {held}")
+  else:
+    _noted.add(
+      "programs of the model ran as this user, without namespaces, which this system "
+      "does not allow; run unknown models in a container"
+    )
+
+
+def notes() -> list[str]:
+  """How programs were run since the last call, for the results."""
+  found = sorted(_noted)
+  _noted.clear()
+  return found

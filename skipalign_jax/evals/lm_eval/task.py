@@ -21,7 +21,7 @@ import numpy as np
 
 from skipalign_jax.evals import intervals
 from skipalign_jax.evals import subject as subject_lib
-from skipalign_jax.evals.lm_eval import patches, queries
+from skipalign_jax.evals.lm_eval import code_eval, patches, queries
 from skipalign_jax.runtime import errors
 
 if TYPE_CHECKING:  # imports jax
@@ -92,6 +92,7 @@ def run(
       fewshot_as_multiturn=options.chat,
       confirm_run_unsafe_code=options.unsafe_code,
     )
+  evaluation.notes.extend(code_eval.notes())
   if lm.truncated:
     evaluation.notes.append(
       f"{lm.truncated} of {lm.planned} requests are longer than the model's window of "
