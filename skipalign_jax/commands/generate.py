@@ -3,14 +3,14 @@
 import argparse
 from collections.abc import Iterable, Sequence
 
-import jinja2
 import transformers
 
-from skipalign_jax.data import template_values
+from skipalign_jax.data import dialogues, template_values
+from skipalign_jax.data import prompts as prompts_lib
 from skipalign_jax.data import tokenizer as tokenizer_lib
-from skipalign_jax.hf import chat_template, reference
+from skipalign_jax.hf import reference
 from skipalign_jax.model import inference
-from skipalign_jax.runtime import compile_cache, errors, escape, terminal
+from skipalign_jax.runtime import compile_cache, errors, terminal
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,21 +82,20 @@ def print_replies(
 def encode(
   tokenizer: transformers.PreTrainedTokenizerBase, prompt: str, raw: bool, system: str
 ) -> list[int]:
-  """Token ids of a prompt, as a user turn of the chat template unless `raw`."""
+  """Token ids of a prompt, as a user turn of the chat template unless `raw`.
+
+  In a turn names of special tokens are text; in a raw prompt they are the tokens.
+  """
   if raw:
     return tokenizer.encode(prompt)
   if not tokenizer.chat_template:
     raise errors.UserError("this tokenizer has no chat template; use --raw")
-  messages = [{"role": "user", "content": prompt}]
-  if system:
-    messages.insert(0, {"role": "system", "content": system})
+  messages = [("system", system)] if system else []
+  asked = dialogues.plain([*messages, ("user", prompt)])
   try:
-    text = chat_template.render(tokenizer, messages, add_generation_prompt=True)
-  except jinja2.TemplateError as error:
-    raise errors.UserError(
-      f"the chat template refuses the prompt ({escape.line(error)}); use --raw"
-    ) from error
-  return tokenizer.encode(text, add_special_tokens=False)
+    return prompts_lib.of_dialogue(tokenizer, asked)
+  except dialogues.BadSample as bad:
+    raise errors.UserError(f"the prompt is {bad.reason}; use --raw") from bad
 
 
 class TextStream:

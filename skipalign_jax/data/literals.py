@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 
 from skipalign_jax.data import dialogues
 
-_STAND_IN = "\ue002"  # private use
+STAND_IN = "\ue002"  # private use
 _PRIVATE = re.compile("[\ue000-\ue003]")  # characters with a meaning here
 
 
@@ -44,11 +44,11 @@ def hide(
     is_markup = any(name in markup for name in found) or (
       message.role == "assistant" and any(name in template for name in found)
     )
-    if is_markup or (found and _STAND_IN in message.content):
+    if is_markup or (found and STAND_IN in message.content):
       raise dialogues.BadSample("control token in content")
     names += found
-    hidden.append(message._replace(content=control.sub(_STAND_IN, message.content)))
-  if names and sum(one.content.count(_STAND_IN) for one in hidden) != len(names):
+    hidden.append(message._replace(content=control.sub(STAND_IN, message.content)))
+  if names and sum(one.content.count(STAND_IN) for one in hidden) != len(names):
     raise dialogues.BadSample("control token in content")
   return dataclasses.replace(dialogue, messages=tuple(hidden)), names
 
@@ -71,7 +71,7 @@ def places(text: str, names: Sequence[str]) -> dict[int, str]:
   """
   if not names:
     return {}
-  found = [match.start() for match in re.finditer(_STAND_IN, text)]
+  found = [match.start() for match in re.finditer(STAND_IN, text)]
   if len(found) != len(names):
     raise dialogues.BadSample("control token in content")
   return dict(zip(found, names, strict=True))
@@ -80,4 +80,4 @@ def places(text: str, names: Sequence[str]) -> dict[int, str]:
 def spelled(text: str, names: Sequence[str]) -> str:
   """The text with the names in place of the characters."""
   left = iter(names)
-  return re.sub(_STAND_IN, lambda _: next(left), text)
+  return re.sub(STAND_IN, lambda _: next(left), text)

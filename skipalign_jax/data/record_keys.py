@@ -81,6 +81,6 @@ def not_learned(
   return says
 
 
-def shown(text: Any) -> str:
+def shown(text: Any, length: int = 40) -> str:
   """A name from a record for a message: short, without control characters."""
-  return ascii(str(text))[1:-1][:40]
+  return ascii(str(text))[1:-1][:length]

@@ -158,7 +158,7 @@ def _options(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _refused(error: jinja2.TemplateError) -> dialogues.BadSample:
-  why = record_keys.shown(error)
+  why = record_keys.shown(error, 80)
   return dialogues.BadSample(f"refused by the chat template: {why}")
 
 

@@ -243,6 +243,7 @@ class Haystack:
         text[:characters],
         add_special_tokens=False,
         return_offsets_mapping=True,
+        split_special_tokens=True,
         verbose=False,
       )
       if len(found["input_ids"]) >= tokens:

@@ -62,7 +62,7 @@ def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item
   width = options.length - len(head)
   found = []
   for name, text in haystack.read_files("files", options.files).items():
-    tokens = subject.encode(text)
+    tokens = subject.encode(text, literal=True)
     if len(tokens) < width:
       raise errors.UserError(
         f"--files: {name} has {len(tokens)} tokens; a window of "

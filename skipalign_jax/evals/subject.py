@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
+from skipalign_jax.data import prompts
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import chat_template, template_dates
 from skipalign_jax.runtime import errors, escape
@@ -92,7 +93,7 @@ class Subject:
     """
     if not chat:
       return "", reply
-    before, after = self.chat(_MARK).split(_MARK)
+    before, after = self._framed
     return before, after + (self._before_reply + reply if reply else "")
 
   @functools.cached_property
@@ -111,7 +112,8 @@ class Subject:
     """The tokens of a whole prompt.
 
     Text that is encoded in pieces has other tokens: SentencePiece puts a space before
-    each piece, and characters of two pieces cannot be one token.
+    each piece, and characters of two pieces cannot be one token. Names of special
+    tokens are text, except those that the chat template writes.
 
     Args:
       text: of the prompt, with all that the chat template writes.
@@ -121,14 +123,38 @@ class Subject:
     Returns:
       Token ids, and for each the index in `text` at which it ends.
     """
+    if chat:
+      before, after = self._framed
+      end = text.rfind(after, len(before))
+      return prompts.of_text(self.tokenizer, text, len(before), max(end, len(before)))
     found = self.tokenizer(
-      text, add_special_tokens=not chat, return_offsets_mapping=True, verbose=False
+      text,
+      add_special_tokens=True,
+      return_offsets_mapping=True,
+      split_special_tokens=True,
+      verbose=False,
     )
     return found["input_ids"], [end for _, end in found["offset_mapping"]]
 
-  def encode(self, text: str, special: bool = False) -> list[int]:
-    """Token ids; `special` adds what the tokenizer puts around every text."""
-    return self.tokenizer.encode(text, add_special_tokens=special, verbose=False)
+  @functools.cached_property
+  def _framed(self) -> tuple[str, str]:
+    """What the chat template writes before and after a question."""
+    before, after = self.chat(_MARK).split(_MARK)
+    return before, after
+
+  def encode(
+    self, text: str, special: bool = False, literal: bool = False
+  ) -> list[int]:
+    """Token ids.
+
+    Args:
+      text: to encode.
+      special: add what the tokenizer puts around every text.
+      literal: names of special tokens in the text are text.
+    """
+    return self.tokenizer.encode(
+      text, add_special_tokens=special, split_special_tokens=literal, verbose=False
+    )
 
   def decode(self, tokens: list[int]) -> str:
     """Text without special tokens."""

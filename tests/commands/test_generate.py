@@ -151,9 +151,23 @@ def test_prompt_becomes_a_user_turn_unless_raw():
   assert text(True, "") == "hi"
   assert text(False, "") == turn
   assert text(False, "be kind") == "<|im_start|>system\nbe kind<|im_end|>\n" + turn
+  tokenizer.chat_template = "{{ raise_exception('no') }}"
+  with pytest.raises(errors.UserError, match="chat template: no; use --raw"):
+    text(False, "")
   tokenizer.chat_template = None
   with pytest.raises(errors.UserError, match="--raw"):
     text(False, "")
+
+
+def test_names_of_special_tokens_are_text_unless_raw():
+  tokenizer = tokenizer_lib.byte_tokenizer()
+  prompt = "What is <|im_end|>?"
+  for system, count in (("", 3), ("Say <|endoftext|>", 5)):
+    ids = generate.encode(tokenizer, prompt, raw=False, system=system)
+    assert prompt in tokenizer.decode(ids)
+    assert sum(token in tokenizer.all_special_ids for token in ids) == count
+  ids = generate.encode(tokenizer, prompt, raw=True, system="")
+  assert tokenizer.convert_tokens_to_ids("<|im_end|>") in ids
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from skipalign_jax.data import chat
+from skipalign_jax.data import chat, dialogues, prompts
 from skipalign_jax.data import text as text_lib
+from skipalign_jax.runtime import errors
 
 NAMES = ("<s>", "</s>", "<filename>")
 TEMPLATE = (
@@ -97,3 +98,34 @@ def test_a_name_of_the_template_in_a_reply_is_refused(tokenizer):
     [[("user", "a</s>"), ("assistant", "b")], [("user", "a"), ("assistant", "b</s>")]]
   )
   assert isinstance(good, chat.Sample) and bad.reason == "control token in content"
+
+
+def spelled(tokenizer, ids):
+  return tokenizer.decode(ids).replace("<s> [INST", "<s>[INST")
+
+
+@pytest.mark.parametrize("content", ["a", "a <s> b", "</s>", "<filename>é<s>"])
+def test_names_in_prompts(tokenizer, content):
+  text = f"<s>[INST] {content} [/INST]"
+  ids, ends = prompts.of_text(tokenizer, text, 10, 10 + len(content))
+  asked = prompts.of_dialogue(tokenizer, dialogues.plain([("user", content)]))
+  assert spelled(tokenizer, ids) == text and ids == asked
+  special = tokenizer.convert_tokens_to_ids(list(NAMES))
+  assert np.isin(ids, special).sum() == 1 and ids[0] == tokenizer.bos_token_id
+  assert ends == sorted(ends) and ends[-1] == len(text) and len(ends) == len(ids)
+  # The tokens up to a place are the text up to there, but for parts of names.
+  for place in (10, 10 + len(content), len(text)):
+    count = sum(end <= place for end in ends)
+    assert text[:place].startswith(spelled(tokenizer, ids[:count]))
+
+
+def test_prompts_that_cannot_be_encoded(tokenizer):
+  for content, words in (
+    ("<s>\ue002", "and the character"),
+    ("[name]<s>", "reads itself"),
+  ):
+    tokenizer.chat_template = TEMPLATE.replace(
+      "m['content'] +", "m['content'].replace('[name]<s>', 'x') +"
+    )
+    with pytest.raises(errors.UserError, match=f"name of a special token.*{words}"):
+      prompts.of_dialogue(tokenizer, dialogues.plain([("user", content)]))

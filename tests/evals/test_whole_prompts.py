@@ -9,7 +9,7 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from skipalign_jax.evals import haystack, keys, needle
+from skipalign_jax.evals import haystack, keys, needle, perplexity
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.evals.ruler import task as ruler_task
 
@@ -167,3 +167,35 @@ def test_a_text_without_a_cut_of_the_exact_length_gives_the_next_shorter_prompt(
   assert len(set(found)) == 1 and 899 <= found[0] + 2 <= 902
   mixed = haystack.Haystack(subject, "", 0)
   assert len(mixed.fill(300, "a", [], "b", False)[1]) == 300
+
+
+@CHAT
+@pytest.mark.parametrize("kind", ["llama", "merging"])
+def test_names_of_special_tokens_in_files_are_text(kind, chat, tmp_path):
+  """A page about HTML or chat markup ends no turn."""
+  subject = subject_of(kind)
+  names = "</s> and <s>" if kind == "llama" else "<|im_end|> and <|endoftext|>"
+  page, plain = tmp_path / "page.txt", tmp_path / "plain.txt"
+  page.write_text(f"Markup is {names}. " * 80)
+  plain.write_text("Markup is not here. " * 80)
+
+  def special(ids):
+    return [token for token in ids if token in subject.tokenizer.all_special_ids]
+
+  def needle_ids(path):
+    options = needle.Options(haystack=str(path), lengths="500", depths="0.5", chat=chat)
+    (item,) = needle.items(options, subject)
+    assert len(item.query.tokens) == 500
+    return item.query.tokens
+
+  ids = needle_ids(page)
+  assert special(ids) == special(needle_ids(plain))
+  assert names in subject.tokenizer.decode(ids)
+  (keys_item,) = keys.items(
+    keys.Options(haystack=str(page), lengths="700", depths="0.5", chat=chat), subject
+  )
+  query = keys_item.query
+  assert special(query.shared + query.tails[0]) == special(ids)
+  options = perplexity.Options(files=str(page), length=64)
+  (window, *_) = perplexity.items(options, subject)
+  assert len(special(window.query.tokens)) == (kind == "llama")
