@@ -503,6 +503,17 @@ SECTIONS = (
     'c.evals.passkey = dict(task="needle", every=100, lengths="1024,2048").',
   ),
   section(
+    "log",
+    "Other places for the records of metrics.jsonl. Where they are kept, and how one "
+    "logs in, the environment variables of each package say.",
+    to=key(
+      "",
+      "Some of wandb, trackio and mlflow, separated by commas; each needs the extra of "
+      "its name. A resumed run stays the same run there.",
+    ),
+    project=key("skipalign_jax", "Project (of mlflow: experiment) of the run."),
+  ),
+  section(
     "checkpoint",
     "What the workdir keeps of the run.",
     every=key(

@@ -176,6 +176,7 @@ OTHER_NAMES = {
   "checkpoint.every": "save_steps save_strategy",
   "checkpoint.keep": "save_total_limit",
   "log_every": "logging_steps",
+  "log.to": "report_to",
   "lora.rank": "use_lora lora_r r use_peft adapter finetuning_type",
   "lora.alpha": "lora_alpha",
   "lora.targets": "target_modules lora_target lora_target_modules",
@@ -184,7 +185,6 @@ OTHER_NAMES = {
 # What they set in a config and is no key here.
 NOT_KEYS = {
   "output_dir": "the folder of a run is the flag --workdir=DIR",
-  "report_to": "metrics are in metrics.jsonl and in TensorBoard files of --workdir",
   "deepspeed": "mesh.fsdp divides weights and optimizer over devices",
   "fsdp_config": "mesh.fsdp divides weights and optimizer over devices",
 }

@@ -9,7 +9,7 @@ import numpy as np
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import pipeline
 from skipalign_jax.runtime import distributed, progress, terminal
-from skipalign_jax.training import health, metrics
+from skipalign_jax.training import health, loggers, metrics
 from skipalign_jax.training import state as state_lib
 
 
@@ -34,7 +34,8 @@ class Log:
     self._start, self._steps, self._done = start, steps, start
     self._writer = metrics.NoWriter()
     if distributed.is_first():
-      self._writer = metrics.Writer(folder, start or -1)
+      others = loggers.Loggers(config, folder, console.print)
+      self._writer = metrics.Writer(folder, start or -1, others)
     self._bar = progress.Progress(console, "training", steps, start, both_ends=True)
     self._read_at = time.monotonic()
     self._losses: list[float] = []

@@ -1,4 +1,4 @@
-"""The records of a run: metrics.jsonl and TensorBoard."""
+"""The records of a run: metrics.jsonl, TensorBoard and loggers."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from typing import Any
 import tensorboardX
 
 from skipalign_jax.runtime import files
+from skipalign_jax.training import loggers
 
 Record = dict[str, float | int | bool]
 
@@ -27,18 +28,27 @@ def _check(record: Any) -> None:
 
 
 class Writer:
-  """Appends records to workdir/metrics.jsonl and to TensorBoard event files."""
+  """Appends records to workdir/metrics.jsonl, TensorBoard files and loggers."""
 
-  def __init__(self, workdir: pathlib.Path, resume_step: int):
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    resume_step: int,
+    others: loggers.Loggers | None = None,
+  ):
     """Drops the records of steps after `resume_step`: these steps will run again.
 
     Args:
       workdir: of the run.
       resume_step: steps that a checkpoint holds; -1 starts from nothing.
+      others: get each record once, also if its step runs twice.
     """
     path = workdir / "metrics.jsonl"
+    self._others, self._sent = others, set()
     if path.exists():
-      kept = [record for record in read(path) if record["step"] <= resume_step]
+      found = read(path)
+      kept = [record for record in found if record["step"] <= resume_step]
+      self._sent = {_what(record) for record in found[len(kept) :]}
       with files.replacing(path) as new:
         new.write_text("".join(map(_line, kept)), encoding="utf-8")
     self._file = path.open("a", encoding="utf-8")
@@ -53,6 +63,8 @@ class Writer:
     for name, value in record.items():
       if name != "step":
         self._board.add_scalar(name, float(value), record["step"])
+    if self._others is not None and _what(record) not in self._sent:
+      self._others.write(record)
 
   def flush(self) -> None:
     """Puts what was written on disk."""
@@ -65,6 +77,13 @@ class Writer:
     self.flush()
     self._file.close()
     self._board.close()
+    if self._others is not None:
+      self._others.close()
+
+
+def _what(record: Record) -> tuple[int, ...]:
+  """The step and the names of the values."""
+  return record["step"], *record
 
 
 def _line(record: Record) -> str:

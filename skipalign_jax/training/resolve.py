@@ -16,7 +16,7 @@ from skipalign_jax import config as config_lib
 from skipalign_jax.method import baselines, positions
 from skipalign_jax.model import lora, model_config, rope, sharding
 from skipalign_jax.runtime import errors
-from skipalign_jax.training import optimizer
+from skipalign_jax.training import loggers, optimizer
 
 SHAPE_FIELDS = tuple(
   field.name
@@ -44,6 +44,7 @@ def check(config: ml_collections.ConfigDict) -> positions.PositionConfig:
   sharding.check_sizes(dict(config.mesh))
   lora.from_config(config.lora)
   optimizer.check(config.optim)
+  loggers.names(config.log.to)
   recipe = positions.PositionConfig(**config.positions)
   if recipe.strategy != "contiguous" and recipe.max_position < config.data.seq_len:
     raise errors.UserError(

@@ -9,6 +9,7 @@ from skipalign_jax import config as config_lib
 # Keys that may change when a run is resumed; all others change its numbers.
 FREE = (
   "log_every",
+  "log.",
   "eval.every",
   "evals.",
   "checkpoint.",

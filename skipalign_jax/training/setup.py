@@ -16,10 +16,10 @@ from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.evals import scheduled
 from skipalign_jax.hf import reference
 from skipalign_jax.model import sharding
-from skipalign_jax.runtime import terminal
+from skipalign_jax.runtime import distributed, terminal
+from skipalign_jax.training import loggers, resolve
 from skipalign_jax.training import optimizer as optimizer_lib
 from skipalign_jax.training import recipe as recipe_lib
-from skipalign_jax.training import resolve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +62,8 @@ def prepare(
     UserError: a key contradicts another key, the model, the data or the devices.
   """
   positions = resolve.check(config)
+  if distributed.is_first():
+    loggers.check_installed(config.log.to)
   evaluations = scheduled.schedule(config)
   name = config.model.init_from
   opened = reference.open_model(name) if name else None

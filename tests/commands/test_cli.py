@@ -83,8 +83,7 @@ def test_another_name_leads_to_one_key():
     name for names in config_keys.OTHER_NAMES.values() for name in names.split()
   ]
   assert len(others) == len({*others}) and not {*others} & set(config.KEYS)
-  later = {"optim.schedule", "optim.kind"}
-  assert set(config_keys.OTHER_NAMES) - later <= set(config.KEYS)
+  assert set(config_keys.OTHER_NAMES) <= set(config.KEYS)
 
 
 @pytest.mark.parametrize(
