@@ -7,9 +7,7 @@ is trained on, whether it was prepared now or a week ago.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import pathlib
@@ -20,10 +18,10 @@ import ml_collections
 import numpy as np
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.data import chat, schemas, sources, text, verdicts
+from skipalign_jax.data import chat, schemas, sources, text, token_cache, verdicts
 from skipalign_jax.data import dialogues as dialogues_lib
 from skipalign_jax.hf import template_dates
-from skipalign_jax.runtime import errors, files, progress, terminal, untrusted
+from skipalign_jax.runtime import errors, progress, terminal, untrusted
 
 if TYPE_CHECKING:
   import datasets
@@ -100,22 +98,21 @@ def prepare(
   import pyarrow
 
   folder = pathlib.Path(config.cache_dir or "~/.cache/skipalign_jax").expanduser()
-  path = folder / f"{_fingerprint(source, config, tokenizer)}.arrow"
-  if not path.exists():
-    try:
-      folder.mkdir(parents=True, exist_ok=True)
-      with _one_at_a_time(path.with_suffix(".lock")):
-        if not path.exists():
-          with files.replacing(path, shared=True) as new:
-            _write(new, source, config, tokenizer, console)
-    except OSError as error:
-      raise errors.UserError(
-        f"data.cache_dir={folder} cannot be written: {error}"
-      ) from error
+  name = _fingerprint(source, config, tokenizer)
+  write = lambda new: _write(new, source, config, tokenizer, console)
+  try:
+    path = token_cache.file_of(folder, name, write, console)
+  except OSError as error:
+    raise errors.UserError(
+      f"data.cache_dir={folder} cannot be used: {error}"
+    ) from error
   try:
     rows = datasets.Dataset.from_file(str(path))
-  except (pyarrow.ArrowException, OSError) as error:
-    raise errors.UserError(f"{path} is damaged; delete it and start again") from error
+  except pyarrow.ArrowException as error:
+    raise errors.UserError(
+      f"data.cache_dir={folder}: {path} cannot be read by this version of pyarrow "
+      f"({errors.first_line(error)}); delete it and start again"
+    ) from error
   lengths = np.asarray(rows.data.column("length"))
   verdicts.check(source, rows, config.max_bad_fraction)
   return Prepared(
@@ -126,22 +123,6 @@ def prepare(
     sample_ids=np.asarray(rows.data.column("sample_id")),
     is_text=np.asarray(rows.data.column("is_text")),
   )
-
-
-@contextlib.contextmanager
-def _one_at_a_time(lock: pathlib.Path) -> Iterator[None]:
-  """Other processes, of this run or another, wait here until the work is done.
-
-  The lock ends with its process. Where the filesystem has no locks every process does
-  the work, which is slower but not wrong: only complete files appear.
-  """
-  with lock.open("w") as file:
-    with contextlib.suppress(OSError):
-      fcntl.flock(file, fcntl.LOCK_EX)
-    try:
-      yield
-    finally:
-      lock.unlink(missing_ok=True)  # processes that wait have the file open
 
 
 def tokenizer_identity(tokenizer: transformers.PreTrainedTokenizerFast) -> str:

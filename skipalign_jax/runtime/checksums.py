@@ -20,7 +20,7 @@ def write(folder: pathlib.Path) -> None:
   Files directly in `folder` are left out; they may change.
   """
   found = {
-    str(path.relative_to(folder)): _size_and_checksum(path)
+    str(path.relative_to(folder)): size_and_checksum(path)
     for sub in sorted(folder.iterdir())
     if sub.is_dir()
     for path in sorted(sub.rglob("*"))
@@ -51,14 +51,15 @@ def damage(folder: pathlib.Path, sub: str = "", max_bytes: int | None = None) ->
       if (found := path.stat().st_size) != size:
         return f"{name} has {found:,} bytes instead of {size:,}"
       is_read = max_bytes is None or size <= max_bytes
-      if is_read and _size_and_checksum(path)[1] != checksum:
+      if is_read and size_and_checksum(path)[1] != checksum:
         return f"{name} differs from its checksum"
   except (OSError, ValueError, TypeError, AttributeError) as error:
     return f"its checksums cannot be compared: {error}"
   return ""
 
 
-def _size_and_checksum(path: pathlib.Path) -> tuple[int, int]:
+def size_and_checksum(path: pathlib.Path) -> tuple[int, int]:
+  """Bytes and CRC-32 of a file."""
   size = checksum = 0
   with path.open("rb") as file:
     while block := file.read(_BLOCK_BYTES):

@@ -6,6 +6,7 @@ import json
 import pathlib
 import time
 from concurrent import futures
+from unittest import mock
 
 import datasets
 import hypothesis
@@ -23,6 +24,7 @@ from skipalign_jax.data import (
   schemas,
   sources,
   templates,
+  token_cache,
 )
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.runtime import errors
@@ -428,12 +430,39 @@ def test_unusable_cache_folder(tmp_path):
     prepare_in(tmp_path / "file")
 
 
-def test_damaged_cache_is_named(tmp_path):
-  prepare_in(tmp_path)
+def flipped(whole, at):
+  return whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :]
+
+
+@pytest.mark.parametrize(
+  "damage",
+  [
+    lambda whole: b"",
+    lambda whole: b"not arrow",
+    lambda whole: whole[:-1],
+    lambda whole: whole[: len(whole) // 2],
+    lambda whole: flipped(whole, len(whole) // 3),  # of a token
+    lambda whole: flipped(whole, len(whole) - 600),
+  ],
+)
+def test_a_damaged_cache_is_made_again(tmp_path, damage):
+  rows = prepare_in(tmp_path).rows.to_list()
   (path,) = tmp_path.iterdir()
-  path.write_bytes(b"not arrow")
-  with pytest.raises(errors.UserError, match=path.name):
-    prepare_in(tmp_path)
+  whole = path.read_bytes()
+  path.write_bytes(damage(whole))
+  assert prepare_in(tmp_path).rows.to_list() == rows
+  assert [p.name for p in tmp_path.iterdir()] == [path.name]
+  assert path.read_bytes() == whole
+
+
+def test_a_damaged_cache_is_reported(tmp_path):
+  lines = []
+  console = mock.Mock(is_terminal=False, print=lines.append)
+  name = token_cache.file_of(tmp_path, "x", lambda new: new.write_text("a"), console)
+  name.write_text("b")
+  token_cache.file_of(tmp_path, "x", lambda new: new.write_text("a"), console)
+  assert len(lines) == 1 and str(name) in lines[0] and "damaged" in lines[0]
+  assert name.read_text() == "a"
 
 
 def test_no_module_imports_jax_when_loaded():
@@ -452,8 +481,8 @@ def test_no_module_imports_jax_when_loaded():
     plain = tuple(
       f"skipalign_jax.{name}"
       for name in (
-        *("runtime.errors", "runtime.files", "runtime.progress", "runtime.terminal"),
-        *("runtime.untrusted",),
+        *("runtime.checksums", "runtime.errors", "runtime.files", "runtime.progress"),
+        *("runtime.terminal", "runtime.untrusted"),
         *("config", "data.", "hf.chat_template", "hf.hub", "hf.template_dates"),
       )
     )

@@ -30,7 +30,7 @@ MOMENTS = {
   "step": (pipeline.TrainIterator, "__next__"),
   "worker": (pipeline.TrainIterator, "__next__"),
   "save": (ocp.CheckpointManager, "save"),
-  "checksums": (checksums, "_size_and_checksum"),
+  "checksums": (checksums, "size_and_checksum"),
   "evaluate": (None, "eval_step"),
   "export": (safetensors_files, "write_tensors"),
   "import": (native, "_write"),

@@ -184,9 +184,9 @@ def test_a_damaged_checkpoint_is_not_read(tmp_path, monkeypatch):
     path.write_bytes(whole)
   # Opening does not read the arrays; the first reading does, once, and all of them.
   monkeypatch.setattr(native, "_INDEX_BYTES", largest.stat().st_size - 1)
-  measured, measure = [], checksums._size_and_checksum
+  measured, measure = [], checksums.size_and_checksum
   noted = lambda path: measured.append(path) or measure(path)
-  monkeypatch.setattr(checksums, "_size_and_checksum", noted)
+  monkeypatch.setattr(checksums, "size_and_checksum", noted)
   (folder / "checkpoints/20/opt/_METADATA").write_text("x")
   opened = reference.open_model(str(folder))
   assert largest not in measured and params / "manifest.ocdbt" in measured
