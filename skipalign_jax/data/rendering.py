@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
 _ID, _VALUE = "abcdefghi", "probed"  # of a call; Mistral's templates want such an id
 _CALL = {"name": "f", "arguments": {"x": _VALUE}}
-_TOOL = {"name": "f", "description": "d", "parameters": {"type": "object"}}
+_TOOL = {
+  "name": "f",
+  "description": "d",
+  "parameters": {
+    "type": "object",
+    "properties": {"x": {"type": "string", "description": "d"}},
+    "required": ["x"],
+  },
+}
 _PROBE = dialogues.Dialogue(
   (
     dialogues.Message("user", "a"),

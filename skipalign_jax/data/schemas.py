@@ -88,7 +88,7 @@ def dialogue_of(
     BadSample: anything else; the reason names the key, role or shape.
   """
   turns = _turns(record, ignored)
-  tools = tool_calls.tools_of(record)
+  tools = tool_calls.tools_of(record, ignored)
   found, why = [], {}
   for turn in turns:
     message, reason = _message(turn, ignored)
@@ -235,7 +235,7 @@ def _message(turn: _Turn, ignored: frozenset[str]) -> tuple[dialogues.Message, s
   reason = record_keys.not_learned(
     turn.keys, ignored, "turn key", default=known == "assistant"
   )
-  calls = tool_calls.calls_of(turn.keys) if known == "assistant" else []
+  calls = tool_calls.calls_of(turn.keys, ignored) if known == "assistant" else []
   if role.lower() == "function_call":
     calls, content = tool_calls.calls_in(content, "turn of function_call"), None
   if content is not None and not isinstance(content, str):

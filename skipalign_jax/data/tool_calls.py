@@ -4,7 +4,7 @@ That is transformers' form: {"type": "function", "function": {"name", "arguments
 Older data has `functions`, `function_call`, arguments as JSON text, or names alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from skipalign_jax.data import dialogues, record_keys
@@ -14,13 +14,19 @@ TOOL_KEYS = ("tools", "functions")  # of a record
 CALL_KEYS = ("tool_calls", "function_call")  # of a turn
 
 
-def tools_of(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+def tools_of(
+  record: Mapping[str, Any], ignored: frozenset[str]
+) -> tuple[Mapping[str, Any], ...]:
   """The tools of a record; () if it has none.
+
+  Args:
+    record: perhaps with one of `TOOL_KEYS`.
+    ignored: keys that the user has named.
 
   Raises:
     BadSample: they are not a list of functions with names.
   """
-  found = [key for key in TOOL_KEYS if record_keys.is_set(record.get(key))]
+  found = _set(TOOL_KEYS, record, ignored)
   if not found:
     return ()
   if len(found) > 1:
@@ -34,16 +40,27 @@ def tools_of(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
   return tuple(tools)
 
 
-def calls_of(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
+def calls_of(turn: Mapping[str, Any], ignored: frozenset[str]) -> list[dict[str, Any]]:
   """The calls in a turn, with arguments as objects; [] if it has none.
+
+  Args:
+    turn: perhaps with one of `CALL_KEYS`.
+    ignored: keys that the user has named.
 
   Raises:
     BadSample: a call has no name, or its arguments are not an object.
   """
-  found = [key for key in CALL_KEYS if record_keys.is_set(turn.get(key))]
+  found = _set(CALL_KEYS, turn, ignored)
   if len(found) > 1:
     raise dialogues.BadSample("two lists of calls: tool_calls and function_call")
   return calls_in(turn[found[0]], f"turn key {found[0]}") if found else []
+
+
+def _set(
+  keys: Sequence[str], found: Mapping[str, Any], ignored: frozenset[str]
+) -> list[str]:
+  """Those of the keys that have a value and are not ignored."""
+  return [k for k in keys if k not in ignored and record_keys.is_set(found.get(k))]
 
 
 def calls_in(value: Any, where: str) -> list[dict[str, Any]]:

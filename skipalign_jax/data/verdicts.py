@@ -122,6 +122,8 @@ def _hints(reasons: Iterable[str]) -> list[str]:
     hints.append("Keys that change nothing can be listed in data.ignore_keys.")
   if any(reason.startswith("unknown role") for reason in reasons):
     hints.append(f"Known roles: {', '.join(schemas.ROLES)}.")
+  if any("tools is not read" in reason for reason in reasons):
+    hints.append("data.ignore_keys=tools reads such chats without their tools.")
   if any("calls of tools" in reason for reason in reasons):
     hints.append("data.learn_tool_calls=True learns replies that call tools.")
   return hints

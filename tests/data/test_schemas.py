@@ -203,6 +203,8 @@ def test_tools_have_the_form_that_templates_take():
   ):
     dialogue = schemas.dialogue_of(record, 1000)
     assert dialogue.tools == (TOOL,)
+    ignored = frozenset({"tools", "functions"})
+    assert schemas.dialogue_of(record, 1000, ignored) == dialogues.plain(PLAIN)
   assert dialogue.id() != dialogues.plain(PLAIN).id()
 
 
