@@ -116,7 +116,8 @@ def outcome(program: str, timeout: float) -> str:
         ) from error
       found = None
     if found:
-      _note(found["contained"])
+      if found["contained"] is not None:  # None: its watcher does not answer
+        _note(found["contained"])
       return found["outcome"]
     time.sleep(tries)
   return "failed"  # it ends the process that watches it, each time
@@ -149,7 +150,7 @@ def _ask(request: dict[str, Any], seconds: float) -> dict[str, Any] | None:
       reply, _ = child.communicate(json.dumps(request).encode(), seconds)
       return _checked(reply)
     except subprocess.TimeoutExpired:
-      return {"outcome": "timed out", "contained": []}
+      return {"outcome": "timed out", "contained": None}
     finally:
       with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)

@@ -237,18 +237,19 @@ def _watch(child: int, request: dict[str, Any]) -> str:
   return "timed out"
 
 
-def _end_all(child: int | None, is_contained: bool) -> None:
-  """Ends all processes below this one; with `child` the kernel ends a namespace."""
-  if child:
-    os.kill(child, signal.SIGKILL)
+def _end_all() -> None:
+  """Ends all processes below this one.
+
+  They are stopped first: what is stopped starts no other, and leaves the processors to
+  those that must end.
+  """
   stopped: set[int] = set()
-  while not is_contained and (new := set(_descendants()) - stopped):
-    stopped |= new  # what is stopped starts no other
+  while new := set(_descendants()) - stopped:
+    stopped |= new
     _signal(new, signal.SIGSTOP)
   with contextlib.suppress(ChildProcessError):
     while True:
-      if not is_contained:
-        _signal(_descendants(), signal.SIGKILL)
+      _signal(_descendants(), signal.SIGKILL)
       while os.waitpid(-1, os.WNOHANG)[0]:
         pass
       signal.sigtimedwait({signal.SIGCHLD}, INTERVAL)
@@ -292,7 +293,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     os.waitpid(child, 0)
   _call("prctl", _DUMPABLE, 0)  # closes its memory and files to others of this user
   outcome = _watch(child, request)
-  _end_all(None if outcome == "ended" else child, bool(json.loads(held)))
+  _end_all()
   if outcome == "ended":
     os.set_blocking(reading, False)
     outcome = "failed"
