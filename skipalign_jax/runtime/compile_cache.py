@@ -4,10 +4,12 @@ import os
 import pathlib
 
 import jax
+from jax._src import lru_cache
 
 from skipalign_jax.runtime import terminal
 
 FOLDER = "~/.cache/skipalign_jax/xla"
+_put = lru_cache.LRUCache.put  # private: lru_cache.LRUCache.put
 
 
 def enable() -> None:
@@ -18,7 +20,10 @@ def enable() -> None:
   the others waiting for its part of their tuning. On CPUs they never use it: a loaded
   program runs its collectives in any order, and gloo confuses them (jaxlib 0.10.2;
   `tests/faults/test_processes.py`).
+
+  A damaged entry is replaced by the program that is compiled instead of it.
   """
+  lru_cache.LRUCache.put = _replacing_put
   if jax.process_count() > 1 and jax.default_backend() == "cpu":
     jax.config.update("jax_enable_compilation_cache", False)
     return
@@ -36,3 +41,13 @@ def enable() -> None:
     )
     return
   jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _replacing_put(cache: lru_cache.LRUCache, key: str, value: bytes) -> None:
+  """Writes an entry, also where there is one: JAX could not read that.
+
+  JAX compiles a program again when its entry is damaged, and then keeps the damaged
+  one, so that every later start would compile it again.
+  """
+  (cache.path / f"{key}-cache").unlink(missing_ok=True)
+  _put(cache, key, value)
