@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, paths
 from skipalign_jax.training import metrics
 
 MAX_POINTS = 400  # of a curve; neighbours are averaged where there are more steps
@@ -28,7 +28,7 @@ def read(workdirs: Sequence[str]) -> dict[str, Any]:
   runs = {}
   names = [pathlib.Path(workdir).name for workdir in workdirs]
   for workdir, name in zip(workdirs, names, strict=True):
-    path = pathlib.Path(workdir).expanduser() / "metrics.jsonl"
+    path = paths.given(workdir, workdir) / "metrics.jsonl"
     if not path.exists():
       raise errors.UserError(f"{path} does not exist; name workdirs of `train`")
     records = metrics.read(path)

@@ -20,7 +20,14 @@ from skipalign_jax.analysis import distances as distances_lib
 from skipalign_jax.data import prepare, sources
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.method import positions
-from skipalign_jax.runtime import compile_cache, errors, files, json_limits, terminal
+from skipalign_jax.runtime import (
+  compile_cache,
+  errors,
+  files,
+  json_limits,
+  paths,
+  terminal,
+)
 from skipalign_jax.training import preview, resolve
 
 STRATEGIES = "contiguous,skip_outer,skip_outer/uniform,skip_inner,skip_all"
@@ -92,7 +99,7 @@ def redraw(path: pathlib.Path) -> pathlib.Path:
 
 
 def _write(record: Record, out: str, console: terminal.Console) -> None:
-  folder = pathlib.Path(out).expanduser()
+  folder = paths.output(out, f"--out={out}")
   path = folder / f"{record['kind']}.json"
   try:
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import transformers
 
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import card, export, native, parity, reference, weights
-from skipalign_jax.runtime import files, terminal
+from skipalign_jax.runtime import files, paths, terminal
 
 _CONSOLE = terminal.Console()
 
@@ -24,10 +24,12 @@ def import_model(model: str, tokenizer: str, out: str) -> int:
   Raises:
     UserError: a reference cannot be read, or `out` cannot be written.
   """
+  target = paths.output(out, f"--out={out}")
+  native.check_path(target, f"--out={out}")
   opened, tokens = _open(model, tokenizer)
   reference.check_vocabulary(tokens, opened.config)
   start = time.perf_counter()
-  with files.new_folder(out) as folder:
+  with files.new_folder(target) as folder:
     native.write_config(
       folder,
       native.Description(
@@ -60,10 +62,11 @@ def export_model(
   Raises:
     UserError: a reference cannot be read, or `out` cannot be written.
   """
+  target = paths.output(out, f"--out={out}")
   opened, tokens = _open(model, tokenizer)
   start = time.perf_counter()
   stop_ids = tokenizer_lib.stop_token_ids(tokens, opened.eos_ids)
-  total = export.export(opened, tokens, stop_ids, out, dtype, shard_bytes)
+  total = export.export(opened, tokens, stop_ids, target, dtype, shard_bytes)
   seconds = time.perf_counter() - start
   written = f"{terminal.size(total)} of weights written in {seconds:.0f} s"
   _CONSOLE.print(f"{out}: {written}")

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import pathlib
 import re
 
 import jax
@@ -22,7 +21,7 @@ from skipalign_jax.planning import (
   programs,
   search,
 )
-from skipalign_jax.runtime import errors, terminal
+from skipalign_jax.runtime import errors, paths, terminal
 from skipalign_jax.training import recipe as recipe_lib
 from skipalign_jax.training import resolve
 
@@ -42,9 +41,11 @@ def run(
   planned = records(config, flags, console)
   plan_table.show(planned, console)
   if flags["out"]:
-    path = pathlib.Path(flags["out"]) / "plan.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(planned, indent=1) + "\n", encoding="utf-8")
+    out = f"--out={flags['out']}"
+    path = paths.output(flags["out"], out) / "plan.json"
+    with errors.of_storage(f"{out} cannot be written: "):
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_text(json.dumps(planned, indent=1) + "\n", encoding="utf-8")
     console.print(f"written to {path}")
   return 0
 

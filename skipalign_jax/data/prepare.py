@@ -21,7 +21,15 @@ from skipalign_jax import config as config_lib
 from skipalign_jax.data import chat, schemas, sources, text, token_cache, verdicts
 from skipalign_jax.data import dialogues as dialogues_lib
 from skipalign_jax.hf import template_dates
-from skipalign_jax.runtime import errors, progress, terminal, untrusted
+from skipalign_jax.runtime import (
+  caches,
+  errors,
+  paths,
+  progress,
+  storage,
+  terminal,
+  untrusted,
+)
 
 if TYPE_CHECKING:
   import datasets
@@ -97,14 +105,14 @@ def prepare(
   import datasets
   import pyarrow
 
-  folder = pathlib.Path(config.cache_dir or "~/.cache/skipalign_jax").expanduser()
   name = _fingerprint(source, config, tokenizer)
   write = lambda new: _write(new, source, config, tokenizer, console)
   try:
-    path = token_cache.file_of(folder, name, write, console)
+    path = token_cache.file_of(_cache(config.cache_dir, name), name, write, console)
   except OSError as error:
     raise errors.UserError(
-      f"data.cache_dir={folder} cannot be used: {error}"
+      f"data.cache_dir={config.cache_dir or caches.HOME} cannot be used: "
+      f"{storage.explain(error)}"
     ) from error
   try:
     rows = datasets.Dataset.from_file(str(path))
@@ -123,6 +131,13 @@ def prepare(
     sample_ids=np.asarray(rows.data.column("sample_id")),
     is_text=np.asarray(rows.data.column("is_text")),
   )
+
+
+def _cache(given: str, name: str) -> pathlib.Path:
+  """The folder of `data.cache_dir`, for files whose names begin so."""
+  if not given:
+    return caches.folder("", name)
+  return paths.given(given, f"data.cache_dir={given}")
 
 
 def tokenizer_identity(tokenizer: transformers.PreTrainedTokenizerFast) -> str:
@@ -208,7 +223,12 @@ def _write(
   texts = text.Encoder(tokenizer, config_lib.row_length(config), config.text_blocks)
   bar = progress.Counter(console, f"tokenizing {source.name}")
   ignored = ignored_keys(config)
-  with bar, arrow_writer.ArrowWriter(features=_columns(), path=str(path)) as writer:
+  # Not path=, which would be a URL to ArrowWriter.
+  with (
+    bar,
+    path.open("wb") as stream,
+    arrow_writer.ArrowWriter(features=_columns(), stream=stream) as writer,
+  ):
     for batch in _batches(_numbered(source)):
       parsed = [_parse(one.record, config.max_message_bytes, ignored) for one in batch]
       dialogues = iter(chats.samples([one for one in parsed if _is_chat(one)]))

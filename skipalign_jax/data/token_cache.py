@@ -8,10 +8,9 @@ is read.
 import contextlib
 import fcntl
 import pathlib
-import uuid
 from collections.abc import Callable, Iterator
 
-from skipalign_jax.runtime import checksums, terminal
+from skipalign_jax.runtime import checksums, files, terminal
 
 
 def file_of(
@@ -54,12 +53,9 @@ def _whole(
 def _written(
   folder: pathlib.Path, name: str, write: Callable[[pathlib.Path], None]
 ) -> pathlib.Path:
-  new = folder / f".{name}.{uuid.uuid4().hex}.new"
-  try:
+  with files.own_file(folder / name) as new:
     write(new)
     return new.replace(_named(folder, name, new))
-  finally:
-    new.unlink(missing_ok=True)
 
 
 def _named(folder: pathlib.Path, name: str, path: pathlib.Path) -> pathlib.Path:

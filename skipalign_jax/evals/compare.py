@@ -5,13 +5,12 @@ over a part of the data of its column. Differences of protocols are listed under
 table.
 """
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from skipalign_jax.evals import compare_table, heatmap, keys, needle
 from skipalign_jax.evals.longbench import task as longbench_task
-from skipalign_jax.runtime import errors, files, json_limits, terminal
+from skipalign_jax.runtime import errors, files, json_limits, paths, terminal
 
 # SkipAlign's Table 2: lm_eval's groups and tasks; NAME_… is a part of NAME.
 SHORT = {
@@ -48,7 +47,7 @@ def run(folders: Sequence[str], out: str, console: terminal.Console) -> dict[str
   content = {"tables": [compare_table.as_json(table) for table in found]}
   if out:
     panels = [_panel(one) for one in results if one.task in MAPS]
-    folder = pathlib.Path(out).expanduser()
+    folder = paths.output(out, f"--out={out}")
     try:
       folder.mkdir(parents=True, exist_ok=True)
       (folder / "compare.md").write_text(text + "\n", encoding="utf-8")
@@ -68,7 +67,7 @@ def read(folder: str) -> compare_table.Results:
   Raises:
     UserError: there are no results, or they are damaged.
   """
-  path = pathlib.Path(folder).expanduser() / "results.json"
+  path = paths.given(folder, folder) / "results.json"
   if not path.exists():
     unfinished = (path.parent / "protocol.json").exists()
     raise errors.UserError(

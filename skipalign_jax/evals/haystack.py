@@ -2,14 +2,13 @@
 
 import bisect
 import functools
-import pathlib
 import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from skipalign_jax.evals import subject as subject_lib
-from skipalign_jax.runtime import errors, untrusted
+from skipalign_jax.runtime import errors, paths, untrusted
 
 SUBJECTS = (
   "the ferry", "a tall clerk", "the baker", "her neighbour", "the old bridge",
@@ -106,7 +105,7 @@ def read_files(flag: str, files: str) -> dict[str, str]:
   """
   texts = {}
   for name in map(str.strip, files.split(",")):
-    path = pathlib.Path(name).expanduser()
+    path = paths.given(name, f"--{flag}={name}")
     try:
       text = untrusted.read(path).decode("utf-8")
     except untrusted.BROKEN as error:

@@ -87,6 +87,20 @@ def read_config(workdir: str | os.PathLike[str]) -> Description:
     )
 
 
+def check_path(path: pathlib.Path, flag: str) -> None:
+  """Raises UserError for a workdir whose arrays TensorStore puts elsewhere.
+
+  Args:
+    path: of the workdir.
+    flag: how it was given, for the message.
+  """
+  if "\\" in str(path.absolute()):
+    raise errors.UserError(
+      f"{flag}: the library that writes arrays takes \\ for /; give a path without, "
+      "such as a symbolic link"
+    )
+
+
 def steps(workdir: str | os.PathLike[str]) -> list[int]:
   """Steps with complete parameters, ascending.
 
@@ -147,36 +161,55 @@ def open_arrays(
   """
   _check_checksums(workdir, step, _INDEX_BYTES)
   check = functools.cache(lambda: _check_checksums(workdir, step))
-  folder = (workdir / CHECKPOINTS / str(step) / PARAMS).absolute()
+  folder = workdir / CHECKPOINTS / str(step) / PARAMS
+  return {
+    path: weights.Parameter(
+      path,
+      store.shape,
+      store.dtype.numpy_dtype,
+      _reader(folder, store, check),
+      chunk_layers=store.chunk_layout.read_chunk.shape[0] or 1,
+    )
+    for path, store in open_stores(folder, expected, "config.json").items()
+  }
+
+
+def open_stores(
+  folder: pathlib.Path, expected: dict[str, tuple[int, ...]], source: str
+) -> dict[str, tensorstore.TensorStore]:
+  """Path -> array of one item of a checkpoint; their indices are read, no values.
+
+  Args:
+    folder: of the item.
+    expected: path -> shape of what must be in it, no more and no less.
+    source: where the shapes are from, for messages.
+
+  Raises:
+    UserError: the item is damaged or has other arrays.
+  """
+  folder = folder.absolute()
   metadata = files.read_json(folder / "_METADATA")
   try:
     stored = {
       "/".join(part["key"] for part in leaf["key_metadata"])
       for leaf in metadata.get("tree_metadata", {}).values()
+      if not leaf.get("value_metadata", {}).get("skip_deserialize")  # no array
     }
   except (KeyError, TypeError, AttributeError) as error:
     raise errors.UserError(f"{folder}: damaged _METADATA ({error!r})") from error
   if stored != set(expected):
     different = ", ".join(sorted(stored ^ set(expected))[:5])
     raise errors.UserError(
-      f"{folder}: its parameters are not those of {workdir}/config.json: {different}"
+      f"{folder}: its arrays are not those of {source}: {different}"
     )
   driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
-  parameters = {}
-  for path, shape in expected.items():
-    store = _open_store(folder, path, driver)
-    if store.shape != shape:
+  stores = {path: _open_store(folder, path, driver) for path in expected}
+  for path, store in stores.items():
+    if store.shape != expected[path]:
       raise errors.UserError(
-        f"{folder}: {path} is {list(store.shape)}, config.json says {list(shape)}"
+        f"{folder}: {path} is {list(store.shape)}, {source} says {list(expected[path])}"
       )
-    parameters[path] = weights.Parameter(
-      path,
-      shape,
-      store.dtype.numpy_dtype,
-      _reader(folder, store, check),
-      chunk_layers=store.chunk_layout.read_chunk.shape[0] or 1,
-    )
-  return parameters
+  return stores
 
 
 def _check_checksums(

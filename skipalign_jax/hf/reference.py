@@ -29,7 +29,7 @@ from skipalign_jax.hf import (
   weights,
 )
 from skipalign_jax.model import model_config
-from skipalign_jax.runtime import errors, escape, files
+from skipalign_jax.runtime import errors, escape, files, paths
 
 if TYPE_CHECKING:
   import transformers
@@ -114,8 +114,10 @@ def locate(reference: str) -> Location:
   """
   if not reference:
     raise errors.UserError(f"the model reference is empty; {FORMS}")
-  if not reference.startswith(hub.PREFIX) and (found := _locate_path(reference)):
-    return found
+  if not reference.startswith(hub.PREFIX):
+    with errors.of_storage(f"{reference}: "):
+      if found := _locate_path(reference):
+        return found
   if hub_id := hub.model_id(reference):
     return Location("hf", _download(hub_id), hub_id=hub_id)
   hint = ""
@@ -126,25 +128,26 @@ def locate(reference: str) -> Location:
 
 def _locate_path(reference: str) -> Location | None:
   """The location of a local file or folder; None where there is none."""
-  path = os.path.expanduser(reference)
-  if os.path.isfile(path):
-    if path.endswith(".gguf"):
-      return Location("gguf", pathlib.Path(path))
+  path = paths.given(reference, reference)
+  if path.is_file():
+    if path.suffix == ".gguf":
+      return Location("gguf", path)
     raise errors.UserError(f"{reference}: is a file but not a .gguf; {FORMS}")
-  if os.path.isdir(path):
-    return _locate_folder(pathlib.Path(path), None)
-  folder, _, step = path.rpartition("@")
-  if not os.path.isdir(folder):
+  if path.is_dir():
+    return _locate_folder(path, None)
+  folder, at, step = reference.rpartition("@")
+  if not at or not (path := paths.given(folder, reference)).is_dir():
     return None
   if not step.isdecimal():
     raise errors.UserError(
       f"{reference}: the step after @ must be an integer, not {step!r}"
     )
-  return _locate_folder(pathlib.Path(folder), int(step))
+  return _locate_folder(path, int(step))
 
 
 def _locate_folder(path: pathlib.Path, step: int | None) -> Location:
   if native.is_workdir(path):
+    native.check_path(path, str(path))
     return Location("workdir", path, native.find_step(path, step))
   if step is not None:
     raise errors.UserError(
@@ -345,7 +348,7 @@ def load_tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
 def _tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
   import transformers
 
-  folder = pathlib.Path(os.path.expanduser(reference))
+  folder = paths.given(reference, reference)
   if not os.path.isfile(folder / "tokenizer.json"):  # otherwise only a tokenizer
     location = locate(reference)
     if location.kind == "gguf":

@@ -1,14 +1,12 @@
 """Compiled programs are kept on disk, so that the same command starts faster."""
 
 import os
-import pathlib
 
 import jax
 from jax._src import lru_cache
 
-from skipalign_jax.runtime import terminal
+from skipalign_jax.runtime import caches, terminal
 
-FOLDER = "~/.cache/skipalign_jax/xla"
 _put = lru_cache.LRUCache.put  # private: lru_cache.LRUCache.put
 
 
@@ -29,12 +27,9 @@ def enable() -> None:
     return
   if os.environ.get("JAX_COMPILATION_CACHE_DIR") or jax.process_count() > 1:
     return
-  folder = pathlib.Path(FOLDER).expanduser()
   try:
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-      raise PermissionError(f"{folder} is read-only")
-  except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
+    folder = caches.folder("xla")
+  except OSError as error:
     terminal.print_to_stderr(
       f"warning: compiled programs are not kept ({error}); set "
       "JAX_COMPILATION_CACHE_DIR to another folder"

@@ -298,7 +298,8 @@ def run(work: Callable[[], int]) -> int:
     UserError: raised by `work` in all processes; process 0 raises it.
   """
   try:
-    return work()
+    with errors.of_storage():
+      return work()
   except errors.UserError as error:
     return _reported_once(error)
   except KeyboardInterrupt as error:

@@ -1,10 +1,11 @@
 """The exception for mistakes of the user, and the exit status of a command."""
 
+import contextlib
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from skipalign_jax.runtime import signals, terminal
+from skipalign_jax.runtime import signals, storage, terminal
 
 
 class UserError(ValueError):
@@ -37,6 +38,23 @@ def first_line(error: BaseException) -> str:
   return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+@contextlib.contextmanager
+def of_storage(before: str = "", after: str = "") -> Iterator[None]:
+  """Failed storage in the block is a UserError that says what to do.
+
+  Args:
+    before, after: what the message has before and after that.
+  """
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:  # each library has its own
+    if storage.number_of(error) is None:
+      raise
+    raise UserError(f"{before}{storage.explain(error)}{after}") from error
+
+
 def run_command(main: Callable[[], int | None]) -> None:
   """Runs `main` and exits: 0, its own status, 2 on UserError, 141 where nobody reads
   its output, 128 + the number of a signal (130 for Ctrl-C). What it prints is escaped.
@@ -49,7 +67,7 @@ def run_command(main: Callable[[], int | None]) -> None:
 
 def _status(main: Callable[[], int | None]) -> int:
   try:
-    with signals.as_exceptions():
+    with signals.as_exceptions(), of_storage():
       return main() or 0
   except UserError as error:
     terminal.print_to_stderr(f"error: {error}")

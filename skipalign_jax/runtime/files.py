@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from skipalign_jax.runtime import errors, json_limits, untrusted
+from skipalign_jax.runtime import errors, json_limits, storage, untrusted
 
 
 def read_json(
@@ -128,7 +128,7 @@ def replacing(path: pathlib.Path, shared: bool = False) -> Iterator[pathlib.Path
       then has a name of its own.
   """
   if shared:
-    with _own(path, ".new", _new_file) as new:
+    with own_file(path) as new:
       yield new
       new.replace(path)
     return
@@ -176,13 +176,21 @@ def new_folder(out: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
       began = True
       yield temporary
       temporary.replace(out)
-  except OSError as error:  # a full disk, a lost mount
+  except errors.UserError:
+    raise
+  except Exception as error:  # a full disk, a lost mount; some libraries have their own
+    if not isinstance(error, OSError) and storage.number_of(error) is None:
+      raise
     problem = "not written" if began else "cannot be created"
-    raise errors.UserError(f"{out}: {problem} ({error})") from error
+    raise errors.UserError(f"{out}: {problem} ({storage.explain(error)})") from error
 
 
-def _new_file(path: pathlib.Path) -> None:
-  path.touch(exist_ok=False)
+def own_file(path: pathlib.Path) -> contextlib.AbstractContextManager[pathlib.Path]:
+  """A new file next to `path`; the block writes and renames it.
+
+  If it raises, the file is deleted. What a kill left is deleted by the next try.
+  """
+  return _own(path, ".new", lambda new: new.touch(exist_ok=False))
 
 
 @contextlib.contextmanager

@@ -26,14 +26,27 @@ def given(text: str | os.PathLike[str], flag: str) -> pathlib.Path:
   text = os.fspath(text)
   if problem := _problem(text):
     raise errors.UserError(f"{_printable(flag)}: {problem}")
-  try:
-    return pathlib.Path(text).expanduser()
-  except RuntimeError as error:
-    home = text.split("/")[0]
+  # Not pathlib's, which does not know "./~x" from "~x".
+  expanded = os.path.expanduser(text)
+  if text.startswith("~") and expanded == text:
     raise errors.UserError(
-      f"{flag}: the home folder {home} is not known ({error}); write the whole path, "
-      f"or ./{text} for a folder of this name"
-    ) from error
+      f"{flag}: the home folder {text.split('/')[0]} is not known; write the whole "
+      f"path, or ./{text} for a folder of this name"
+    )
+  return _plain(pathlib.Path(expanded))
+
+
+def _plain(path: pathlib.Path) -> pathlib.Path:
+  """The same path without "..", which libraries refuse or resolve differently.
+
+  It means the same when it is given again: it does not begin with ~.
+  """
+  if ".." in path.parts:
+    found = pathlib.Path()
+    for part in path.parts:  # of a symbolic link, .. is the parent of its target
+      found = found.resolve().parent if part == ".." else found / part
+    path = found
+  return path.absolute() if str(path).startswith("~") else path
 
 
 def output(text: str | os.PathLike[str], flag: str) -> pathlib.Path:

@@ -14,7 +14,7 @@ resumes where it stopped. --commands writes a shell line per run, for other mach
 import argparse
 import pathlib
 
-from skipalign_jax.runtime import arguments, errors, terminal
+from skipalign_jax.runtime import arguments, errors, paths, terminal
 from skipalign_jax.sweep import runs
 
 ACTIONS = {
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
   from skipalign_jax.sweep import collect, execute
   from skipalign_jax.sweep import plan as plan_lib
 
-  out = pathlib.Path(args.out or sweep.out)
+  out = paths.output(args.out or sweep.out, f"--out={args.out or sweep.out}")
   plan = plan_lib.Plan(sweep, out, overrides, options)
   console = terminal.Console()
   if args.run:

@@ -7,6 +7,8 @@ again from where the run took it.
 """
 
 import contextlib
+import functools
+import logging
 import math
 import pathlib
 from collections.abc import Iterator
@@ -16,21 +18,33 @@ import jax
 import orbax.checkpoint as ocp
 
 from skipalign_jax.hf import native
-from skipalign_jax.runtime import checksums, distributed, errors, terminal
+from skipalign_jax.runtime import (
+  checksums,
+  distributed,
+  errors,
+  files,
+  storage,
+  terminal,
+)
 from skipalign_jax.training import state as state_lib
 
 # So that an export reads one layer of a stacked parameter, not all of them.
 CHUNK_BYTES = 2**28
 DAMAGED = "damaged"
-_NOT_FOR_ORBAX = "[\\"  # it takes a path for a pattern in one place
+# Orbax takes a path with one of the first three for a pattern: it does not find what it
+# wrote, or finds files of other folders; and it writes the last one with another slash.
+_NOT_FOR_ORBAX = ("[", "*", "?", "gs:/")
 
 
 def check_path(workdir: pathlib.Path) -> None:
-  """Raises UserError for a path under which Orbax cannot find what it wrote."""
-  if found := sorted(set(_NOT_FOR_ORBAX) & set(str(workdir.absolute()))):
+  """Raises UserError for a path under which Orbax does not find what it wrote."""
+  native.check_path(workdir, f"--workdir={workdir}")
+  inside = str(workdir.absolute() / native.CHECKPOINTS)
+  if found := [part for part in _NOT_FOR_ORBAX if part in inside]:
     raise errors.UserError(
-      f"--workdir={workdir}: the library that writes checkpoints cannot open them "
-      f"again in a path with {' or '.join(found)}; give a path without"
+      f"--workdir={workdir}: the library that writes checkpoints would not find them "
+      f"again in a path with {' or '.join(found)}; give a path without, such as a "
+      "symbolic link"
     )
 
 
@@ -59,6 +73,31 @@ def set_damaged_aside(workdir: pathlib.Path, console: terminal.Console) -> None:
     )
 
 
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  """Path -> shape of every array of a tree."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+  return {name(path): x.shape for path, x in leaves}
+
+
+def _open_again(folder: pathlib.Path, expected: dict[str, Any]) -> None:
+  """Raises UserError unless all of a checkpoint's arrays can be opened.
+
+  Args:
+    folder: of the checkpoint.
+    expected: shapes by path of `params` and `opt`, and the content of `data`.
+  """
+  for item in (native.PARAMS, "opt"):
+    native.open_stores(folder / item, expected[item], "the state that was saved")
+  if files.read_json(folder / "data" / "metadata") != expected["data"]:
+    raise errors.UserError(f"{folder / 'data'} is not the state that was saved")
+
+
+def _is_not_raised(record: logging.LogRecord) -> bool:
+  """Whether a message is not the traceback of an error that Orbax raises too."""
+  return not (record.exc_info and "orbax" in record.pathname)
+
+
 class Checkpoints:
   """The checkpoints of one workdir."""
 
@@ -77,9 +116,11 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(
       preservation_policy=managers.AnyPreservationPolicy(policies),
       cleanup_tmp_directories=True,
-      async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._finish),
     )
-    self._saving = 0
+    logging.getLogger("absl").addFilter(_is_not_raised)
+    self._saving, self._unreported = 0, None
+    self._expected: dict[str, Any] = {}
     self._manager = ocp.CheckpointManager(
       (workdir / native.CHECKPOINTS).absolute(),
       options=options,
@@ -100,8 +141,12 @@ class Checkpoints:
     """Starts writing the state after `at` steps; the caller may continue training."""
     if self.latest() == at:
       return
-    self.wait()  # as Orbax would; `_write_checksums` reads `_saving`
-    self._saving = at
+    self.wait()  # as Orbax would; `_finish` reads what is set here
+    self._saving = self._unreported = at
+    opt, data = {"step": state.step, "opt": state.opt}, {"iterator": iterator_state}
+    self._expected = {native.PARAMS: state.params, "opt": opt}
+    self._expected = {item: _shapes(tree) for item, tree in self._expected.items()}
+    self._expected["data"] = data
     chunked = jax.tree.map(
       lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), state.params
     )
@@ -110,8 +155,8 @@ class Checkpoints:
         at,
         args=ocp.args.Composite(
           params=ocp.args.StandardSave(state.params, save_args=chunked),
-          opt=ocp.args.StandardSave({"step": state.step, "opt": state.opt}),
-          data=ocp.args.JsonSave({"iterator": iterator_state}),
+          opt=ocp.args.StandardSave(opt),
+          data=ocp.args.JsonSave(data),
         ),
         # A NaN cannot be ordered.
         metrics={"eval_loss": eval_loss}
@@ -120,12 +165,27 @@ class Checkpoints:
         force=True,
       )
 
-  def _write_checksums(self) -> None:
-    """Called by Orbax when all files are written, before the folder is renamed."""
-    if distributed.is_first():
-      pattern = f"{self._saving}.orbax-checkpoint-tmp*"
-      for half in pathlib.Path(self._manager.directory).glob(pattern):
+  def _finish(self) -> None:
+    """Called by Orbax, in a thread of its own, when all files are written.
+
+    They are read again and opened again. Then Orbax renames their folder and deletes
+    older checkpoints; it does neither if this raises.
+    """
+    if not distributed.is_first():
+      return
+    name = f"{self._saving}.orbax-checkpoint-tmp"
+    for half in pathlib.Path(self._manager.directory).iterdir():
+      if half.name.startswith(name):
         checksums.write(half)
+        _open_again(half, self._expected)
+
+  def newly_saved(self) -> int | None:
+    """The step whose checkpoint is complete since the last call; None without one."""
+    at = self._unreported
+    if at is None or not (self._manager.directory / str(at)).exists():
+      return None
+    self._unreported = None
+    return at
 
   @contextlib.contextmanager
   def _reporting(self) -> Iterator[None]:
@@ -134,8 +194,8 @@ class Checkpoints:
     except Exception as error:  # Orbax raises many kinds, none of its own
       raise errors.UserError(
         f"the checkpoint of step {self._saving} in {self._manager.directory} is not "
-        f"written: {error}\nEarlier ones are untouched. Fix that (is the disk full?); "
-        "the same command resumes from the latest."
+        f"written: {storage.explain(error)}.\nEarlier ones are untouched. Once this is "
+        "fixed, the same command resumes from the latest."
       ) from error
 
   def restore(

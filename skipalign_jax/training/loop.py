@@ -62,6 +62,7 @@ class Loop:
       status = votes.cast(stop.status)
       if _due(at, config.checkpoint.every) or at == steps or status:
         self._save(at)
+      self.report_saved()
       if status:
         return status
     return 0
@@ -94,6 +95,11 @@ class Loop:
     sums = [self._eval_step(params, batch) for batch in batches]
     total, weight = np.sum(np.array(jax.device_get(sums)), axis=0)
     return float(total / weight)
+
+  def report_saved(self) -> None:
+    """Prints that a checkpoint is complete, once."""
+    if (at := self.saved.newly_saved()) is not None:
+      self.setup.console.print(f"step {at}: saved")
 
   def _save(self, at: int) -> None:
     self.log.flush()  # the records of a saved step are on disk before the state

@@ -5,10 +5,8 @@ import os
 import pathlib
 from typing import Any
 
-import tensorboardX
-
 from skipalign_jax.runtime import files
-from skipalign_jax.training import loggers
+from skipalign_jax.training import board, loggers
 
 Record = dict[str, float | int | bool]
 
@@ -52,9 +50,7 @@ class Writer:
       with files.replacing(path) as new:
         new.write_text("".join(map(_line, kept)), encoding="utf-8")
     self._file = path.open("a", encoding="utf-8")
-    self._board = tensorboardX.SummaryWriter(
-      str(workdir / "tensorboard"), purge_step=resume_step + 1
-    )
+    self._board = board.Board(workdir / "tensorboard", resume_step + 1)
 
   def write(self, record: Record) -> None:
     """Writes one record; `step` is its key."""
@@ -62,7 +58,7 @@ class Writer:
     self._file.flush()  # so that `tail -f` sees it
     for name, value in record.items():
       if name != "step":
-        self._board.add_scalar(name, float(value), record["step"])
+        self._board.add(record["step"], name, float(value))
     if self._others is not None and _what(record) not in self._sent:
       self._others.write(record)
 

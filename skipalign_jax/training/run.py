@@ -45,30 +45,39 @@ def run(
     setup = setup_lib.prepare(config, folder, console)
   starts.check_processes(config, setup.data.fingerprint)
   lock = claim(setup)
+  with workdir.writing(folder):
+    status = train(setup)
+  if lock is not None:
+    lock.close()
+  return status
+
+
+def train(setup: setup_lib.Setup) -> int:
+  """Trains in a claimed workdir; returns the exit status."""
+  config, folder, steps = setup.config, setup.folder, setup.data.steps
   saved = checkpoint.Checkpoints(
     folder, config.checkpoint.keep, config.checkpoint.keep_best
   )
   start = saved.latest() or 0
   with distributed.together():
-    workdir.check_start(folder, start, setup.data.steps, config.checkpoint.every)
+    workdir.check_start(folder, start, steps, config.checkpoint.every)
   announce(setup, start)
   if start:
     state, iterator = restore(setup, saved, start)
   else:
     state, iterator = begin(setup)
-  log = log_lib.Log(config, folder, console, start, setup.data.steps)
+  log = log_lib.Log(config, folder, setup.console, start, steps)
   with (
     signals.Stop(distributed.is_first()) as stop,
-    workdir.writing(folder),
     jax.set_mesh(setup.mesh),
     contextlib.closing(saved),
     contextlib.closing(iterator),
     log,
   ):
-    status = loop.Loop(setup, state, iterator, log, saved).run(start, stop)
-  console.print(log.summary())
-  if lock is not None:
-    lock.close()
+    training = loop.Loop(setup, state, iterator, log, saved)
+    status = training.run(start, stop)
+  training.report_saved()
+  setup.console.print(log.summary())
   return status
 
 
@@ -79,7 +88,7 @@ def claim(setup: setup_lib.Setup) -> TextIO | None:
     The lock on it, in the first process.
   """
   lock, folder, config = None, setup.folder, setup.config
-  with distributed.together():
+  with distributed.together(), workdir.writing(folder):
     if distributed.is_first():
       lock = workdir.claim(
         folder,
@@ -100,7 +109,7 @@ def claim(setup: setup_lib.Setup) -> TextIO | None:
 def announce(setup: setup_lib.Setup, start: int) -> None:
   """Prints what is about to be trained, and records this start in the workdir."""
   setup.console.print(report.describe(setup, start))
-  with distributed.together():
+  with distributed.together(), workdir.writing(setup.folder):
     if distributed.is_first():
       this = starts.describe(setup.config, setup.data.fingerprint, start)
       for change in starts.add(setup.folder, this):

@@ -38,7 +38,7 @@ from skipalign_jax.hf import (
   template_dates,
 )
 from skipalign_jax.model import model_config
-from skipalign_jax.runtime import errors, files, terminal
+from skipalign_jax.runtime import errors, files, storage, terminal
 from skipalign_jax.training import metrics, same_run, starts
 
 if TYPE_CHECKING:  # slow to load
@@ -97,7 +97,9 @@ def claim(
         export.save_tokenizer(tokenizer, new)
     return held
   except OSError as error:
-    raise errors.UserError(f"--workdir={folder} cannot be used: {error}") from error
+    raise errors.UserError(
+      f"--workdir={folder} cannot be used: {storage.explain(error)}"
+    ) from error
 
 
 # Errors of filesystems without record locks: NFS without its lock service, and FUSE.
@@ -133,21 +135,22 @@ def _lock(folder: pathlib.Path, console: terminal.Console) -> TextIO:
   return file
 
 
-_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-
-
 @contextlib.contextmanager
 def writing(folder: pathlib.Path) -> Iterator[None]:
   """Reports what the user can do when storage fails inside the block."""
+  before = f"--workdir={folder} can no longer be written: "
+  after = (
+    ".\nCheckpoints in it are untouched. Once this is fixed, the same command resumes "
+    "from the latest."
+  )
   try:
-    yield
-  except OSError as error:
-    if error.errno not in _STORAGE:
+    with errors.of_storage(before, after):
+      yield
+  except FileNotFoundError as error:
+    if folder.is_dir():
       raise
-    raise errors.UserError(
-      f"--workdir={folder} can no longer be written: {error}\nCheckpoints in it are "
-      "untouched. Free some space; the same command resumes from the latest."
-    ) from error
+    gone = "it has gone; is a disk missing?"
+    raise errors.UserError(f"{before}{gone}{after}") from error
 
 
 def check_start(folder: pathlib.Path, start: int, steps: int, every: int) -> None:

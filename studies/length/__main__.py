@@ -7,9 +7,7 @@ tests them on up to 50. It writes results.json into DIR, then figure.png from th
 results alone; if DIR already has the results, only the figure and the tables are made.
 """
 
-import pathlib
-
-from skipalign_jax.runtime import arguments, errors, terminal
+from skipalign_jax.runtime import arguments, errors, paths, terminal
 
 MINIMUM = {"steps": 1, "seeds": 2}
 
@@ -33,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
   # Loads JAX, which --help and mistakes in the command line do not need.
   from studies.length import study
 
-  folder = pathlib.Path(args.out).expanduser()
+  folder = paths.output(args.out, f"--out={args.out}")
   study.make_and_show(folder, args.seeds, args.steps, terminal.Console())
   return 0
 

@@ -7,9 +7,8 @@ from which the tables and figures are made.
 """
 
 import json
-import pathlib
 
-from skipalign_jax.runtime import arguments, errors, terminal
+from skipalign_jax.runtime import arguments, errors, paths, terminal
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
 
   console = terminal.Console()
   settings = recipes.MICRO if args.micro else recipes.Settings()
-  study = pieces.Study(pathlib.Path(args.out).expanduser(), settings)
+  study = pieces.Study(paths.output(args.out, f"--out={args.out}"), settings)
   compile_cache.enable()
   try:
     complete = pieces.run(study, console)

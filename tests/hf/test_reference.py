@@ -161,7 +161,7 @@ def test_workdir_mistakes(tmp_path):
   native.write_config(tmp_path / "run", native.Description(tiny.config("yi")))
   refused(tmp_path / "run", "config.json says")
   native.write_config(tmp_path / "run", native.Description(tiny.config("biases")))
-  refused(tmp_path / "run", "parameters are not those of")
+  refused(tmp_path / "run", "arrays are not those of")
 
 
 def test_a_damaged_checkpoint_is_not_read(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import sys
 import pytest
 import tiny
 
-from skipalign_jax.runtime import compile_cache, distributed, errors
+from skipalign_jax.runtime import caches, compile_cache, distributed, errors
 
 STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_LOCALID": "0"}
 SLURM = STEP | {"SLURM_PROCID": "1", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "8"}
@@ -140,7 +140,7 @@ def test_a_single_process_does_not_communicate():
 def cached(monkeypatch, folder):
   """The updates of JAX's configuration by `enable`."""
   named = []
-  monkeypatch.setattr(compile_cache, "FOLDER", str(folder))
+  monkeypatch.setattr(caches, "HOME", str(folder))
   monkeypatch.setattr(
     compile_cache.jax.config, "update", lambda *what: named.append(what)
   )
@@ -151,7 +151,8 @@ def cached(monkeypatch, folder):
 def test_programs_are_kept_unless_the_environment_names_a_folder(monkeypatch, tmp_path):
   monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
   folder = tmp_path / "a" / "b"
-  assert cached(monkeypatch, folder) == [("jax_compilation_cache_dir", str(folder))]
+  named = [("jax_compilation_cache_dir", str(folder / "xla"))]
+  assert cached(monkeypatch, folder) == named
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
   assert cached(monkeypatch, folder) == []
 
@@ -165,8 +166,11 @@ def test_cpu_processes_have_no_cache(monkeypatch, tmp_path):
   assert cached(monkeypatch, tmp_path) == []
 
 
-def test_a_folder_that_cannot_be_made_is_a_warning(monkeypatch, tmp_path, capsys):
+def test_without_a_folder_for_programs_there_is_a_warning(
+  monkeypatch, tmp_path, capsys
+):
   monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
   (tmp_path / "file").write_text("")
+  monkeypatch.setattr(caches.tempfile, "gettempdir", lambda: str(tmp_path / "file"))
   assert cached(monkeypatch, tmp_path / "file" / "cache") == []
   assert capsys.readouterr().err.startswith("warning: compiled programs are not kept")

@@ -73,10 +73,11 @@ def test_signals_are_as_before_after_the_loop():
   assert signal.getsignal(signal.SIGTERM) is before
 
 
-def run_command(work, **options):
+def run_command(work, before=""):
   """Starts a command that says "ready" before it waits for a signal."""
   code = (
-    "import time; from skipalign_jax.runtime import errors\n"
+    "import signal, time; from skipalign_jax.runtime import errors\n"
+    f"{before}\n"
     f"def main():\n  {work}\n"
     "errors.run_command(main)"
   )
@@ -86,7 +87,6 @@ def run_command(work, **options):
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
-    **options,
   )
   assert process.stdout.readline() == "ready\n"
   return process
@@ -108,9 +108,9 @@ def test_a_signal_ends_a_command_with_its_number(number, said):
 
 
 def test_under_nohup_a_command_survives_the_end_of_its_terminal():
-  ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
   process = run_command(
-    "print('ready', flush=True); time.sleep(0.5)", preexec_fn=ignore
+    "print('ready', flush=True); time.sleep(0.5)",
+    before="signal.signal(signal.SIGHUP, signal.SIG_IGN)",
   )
   process.send_signal(signal.SIGHUP)
   assert process.wait(timeout=10) == 0

@@ -1,7 +1,11 @@
 import io
+import shutil
+import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from rich import console as rich_console
 from saved_states import arrays, restore, save_all, state
@@ -9,6 +13,7 @@ from saved_states import arrays, restore, save_all, state
 from skipalign_jax.hf import native
 from skipalign_jax.runtime import errors
 from skipalign_jax.training import checkpoint
+from skipalign_jax.training import state as state_lib
 
 
 def test_keeps_the_latest_and_the_best(tmp_path):
@@ -32,23 +37,18 @@ def test_restores_state_and_iterator(tmp_path):
     assert one.dtype == other.dtype
 
 
-@pytest.mark.parametrize("name", ["lr[1e-4]", "a\\b"])
-def test_paths_that_orbax_cannot_open_again_are_refused(tmp_path, name):
+@pytest.mark.parametrize(
+  "name", ["lr[1e-4]", "a*b", "a?b", "[a]/b", "gs:", "gs://a", "logs:/a", "a\\b"]
+)
+def test_paths_that_libraries_take_for_something_else_are_refused(tmp_path, name):
   with pytest.raises(errors.UserError, match="give a path without"):
     checkpoint.check_path(tmp_path / name)
-
-
-def test_any_other_path_is_data(tmp_path):
-  for name in ("a%2Fb", "50%", "a#b", "a?b", "a|b", "a*b", "a b", "{x}", "é'\"$~&;,"):
-    checkpoint.check_path(tmp_path / name)
-    (tmp_path / name).mkdir()
-    save_all(tmp_path / name, {7: None}, keep=1, keep_best=False)
-    found, _ = restore(tmp_path / name, 7)
-    weight = native.open_arrays(tmp_path / name, 7, {"norm/weight": (2000,)})
-    np.testing.assert_array_equal(
-      found.params["norm"]["weight"], weight["norm/weight"].read()
-    )
-  assert len(list(tmp_path.iterdir())) == 9  # and nowhere else
+  (tmp_path / "real" / name).mkdir(parents=True)
+  link = tmp_path / "link"
+  link.symlink_to(tmp_path / "real" / name)
+  checkpoint.check_path(link)
+  save_all(link, {7: None}, keep=1, keep_best=False)
+  assert restore(link, 7)[1] == {"next": 7}
 
 
 def test_a_missing_step_is_reported(tmp_path):
@@ -86,6 +86,68 @@ def test_without_a_whole_checkpoint_the_run_does_not_start_silently(tmp_path):
   arrays(tmp_path, 1).unlink()
   with pytest.raises(errors.UserError, match="no undamaged checkpoint"):
     set_aside(tmp_path)
+
+
+def test_saved_is_said_when_the_checkpoint_was_opened_again(tmp_path, monkeypatch):
+  """And training goes on meanwhile."""
+  wait, opened = threading.Event(), []
+  open_stores = native.open_stores
+
+  def slowly(folder, *args):
+    assert wait.wait(20)
+    opened.append(folder.name)
+    return open_stores(folder, *args)
+
+  monkeypatch.setattr(native, "open_stores", slowly)
+  saved = checkpoint.Checkpoints(tmp_path, 1, False)
+  assert saved.newly_saved() is None
+  saved.save(state(5.0), 5, {"next": 5}, None)  # returns
+  assert saved.newly_saved() is None and not opened
+  wait.set()
+  saved.wait()
+  assert opened == ["params", "opt"]
+  assert [saved.newly_saved(), saved.newly_saved()] == [5, None]
+  saved.close()
+
+
+@pytest.mark.parametrize(
+  "lost", ["params/manifest.ocdbt", "opt/_METADATA", "data/metadata", "params/.zarray"]
+)
+def test_a_checkpoint_that_cannot_be_opened_replaces_no_other(
+  tmp_path, monkeypatch, capsys, lost
+):
+  """Storage that loses what was written: the one before stays, although keep is 1."""
+  save_all(tmp_path, {1: None}, keep=1, keep_best=False)
+  write = checkpoint.checksums.write
+
+  def lose(folder):
+    path = folder / lost
+    if path.name == ".zarray":  # all data files of the parameters
+      shutil.rmtree(folder / "params" / "d")
+      shutil.rmtree(folder / "params" / "ocdbt.process_0")
+    else:
+      path.unlink()
+    write(folder)
+
+  monkeypatch.setattr(checkpoint.checksums, "write", lose)
+  saved = checkpoint.Checkpoints(tmp_path, 1, False)
+  saved.save(state(2.0), 2, {"next": 2}, None)
+  with pytest.raises(errors.UserError, match=r"step 2 .* is not written"):
+    saved.close()
+  assert saved.newly_saved() is None and not capsys.readouterr().err
+  assert native.find_step(tmp_path, None) == 1
+  assert restore(tmp_path, 1)[1] == {"next": 1}
+
+
+def test_the_names_of_all_arrays_are_those_of_the_files(tmp_path):
+  """Of an optimizer's state too, which has tuples and named tuples."""
+  update = optax.adamw(lambda step: 0.1, weight_decay=0.1)
+  params = {"a": {"weight": jnp.ones((3, 2))}, "b": {"weight": jnp.ones(4)}}
+  one = state_lib.TrainState(jnp.int32(3), params, update.init(params))
+  saved = checkpoint.Checkpoints(tmp_path, 1, False)
+  saved.save(one, 3, {}, None)
+  saved.close()
+  assert saved.newly_saved() == 3
 
 
 def test_a_save_that_fails_is_reported_and_leaves_the_others(tmp_path, monkeypatch):

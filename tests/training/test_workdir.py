@@ -65,7 +65,7 @@ def test_a_filesystem_without_locks_is_reported(name, tmp_path, monkeypatch):
     console,
   )
   if name == "EIO":  # another failure is none of a missing service
-    with pytest.raises(errors.UserError, match=r"run cannot be used: .*EIO"):
+    with pytest.raises(errors.UserError, match=r"run cannot be used: .*fails; look"):
       claim()
     return
   claim().close()
@@ -99,11 +99,16 @@ def test_keys_that_an_older_version_had_are_named(tmp_path):
 
 def test_storage_errors_are_reported_and_others_not_hidden(tmp_path):
   with (
-    pytest.raises(errors.UserError, match="Free some space"),
+    pytest.raises(errors.UserError, match=r"full; free some space\.\nCheckpoints"),
     workdir.writing(tmp_path),
   ):
     raise OSError(errno.ENOSPC, "No space left on device")
   with pytest.raises(FileNotFoundError), workdir.writing(tmp_path):
+    raise FileNotFoundError(errno.ENOENT, "no such file")
+  with (
+    pytest.raises(errors.UserError, match="it has gone; is a disk missing"),
+    workdir.writing(tmp_path / "unmounted"),
+  ):
     raise FileNotFoundError(errno.ENOENT, "no such file")
 
 

@@ -22,7 +22,7 @@ import yaml
 
 from skipalign_jax.evals.longbench import official
 from skipalign_jax.hf import hub
-from skipalign_jax.runtime import errors, untrusted
+from skipalign_jax.runtime import errors, paths, untrusted
 
 REPOSITORY = "THUDM/LongBench"
 ARCHIVE = "data.zip"  # the repository's loading script needs datasets < 4
@@ -77,7 +77,7 @@ def records(data: str, name: str, limit: int) -> list[dict[str, Any]]:
 
 def _open(data: str, name: str) -> tuple[str, io.IOBase]:
   """The name of a set's file for messages, and the file, opened for bytes."""
-  path = _download() if data == "hub" else pathlib.Path(data).expanduser()
+  path = _download() if data == "hub" else paths.given(data, f"--data={data}")
   try:
     if path.suffix == ".zip" and path.is_file():
       archive = zipfile.ZipFile(path)
@@ -180,11 +180,12 @@ def prompts(folder: str, names: list[str]) -> Prompts:
   Raises:
     UserError: files that are missing or cannot be used, or lm_eval is not installed.
   """
-  return _official(pathlib.Path(folder), names) if folder else _from_lm_eval(names)
+  if not folder:
+    return _from_lm_eval(names)
+  return _official(paths.given(folder, f"--prompts={folder}"), names)
 
 
 def _official(folder: pathlib.Path, names: list[str]) -> Prompts:
-  folder = folder.expanduser()
   digest = hashlib.sha256()
   tables = []
   for file, kind in ((PROMPTS, str), (LENGTHS, int)):

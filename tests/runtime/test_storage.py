@@ -1,0 +1,58 @@
+"""Errors of storage are known by their number, whichever library raises them."""
+
+import errno
+
+import pytest
+
+from skipalign_jax.runtime import errors, storage
+
+RAISED = {
+  "Python": OSError(errno.ENOSPC, "No space left on device", "a/b"),
+  "tokenizers": Exception("No space left on device (os error 28)"),
+  "safetensors": RuntimeError(
+    'Error while serializing: Os { code: 28, kind: StorageFull, message: "N" }'
+  ),
+  "TensorStore": ValueError("RESOURCE_EXHAUSTED: Failed [os_error_code='ENOSPC']"),
+}
+
+
+def wrapped(error):
+  try:
+    raise OSError("it needs a folder that can be written") from error
+  except OSError as outer:
+    return outer
+
+
+@pytest.mark.parametrize("library", RAISED)
+def test_a_full_disk_is_known_in_every_library(library):
+  for error in (RAISED[library], wrapped(RAISED[library])):
+    assert storage.number_of(error) == errno.ENOSPC
+    with (
+      pytest.raises(errors.UserError, match=r"out: .*disk is full; free some space!"),
+      errors.of_storage("out: ", "!"),
+    ):
+      raise error
+  assert storage.explain(RAISED["Python"]).startswith("a/b: No space left")
+
+
+@pytest.mark.parametrize("name", ["EDQUOT", "EROFS", "EACCES", "EPERM", "EIO"])
+def test_each_error_has_a_remedy(name):
+  number = getattr(errno, name)
+  assert "; " in storage.explain(OSError(number, "x"))
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    FileNotFoundError(errno.ENOENT, "x"),
+    BrokenPipeError(errno.EPIPE, "x"),
+    KeyError("code: 5"),
+    ValueError("os error 2"),
+    ValueError("[os_error_code='NONE']"),
+  ],
+)
+def test_other_errors_are_not_hidden(error):
+  assert storage.number_of(error) is None and storage.explain(error) == str(error)
+  with pytest.raises(type(error)) as raised, errors.of_storage():
+    raise error
+  assert raised.value is error
