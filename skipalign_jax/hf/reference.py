@@ -128,6 +128,8 @@ def locate(reference: str) -> Location:
 
 def _locate_path(reference: str) -> Location | None:
   """The location of a local file or folder; None where there is none."""
+  if paths.problem(reference):
+    return None
   path = paths.given(reference, reference)
   if path.is_file():
     if path.suffix == ".gguf":
@@ -135,8 +137,8 @@ def _locate_path(reference: str) -> Location | None:
     raise errors.UserError(f"{reference}: is a file but not a .gguf; {FORMS}")
   if path.is_dir():
     return _locate_folder(path, None)
-  folder, at, step = reference.rpartition("@")
-  if not at or not (path := paths.given(folder, reference)).is_dir():
+  folder, _, step = reference.rpartition("@")
+  if not folder or not (path := paths.given(folder, reference)).is_dir():
     return None
   if not step.isdecimal():
     raise errors.UserError(
@@ -348,8 +350,9 @@ def load_tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
 def _tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
   import transformers
 
-  folder = paths.given(reference, reference)
-  if not os.path.isfile(folder / "tokenizer.json"):  # otherwise only a tokenizer
+  folder = None if paths.problem(reference) else paths.given(reference, reference)
+  if not (folder and os.path.isfile(folder / "tokenizer.json")):
+    # Otherwise the reference is only a tokenizer.
     location = locate(reference)
     if location.kind == "gguf":
       return gguf_tokenizer.build(

@@ -24,8 +24,8 @@ def given(text: str | os.PathLike[str], flag: str) -> pathlib.Path:
     UserError: a name that cannot be opened, or a home folder that is not known.
   """
   text = os.fspath(text)
-  if problem := _problem(text):
-    raise errors.UserError(f"{_printable(flag)}: {problem}")
+  if why := problem(text):
+    raise errors.UserError(f"{_printable(flag)}: {why}")
   # Not pathlib's, which does not know "./~x" from "~x".
   expanded = os.path.expanduser(text)
   if text.startswith("~") and expanded == text:
@@ -59,7 +59,8 @@ def output(text: str | os.PathLike[str], flag: str) -> pathlib.Path:
   return path
 
 
-def _problem(text: str) -> str:
+def problem(text: str) -> str:
+  """Why no file can have this path; empty if one can."""
   if not text:
     return "the path is empty"
   if "\0" in text:
