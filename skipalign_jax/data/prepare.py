@@ -118,7 +118,7 @@ def prepare(
     rows = datasets.Dataset.from_file(str(path))
   except pyarrow.ArrowException as error:
     raise errors.UserError(
-      f"data.cache_dir={folder}: {path} cannot be read by this version of pyarrow "
+      f"data.cache_dir={path.parent}: {path} cannot be read by this version of pyarrow "
       f"({errors.first_line(error)}); delete it and start again"
     ) from error
   lengths = np.asarray(rows.data.column("length"))
