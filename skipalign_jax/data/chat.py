@@ -180,6 +180,8 @@ class Encoder:
       if message.role == "assistant" and message.learned
       if self._learn_calls or not dialogue.is_call(i)
     ]
+    if not ends:
+      return self([dialogue])  # which says why
     found: list[Result] = []
     for i in range(0, len(ends), _REPLIES):
       parts = [dialogue.until(end) for end in ends[i : i + _REPLIES]]

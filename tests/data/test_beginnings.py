@@ -152,3 +152,11 @@ def test_a_template_that_changes_all_is_rendered_whole(monkeypatch):
   sizes = sizes_of_renderings(monkeypatch)
   (result,) = chat.Encoder(tokenizer, 64)([dialogues.Dialogue(tuple(pair * 100))])
   assert outcome(result) == chat.NO_TARGET and max(sizes) == 200
+
+
+def test_a_long_chat_without_a_reply_to_learn_is_counted_once():
+  """Each reply is a sample of its own, and this chat has none."""
+  pair = [message("user", "Hi there"), message("assistant", "Hello", learned=False)]
+  long = dialogues.Dialogue(tuple(pair * 200))
+  (found,) = encoder("qwen3", seq_len=64, rewritten="each").samples([long])
+  assert list(map(outcome, found)) == [chat.NO_TARGET]
