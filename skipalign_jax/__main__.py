@@ -6,7 +6,7 @@
 import importlib
 import sys
 
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, terminal
 
 COMMANDS = {
   "train": "fine-tune a model, or resume a run",
@@ -36,7 +36,7 @@ def main() -> int:
     f"{listed}\n\nskipalign COMMAND --help shows the flags of a command."
   )
   if name in ("", "-h", "--help"):
-    print(text)
+    terminal.Console(soft_wrap=True).print(text)
     return 0
   raise errors.UserError(f"there is no command {name!r}\n{text}")
 

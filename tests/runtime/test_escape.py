@@ -116,7 +116,10 @@ def test_errors_are_escaped(capsys):
   assert commanded(main, capsys) == (2, "", expected)
 
 
-def test_what_libraries_print_is_escaped(capsys):
+def test_what_libraries_print_is_escaped(capsys, monkeypatch):
+  # pytest-xdist cannot report a log that is not UTF-8.
+  monkeypatch.setattr(logging.getLogger("library"), "propagate", False)
+
   def main():
     handler = logging.StreamHandler()
     logging.getLogger("library").addHandler(handler)
