@@ -481,8 +481,9 @@ def test_no_module_imports_jax_when_loaded():
     plain = tuple(
       f"skipalign_jax.{name}"
       for name in (
-        *("runtime.checksums", "runtime.errors", "runtime.files", "runtime.progress"),
-        *("runtime.terminal", "runtime.untrusted"),
+        *("runtime.caches", "runtime.checksums", "runtime.errors", "runtime.files"),
+        *("runtime.paths", "runtime.progress", "runtime.storage", "runtime.terminal"),
+        "runtime.untrusted",
         *("config", "data.", "hf.chat_template", "hf.hub", "hf.template_dates"),
       )
     )

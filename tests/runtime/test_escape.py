@@ -193,12 +193,16 @@ def test_usual_names_in_markdown_stay():
 PRINTING = {"print", "print_exc", "print_exception", "pprint"}
 
 
+CHILD = "skipalign_jax/evals/lm_eval/program_child.py"  # its parent reads its output
+PIPES = {"skipalign_jax/hf/template_process.py"}  # writes to its child
+
+
 def test_nothing_is_printed_past_the_terminal():
   """No call of print or a standard stream, and no text or console of rich itself."""
   checked = 0
   for path in (*ROOT.glob("skipalign_jax/**/*.py"), *ROOT.glob("studies/**/*.py")):
     where = path.relative_to(ROOT).as_posix()
-    if where == "skipalign_jax/runtime/terminal.py":
+    if where in ("skipalign_jax/runtime/terminal.py", CHILD):
       continue
     checked += 1
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -211,7 +215,7 @@ def test_nothing_is_printed_past_the_terminal():
           assert owner not in ("traceback", "pprint"), f"{where}:{node.lineno}"
           written = function.attr in ("write", "writelines")
           assert not (written and "std" in owner), f"{where}:{node.lineno}"
-          assert ast.unparse(function) != "os.write", f"{where}:{node.lineno}"
+          assert where in PIPES or ast.unparse(function) != "os.write", where
       if isinstance(node, ast.ImportFrom) and node.module == "rich":
         allowed = {"table", "progress"}  # their texts go through our console
         assert {alias.name for alias in node.names} <= allowed, where

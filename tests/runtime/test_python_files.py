@@ -29,7 +29,7 @@ OTHER_FILES = {  # name → content, and what the message says
   "list.yaml": (b"- a: 1\n", "is not a Python file"),
   "zeros.npz": (bytes(100), "is not a Python file"),
   "no_suffix": (CONFIG.encode(), "is not a Python file"),
-  "missing.py": (None, "does not exist"),
+  "missing.py": (None, "no such file"),
   "empty.py": (b"", r"has no get_\w+\(\); it is not a"),
   "zeros.py": (bytes(9), "cannot be loaded: SyntaxError"),
   "utf16.py": (CONFIG.encode("utf-16"), "cannot be loaded.*SyntaxError"),
@@ -57,7 +57,7 @@ OTHER_FILES = {  # name → content, and what the message says
 @pytest.mark.parametrize("read", READERS.values(), ids=READERS)
 @pytest.mark.parametrize("name", [*OTHER_FILES, "a_folder.py"])
 def test_other_files(tmp_path, read, name):
-  content, message = OTHER_FILES.get(name, (None, "is not a file"))
+  content, message = OTHER_FILES.get(name, (None, "no such file"))
   if content is not None:
     (tmp_path / name).write_bytes(content)
   elif name == "a_folder.py":

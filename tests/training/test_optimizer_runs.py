@@ -15,8 +15,10 @@ RATES = {"lion": 0.003, "adafactor": 0.02, "muon": 0.02}
 
 @pytest.fixture(
   scope="module",
-  params=[("lion", {}), ("adafactor", {}), ("muon", dict(grad_accum=2)),
-          ("muon", dict(adapters=ADAPTERS))],
+  params=[pytest.param(("lion", {}), marks=pytest.mark.slow),
+          pytest.param(("adafactor", {}), marks=pytest.mark.slow),
+          ("muon", dict(grad_accum=2)),
+          pytest.param(("muon", dict(adapters=ADAPTERS)), marks=pytest.mark.slow)],
   ids=["lion", "adafactor", "muon", "muon on adapters"],
 )  # fmt: skip
 def run(request):
