@@ -103,7 +103,7 @@ STRANGERS = {
 
 @pytest.mark.parametrize("which", STRANGERS)
 def test_another_launch_on_the_port_of_a_run_is_refused(which, cache_dir, tmp_path):
-  """The first run goes on; each process of the other ends with one message."""
+  """The first run continues; each process of the other ends with one message."""
   port = free_port()
   start = lambda name, index: start_one(
     tmp_path / name, cache_dir, 100_000, port, index

@@ -89,7 +89,7 @@ def test_without_a_whole_checkpoint_the_run_does_not_start_silently(tmp_path):
 
 
 def test_saved_is_said_when_the_checkpoint_was_opened_again(tmp_path, monkeypatch):
-  """And training goes on meanwhile."""
+  """And training continues meanwhile."""
   wait, opened = threading.Event(), []
   open_stores = native.open_stores
 

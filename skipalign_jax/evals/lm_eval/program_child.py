@@ -11,7 +11,7 @@ and where the system has no such namespaces for us,
 
 When the first process of a PID namespace ends, the kernel ends all others of it.
 Without one, what loses its parent becomes a child of this process, which ends its
-children until there are none.
+children until none is left.
 """
 
 import contextlib
