@@ -173,7 +173,7 @@ def test_a_tpu_host_that_goes_down_asks_training_to_stop(asked_by, tmp_path):
     "gcloud": 'for last; do :; done; exec setsid bash -c "${last#--command=}"',
     "mountpoint": "",
     "sleep": "exec /bin/sleep 0.05",
-    "curl": 'echo "$@" > asked; cat event',
+    "curl": 'echo "$@" >> asked; cat event',  # a kill leaves what it had written
     "python": "trap 'echo TERM >> got' TERM; echo $$ > started; "
     f"{UNTIL_SOON} [[ ! -e got ]] || break; /bin/sleep 0.02; done; "
     "/bin/sleep 0.5; exit 143",
@@ -191,7 +191,8 @@ def test_a_tpu_host_that_goes_down_asks_training_to_stop(asked_by, tmp_path):
     env={"PATH": f"{tmp_path}:{os.environ['PATH']}"} | names,
   )
   deadline = time.monotonic() + 10
-  while not (repository / "started").exists() or not (repository / "asked").exists():
+  files = [repository / "started", repository / "asked"]
+  while not all(file.exists() and file.read_text() for file in files):
     assert time.monotonic() < deadline
     time.sleep(0.01)
   time.sleep(0.2)
