@@ -4,6 +4,7 @@ Many tests, and the commands they start, compile the same tiny programs.
 """
 
 import os
+import signal
 import tempfile
 
 import pytest
@@ -15,6 +16,10 @@ os.environ.setdefault(
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 # Compiling takes most of the time of tiny programs. `make parity` turns it off.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Programs that a test starts would inherit that nohup ignores SIGHUP; a handler is not
+# inherited.
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+  signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 @pytest.fixture(scope="session")
