@@ -16,10 +16,11 @@ os.environ.setdefault(
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 # Compiling takes most of the time of tiny programs. `make parity` turns it off.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# Programs that a test starts would inherit that nohup ignores SIGHUP; a handler is not
-# inherited.
-if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-  signal.signal(signal.SIGHUP, lambda *_: None)
+# Programs that a test starts would inherit that nohup ignores SIGHUP and a shell's
+# background SIGINT; a handler is not inherited.
+for number in (signal.SIGHUP, signal.SIGINT):
+  if signal.getsignal(number) == signal.SIG_IGN:
+    signal.signal(number, lambda *_: None)
 
 
 @pytest.fixture(scope="session")
