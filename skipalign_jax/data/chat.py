@@ -22,10 +22,11 @@ import numpy as np
 from skipalign_jax.data import (
   beginnings,
   chat_tokens,
-  fixed_parts,
   rendering,
   spans,
+  template_parts,
   template_text,
+  thoughts,
 )
 from skipalign_jax.data import dialogues as dialogues_lib
 from skipalign_jax.data import literals as literals_lib
@@ -93,12 +94,14 @@ class _Asked:
     part: it, or its beginning, with the system prompt that it gets.
     hidden: the part without names of special tokens, see `literals.py`.
     names: what was hidden.
+    is_cut: whether the part is only the beginning.
   """
 
   dialogue: dialogues_lib.Dialogue
   part: dialogues_lib.Dialogue
   hidden: dialogues_lib.Dialogue
   names: Sequence[str]
+  is_cut: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,12 +166,12 @@ class Encoder:
 
   def _rewrites(self, dialogue: dialogues_lib.Dialogue) -> bool:
     """Whether the template rewrites replies of a dialogue; False of an unusable one."""
-    dialogue = self._with_system(dialogue)
-    beginning = beginnings.of(dialogue, _CHARACTERS * self._seq_len)
-    longer = beginnings.longer(beginning) if beginning else dialogue
     try:
+      dialogue = self._whole(dialogue)
+      beginning = beginnings.of(dialogue, _CHARACTERS * self._seq_len)
+      longer = beginnings.longer(beginning) if beginning else dialogue
       rendered = self._render(self._hide(dialogue, longer))
-    except (dialogues_lib.BadSample, fixed_parts.UnusableError):
+    except (dialogues_lib.BadSample, template_parts.UnusableError):
       return False
     return any(reply.state == spans.REWRITTEN for reply in rendered.replies)
 
@@ -265,9 +268,11 @@ class Encoder:
   def _ask(
     self, dialogue: dialogues_lib.Dialogue, characters: int
   ) -> _Asked | dialogues_lib.BadSample:
-    whole = self._with_system(dialogue)
     try:
-      return self._hide(dialogue, beginnings.of(whole, characters) or whole)
+      whole = self._whole(dialogue)
+      beginning = beginnings.of(whole, characters)
+      asked = self._hide(dialogue, beginning or whole)
+      return dataclasses.replace(asked, is_cut=beginning is not None)
     except dialogues_lib.BadSample as bad:
       return bad
 
@@ -278,7 +283,9 @@ class Encoder:
     hidden = literals_lib.hide(part, self._control, self._markup, template)
     return _Asked(dialogue, part, *hidden)
 
-  def _with_system(self, dialogue: dialogues_lib.Dialogue) -> dialogues_lib.Dialogue:
+  def _whole(self, dialogue: dialogues_lib.Dialogue) -> dialogues_lib.Dialogue:
+    """With its system prompt, and thoughts where the template reads them."""
+    dialogue = thoughts.placed(self._tokenizer, dialogue)
     if not self._system_prompt or dialogue.has_system:
       return dialogue
     system = dialogues_lib.Message("system", self._system_prompt)
@@ -289,15 +296,14 @@ class Encoder:
       rendered = self._render(asked)
     except dialogues_lib.BadSample as bad:
       return bad
-    except fixed_parts.UnusableError:
+    except template_parts.UnusableError:
       # Some templates change some contents. If a plain dialogue can be read, the
       # template is usable and only this dialogue is bad.
       with contextlib.suppress(dialogues_lib.BadSample):  # it may want tools
         self._find(_PLAIN)
       return dialogues_lib.BadSample("changed by the chat template")
     rendered = rendered.with_last_only() if last_only else rendered
-    is_cut = asked.part.messages[-1] is not asked.dialogue.messages[-1]
-    holds = self._holds(rendered, asked.hidden) if is_cut else None
+    holds = self._holds(rendered, asked.hidden) if asked.is_cut else None
     return _Work(asked.dialogue, rendered, holds)
 
   def _holds(self, rendered: spans.Rendered, hidden: dialogues_lib.Dialogue) -> int:

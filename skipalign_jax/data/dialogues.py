@@ -8,6 +8,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+# Of a turn: what its author thinks before the content, apart from it.
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
+THOUGHT_MARKUP = ("<think>", "</think>")  # around a thought in a content
+
 
 class BadSample(Exception):  # noqa: N818 (a verdict on data, not an error)
   """A record that cannot be trained on; `reason` is short and stable."""
@@ -24,8 +28,8 @@ class Message(NamedTuple):
     role: system, user, assistant or tool.
     content: "" only of a reply that calls tools, and of a tool's result.
     learned: False of a reply that the data says is not to be learned.
-    more: what the chat template gets besides: tool_calls, name, tool_call_id; content
-      where it is None.
+    more: what the chat template gets besides: tool_calls, name, tool_call_id, a
+      thought; content where it is None.
   """
 
   role: str
@@ -37,6 +41,28 @@ class Message(NamedTuple):
   def calls(self) -> Sequence[Mapping[str, Any]]:
     """The calls of tools in it."""
     return (self.more or {}).get("tool_calls", ())
+
+  @property
+  def thought_key(self) -> str:
+    """The one of `THOUGHT_KEYS` that it has; "" without a thought."""
+    return next((key for key in THOUGHT_KEYS if key in (self.more or {})), "")
+
+  @property
+  def thought(self) -> str:
+    """Its thought; "" without one."""
+    return str((self.more or {}).get(self.thought_key, ""))
+
+  def with_thought(self, thought: str, key: str = "") -> Message:
+    """With another thought in place of the one that it has.
+
+    Args:
+      thought: "" for none.
+      key: one of `THOUGHT_KEYS`; "" for the same.
+    """
+    more = {k: v for k, v in (self.more or {}).items() if k not in THOUGHT_KEYS}
+    if thought:
+      more[key or self.thought_key] = thought
+    return self._replace(more=more or None)
 
   def for_template(self) -> dict[str, Any]:
     """As transformers' chat templates take it."""

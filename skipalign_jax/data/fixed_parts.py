@@ -2,7 +2,8 @@
 
 The dialogue is rendered with a marker in place of each content. What is between two
 markers is a fixed part: it ends one message and begins the next, and may have whole
-replies that call tools, which are not marked.
+replies that call tools, which are not marked. Thoughts that a message has apart from
+its content are in them, as holes.
 
 Where a message ends follows from the beginning of the dialogue, rendered alone, with
 and without a generation prompt. This is done once per different fixed part. A part with
@@ -18,11 +19,17 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from skipalign_jax.data import dialogues, rendering, template_text, tool_calls
-from skipalign_jax.runtime import errors
+from skipalign_jax.data import (
+  dialogues,
+  rendering,
+  template_parts,
+  template_text,
+  thoughts,
+  tool_calls,
+)
 
 if TYPE_CHECKING:
   import transformers
@@ -30,47 +37,6 @@ if TYPE_CHECKING:
 _MARKS = re.compile(template_text.MARK.format(r"(\d+)"))
 _MAX_KNOWN = 256  # remembered; every system prompt has its own
 _NOT_ONCE = "does not contain every message once, in their order"
-
-
-class UnusableError(errors.UserError):
-  """A template in whose text spans cannot be found."""
-
-  def __init__(self, problem: str):
-    super().__init__(
-      f"the tokenizer's chat template {problem}, so replies cannot be separated from "
-      "the rest; set data.template=tulu"
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-  """A fixed part, before a marked message.
-
-  Attributes:
-    text: the whole part.
-    block: its first characters end the message before.
-    prompt: the text up to the end of the generation prompt, which may differ from the
-      beginning of `text`. Before a reply only.
-    stable: what precedes is the same when nothing follows.
-    first: its first characters end the first message that it ends.
-    calls: by the number of a message that calls tools, where the call begins and its
-      stop token ends in the part; None where that is not what a model is asked for.
-  """
-
-  text: str
-  block: int
-  prompt: str = ""
-  stable: bool = True
-  first: int = 0
-  calls: Mapping[int, tuple[int, int] | None] = dataclasses.field(default_factory=dict)
-
-  def beginning(self) -> str:
-    """What every text has here: `text`, or `prompt` where a reply may add to it."""
-    return self.prompt if self.text.startswith(self.prompt or "\0") else self.text
-
-  def prompt_in(self, text: str, at: int) -> int:
-    """Characters of the generation prompt that `text` has at `at`."""
-    return len(self.prompt if text.startswith(self.prompt, at) else self.text)
 
 
 def is_marked(message: dialogues.Message) -> bool:
@@ -89,14 +55,14 @@ class Splitter:
   def __init__(
     self, tokenizer: transformers.PreTrainedTokenizerFast, calls: bool = False
   ):
-    self._render = functools.partial(rendering.render, tokenizer)
+    self._render_numbered = functools.partial(rendering.render, tokenizer)
     self._control = template_text.control_tokens(tokenizer)
     self._stop = template_text.stop_token(tokenizer)
     self._calls = calls
     self._texts: dict[str, str] = {}
-    self._known: dict[tuple[str, str, str], Part] = {}
+    self._known: dict[tuple[str, str, str], template_parts.Part] = {}
 
-  def __call__(self, dialogue: dialogues.Dialogue) -> list[Part]:
+  def __call__(self, dialogue: dialogues.Dialogue) -> list[template_parts.Part]:
     """The parts before each marked content, and the last part.
 
     Raises:
@@ -106,20 +72,33 @@ class Splitter:
     """
     self._check_tools(dialogue)
     marked = _marked(dialogue)
-    text = self._text_of(marked)
+    numbered = self._text_of(marked)
+    thinking = list(map(thoughts.holes, _MARKS.split(numbered)[::2]))
+    text = thoughts.without_numbers(numbered)
     pieces = _MARKS.split(text)
     texts, order = pieces[::2], [int(number) for number in pieces[1::2]]
     numbers = [i for i, one in enumerate(dialogue.messages) if is_marked(one)]
     if order != numbers:
       _check_missing(dialogue, set(numbers) - set(order))
-      raise UnusableError(_NOT_ONCE)
-    parts = [Part(texts[0], 0)]
+      raise template_parts.UnusableError(_NOT_ONCE)
+    parts = [template_parts.Part(texts[0], 0)]
     for part, (before, after) in zip(
       texts[1:-1], itertools.pairwise(numbers), strict=True
     ):
       parts.append(self._part(marked, text, part, before, after))
     end = len(dialogue.messages)
-    return [*parts, self._with_calls(marked, text, texts[-1], numbers[-1], end)]
+    parts.append(self._with_calls(marked, text, texts[-1], numbers[-1], end))
+    return [
+      dataclasses.replace(part, thinking=found)
+      for part, found in zip(parts, thinking, strict=True)
+    ]
+
+  def _render(
+    self, marked: dialogues.Dialogue, add_generation_prompt: bool = False
+  ) -> str:
+    """The text of a marked dialogue, in which all holes are alike."""
+    text = self._render_numbered(marked, add_generation_prompt=add_generation_prompt)
+    return thoughts.without_numbers(text)
 
   def _text_of(self, marked: dialogues.Dialogue) -> str:
     """The text; most dialogues have the same marks, and many the same tools."""
@@ -127,7 +106,7 @@ class Splitter:
     if key not in self._texts:
       if len(self._texts) >= _MAX_KNOWN:
         self._texts.clear()
-      self._texts[key] = self._render(marked)
+      self._texts[key] = self._render_numbered(marked)
     return self._texts[key]
 
   def _check_tools(self, dialogue: dialogues.Dialogue) -> None:
@@ -141,40 +120,50 @@ class Splitter:
 
   def _part(
     self, marked: dialogues.Dialogue, text: str, part: str, before: int, after: int
-  ) -> Part:
+  ) -> template_parts.Part:
     """The part between the marks of two messages."""
     if after > before + 1 or marked.messages[before].calls:
       return self._with_calls(marked, text, part, before, after)
     role = marked.messages[after].role
     if role == marked.messages[before].role:  # results of tools: nothing ends between
-      return Part(part, len(part), first=len(part))
+      return template_parts.Part(part, len(part), first=len(part))
     key = (text[: text.find(template_text.MARK[0])], part, role)
     if key not in self._known:
       if len(self._known) >= _MAX_KNOWN:
         self._known.clear()
-      self._known[key] = self._plain(text, part, marked.until(after), role)
+      self._known[key] = self._plain(text, part, marked, after)
     return self._known[key]
 
-  def _plain(self, text: str, part: str, before: dialogues.Dialogue, role: str) -> Part:
-    """A part without calls, after the marked messages `before`, inside `text`."""
+  def _plain(
+    self, text: str, part: str, marked: dialogues.Dialogue, after: int
+  ) -> template_parts.Part:
+    """A part without calls inside `text`, before the marked message `after`."""
+    before, reply = marked.until(after), marked.messages[after]
     mark = _last_mark(before)
     alone, found, tail = self._render(before).rpartition(mark)
     if not found:
-      raise UnusableError(_NOT_ONCE)
-    if role != "assistant":
+      raise template_parts.UnusableError(_NOT_ONCE)
+    if reply.role != "assistant":
       end = self._end_of_reply(part, tail, before)
-      return Part(part, end, first=end)
+      return template_parts.Part(part, end, first=end)
     try:
-      return self._before_reply(text, part, before, alone, tail)
-    except UnusableError:
+      asked = self._before_reply(text, part, before, alone, tail)
+      stable = asked.stable and part == self._between(before, reply)
+      return dataclasses.replace(asked, stable=stable)
+    except template_parts.UnusableError:
       if before.messages[-1].role != "tool":
         raise
       # Results end differently where nothing follows, so that no prompt is like this.
-      return Part(part, len(part), part, stable=False, first=len(part))
+      return template_parts.Part(part, len(part), part, stable=False, first=len(part))
+
+  def _between(self, before: dialogues.Dialogue, reply: dialogues.Message) -> str:
+    """What is before a reply if it is the last message."""
+    text = self._render(before.then(reply))
+    return text.rpartition(_last_mark(before))[2].partition(reply.content)[0]
 
   def _before_reply(
     self, text: str, part: str, before: dialogues.Dialogue, alone: str, tail: str
-  ) -> Part:
+  ) -> template_parts.Part:
     """As `_plain`; `alone` and `tail` are what `before` is around its last mark."""
     mark = _last_mark(before)
     prompt = self._render(before, add_generation_prompt=True)
@@ -183,18 +172,22 @@ class Splitter:
     if tail == prompt:
       # No generation prompt (as in Llama 2), or one after every text.
       if part[len(prompt) :].strip() or not part.startswith(prompt):
-        raise UnusableError("does not put a reply right after its generation prompt")
+        raise template_parts.UnusableError(
+          "does not put a reply right after its generation prompt"
+        )
       stop = self._control.search(tail)
       end = _after_spaces(part, stop.end()) if stop else len(tail)
-      return Part(part, end, prompt, stable, end)
+      return template_parts.Part(part, end, prompt, stable, end)
     end = self._end_of_message(part, tail)
     pairs = zip(part, prompt, strict=False)
     shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
     if shared < min(len(part), len(prompt.rstrip())):
-      raise UnusableError("does not put a reply right after its generation prompt")
+      raise template_parts.UnusableError(
+        "does not put a reply right after its generation prompt"
+      )
     if shared < len(part):  # otherwise the prompt may be longer than the part
       prompt = prompt[:shared]
-    return Part(part, end, prompt, stable, end)
+    return template_parts.Part(part, end, prompt, stable, end)
 
   def _end_of_reply(self, part: str, tail: str, before: dialogues.Dialogue) -> int:
     """As `_end_of_message`; the last reply may have an end of its own (gpt-oss).
@@ -203,7 +196,7 @@ class Splitter:
     """
     try:
       return self._end_of_message(part, tail)
-    except UnusableError:
+    except template_parts.UnusableError:
       number = before.asked_by(len(before.messages) - 1)
       asked = self._tail(before.until(number + 1))
       if not self._control.search(asked):
@@ -218,7 +211,9 @@ class Splitter:
     stop = self._control.search(tail)
     if stop and part.startswith(tail[: stop.end()]):
       return _after_spaces(part, stop.end())
-    raise UnusableError("ends a message differently when more messages follow")
+    raise template_parts.UnusableError(
+      "ends a message differently when more messages follow"
+    )
 
   def _tail(
     self, dialogue: dialogues.Dialogue, add_generation_prompt: bool = False
@@ -227,24 +222,24 @@ class Splitter:
     text = self._render(dialogue, add_generation_prompt=add_generation_prompt)
     _, found, tail = text.rpartition(_last_mark(dialogue))
     if not found:
-      raise UnusableError(_NOT_ONCE)
+      raise template_parts.UnusableError(_NOT_ONCE)
     return tail
 
   def _with_calls(
     self, marked: dialogues.Dialogue, text: str, part: str, before: int, after: int
-  ) -> Part:
+  ) -> template_parts.Part:
     """The part after a mark; `after` is the next marked message, or the last end."""
     messages = marked.messages
     calls = [i for i in range(before, after) if messages[i].calls]
     for i in calls:
       if not all(name in part for name in tool_calls.names_of(messages[i].calls)):
         raise dialogues.BadSample("tool_calls are not written by the chat template")
-    found = Part(part, len(part), first=len(part))
+    found = template_parts.Part(part, len(part), first=len(part))
     if after < len(messages) and messages[after].role == "assistant":
-      found = self._plain(text, part, marked.until(after), "assistant")
+      found = self._plain(text, part, marked, after)
     elif after < len(messages) and messages[after].role == "user":
       end = self._end_of(marked, part, after - 1)
-      found = Part(part, end, first=end)
+      found = template_parts.Part(part, end, first=end)
     if messages[before].role == "user":
       found = dataclasses.replace(found, first=self._end_of(marked, part, before))
     if self._calls:
@@ -260,9 +255,11 @@ class Splitter:
       if part.startswith(tail):
         return len(tail)
       if not is_call:
-        with contextlib.suppress(UnusableError):
+        with contextlib.suppress(template_parts.UnusableError):
           return self._end_of_message(part, tail)
-    raise UnusableError("ends a message differently when more messages follow")
+    raise template_parts.UnusableError(
+      "ends a message differently when more messages follow"
+    )
 
   def _call(
     self, marked: dialogues.Dialogue, part: str, number: int
@@ -297,6 +294,7 @@ def _marked(dialogue: dialogues.Dialogue) -> dialogues.Dialogue:
     one._replace(content=template_text.MARK.format(i)) if is_marked(one) else one
     for i, one in enumerate(dialogue.messages)
   )
+  messages = (thoughts.marked(one, i) for i, one in enumerate(messages))
   return dataclasses.replace(dialogue, messages=tuple(messages))
 
 

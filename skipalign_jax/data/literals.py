@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from skipalign_jax.data import dialogues
 
 STAND_IN = "\ue002"  # private use
-_PRIVATE = re.compile("[\ue000-\ue003]")  # characters with a meaning here
+_PRIVATE = re.compile("[\ue000-\ue004]")  # characters with a meaning here
 
 
 def hide(
@@ -40,23 +40,36 @@ def hide(
   names: list[str] = []
   hidden = []
   for message in dialogue.messages:
-    found = control.findall(message.content)
+    texts = message.thought + message.content  # in the order of the templates
+    found = control.findall(message.thought) + control.findall(message.content)
     is_markup = any(name in markup for name in found) or (
       message.role == "assistant" and any(name in template for name in found)
     )
-    if is_markup or (found and STAND_IN in message.content):
+    if is_markup or (found and STAND_IN in texts):
       raise dialogues.BadSample("control token in content")
     names += found
-    hidden.append(message._replace(content=control.sub(STAND_IN, message.content)))
-  if names and sum(one.content.count(STAND_IN) for one in hidden) != len(names):
+    message = message._replace(content=control.sub(STAND_IN, message.content))
+    if message.thought:
+      message = message.with_thought(control.sub(STAND_IN, message.thought))
+    hidden.append(message)
+  if names and sum(map(_count, hidden)) != len(names):
     raise dialogues.BadSample("control token in content")
   return dataclasses.replace(dialogue, messages=tuple(hidden)), names
+
+
+def _count(message: dialogues.Message) -> int:
+  return message.content.count(STAND_IN) + message.thought.count(STAND_IN)
 
 
 def _check_tools(dialogue: dialogues.Dialogue, control: re.Pattern[str]) -> None:
   """Raises BadSample where a tool or a call would not be read as text."""
   found = [("tools", dialogue.tools)]
-  found += [pair for one in dialogue.messages for pair in (one.more or {}).items()]
+  found += [
+    pair
+    for one in dialogue.messages
+    for pair in (one.more or {}).items()
+    if pair[0] not in dialogues.THOUGHT_KEYS
+  ]
   for key, value in found:
     text = json.dumps(value, ensure_ascii=False) if value else ""
     if control.search(text) or _PRIVATE.search(text):

@@ -81,6 +81,36 @@ def not_learned(
   return says
 
 
+def thought_of(
+  turn: Mapping[str, Any], content: str, ignored: frozenset[str]
+) -> dict[str, str]:
+  """The thought of a turn under its key; {} if it has none.
+
+  Args:
+    turn: perhaps with one of `dialogues.THOUGHT_KEYS`, or several that are equal.
+    content: of the turn.
+    ignored: keys that the user has named.
+
+  Raises:
+    BadSample: it is not text, or there are two thoughts.
+  """
+  found, (mark, _) = {}, dialogues.THOUGHT_MARKUP
+  for key in dialogues.THOUGHT_KEYS:
+    value = turn.get(key)
+    if key in ignored or value in (None, [], {}):
+      continue
+    if not isinstance(value, str):
+      raise dialogues.BadSample(f"turn key {key} is not text")
+    if value.strip():
+      found[key] = value
+  keys = list(found)
+  if len(set(found.values())) > 1:
+    raise dialogues.BadSample(f"two thoughts: turn keys {' and '.join(keys)}")
+  if keys and content.lstrip().startswith(mark):
+    raise dialogues.BadSample(f"two thoughts: turn key {keys[0]} and {mark} in content")
+  return {key: found[key] for key in keys[:1]}
+
+
 def shown(text: Any, length: int = 40) -> str:
   """A name from a record for a message: short, without control characters."""
   return ascii(str(text))[1:-1][:length]

@@ -230,7 +230,7 @@ def _message(turn: _Turn, ignored: frozenset[str]) -> tuple[dialogues.Message, s
     raise dialogues.BadSample(f"unknown role {record_keys.shown(role)}")
   used = {*_ROLE_KEYS, *_CONTENT_KEYS}
   if known == "assistant":
-    used.update(tool_calls.CALL_KEYS)
+    used.update(tool_calls.CALL_KEYS, dialogues.THOUGHT_KEYS)
   record_keys.check(turn.keys, used, ignored, "turn key")
   reason = record_keys.not_learned(
     turn.keys, ignored, "turn key", default=known == "assistant"
@@ -246,6 +246,8 @@ def _message(turn: _Turn, ignored: frozenset[str]) -> tuple[dialogues.Message, s
   elif known == "tool":
     wanted = ("name", "tool_call_id")
     more = {key: turn.keys[key] for key in wanted if turn.keys.get(key) is not None}
+  if known == "assistant":
+    more |= record_keys.thought_of(turn.keys, content or "", ignored)
   return dialogues.Message(known, content or "", not reason, more or None), reason
 
 

@@ -10,11 +10,19 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from skipalign_jax.data import dialogues, fixed_parts, rendering, template_text
+from skipalign_jax.data import (
+  dialogues,
+  fixed_parts,
+  rendering,
+  template_parts,
+  template_text,
+  thoughts,
+)
 from skipalign_jax.runtime import errors
 
 if TYPE_CHECKING:
@@ -111,9 +119,10 @@ class Finder:
       i for i, one in enumerate(dialogue.messages) if fixed_parts.is_marked(one)
     ]
     marked = [dialogue.messages[i] for i in numbers]
-    spans, changed = self._contents(text, marked, parts)
+    parts, spans, changed = self._contents(text, dialogue, marked, parts)
     found = _Read(dialogue, text, parts, numbers, spans)
     rendered = Rendered(text, found.block_starts(), tuple(self._replies(found)))
+    self._check_prompts(found, rendered.replies)
     if changed or not self._stable(found):
       rendered = rendered.with_last_only()
     if rendered.replies[-1].state != LEARNED:
@@ -127,13 +136,25 @@ class Finder:
         continue
       is_call = found.dialogue.is_call(number)
       begin, end = self._span(found, number, is_call and not self._learn_calls)
-      state = LEARNED if begin < end else REWRITTEN
+      is_whole = not message.thought or number in found.thinking
+      state = LEARNED if begin < end and is_whole else REWRITTEN
+      is_last = number == len(found.dialogue.messages) - 1
       if is_call and not self._learn_calls:
         state = CALL
       if not message.learned:
         state = EXCLUDED
+      if state == REWRITTEN and is_last and not is_whole:
+        raise thoughts.not_written(message)
       replies.append(Reply(begin, end, state))
     return replies
+
+  def _check_prompts(self, found: _Read, replies: Sequence[Reply]) -> None:
+    """Raises BadSample if a reply has a thought after a prompt that closes it."""
+    messages = (one for one in found.dialogue.messages if one.role == "assistant")
+    for message, reply in zip(messages, replies, strict=True):
+      is_closed = thoughts.is_closed(found.text, reply.begin, message.content)
+      if reply.state == LEARNED and is_closed:
+        raise dialogues.BadSample("a thought after a prompt that closes it")
 
   def _span(self, found: _Read, number: int, only_place: bool) -> tuple[int, int]:
     """Where a reply begins and its stop token ends; the same where not known."""
@@ -152,7 +173,7 @@ class Finder:
     span = part.calls.get(number)
     return (at + span[0], at + span[1]) if span else (at, at)
 
-  def _stop(self, part: fixed_parts.Part) -> int:
+  def _stop(self, part: template_parts.Part) -> int:
     """Characters of a part after a reply up to the end of the reply's stop token."""
     stop = self._control.search(part.text)
     if not stop or stop.end() > part.block:
@@ -165,33 +186,32 @@ class Finder:
     if not before:
       return True
     stop = after[-1].text[: self._stop(after[-1])]
-    headers = {}
-    for role, part in before:
-      headers.setdefault(role, []).append(part)
-    return (
-      all(part.stable for _, part in before)
-      and all(len({part.text for part in one}) == 1 for one in headers.values())
-      and len({one[0].text[one[0].block :] for one in headers.values()}) == 1
-      and all(part.text.startswith(stop) for part in after)
+    return all(part.stable for part in before) and all(
+      part.text.startswith(stop) for part in after
     )
 
   def _contents(
     self,
     text: str,
+    dialogue: dialogues.Dialogue,
     marked: Sequence[dialogues.Message],
-    parts: Sequence[fixed_parts.Part],
-  ) -> tuple[list[tuple[int, int]], bool]:
-    """Where the contents are, and whether one before the last is not as it was."""
-    spans, changed, at = [], False, 0
+    parts: Sequence[template_parts.Part],
+  ) -> tuple[list[template_parts.Part], list[tuple[int, int]], bool]:
+    """Where the contents are, and whether one before the last is not as it was.
+
+    The parts come back with the thoughts that they have in the text.
+    """
+    spans, changed, at, read = [], False, 0, []
     for i, message in enumerate(marked):
-      part, after = parts[i], parts[i + 1]
+      part, after = template_parts.filled(text, at, parts[i], dialogue), parts[i + 1]
+      read.append(part)
       begin = at + len(part.text)
       if not text.startswith(part.text, at):
         # The part depends on the reply, such as an empty thought.
         begin = at + len(part.prompt)
         if not part.prompt or not text.startswith(part.prompt, at):
-          raise fixed_parts.UnusableError("writes a message depending on its content")
-      is_last = i == len(marked) - 1
+          raise template_parts.UnusableError(template_parts.DEPENDS)
+      is_last = i == len(marked) - 1 and not after.thinking
       exact = _exact_end(text, begin, message, after.beginning(), is_last)
       if exact is None:
         changed = changed or not is_last
@@ -199,7 +219,10 @@ class Finder:
       else:
         at = exact
       spans.append((begin, at))
-    return spans, changed
+    read.append(template_parts.filled(text, at, parts[-1], dialogue))
+    if text[at:] != read[-1].text:
+      raise template_parts.UnusableError(template_parts.DEPENDS)
+    return read, spans, changed
 
   def _changed_end(self, text: str, begin: int, after: str, is_last: bool) -> int:
     """The end of a content that the template has changed."""
@@ -210,7 +233,7 @@ class Finder:
     # No content has a special token, so this finds the template's own.
     elif self._control.search(after) and (end := text.find(after, begin)) >= 0:
       return end
-    raise fixed_parts.UnusableError("writes a message depending on its content")
+    raise template_parts.UnusableError(template_parts.DEPENDS)
 
   def _with_last_whole(
     self, rendered: Rendered, dialogue: dialogues.Dialogue, end: int
@@ -261,7 +284,7 @@ class _Read:
 
   dialogue: dialogues.Dialogue
   text: str
-  parts: Sequence[fixed_parts.Part]
+  parts: Sequence[template_parts.Part]
   numbers: Sequence[int]
   spans: Sequence[tuple[int, int]]
 
@@ -278,15 +301,20 @@ class _Read:
         starts += [before, self.spans[k][1] + self.parts[k + 1].first]
     return tuple(starts)
 
+  @functools.cached_property
+  def thinking(self) -> frozenset[int]:
+    """The numbers of the messages whose thoughts are in the text."""
+    return frozenset(number for part in self.parts for number in part.thinking)
+
   def around_replies(
     self,
-  ) -> tuple[list[tuple[str, fixed_parts.Part]], list[fixed_parts.Part]]:
-    """The parts before replies that call nothing, with the roles before, and after."""
+  ) -> tuple[list[template_parts.Part], list[template_parts.Part]]:
+    """The parts before replies that call nothing, and after them."""
     before, after = [], []
     for k, number in enumerate(self.numbers):
       message = self.dialogue.messages[number]
       if message.role == "assistant" and not self.dialogue.is_call(number):
-        before.append((self.dialogue.messages[number - 1].role, self.parts[k]))
+        before.append(self.parts[k])
         after.append(self.parts[k + 1])
     return before, after
 
@@ -306,12 +334,10 @@ def _exact_end(
   Results of tools may also be written as JSON, in quotes (Llama 3).
   """
   content = message.content
-  forms = [
-    f(content, c) for c in (None, "\n") for f in (str.strip, str.lstrip, str.rstrip)
-  ]
+  forms = template_parts.forms(content)
   if message.role == "tool":
     forms.append(json.dumps(content, ensure_ascii=False)[1:-1])
-  for form in (content, *forms):
+  for form in forms:
     end = begin + len(form)
     if text.startswith(form, begin) and text.startswith(after, end):
       if not is_last or end + len(after) == len(text):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from skipalign_jax.data import chat, schemas, sources
+from skipalign_jax.data import chat, dialogues, schemas, sources
 from skipalign_jax.runtime import errors
 
 if TYPE_CHECKING:
@@ -124,6 +124,9 @@ def _hints(reasons: Iterable[str]) -> list[str]:
     hints.append(f"Known roles: {', '.join(schemas.ROLES)}.")
   if any("tools is not read" in reason for reason in reasons):
     hints.append("data.ignore_keys=tools reads such chats without their tools.")
+  for key in dialogues.THOUGHT_KEYS:
+    if any(f"{key} is not written" in reason for reason in reasons):
+      hints.append(f"data.ignore_keys={key} reads such chats without their thoughts.")
   if any("calls of tools" in reason for reason in reasons):
     hints.append("data.learn_tool_calls=True learns replies that call tools.")
   return hints

@@ -109,7 +109,6 @@ def test_a_system_key_is_the_system_prompt():
     (turn(tool_calls=[{"type": "function"}]), "turn key tool_calls has a call without"),
     (turn(function_call={"name": "f", "arguments": "x"}), "turn key function_call"),
     (turn(tool_calls=[CALL], function_call=CALL), "two lists of calls"),
-    (turn(reasoning_content="because"), "turn key reasoning_content"),
     ({"messages": [{"role": "narrator\x1b", "content": "a"}, CHAT[1]]},
      r"unknown role narrator\x1b"),
     ({"messages": [CHAT[0], {"role": "tool", "content": "b"}]},

@@ -107,19 +107,21 @@ def test_templates_are_compared_with_transformers(tmp_path):
   templates = load("templates")
   tokenizer = tokenizer_lib.byte_tokenizer()
   export.save_tokenizer(tokenizer, tmp_path)
-  page = templates.section("Bytes", str(tmp_path))
-  assert page.count("| equal | equal | the last token of each |") == 3
-  assert "learned T h r e e . <|im_end|>\nread    \\n" in page
   pair = templates.read(str(tmp_path))
+  page = templates.page({"Bytes": pair})
+  assert "| 1 of 1 | 2 of 2 | 2 of 2 | refused | refused |" in page
+  assert "reasoning: refused: turn key reasoning_content is not written" in page
+  assert "learned T h r e e . <|im_end|>\nread    \\n" in page
   no_stop = dataclasses.replace(pair, stop_ids=(ord("}") + 4,))
-  (*_, stops) = templates.check(no_stop, templates.CHATS["two turns"])
-  assert stops == "reply 1; reply 2"
+  found = templates.check(no_stop, templates.CHATS["two turns"])
+  assert found.differences == {"stops": "message 3, message 5"}
   pair.theirs.chat_template = tokenizer.chat_template + (
     "{{ 'more' if add_generation_prompt else '!' }}"
   )
-  _, text, prompts, _ = templates.check(pair, templates.CHATS["one turn"])
-  assert text == "transformers' ends with ! more"
-  assert prompts == "transformers' ends with m o r e more"
+  assert templates.check(pair, templates.CHATS["one turn"]).differences == {
+    "text": "transformers' ends with ! more",
+    "prompts": "transformers' ends with m o r e more",
+  }
 
 
 @pytest.mark.slow

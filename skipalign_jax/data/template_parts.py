@@ -1,0 +1,107 @@
+"""What a chat template writes before a message: its text, with holes for thoughts."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+
+from skipalign_jax.data import dialogues, thoughts
+from skipalign_jax.runtime import errors
+
+DEPENDS = "writes a message depending on its content"
+
+
+class UnusableError(errors.UserError):
+  """A template in whose text spans cannot be found."""
+
+  def __init__(self, problem: str):
+    super().__init__(
+      f"the tokenizer's chat template {problem}, so replies cannot be separated from "
+      "the rest; set data.template=tulu"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """A fixed part, before a marked message.
+
+  Attributes:
+    text: the whole part.
+    block: its first characters end the message before.
+    prompt: the text up to the end of the generation prompt, which may differ from the
+      beginning of `text`. Before a reply only.
+    stable: it and what precedes are the same when nothing follows the message.
+    first: its first characters end the first message that it ends.
+    calls: by the number of a message that calls tools, where the call begins and its
+      stop token ends in the part; None where that is not what a model is asked for.
+    thinking: numbers of the messages whose thoughts are the holes in `text`.
+  """
+
+  text: str
+  block: int
+  prompt: str = ""
+  stable: bool = True
+  first: int = 0
+  calls: Mapping[int, tuple[int, int] | None] = dataclasses.field(default_factory=dict)
+  thinking: tuple[int, ...] = ()
+
+  def beginning(self) -> str:
+    """What every text has here: `text`, or `prompt` where a reply may add to it."""
+    begins = self.text.startswith(self.prompt or "\0")
+    return (self.prompt if begins else self.text).partition(thoughts.HOLE)[0]
+
+  def filled(self, texts: Sequence[str]) -> Part:
+    """The part with a text in each hole."""
+    pieces = self.text.split(thoughts.HOLE)
+    ends = list(itertools.accumulate(len(piece) + 1 for piece in pieces))
+
+    def moved(place: int) -> int:
+      before = bisect.bisect_right(ends, place)
+      return place + sum(len(text) - 1 for text in texts[:before])
+
+    filled = "".join(itertools.chain(*zip(pieces, (*texts, ""), strict=True)))
+    calls = {
+      n: span and (moved(span[0]), moved(span[1])) for n, span in self.calls.items()
+    }
+    return dataclasses.replace(
+      self,
+      text=filled,
+      block=moved(self.block),
+      first=moved(self.first),
+      calls=calls,
+    )
+
+  def prompt_in(self, text: str, at: int) -> int:
+    """Characters of the generation prompt that `text` has at `at`."""
+    return len(self.prompt if text.startswith(self.prompt, at) else self.text)
+
+
+def filled(text: str, at: int, part: Part, dialogue: dialogues.Dialogue) -> Part:
+  """A part with the thoughts that the text has in it.
+
+  Raises:
+    UnusableError: it has them in another form.
+  """
+  if not part.thinking:
+    return part
+  found = []
+  pieces = part.text.split(thoughts.HOLE)
+  for piece, after, number in zip(pieces, pieces[1:], part.thinking, strict=False):
+    begin = at + len(piece)
+    thought = dialogue.messages[number].thought
+    fits = (one for one in forms(thought) if text.startswith(piece + one + after, at))
+    found.append(next(fits, None))
+    if found[-1] is None:
+      raise UnusableError(DEPENDS)
+    at = begin + len(found[-1])
+  return part.filled(found)
+
+
+def forms(text: str) -> list[str]:
+  """How a template may write a text: as it is, or without outer spaces."""
+  return [
+    text,
+    *(f(text, c) for c in (None, "\n") for f in (str.strip, str.lstrip, str.rstrip)),
+  ]
