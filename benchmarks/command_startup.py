@@ -19,7 +19,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 LIMIT = 1.2  # seconds
 OLD_STUDIES = {"needles": "needle_study", "length": "length_study"}
 CONFIG, SWEEP = "--config=configs/quickstart.py", "--config=configs/paper_table1.py"
-TASKS = "needle keys longbench ruler misalignment perplexity lm_eval".split()
+TASKS = (
+  "needle keys longbench longbench_v2 ruler babilong mrcr misalignment perplexity "
+  "lm_eval suite"
+).split()
 CASES = [
   *("train --help", "train", "train CONFIG", "train CONFIG --wrkdir=w"),
   "train CONFIG --workdir=w --config.sed=1",

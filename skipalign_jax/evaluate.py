@@ -1,17 +1,18 @@
 """Evaluates a model: python -m skipalign_jax.evaluate TASK --model=REF [--out=DIR] …
 
 Writes results.json and pictures to DIR. The same command resumes an evaluation that was
-stopped. `evaluate TASK --help` lists a task's options; `evaluate compare DIR DIR …`
-shows results side by side.
+stopped. `evaluate TASK --help` lists a task's options; `evaluate suite` runs a set of
+tasks; `evaluate compare DIR DIR …` shows results side by side.
 """
 
 import argparse
 import dataclasses
 
-from skipalign_jax.evals import compare, tasks
+from skipalign_jax.evals import compare, suite, tasks
 from skipalign_jax.runtime import arguments, errors, terminal
 
 DTYPES = ("bfloat16", "float32")
+SUITE = ("suite", suite)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,7 +25,8 @@ def main(argv: list[str] | None = None) -> int:
   from skipalign_jax.commands import evaluate
   from skipalign_jax.runtime import distributed
 
-  return distributed.run(lambda: evaluate.run(args))
+  run = evaluate.run_suite if args.task == "suite" else evaluate.run
+  return distributed.run(lambda: run(args))
 
 
 def _parser() -> arguments.Parser:
@@ -32,28 +34,31 @@ def _parser() -> arguments.Parser:
     prog="python -m skipalign_jax.evaluate", description=__doc__
   )
   commands = parser.add_subparsers(dest="task", required=True, metavar="TASK")
-  for name in tasks.TASKS:
-    task = tasks.module(name)
+  for name, module in (*((name, tasks.module(name)) for name in tasks.TASKS), SUITE):
     command = commands.add_parser(
       name,
-      help=task.__doc__.splitlines()[0],
-      description=task.__doc__,
+      help=module.__doc__.splitlines()[0],
+      description=module.__doc__,
       usage=f"python -m skipalign_jax.evaluate {name} --model=REF [options]",
     )
     _add_common(command)
-    comments = tasks.comments(name)
-    for field in dataclasses.fields(task.Options):
-      kind = _boolean if field.type in (bool, "bool") else type(field.default)
-      command.add_argument(
-        f"--{field.name}",
-        type=kind,
-        default=field.default,
-        help=comments[field.name],
-      )
+    _add_options(command, module.Options)
   command = commands.add_parser("compare", help="tables and maps of several folders")
   command.add_argument("folders", nargs="+", help="with a results.json each")
   command.add_argument("--out", default="", help="folder for compare.md, .json, .png")
   return parser
+
+
+def _add_options(command: arguments.Parser, kind: type) -> None:
+  """Adds a flag for each field of a class of options."""
+  comments = tasks.comments(kind)
+  for field in dataclasses.fields(kind):
+    command.add_argument(
+      f"--{field.name}",
+      type=_boolean if field.type in (bool, "bool") else type(field.default),
+      default=field.default,
+      help=comments[field.name],
+    )
 
 
 def _add_common(command: arguments.Parser) -> None:

@@ -2,16 +2,24 @@
 
 import argparse
 import dataclasses
+import pathlib
 import re
 from typing import Any
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import template_values, templates
-from skipalign_jax.evals import runner, tasks
+from skipalign_jax.evals import runner, suite, tasks
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.hf import reference, template_dates
 from skipalign_jax.model import decoder, inference, model_config, sharding
-from skipalign_jax.runtime import compile_cache, distributed, errors, paths, terminal
+from skipalign_jax.runtime import (
+  compile_cache,
+  distributed,
+  errors,
+  files,
+  paths,
+  terminal,
+)
 from skipalign_jax.training import resolve
 
 
@@ -26,13 +34,8 @@ def run(args: argparse.Namespace) -> int:
       cannot be used.
   """
   task = tasks.module(args.task)
-  fields = dataclasses.fields(task.Options)
-  options = task.Options(**{f.name: getattr(args, f.name) for f in fields})
-  out = args.out or default_folder(args.task, args.model)
-  folder = paths.output(out, f"--out={out}")
-  distributed.initialize(args.distributed, f"{args.task} --out={folder.absolute()}")
-  compile_cache.enable()
-  console = terminal.Console(quiet=not distributed.is_first())
+  options = _options(args, task.Options)
+  folder, console = _start(args)
   args.date = args.date or runner.date_of(folder)
   subject = open_subject(args)
   results = runner.run(args.task, task, options, subject, folder, console, args.limit)
@@ -44,6 +47,73 @@ def run(args: argparse.Namespace) -> int:
     console.print(line)
   console.print(f"written to {folder / 'results.json'}")
   return 0
+
+
+def run_suite(args: argparse.Namespace) -> int:
+  """Evaluates all tasks of a suite and prints one table; returns the exit status.
+
+  Args:
+    args: the flags of `skipalign_jax.evaluate suite`.
+
+  Raises:
+    UserError: as `run`, for any of the tasks. The items of earlier ones are saved.
+  """
+  parts, skipped = suite.parts(_options(args, suite.Options))
+  folder, console = _start(args)
+  args.date = args.date or runner.date_of(folder / parts[0].task)
+  subject = open_subject(args)
+  summaries, notes = {}, {}
+  for part in parts:
+    results = runner.run(
+      part.task,
+      tasks.module(part.task),
+      part.options,
+      subject,
+      folder / part.task,
+      console,
+      args.limit,
+    )
+    summaries[part.task] = results["summary"]
+    notes[part.task] = results["notes"]
+  model = subject.identity["model"]
+  text = suite.table(model, summaries, skipped)
+  content = {"model": model, "tasks": summaries, "left_out": skipped, "notes": notes}
+  with distributed.together():
+    if distributed.is_first():
+      _write_suite(folder, content, text)
+  for task, lines in notes.items():
+    for line in lines:
+      console.print(f"note: {task}: {line}")
+  console.print_markdown(text)
+  console.print(f"written to {folder}: suite.md, suite.json")
+  return 0
+
+
+def _write_suite(folder: pathlib.Path, content: dict[str, Any], text: str) -> None:
+  try:
+    files.write_json(folder / "suite.json", content)
+    (folder / "suite.md").write_text(text + "\n", encoding="utf-8")
+  except OSError as error:
+    raise errors.UserError(
+      f"the table cannot be written to {folder} ({error}). All items are saved; make "
+      "room and run the same command again."
+    ) from error
+
+
+def _options(args: argparse.Namespace, kind: type) -> Any:
+  """The flags of a task as its options."""
+  return kind(
+    **{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)}
+  )
+
+
+def _start(args: argparse.Namespace) -> tuple[pathlib.Path, terminal.Console]:
+  """The folder of results, and where progress is printed."""
+  out = args.out or default_folder(args.task, args.model)
+  folder = paths.output(out, f"--out={out}")
+  distributed.initialize(args.distributed, f"{args.task} --out={folder.absolute()}")
+  compile_cache.enable()
+  return folder, terminal.Console(quiet=not distributed.is_first())
 
 
 def default_folder(task: str, model: str) -> str:

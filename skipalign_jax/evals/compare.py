@@ -239,8 +239,13 @@ def headline(one: compare_table.Results) -> dict[str, compare_table.Cell]:
 
 
 def _limited(one: compare_table.Results) -> str:
-  limit = one.protocol.get("limit")
-  return f"only the first {limit}" if limit else ""
+  """The part of its data that a result covers; "" if it covers all."""
+  limit, parts = one.protocol.get("limit"), []
+  if limit:
+    parts.append(f"only the first {limit}")
+  if one.summary.get("lacks"):
+    parts.append(f"without {', '.join(map(str, one.summary['lacks']))}")
+  return "; ".join(parts)
 
 
 def _panel(one: compare_table.Results) -> dict[str, Any]:

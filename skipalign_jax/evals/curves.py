@@ -8,6 +8,7 @@ from skipalign_jax.runtime import plotting
 # Okabe and Ito's palette without its yellow; each line also has its own marker.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
+LINES = ("-", ":")
 
 Point = tuple[float, float]
 
@@ -24,7 +25,7 @@ def draw(
   """A PNG with one line per name; x, in tokens, has a logarithmic axis of base two.
 
   Args:
-    lines: name → (x, y) from left to right; at most seven lines look different.
+    lines: name → (x, y) from left to right; at most 14 lines look different.
     path: of the PNG.
     title: above the chart.
     xlabel: of the axis of tokens.
@@ -44,6 +45,7 @@ def draw(
   for i, (name, points) in enumerate(lines.items()):
     x, y = zip(*points, strict=True)
     style = dict(color=COLORS[i % len(COLORS)], marker=MARKERS[i % len(MARKERS)])
+    style["linestyle"] = LINES[i // len(COLORS) % len(LINES)]
     axes.plot(x, y, label=name, linewidth=1.4, markersize=4.5, **style)
   axes.set_xscale("log", base=2)
   found = sorted({x for points in lines.values() for x, _ in points})

@@ -1,5 +1,6 @@
 """Values of options that several tasks share."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from skipalign_jax.runtime import errors
@@ -16,8 +17,22 @@ def at_least(options: Any, **minima: int) -> None:
       raise errors.UserError(f"--{name}={value} must be at least {minimum}")
 
 
-def numbers(flag: str, text: str) -> list[int]:
-  """Positive integers with commas between them, in ascending order.
+def names(flag: str, text: str, known: Sequence[str]) -> list[str]:
+  """Different names with commas between them, in the order in which they are given.
+
+  Raises:
+    UserError: one is not among the known ones.
+  """
+  found = list(dict.fromkeys(name.strip() for name in text.split(",")))
+  if unknown := [name for name in found if name not in known]:
+    raise errors.UserError(
+      f"--{flag}={text}: {unknown[0]!r} is unknown; choose from {', '.join(known)}"
+    )
+  return found
+
+
+def numbers(flag: str, text: str, least: int = 1) -> list[int]:
+  """Integers with commas between them, in ascending order; all at least `least`.
 
   Raises:
     UserError: the text is something else.
@@ -26,8 +41,9 @@ def numbers(flag: str, text: str) -> list[int]:
     found = [int(part) for part in text.split(",")]
   except ValueError:
     found = []
-  if not found or min(found) < 1:
-    raise errors.UserError(f"--{flag}={text}: give positive numbers like 1024,2048")
+  if not found or min(found) < least:
+    kind = "positive numbers" if least == 1 else f"numbers from {least} on"
+    raise errors.UserError(f"--{flag}={text}: give {kind} like 1024,2048")
   return sorted(set(found))
 
 

@@ -16,7 +16,10 @@ TASKS = {
   "needle": "skipalign_jax.evals.needle",
   "keys": "skipalign_jax.evals.keys",
   "longbench": "skipalign_jax.evals.longbench.task",
+  "longbench_v2": "skipalign_jax.evals.longbench_v2",
   "ruler": "skipalign_jax.evals.ruler.task",
+  "babilong": "skipalign_jax.evals.babilong",
+  "mrcr": "skipalign_jax.evals.mrcr",
   "misalignment": "skipalign_jax.evals.misalignment",
   "perplexity": "skipalign_jax.evals.perplexity",
   "lm_eval": "skipalign_jax.evals.lm_eval.task",
@@ -34,9 +37,9 @@ def module(name: str) -> ModuleType:
   return importlib.import_module(TASKS[name])
 
 
-def comments(name: str) -> dict[str, str]:
-  """Option → the comment after it, which is its help text."""
-  source = inspect.getsource(module(name).Options)
+def comments(kind: type) -> dict[str, str]:
+  """Option of a class of options → the comment after it, which is its help text."""
+  source = inspect.getsource(kind)
   return dict(re.findall(r"^ +(\w+): .*?  # (.*)$", source, re.MULTILINE))
 
 

@@ -231,6 +231,17 @@ def needle_results(folder, variant="passkey", model="llama", **changes):
   return save(folder, "needle", summary, model, given, items)
 
 
+def test_a_mean_of_a_part_of_the_tasks_is_marked(tmp_path):
+  lacks = ["qa_1 (no --qa)", "qa_2 (no --qa)"]
+  summary = {"average": 0.25, "mean_of": "11 of 13 tasks", "lacks": lacks}
+  text, tables = run(save(tmp_path / "a", "ruler", summary))
+  assert "0.25*" in text
+  assert tables[OTHERS]["notes"] == [
+    "* llama, ruler: without qa_1 (no --qa), qa_2 (no --qa)"
+  ]
+  assert "*" not in run(save(tmp_path / "b", "ruler", summary | {"lacks": []}))[0]
+
+
 def test_other_tasks_and_heat_maps(tmp_path):
   folders = [
     needle_results(tmp_path / "a"),

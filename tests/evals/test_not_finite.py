@@ -41,7 +41,9 @@ INFINITE = subject_of(damaged("lm_head", 3e38, (7, slice(None))))
 @pytest.fixture
 def source(tmp_path):
   path = tmp_path / "text.txt"
-  path.write_text("One thing after another. " * 40)
+  path.write_text(
+    "One thing comes after another, and then there are always more. " * 90
+  )
   return str(path)
 
 
@@ -52,6 +54,8 @@ def source(tmp_path):
     ("needle", dict(lengths="300", depths="2", max_new_tokens=3), INFINITE),
     ("keys", dict(lengths="900", depths="2", samples=2), NAN),
     ("ruler", dict(tasks="vt", lengths="2500", samples=1), NAN),
+    ("babilong", dict(tasks="qa1", lengths="0", samples=1), NAN),
+    ("mrcr", dict(needles="1", lengths="2500", samples=1), NAN),
     ("misalignment", dict(lengths="16", samples=2), NAN),
     ("perplexity", dict(length=64, documents=2), NAN),
     ("perplexity", dict(length=64, documents=2), INFINITE),
@@ -61,6 +65,7 @@ def test_an_evaluation_ends_and_names_model_and_item(
   task, options, subject, source, tmp_path
 ):
   of_files = {"misalignment": "source", "perplexity": "files"}
+  of_files |= dict.fromkeys(("babilong", "mrcr"), "haystack")
   if task in of_files:
     options = options | {of_files[task]: source}
   module, folder = tasks.module(task), tmp_path / "out"

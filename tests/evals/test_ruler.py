@@ -8,7 +8,7 @@ import pytest
 import tiny_subject
 from rich import console as rich_console
 
-from skipalign_jax.evals import haystack, items, runner, tasks
+from skipalign_jax.evals import fill, haystack, items, runner, tasks
 from skipalign_jax.evals.ruler import questions
 from skipalign_jax.evals.ruler import task as ruler_task
 from skipalign_jax.runtime import errors
@@ -175,11 +175,13 @@ def test_fill_finds_the_maximum_in_few_calls():
   sizes = np.cumsum(draws().integers(3, 9, 5000))
   for length in (100, 1000, 12_345):
     calls = []
-    n = ruler_task.fill(lambda n: calls.append(n) or int(sizes[n]), length, 2)  # noqa: B023
+    n = fill.most(lambda n: calls.append(n) or int(sizes[n]), length, 2)  # noqa: B023
     assert sizes[n] <= length < sizes[n + 1]
     assert len(calls) < 25
-  assert ruler_task.fill(lambda n: n, 7, 7) == 7
-  assert ruler_task.fill(lambda n: n, 6, 7) == 0
+  assert fill.most(lambda n: n, 7, 7) == 7
+  assert fill.most(lambda n: n, 6, 7) == 0
+  for end in (7, 8, 100):
+    assert fill.most(lambda n: n, 90, 7, end) == min(90, end)
 
 
 def test_score_is_the_share_of_strings_found():

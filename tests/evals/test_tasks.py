@@ -2,7 +2,7 @@
 
 import pytest
 
-from skipalign_jax.evals import tasks
+from skipalign_jax.evals import suite, tasks
 
 
 def test_a_task_is_imported_by_its_name():
@@ -10,9 +10,9 @@ def test_a_task_is_imported_by_its_name():
 
 
 def test_every_task_has_options_with_a_comment_each():
-  for name in tasks.TASKS:
-    fields = tasks.module(name).Options.__dataclass_fields__
-    assert tasks.comments(name).keys() == fields.keys()
+  for module in (*map(tasks.module, tasks.TASKS), suite):
+    fields = module.Options.__dataclass_fields__
+    assert tasks.comments(module.Options).keys() == fields.keys()
 
 
 @pytest.mark.parametrize("name", ["haystack", "lm_eval.task"])

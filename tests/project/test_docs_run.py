@@ -43,6 +43,7 @@ MORE = {
   "studies.length": ["--steps=2", "--seeds=2"],
   "plan": ["--search=0"],
   "evaluate longbench": ["--datasets=qasper"],
+  "evaluate suite": ["--lengths=3600", "--samples=1", "--limit=1"],
   "sweep --config=configs/methods.py:tiny --run": ["--rows=cream,longalign_sorted"],
   "sweep --config=configs/paper_figure4.py:tiny --run": [
     "--rows=yi-6b-200k_skipalign_l=50k_p=0.2"
@@ -180,7 +181,9 @@ def files(tmp_path_factory):
   (folder / "chats.jsonl").write_text(lines)
   (folder / "chats.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
   parquet.write_table(pyarrow.Table.from_pylist(chats(20)), folder / "more.parquet")
-  text = "\n\n".join(f"Paragraph {i} says that the river is wide." for i in range(400))
+  text = "\n\n".join(
+    f"Paragraph {i} says that the river is wide and slow here." for i in range(400)
+  )
   (folder / "book.txt").write_text(text)
   for name in ("book.txt.gz", "books.txt.gz"):
     (folder / name).write_bytes(gzip.compress(text.encode()))

@@ -54,11 +54,13 @@ class Task:
   max_new_tokens: int
 
 
-def _number(rng: np.random.Generator, digits: int) -> str:
+def number(rng: np.random.Generator, digits: int = 7) -> str:
+  """A number without a zero at its beginning."""
   return str(rng.integers(10 ** (digits - 1), 10**digits))
 
 
-def _uuid(rng: np.random.Generator) -> str:
+def code(rng: np.random.Generator) -> str:
+  """A random uuid of version 4."""
   return str(uuid.UUID(bytes=rng.bytes(16), version=4))
 
 
@@ -80,7 +82,7 @@ def single(rng: np.random.Generator, units: int, length: int) -> Question:
   """One needle, a word and a number, anywhere in `units` copies of the same noise."""
   del length
   (key,) = haystack.words(1, rng)
-  value = _number(rng, 7)
+  value = number(rng)
   lines = [NOISE] * units
   lines.insert(rng.integers(units + 1), _needle("number", key, value))
   return _retrieve("number", lines, key, value)
@@ -90,13 +92,13 @@ def multikey_words(rng: np.random.Generator, units: int, length: int) -> Questio
   """One of `units` needles, words and numbers, without any other text."""
   del length
   keys = haystack.words(units, rng)
-  return _one_of(rng, "number", keys, [_number(rng, 7) for _ in keys])
+  return _one_of(rng, "number", keys, [number(rng) for _ in keys])
 
 
 def multikey_uuids(rng: np.random.Generator, units: int, length: int) -> Question:
   """One of `units` needles, pairs of uuids, without any other text."""
   del length
-  keys, values = ([_uuid(rng) for _ in range(units)] for _ in range(2))
+  keys, values = ([code(rng) for _ in range(units)] for _ in range(2))
   return _one_of(rng, "code", keys, values)
 
 
@@ -120,7 +122,7 @@ def _chain(rng, letters: int, units: int) -> tuple[str, str, list[str]]:
   names: dict[str, None] = {}
   while len(names) <= HOPS:
     names["".join(rng.choice(list(string.ascii_uppercase), letters))] = None
-  value, order = _number(rng, 5), list(names)
+  value, order = number(rng, 5), list(names)
   chain = [f"SET {order[0]} = {value}"]
   chain += [f"SET {new} = {old}" for old, new in itertools.pairwise(order)]
   lines = [NOISE] * units
