@@ -7,6 +7,12 @@ FOLDER/
   tydiqa/*.json, *.jsonl         gold passages: SQuAD's JSON, or records, one per line,
                                  with id (LANGUAGE-…), context, question and answers; a
                                  file with "train" in its name has the examples
+  babilong/QA.jsonl              qa1, …: input, question and target, of one length
+  longbench2/SUBSET.jsonl        academic_multi, …, as LongBench v2 has its records
+  infinitebench/SPLIT.jsonl      passkey, …, as lm_eval names the splits: id, context,
+                                 input, answer and options
+
+lm_eval's RULER makes its own prompts and cannot be read from files: `evaluate ruler`.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def read(
-  folder: str, dataset: str, subset: str, language: str = ""
+  folder: str, dataset: str, subset: str, language: str = "", split: str = ""
 ) -> datasets.DatasetDict | None:
   """The splits of a data set of the hub, from files; None if there are no files.
 
@@ -32,6 +38,7 @@ def read(
     dataset: its name on the hub, such as cais/mmlu.
     subset: of it.
     language: of TyDiQA; "" takes all.
+    split: of BABILong and InfiniteBench, which have a split for each task.
 
   Raises:
     UserError: no such folder, files that cannot be read, or a data set that has no
@@ -48,7 +55,17 @@ def read(
     "SaylorTwift/bbh": lambda: _bbh(root / "bbh", subset),
     "openai/openai_humaneval": lambda: _human_eval(root / "human_eval"),
     "google-research-datasets/tydiqa": lambda: _tydiqa(root / "tydiqa", language),
+    "RMT-team/babilong-1k-samples": lambda: _babilong(root / "babilong", split),
+    "recursal/longbench-v2": lambda: _longbench_v2(root / "longbench2", subset),
+    "xinrongzhang2022/InfiniteBench": lambda: _infinitebench(
+      root / "infinitebench", split
+    ),
   }
+  if not dataset:
+    raise errors.UserError(
+      "--local_data: this task of lm_eval makes its own prompts and reads no files; "
+      "for RULER use `evaluate ruler`"
+    )
   if dataset not in readers:
     raise errors.UserError(
       f"--local_data: {dataset} cannot be read from files; choose from "
@@ -108,6 +125,50 @@ def _human_eval(folder: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
   if not path.exists():
     return {}
   return {"test": [untrusted.parse_json(line) for _, line in untrusted.lines(path)]}
+
+
+def _lines(folder: pathlib.Path, name: str) -> list[dict[str, Any]]:
+  """The records of NAME.jsonl; none if there is no such file."""
+  path = folder / f"{name}.jsonl"
+  if not path.exists():
+    return []
+  return [untrusted.parse_json(line) for _, line in untrusted.lines(path)]
+
+
+def _babilong(folder: pathlib.Path, task: str) -> dict[str, list[dict[str, Any]]]:
+  rows = [
+    {key: row[key] for key in ("input", "question", "target")}
+    for row in _lines(folder, task)
+  ]
+  return {task: rows} if rows else {}
+
+
+def _longbench_v2(folder: pathlib.Path, subset: str) -> dict[str, list[dict[str, Any]]]:
+  rows = [
+    {
+      "context": row["context"],
+      "question": row["question"],
+      "choices": [row[f"choice_{letter}"] for letter in "ABCD"],
+      "answer": row["answer"],
+    }
+    for row in _lines(folder, subset)
+  ]
+  return {"train": rows} if rows else {}
+
+
+def _infinitebench(folder: pathlib.Path, split: str) -> dict[str, list[dict[str, Any]]]:
+  listed = lambda value: value if isinstance(value, list) else [value]
+  rows = [
+    {
+      "id": row["id"],
+      "context": row["context"],
+      "input": row["input"],
+      "answer": listed(row["answer"]),
+      "options": row.get("options", []),
+    }
+    for row in _lines(folder, split)
+  ]
+  return {split: rows} if rows else {}
 
 
 def _tydiqa(folder: pathlib.Path, language: str) -> dict[str, list[dict[str, Any]]]:

@@ -197,6 +197,7 @@ def _build(
     entry.cfg.get("dataset_path", ""),
     entry.cfg.get("dataset_name") or "",
     (entry.cfg.get("metadata") or {}).get("language", ""),
+    entry.cfg.get("test_split") or "",
   )
   if data is None:
     return []
