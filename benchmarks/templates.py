@@ -34,7 +34,7 @@ from skipalign_jax.runtime import errors
 
 MARK = "<!-- what follows is written by benchmarks/templates.py -->"
 SEQ_LEN = 4096
-SHOWN = ("two turns", "tools")
+SHOWN = ("two turns", "reasoning")
 MAX_RUN = 40  # tokens of a run that are shown; the middle of longer ones is left out
 
 
@@ -217,14 +217,14 @@ def difference(pair: Pair, ours: list[int], theirs: list[int]) -> str:
   if ours == theirs:
     return ""
   if ours == theirs[: len(ours)]:
-    return f"transformers' ends with {spelled(pair, theirs[len(ours) :])} more"
+    return f"transformers' ends with `{spelled(pair, theirs[len(ours) :])}` more"
   at = next(
     (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
     min(len(ours), len(theirs)),
   )
   return (
-    f"at token {at}: {spelled(pair, ours[at : at + 3])} here, "
-    f"{spelled(pair, theirs[at : at + 3])} in transformers"
+    f"at token {at}: `{spelled(pair, ours[at : at + 3])}` here, "
+    f"`{spelled(pair, theirs[at : at + 3])}` in transformers"
   )
 
 
@@ -251,9 +251,10 @@ def shown(pair: Pair, record: dict) -> list[str]:
   return lines
 
 
-def table_row(title: str, pair: Pair) -> tuple[str, list[str]]:
-  """A tokenizer's row of the table, and what differs."""
-  cells, notes = [title, f"`{spelled(pair, pair.stop_ids)}`"], []
+def table_row(title: str, pair: Pair) -> tuple[str, list[tuple[str, str]]]:
+  """A tokenizer's row of the table, and what differs in which chat."""
+  stops = spelled(pair, pair.stop_ids).replace("|", "\\|")
+  cells, notes = [title, f"`{stops}`"], []
   for name, record in CHATS.items():
     try:
       found = check(pair, record)
@@ -262,19 +263,21 @@ def table_row(title: str, pair: Pair) -> tuple[str, list[str]]:
     except (dialogues.BadSample, errors.UserError) as error:
       cells.append("refused")
       differences = {"refused": getattr(error, "reason", str(error))}
-    notes += [f"- {title}, {name}: {k}: {v}" for k, v in differences.items()]
+    notes += [(name, f"{k}: {v}") for k, v in differences.items()]
   return " | ".join(cells), notes
 
 
 def page(tokenizers: dict[str, Pair]) -> str:
   """The table, the differences, and tokens of some chats."""
   head = ["tokenizer", "ends of replies", *CHATS]
-  rows = [" | ".join(head), "|".join("---" for _ in head)]
-  notes, blocks = [], []
+  rows = [" | ".join(head), " | ".join("---" for _ in head)]
+  notes: dict[tuple[str, str], list[str]] = {}
+  blocks = []
   for title, pair in tokenizers.items():
     row, found = table_row(title, pair)
     rows.append(row)
-    notes += found
+    for note in found:
+      notes.setdefault(note, []).append(title)
     for name in SHOWN:
       try:
         lines = shown(pair, CHATS[name])
@@ -282,7 +285,8 @@ def page(tokenizers: dict[str, Pair]) -> str:
         continue
       blocks += ["", f"{title}, {name}", "", "```", *lines, "```"]
   table = [f"| {row} |" for row in rows]
-  parts = ["## Chats", "", *table, "", "## Differences", "", *notes, "", "## Tokens"]
+  listed = [f"- *{k}*: {v} ({', '.join(titles)})" for (k, v), titles in notes.items()]
+  parts = ["## Chats", "", *table, "", "## Differences", "", *listed, "", "## Tokens"]
   return "\n".join([*parts, *blocks]) + "\n"
 
 

@@ -151,7 +151,7 @@ class Splitter:
       stable = asked.stable and part == self._between(before, reply)
       return dataclasses.replace(asked, stable=stable)
     except template_parts.UnusableError:
-      if before.messages[-1].role != "tool":
+      if before.messages[-1].role != "tool" or thoughts.HOLE in part:
         raise
       # Results end differently where nothing follows, so that no prompt is like this.
       return template_parts.Part(part, len(part), part, stable=False, first=len(part))
@@ -176,7 +176,7 @@ class Splitter:
           "does not put a reply right after its generation prompt"
         )
       stop = self._control.search(tail)
-      end = _after_spaces(part, stop.end()) if stop else len(tail)
+      end = _after_spaces(tail, stop.end()) if stop else len(tail)
       return template_parts.Part(part, end, prompt, stable, end)
     end = self._end_of_message(part, tail)
     pairs = zip(part, prompt, strict=False)

@@ -242,6 +242,7 @@ def _message(turn: _Turn, ignored: frozenset[str]) -> tuple[dialogues.Message, s
     raise dialogues.BadSample(f"content is {_kind(content)}, not text")
   more: dict[str, Any] = {}
   if calls:
+    content = content if (content or "").strip() else None
     more = {"tool_calls": calls} | ({"content": None} if content is None else {})
   elif known == "tool":
     wanted = ("name", "tool_call_id")

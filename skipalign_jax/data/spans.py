@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from skipalign_jax.data import (
+  beginnings,
   dialogues,
   fixed_parts,
   rendering,
@@ -251,10 +252,14 @@ class Finder:
     Raises:
       BadSample: the template drops another part, or the reply is not after its prompt.
     """
-    text, last, content = rendered.text, rendered.replies[-1], dialogue.messages[-1][1]
-    prompt = self._renderer.prompt(dialogue)
-    if prompt[: last.begin] != text[: last.begin]:
-      raise dialogues.BadSample("changed by the chat template")
+    prompt, content = self._renderer.prompt(dialogue), dialogue.messages[-1].content
+    begin = rendered.replies[-1].begin
+    if thoughts.is_closed(prompt, len(prompt), content):
+      raise dialogues.BadSample("a thought after a prompt that closes it")
+    if prompt[:begin] != rendered.text[:begin]:
+      rendered = self._after_prompt(rendered, prompt)
+      end += len(prompt) - begin
+    text, last = rendered.text, rendered.replies[-1]
     if not content or _is_whole(content, text[last.begin : end], prompt):
       return rendered
     opened, content = prompt[last.begin :], content.lstrip()
@@ -267,6 +272,44 @@ class Finder:
       rendered,
       text=prompt + rest + text[end:],
       replies=(*rendered.replies[:-1], Reply(len(prompt), stop, last.state)),
+    )
+
+  def _after_prompt(self, rendered: Rendered, prompt: str) -> Rendered:
+    """The dialogue with a prompt as its text up to the last reply.
+
+    Some templates write what precedes a reply in another way where they ask for it:
+    the end of a tool's result (Hermes), a system prompt (Mistral).
+
+    Args:
+      rendered: the dialogue as the template writes it.
+      prompt: for its last reply.
+
+    Raises:
+      BadSample: they do not end with the same header, or a block begins where they
+        differ.
+    """
+    begin, last = rendered.replies[-1].begin, rendered.replies[-1]
+    before = rendered.text[:begin]
+    first = beginnings.shared(before, prompt)
+    same = beginnings.shared(before[first:][::-1], prompt[first:][::-1])
+    headers = [match.start() for match in self._control.finditer(before)]
+    if not headers or headers[-1] < begin - same:
+      raise dialogues.BadSample("changed by the chat template")
+    moved = len(prompt) - begin
+    starts = [
+      start + moved * (start >= begin - same) for start in rendered.block_starts
+    ]
+    if any(first < start < begin - same for start in rendered.block_starts):
+      raise dialogues.BadSample("changed by the chat template")
+    rest = (
+      one._replace(begin=min(one.begin, first), end=min(one.end, first))
+      for one in rendered.with_last_only().replies[:-1]
+    )
+    return dataclasses.replace(
+      rendered,
+      text=prompt + rendered.text[begin:],
+      block_starts=tuple(starts),
+      replies=(*rest, last._replace(begin=len(prompt), end=last.end + moved)),
     )
 
 

@@ -418,6 +418,27 @@ MISTRAL = (
 )
 
 
+def test_a_system_prompt_that_only_prompts_have():
+  """Mistral Nemo: it is in the last question, if nothing follows."""
+  tokenizer = make("chatml")
+  template = MISTRAL.replace("MOVED", "loop.last")
+  tokenizer.chat_template = template.replace("[/INST]", "<|endoftext|>")
+  messages = [("system", "Be kind"), *PLAIN]
+  (sample,) = chat.Encoder(tokenizer, 4096)([messages])
+  asked = tokenizer.apply_chat_template(turns(messages[:-1]), tokenize=False)
+  assert "Be kind" in asked
+  assert tokenizer.decode(sample.tokens) == asked + " Two.<|im_end|>"
+  assert replies(tokenizer, sample) == [None, " Two.<|im_end|>"]
+  assert sample.rewritten == 1 and tokenizer.decode(
+    sample.tokens[sample.block_ids == 2]
+  ) == ("<|im_start|>[INST] Be kind\n\nc<|endoftext|>")
+  each = chat.Encoder(tokenizer, 4096, rewritten="each").samples([messages])[0]
+  assert [replies(tokenizer, one)[-1] for one in each] == [
+    " Reply one<|im_end|>",
+    " Two.<|im_end|>",
+  ]
+
+
 @pytest.mark.parametrize("moved", ["loop.first", "loop.revindex <= 2"])
 def test_a_system_prompt_that_the_template_moves(moved):
   """In the first question all replies are learned, in the last one only the last."""

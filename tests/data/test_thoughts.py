@@ -209,6 +209,11 @@ CLOSED = LOOP + HEAD + "{{ '<think>\n</think>\n' if m.role == 'assistant' }}"
       + "{% if add_generation_prompt %}{{ '<think>\n\n</think>\n\n' }}{% endif %}",
       BOTH, "changed by the chat template",
     ),
+    (
+      LOOP + HEAD + "{{ m.content }}" + END + ASK
+      + "{% if add_generation_prompt %}{{ '<think>\n</think>' }}{% endif %}",
+      BOTH, "a thought after a prompt that closes it",
+    ),
     # A template that writes a thought in another form.
     (
       LOOP + HEAD + "{{ (m.reasoning or '') | upper + m.content }}" + END + ASK,

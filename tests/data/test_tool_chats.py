@@ -222,6 +222,68 @@ def test_a_template_that_rewrites_replies_rewrites_calls():
     )
 
 
+# Hermes: a result has a line break at its end only where more follows.
+HERMES = (
+  LOOP
+  + "{% if m.role == 'tool' %}"
+  + HEAD
+  + (
+    "{{ '<result>' + m.content + ('</result>' if loop.last else '</result>\n') }}"
+    "{{ '<|im_end|>' }}"
+  )
+  + "{% else %}"
+  + HEAD
+  + "{{ m.content or '' }}"
+  + CALLS
+  + END
+  + "{% endif %}"
+)
+HERMES += "{% endfor %}" + ASK
+
+
+@pytest.mark.parametrize("messages", [CHAT[:4], CHAT])
+def test_a_reply_after_a_result_that_ends_differently_there(messages):
+  """It is learned after the prompt that a model gets, which is not in the text."""
+  tokenizer = make(HERMES)
+  samples = chat.Encoder(tokenizer, 4096, rewritten="each").samples(
+    [dialogue(messages, ())]
+  )[0]
+  assert [learned(tokenizer, one) for one in samples] == [
+    [f"{reply}{STOP}"] for reply in ("No.", "Bye.")[: len(samples)]
+  ]
+  assert len(samples) == len(messages) // 2 - 1
+  for sample, end in zip(samples, (3, 5), strict=False):
+    begin = int(np.flatnonzero(sample.targets)[0])
+    asked = rendered(tokenizer, messages[:end], add_generation_prompt=True)
+    assert tokenizer.decode(sample.tokens[:begin]) == asked
+    heads = [tokenizer.decode(sample.tokens[sample.block_ids == b]) for b in range(2)]
+    assert heads[0] == "<|im_start|>user\nRain?<|im_end|>\n"
+    assert heads[1].startswith("<|im_start|>assistant\n<tool_call>")
+  (last,) = chat.Encoder(tokenizer, 4096)([dialogue(messages, ())])
+  assert learned(tokenizer, last) == learned(tokenizer, samples[-1])
+  assert last.rewritten == len(samples) - 1
+
+
+def test_a_reply_whose_header_is_not_that_of_its_prompt_is_refused():
+  template = HERMES.replace(
+    "{% else %}" + HEAD,
+    "{% else %}" + HEAD + "{{ '<think></think>' if m.role == 'assistant' }}",
+  )
+  (bad,) = chat.Encoder(make(template), 4096)([dialogue(CHAT[:4], ())])
+  assert bad.reason == "changed by the chat template"
+  messages = [*CHAT[:3], turn("assistant", "No.", reasoning_content="hm")]
+  thinking = HERMES.replace("{{ m.content or '' }}", "{{ m.thinking }}{{ m.content }}")
+  (bad,) = chat.Encoder(make(thinking), 4096)([dialogue(messages, ())])
+  assert bad.reason == "changed by the chat template"
+
+
+def test_a_call_without_words_is_a_call_without_content():
+  for content in ("", " \n", None):
+    one = dialogue([CHAT[0], call("Rome", content), *CHAT[2:]])
+    assert one.messages[1].for_template()["content"] is None
+    assert one.id() == dialogue(CHAT).id()
+
+
 def test_the_end_of_a_conversation_may_be_a_result():
   tokenizer, sample = encode("qwen", dialogue(CHAT[:4] + ASKED))
   assert learned(tokenizer, sample) == [f"No.{STOP}"]

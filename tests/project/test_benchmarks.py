@@ -110,7 +110,7 @@ def test_templates_are_compared_with_transformers(tmp_path):
   pair = templates.read(str(tmp_path))
   page = templates.page({"Bytes": pair})
   assert "| 1 of 1 | 2 of 2 | 2 of 2 | refused | refused |" in page
-  assert "reasoning: refused: turn key reasoning_content is not written" in page
+  assert "*reasoning*: refused: turn key reasoning_content is not written" in page
   assert "learned T h r e e . <|im_end|>\nread    \\n" in page
   no_stop = dataclasses.replace(pair, stop_ids=(ord("}") + 4,))
   found = templates.check(no_stop, templates.CHATS["two turns"])
@@ -119,8 +119,8 @@ def test_templates_are_compared_with_transformers(tmp_path):
     "{{ 'more' if add_generation_prompt else '!' }}"
   )
   assert templates.check(pair, templates.CHATS["one turn"]).differences == {
-    "text": "transformers' ends with ! more",
-    "prompts": "transformers' ends with m o r e more",
+    "text": "transformers' ends with `!` more",
+    "prompts": "transformers' ends with `m o r e` more",
   }
 
 
