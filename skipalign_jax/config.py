@@ -169,9 +169,18 @@ SECTIONS = (
     ),
     seq_len=key(
       4096,
-      "Tokens per row. Longer chats are truncated.",
+      "Tokens per row. What becomes of longer chats says data.overlong.",
       at_least=2,
       at_most=POSITIONS,
+    ),
+    overlong=key(
+      "truncate",
+      "What becomes of chats with more than seq_len tokens. truncate: the first "
+      "seq_len tokens are used. split: they become several samples of whole exchanges; "
+      "an exchange that is too long by itself is truncated. drop: they are left out. "
+      "The report of the data has the share of tokens that is lost. Texts are always "
+      "cut into pieces.",
+      choices=("truncate", "split", "drop"),
     ),
     packing=key(False, "Put several samples into a row. Each attends only to itself."),
     packing_mask=key(

@@ -161,6 +161,7 @@ OTHER_NAMES = {
   ),
   "data.eval": "eval_dataset val_set_size val_size validation",
   "data.seq_len": "max_seq_length max_length cutoff_len sequence_len block_size",
+  "data.overlong": "excess_length_strategy truncation_mode truncation",
   "data.packing": "sample_packing pack",
   "data.template": "chat_template",
   "positions.skip_prob": "p prob probability",

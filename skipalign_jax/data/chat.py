@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from skipalign_jax.data import (
 )
 from skipalign_jax.data import dialogues as dialogues_lib
 from skipalign_jax.data import literals as literals_lib
+from skipalign_jax.data import overlong as overlong_lib
 
 if TYPE_CHECKING:
   import transformers
@@ -45,6 +47,7 @@ _NOT_LEARNED = {
   spans.REWRITTEN: "rewritten by the chat template",
 }
 NO_TARGET = "no target left after truncation"
+_TOO_LONG = (NO_TARGET, overlong_lib.DROPPED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Sample:
     turns: number of replies that are learned, or not because the template rewrites
       them; of a text, of its blocks.
     truncated: tokens beyond seq_len were cut off.
+    lost: how many, about.
     rewritten: number of replies that are not learned because the template rewrites
       them when more messages follow.
     calls: number of replies that are not learned because they call tools.
@@ -75,6 +79,7 @@ class Sample:
   sample_id: int
   turns: int
   truncated: bool
+  lost: dialogues_lib.Lost = dialogues_lib.NOTHING_LOST
   rewritten: int = 0
   calls: int = 0
   excluded: int = 0
@@ -113,11 +118,34 @@ class _Work:
     rendered: the text of its part.
     holds: characters of the text that do not depend on what was left out; None if
       nothing was.
+    rest: what was left out, if anything; `rendered` has a short reply in its place.
   """
 
   dialogue: dialogues_lib.Dialogue
   rendered: spans.Rendered
   holds: int | None
+  rest: overlong_lib.Rest | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Encoded:
+  """A dialogue as tokens, with more than are kept.
+
+  Attributes:
+    work: what was encoded.
+    tokens: int32 [L] ids.
+    starts: [L] the first character of each.
+    blocks: [L] its block.
+    targets: bool [L], it is learned.
+    split: places of replies that are encoded apart from their headers.
+  """
+
+  work: _Work
+  tokens: np.ndarray
+  starts: np.ndarray
+  blocks: np.ndarray
+  targets: np.ndarray
+  split: Sequence[int]
 
 
 class Encoder:
@@ -129,6 +157,7 @@ class Encoder:
     system_prompt: added to dialogues without one; "" for no prompt.
     rewritten: "last" or "each", see `data.rewritten`.
     learn_calls: replies that call tools are learned too.
+    overlong: "truncate", "split" or "drop", see `data.overlong`.
   """
 
   def __init__(
@@ -138,12 +167,13 @@ class Encoder:
     system_prompt: str = "",
     rewritten: str = "last",
     learn_calls: bool = False,
+    overlong: str = "truncate",
   ):
     self._tokenizer = tokenizer
     self._seq_len = seq_len
     self._system_prompt = system_prompt
     self._each = rewritten == "each"
-    self._learn_calls = learn_calls
+    self._learn_calls, self._overlong = learn_calls, overlong
     self._find = spans.Finder(tokenizer, learn_calls)
     self._markup = template_text.markup_tokens(tokenizer)
     special = template_text.special_tokens(tokenizer) | self._markup
@@ -152,11 +182,34 @@ class Encoder:
     self._tokens = chat_tokens.Encoder(tokenizer)
 
   def samples(self, dialogues: Sequence[Dialogue]) -> list[list[Result]]:
-    """The samples of each dialogue; several only with rewritten="each".
+    """The samples of each dialogue; several only with rewritten="each" or "split".
 
     Raises:
       UserError: as `__call__`.
     """
+    found = self._samples(dialogues)
+    if self._overlong != overlong_lib.SPLIT:
+      return found
+    return [
+      self._of_pieces(_dialogue(one)) if any(map(_is_long, results)) else results
+      for one, results in zip(dialogues, found, strict=True)
+    ]
+
+  def _of_pieces(self, dialogue: dialogues_lib.Dialogue) -> list[Result]:
+    """The samples of a dialogue that is split."""
+    pieces = list(overlong_lib.pieces(dialogue, self._kept))
+    return [result for results in self._samples(pieces) for result in results]
+
+  def _kept(self, dialogue: dialogues_lib.Dialogue) -> float:
+    """Exchanges within seq_len tokens, as `overlong.pieces` asks for them."""
+    (found,) = self._encode_all([dialogue])
+    if _is_bad(found):
+      return 0
+    if len(found.tokens) <= self._seq_len:
+      return math.inf
+    return found.blocks[self._seq_len - 1] // 2 + 1
+
+  def _samples(self, dialogues: Sequence[Dialogue]) -> list[list[Result]]:
     if not self._each:
       return [[one] for one in self(dialogues)]
     return [
@@ -178,21 +231,19 @@ class Encoder:
   def _replies(self, dialogue: dialogues_lib.Dialogue) -> list[Result]:
     """For each reply the dialogue up to it, of which only this reply is learned."""
     ends = [
-      i + 1
-      for i, message in enumerate(dialogue.messages)
-      if message.role == "assistant" and message.learned
-      if self._learn_calls or not dialogue.is_call(i)
+      i + 1 for i in range(len(dialogue.messages)) if self._may_learn(dialogue, i)
     ]
     if not ends:
       return self([dialogue])  # which says why
     found: list[Result] = []
     for i in range(0, len(ends), _REPLIES):
       parts = [dialogue.until(end) for end in ends[i : i + _REPLIES]]
-      found += self._encode_all(parts, last_only=True)
-      if _is_bad(found[-1]) and found[-1].reason == NO_TARGET:
+      found += map(self._result, self._encode_all(parts, last_only=True))
+      if _is_bad(found[-1]) and found[-1].reason in _TOO_LONG:
         break  # what follows is even further from the beginning
-    rest = len(ends) - len(found)
-    return [*found, *[dialogues_lib.BadSample(NO_TARGET)] * rest]
+    rest = overlong_lib.lost_by_each(self._tokens, dialogue, ends[len(found) :])
+    last = found[-1]
+    return [*found, *(dialogues_lib.BadSample(last.reason, lost) for lost in rest)]
 
   def __call__(self, dialogues: Sequence[Dialogue]) -> list[Result]:
     """One sample per dialogue, or a BadSample where it cannot be trained on.
@@ -201,12 +252,13 @@ class Encoder:
       UserError: the chat template is unusable (see `spans.Finder`) or does not end a
         reply with a special token.
     """
-    return self._encode_all(list(map(_dialogue, dialogues)))
+    encoded = self._encode_all(list(map(_dialogue, dialogues)))
+    return list(map(self._result, encoded))
 
   def _encode_all(
     self, dialogues: Sequence[dialogues_lib.Dialogue], last_only: bool = False
-  ) -> list[Result]:
-    """The samples; of a long dialogue as much is rendered as they need."""
+  ) -> list[_Encoded | dialogues_lib.BadSample]:
+    """The tokens; of a long dialogue as many are rendered as a sample needs."""
     results: list[Any] = [None] * len(dialogues)
     left, characters = list(range(len(dialogues))), _CHARACTERS * self._seq_len
     while left:
@@ -230,8 +282,8 @@ class Encoder:
 
   def _encode(
     self, works: Sequence[_Work | dialogues_lib.BadSample]
-  ) -> list[Result | None]:
-    """The samples; None where the beginning of the dialogue was too short."""
+  ) -> list[_Encoded | dialogues_lib.BadSample | None]:
+    """The tokens; None where the beginning of the dialogue was too short."""
     results: list[Any] = list(works)
     good = [i for i, work in enumerate(works) if not _is_bad(work)]
     if not good:
@@ -248,7 +300,7 @@ class Encoder:
         tokens_L, places_L2 = self._tokens.of_parts(text, split, literals)
       results[i] = None
       if self._is_enough(works[i], tokens_L, places_L2):
-        results[i] = self._sample(works[i], tokens_L, places_L2[:, 0], split)
+        results[i] = self._encoded(works[i], tokens_L, places_L2[:, 0], split)
     return results
 
   def _is_enough(
@@ -304,7 +356,25 @@ class Encoder:
       return dialogues_lib.BadSample("changed by the chat template")
     rendered = rendered.with_last_only() if last_only else rendered
     holds = self._holds(rendered, asked.hidden) if asked.is_cut else None
-    return _Work(asked.dialogue, rendered, holds)
+    rewrites = any(one.state == spans.REWRITTEN for one in rendered.replies)
+    rest = self._rest(asked, last_only or rewrites) if asked.is_cut else None
+    return _Work(asked.dialogue, rendered, holds, rest)
+
+  def _rest(self, asked: _Asked, last_only: bool) -> overlong_lib.Rest:
+    """What follows the beginning of a dialogue."""
+    before = asked.part.messages[:-1]
+    whole = self._whole(asked.dialogue)
+    numbers = range(len(before), len(whole.messages))
+    learned = [
+      self._may_learn(whole, i) and (not last_only or i == numbers[-1]) for i in numbers
+    ]
+    return overlong_lib.Rest(before, whole.messages[len(before) :], learned)
+
+  def _may_learn(self, dialogue: dialogues_lib.Dialogue, number: int) -> bool:
+    """Whether a message is a reply that is learned, if the template allows it."""
+    message = dialogue.messages[number]
+    is_left_out = dialogue.is_call(number) and not self._learn_calls
+    return message.role == "assistant" and message.learned and not is_left_out
 
   def _holds(self, rendered: spans.Rendered, hidden: dialogues_lib.Dialogue) -> int:
     """Characters of a beginning's text that stay when more messages follow."""
@@ -312,7 +382,7 @@ class Encoder:
       more = rendering.render(self._tokenizer, beginnings.longer(hidden))
     except dialogues_lib.BadSample:
       return 0
-    return beginnings.shared(rendered.text, more)
+    return min(beginnings.shared(rendered.text, more), rendered.replies[-1].begin)
 
   def _render(self, asked: _Asked) -> spans.Rendered:
     """The part with its spans; names of special tokens in it are text.
@@ -331,13 +401,13 @@ class Encoder:
     places = literals_lib.places(rendered.text, names)
     return dataclasses.replace(rendered, literals=places)
 
-  def _sample(
+  def _encoded(
     self,
     work: _Work,
     tokens_L: np.ndarray,
     starts_L: np.ndarray,
     split: Sequence[int],
-  ) -> Result:
+  ) -> _Encoded:
     # A token that is in two spans belongs to the one where it starts.
     block_starts_C = np.array(work.rendered.block_starts)
     block_L = np.searchsorted(block_starts_C, starts_L, side="right") - 1
@@ -352,25 +422,48 @@ class Encoder:
     stopped = ends[np.isin(tokens_L[ends], self._special)]
     if len(np.unique(reply_L[stopped])) < learned_R.sum():
       raise spans.NoStopError()
-    kept = slice(0, self._seq_len)
-    if not target_L[kept].any():
-      is_cut = learned_R.any() or len(tokens_L) > self._seq_len
-      return dialogues_lib.BadSample(NO_TARGET) if is_cut else _nothing(replies)
+    return _Encoded(work, tokens_L, starts_L, block_L.astype(np.int32), target_L, split)
+
+  def _lost(self, encoded: _Encoded, kept: int) -> dialogues_lib.Lost:
+    """What is lost if only the first `kept` tokens are not."""
+    work, targets_L = encoded.work, encoded.targets
+    if work.rest is None:
+      lost = len(encoded.tokens) - kept, int(targets_L[kept:].sum())
+      return dialogues_lib.Lost(*lost)
+    rendered = int(np.searchsorted(encoded.starts, work.rendered.replies[-1].begin))
+    more = work.rest.count(self._tokens, rendered)
+    targets = int(targets_L[kept:rendered].sum()) + more.targets
+    return dialogues_lib.Lost(rendered - kept + more.tokens, targets)
+
+  def _result(self, encoded: _Encoded | dialogues_lib.BadSample) -> Result:
+    """The sample of the tokens that are kept."""
+    if _is_bad(encoded):
+      return encoded
+    tokens_L, starts_L, block_L = encoded.tokens, encoded.starts, encoded.blocks
+    work, replies = encoded.work, encoded.work.rendered.replies
+    kept, is_long = slice(0, self._seq_len), len(tokens_L) > self._seq_len
+    if is_long and self._overlong == overlong_lib.DROP:
+      return dialogues_lib.BadSample(overlong_lib.DROPPED, self._lost(encoded, 0))
+    if not encoded.targets[kept].any():
+      if not is_long and not any(one.state == spans.LEARNED for one in replies):
+        return _nothing(replies)
+      return dialogues_lib.BadSample(NO_TARGET, self._lost(encoded, 0))
     last = starts_L[kept][-1]
     states = [one.state for one in replies if one.begin <= last]
     rewritten = states.count(spans.REWRITTEN)
     return Sample(
       tokens=tokens_L[kept],
-      block_ids=block_L[kept].astype(np.int32),
+      block_ids=block_L[kept],
       is_response=block_L[kept] % 2 == 1,
-      targets=target_L[kept],
+      targets=encoded.targets[kept],
       sample_id=work.dialogue.id(),
       turns=states.count(spans.LEARNED) + rewritten,
-      truncated=len(tokens_L) > self._seq_len,
+      truncated=is_long,
+      lost=self._lost(encoded, min(self._seq_len, len(tokens_L))),
       rewritten=0 if self._each else rewritten,
       calls=states.count(spans.CALL),
       excluded=states.count(spans.EXCLUDED),
-      split=sum(begin <= last for begin in split),
+      split=sum(begin <= last for begin in encoded.split),
     )
 
 
@@ -383,6 +476,10 @@ def _nothing(replies: Sequence[spans.Reply]) -> dialogues_lib.BadSample:
 def _dialogue(one: Dialogue) -> dialogues_lib.Dialogue:
   is_dialogue = isinstance(one, dialogues_lib.Dialogue)
   return one if is_dialogue else dialogues_lib.plain(one)
+
+
+def _is_long(result: Result) -> bool:
+  return result.reason in _TOO_LONG if _is_bad(result) else result.truncated
 
 
 def _is_bad(result: Any) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 if TYPE_CHECKING:
   import transformers
 
+_CHARACTERS = 1 << 22  # counted at a time; offsets take 100 bytes per token
 # Texts to put before a part, so that the tokenizer adds no space in front of it.
 _BEFORE = ("a", "\n", ".", "1", " ", "]", "\u4e00", "|")
 
@@ -53,6 +54,16 @@ class Encoder:
         encoded["input_ids"], encoded["offset_mapping"], strict=True
       )
     ]
+
+  def counts(self, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text by itself; names of special tokens are text."""
+    found: list[int] = []
+    while len(found) < len(texts):
+      sizes = itertools.accumulate(map(len, texts[len(found) :]))
+      many = sum(1 for _ in itertools.takewhile(lambda size: size < _CHARACTERS, sizes))
+      group = texts[len(found) : len(found) + max(1, many)]
+      found += [len(tokens) for tokens, _ in self.of_texts(group, literal=True)]
+    return found
 
   def shared(self, places_L2: np.ndarray, begins: Sequence[int]) -> list[int]:
     """Those of the places `begins` that are inside a token."""

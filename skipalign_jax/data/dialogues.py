@@ -13,12 +13,32 @@ THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 THOUGHT_MARKUP = ("<think>", "</think>")  # around a thought in a content
 
 
-class BadSample(Exception):  # noqa: N818 (a verdict on data, not an error)
-  """A record that cannot be trained on; `reason` is short and stable."""
+class Lost(NamedTuple):
+  """What is not trained on because a chat is longer than data.seq_len.
 
-  def __init__(self, reason: str):
+  Attributes:
+    tokens: all of them.
+    targets: those that would have been learned.
+  """
+
+  tokens: int = 0
+  targets: int = 0
+
+
+NOTHING_LOST = Lost()
+
+
+class BadSample(Exception):  # noqa: N818 (a verdict on data, not an error)
+  """A record that cannot be trained on.
+
+  Attributes:
+    reason: short and stable.
+    lost: tokens that are left out because of their number alone.
+  """
+
+  def __init__(self, reason: str, lost: Lost = NOTHING_LOST):
     super().__init__(reason)
-    self.reason = reason
+    self.reason, self.lost = reason, lost
 
 
 class Message(NamedTuple):

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
   import datasets
   import transformers
 
-FORMAT = 7  # of the table rows; increase it when they or the encoding change
+FORMAT = 8  # of the table rows; increase it when they or the encoding change
 _NOT_LEARNED = ("rewritten", "calls", "excluded")  # numbers of replies
 _COUNTS = ("length", "targets", "turns", *_NOT_LEARNED, "split", "sample_id")
 _BATCH, _BATCH_SIZE = 512, 64 << 20  # records tokenized at a time; bytes, about
@@ -167,6 +167,7 @@ def _fingerprint(
     config.system_prompt,
     config.rewritten,
     config.learn_tool_calls,
+    config.overlong,
     config.max_message_bytes,
     sorted(ignored_keys(config)),
     config.text_blocks,
@@ -195,6 +196,8 @@ def _columns() -> datasets.Features:
       "turns": value("int32"),
       **dict.fromkeys(_NOT_LEARNED, value("int32")),
       "split": value("int32"),  # replies encoded apart from their headers
+      "lost": value("int64"),  # tokens beyond seq_len
+      "lost_targets": value("int64"),
       "sample_id": value("uint32"),
       "is_text": value("bool"),
       "status": value("string"),
@@ -219,6 +222,7 @@ def _write(
     config.system_prompt,
     config.rewritten,
     config.learn_tool_calls,
+    config.overlong,
   )
   texts = text.Encoder(tokenizer, config_lib.row_length(config), config.text_blocks)
   bar = progress.Counter(console, f"tokenizing {source.name}")
@@ -306,7 +310,7 @@ def _row(
     zero = dict.fromkeys(_COUNTS, 0)
     example = f"{numbered.place}: {sources.example(numbered.record)}"
     source = dict(status=sample.reason, number=numbered.number, example=example)
-    return empty | zero | source | dict(is_text=is_text)
+    return empty | zero | source | _lost(sample) | dict(is_text=is_text)
   edges = np.flatnonzero(np.diff(sample.targets, prepend=False, append=False))
   return dict(
     tokens=sample.tokens,
@@ -317,9 +321,14 @@ def _row(
     turns=sample.turns,
     **{name: getattr(sample, name) for name in _NOT_LEARNED},
     split=sample.split,
+    **_lost(sample),
     sample_id=sample.sample_id,
     is_text=is_text,
     status="truncated" if sample.truncated else "ok",
     number=numbered.number,
     example="",
   )
+
+
+def _lost(sample: chat.Sample | dialogues_lib.BadSample) -> dict[str, int]:
+  return dict(lost=sample.lost.tokens, lost_targets=sample.lost.targets)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from skipalign_jax.data import chat, dialogues, schemas, sources
+from skipalign_jax.data import chat, dialogues, overlong, schemas, sources
 from skipalign_jax.runtime import errors
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _NOTHING = "nothing to learn"  # begins reasons of sound records
 _USABLE = ("ok", "truncated")
+_TOO_LONG = (chat.NO_TARGET, overlong.DROPPED)
 _SHOWN = 20  # different reasons in a message
 _NOT_LEARNED = {
   "rewritten": "replies that the chat template rewrites when more messages follow "
@@ -39,6 +40,8 @@ def report(source: sources.Source, rows: datasets.Dataset, is_text: bool) -> str
   if is_text:
     several = "blocks"
     documents = f" of {len(np.unique(column('number')[lengths > 0])):,} documents"
+  elif (records := len(np.unique(column("number")[lengths > 0]))) < sum(lengths > 0):
+    documents = f" of {records:,} records"
   lines = [
     f"{source.describe()}: {(lengths > 0).sum():,} samples{documents} "
     f"({(column('turns') > 1).sum():,} with several {several}), "
@@ -48,6 +51,7 @@ def report(source: sources.Source, rows: datasets.Dataset, is_text: bool) -> str
   dropped = {k: n for k, n in counts.items() if k not in _USABLE}
   if dropped:
     lines.append("  left out: " + ", ".join(_listed(dropped, "")))
+  lines += _lost(column)
   for name, what in _NOT_LEARNED.items():
     if count := int(column(name).sum()):
       lines.append(f"  not learned: {count:,} {what}")
@@ -57,6 +61,19 @@ def report(source: sources.Source, rows: datasets.Dataset, is_text: bool) -> str
       "characters would share a token with them"
     )
   return "\n".join(lines)
+
+
+def _lost(column: Callable[[str], np.ndarray]) -> list[str]:
+  """A line on the tokens that are lost because chats are too long."""
+  lost, targets = int(column("lost").sum()), int(column("lost_targets").sum())
+  if not lost:
+    return []
+  share = lost / (lost + int(column("length").sum()))
+  learned = targets / max(1, targets + int(column("targets").sum()))
+  return [
+    f"  lost beyond data.seq_len (data.overlong): {lost:,} tokens ({share:.1%}), "
+    f"{targets:,} of them targets ({learned:.1%} of the targets)"
+  ]
 
 
 def check(
@@ -89,10 +106,10 @@ def check(
     )
   if any(counts[status] for status in _USABLE):
     return
-  if set(counts) == {chat.NO_TARGET}:
+  if set(counts) <= set(_TOO_LONG):
     raise errors.UserError(
       f"data source {source.name}: no sample has a target within its first "
-      "data.seq_len tokens; increase data.seq_len"
+      "data.seq_len tokens, or all are longer (data.overlong); increase data.seq_len"
     )
   reasons = ", ".join(_listed(counts, "x "))
   raise errors.UserError(
@@ -102,7 +119,7 @@ def check(
 
 
 def _is_fine(status: str) -> bool:
-  no_damage = status == chat.NO_TARGET or status.startswith(_NOTHING)
+  no_damage = status in _TOO_LONG or status.startswith(_NOTHING)
   return status in _USABLE or no_damage
 
 

@@ -31,6 +31,7 @@ def outcome(result):
   if isinstance(result, dialogues.BadSample):
     return result.reason
   found = dataclasses.asdict(result)
+  found.pop("lost")  # of what is not rendered it is not exact
   return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in found.items()}
 
 

@@ -229,7 +229,7 @@ def test_rows_that_fill_no_batch_are_reported(cache):
 def test_a_report_names_the_commit_and_counts_replies(monkeypatch):
   monkeypatch.setattr(sources.hub, "dataset_revision", lambda name: "0123456789abcdef")
   counts = dict(turns=[2], targets=[3], rewritten=[1], calls=[5], excluded=[6])
-  counts |= dict(split=[4], number=[1], length=[9])
+  counts |= dict(split=[4], number=[1], length=[9], lost=[0], lost_targets=[0])
   one = prepare.Prepared(
     source=sources.Source("hub:org/name"),
     rows=datasets.Dataset.from_dict(counts | dict(status=["ok"])),
