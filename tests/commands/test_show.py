@@ -72,6 +72,28 @@ def test_shows_the_positions_and_targets_of_training(config):
   assert max(positions_L) > 1000  # the row has a skip
 
 
+def test_a_reply_of_weight_zero_is_shown_as_read(config, tmp_path):
+  """In a packed row the other replies are learned, each with its stop token."""
+  path = tmp_path / "chats.jsonl"
+  messages = [
+    {"role": "user", "content": "ask 0"},
+    {"role": "assistant", "content": "answer 0", "weight": 0},
+    {"role": "user", "content": "ask 1"},
+    {"role": "assistant", "content": "answer 1", "train": True},
+  ]
+  lines = [{"messages": messages}, {"messages": messages[2:]}]
+  path.write_text("\n".join(map(json.dumps, lines)))
+  config.data.train, config.data.eval = str(path), ""
+  config.data.packing = True
+  text = printed(config, width=200)
+  cells = [line.split("│") for line in text.splitlines() if line.count("│") > 5]
+  learned = [row[6].strip() for row in cells if row[4].strip() == "yes"]
+  assert learned == ["answer 1<|im_end|>"] * 2
+  (read,) = [row for row in cells if "answer 0" in row[6]]
+  assert read[3].strip() == "response" and not read[4].strip()
+  assert "not learned: 1 replies that the data excludes" in text
+
+
 def test_every_token_gets_its_own_line_and_position(config):
   lines = [line.split("│") for line in printed(config, every_token=True).splitlines()]
   found = [int(cells[5]) for cells in lines if len(cells) > 5 and cells[1].strip()]
