@@ -26,6 +26,7 @@ from skipalign_jax.runtime import (
   files,
   json_limits,
   paths,
+  storage,
   terminal,
 )
 from skipalign_jax.training import preview, resolve
@@ -90,9 +91,11 @@ def redraw(path: pathlib.Path) -> pathlib.Path:
     return pictures.draw(record, path.with_suffix(".png"))
   except errors.UserError as error:
     raise errors.UserError(f"{path} cannot be drawn: {error}") from error
-  except (
-    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
-  ) as error:
+  except OSError as error:
+    raise errors.UserError(
+      f"{path} cannot be drawn: {storage.explain(error)}"
+    ) from error
+  except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
     raise errors.UserError(
       f"{path} cannot be drawn: it is damaged ({error!r}); measure again"
     ) from error
@@ -103,9 +106,11 @@ def _write(record: Record, out: str, console: terminal.Console) -> None:
   path = folder / f"{record['kind']}.json"
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(_text(record), encoding="utf-8")
+    files.write_text(path, _text(record))
   except OSError as error:
-    raise errors.UserError(f"--out={out} cannot be written: {error}") from error
+    raise errors.UserError(
+      f"--out={out} cannot be written: {storage.explain(error)}"
+    ) from error
   console.print(f"written: {path}, {redraw(path)}")
 
 

@@ -18,6 +18,7 @@ from skipalign_jax.runtime import (
   errors,
   files,
   paths,
+  storage,
   terminal,
 )
 from skipalign_jax.training import resolve
@@ -92,11 +93,11 @@ def run_suite(args: argparse.Namespace) -> int:
 def _write_suite(folder: pathlib.Path, content: dict[str, Any], text: str) -> None:
   try:
     files.write_json(folder / "suite.json", content)
-    (folder / "suite.md").write_text(text + "\n", encoding="utf-8")
+    files.write_text(folder / "suite.md", text + "\n")
   except OSError as error:
     raise errors.UserError(
-      f"the table cannot be written to {folder} ({error}). All items are saved; make "
-      "room and run the same command again."
+      f"the table cannot be written to {folder} ({storage.explain(error)}). All items "
+      "are saved; run the same command again."
     ) from error
 
 

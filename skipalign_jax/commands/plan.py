@@ -21,7 +21,7 @@ from skipalign_jax.planning import (
   programs,
   search,
 )
-from skipalign_jax.runtime import errors, paths, terminal
+from skipalign_jax.runtime import errors, files, paths, terminal
 from skipalign_jax.training import recipe as recipe_lib
 from skipalign_jax.training import resolve
 
@@ -45,7 +45,7 @@ def run(
     path = paths.output(flags["out"], out) / "plan.json"
     with errors.of_storage(f"{out} cannot be written: "):
       path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_text(json.dumps(planned, indent=1) + "\n", encoding="utf-8")
+      files.write_text(path, json.dumps(planned, indent=1) + "\n")
     console.print(f"written to {path}")
   return 0
 

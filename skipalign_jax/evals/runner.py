@@ -23,7 +23,14 @@ from typing import Any
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.hf import template_dates
-from skipalign_jax.runtime import distributed, errors, files, progress, terminal
+from skipalign_jax.runtime import (
+  distributed,
+  errors,
+  files,
+  progress,
+  storage,
+  terminal,
+)
 
 Record = items_lib.Record
 
@@ -66,7 +73,9 @@ class Store:
       files.write_json(folder / "protocol.json", protocol)
       return []
     except OSError as error:
-      raise errors.UserError(f"--out={folder} cannot be used: {error}") from error
+      raise errors.UserError(
+        f"--out={folder} cannot be used: {storage.explain(error)}"
+      ) from error
 
   def _check_same(self, protocol: dict[str, Any]) -> None:
     theirs = files.read_json(self._folder / "protocol.json")
@@ -108,8 +117,8 @@ class Store:
         os.fsync(file.fileno())
     except OSError as error:
       raise errors.UserError(
-        f"{self._path} cannot be written ({error}). {len(self.records)} items are "
-        "saved; make room and run the same command again, which resumes from there."
+        f"{self._path} cannot be written ({storage.explain(error)}). "
+        f"{len(self.records)} items are saved; the same command resumes from there."
       ) from error
 
 
@@ -261,8 +270,8 @@ def _write(task, options, results, folder, console) -> None:
       console.print(f"{results['protocol']['task']}: drawn in {picture}")
   except OSError as error:
     raise errors.UserError(
-      f"results cannot be written to {folder} ({error}). All items are saved; make "
-      "room and run the same command again."
+      f"results cannot be written to {folder} ({storage.explain(error)}). All items "
+      "are saved; run the same command again."
     ) from error
 
 

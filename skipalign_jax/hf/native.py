@@ -22,7 +22,7 @@ import tensorstore
 
 from skipalign_jax.hf import names, weights
 from skipalign_jax.model import model_config, rope
-from skipalign_jax.runtime import checksums, errors, files
+from skipalign_jax.runtime import checksums, errors, files, storage
 
 FORMAT = "skipalign_jax"
 CHECKPOINTS, PARAMS, TOKENIZER = "checkpoints", "params", "tokenizer"
@@ -338,7 +338,7 @@ def _write(folder: pathlib.Path, parameter: weights.Parameter) -> None:
     raise
   except ValueError as error:
     raise errors.UserError(
-      f"{folder}: {parameter.path} cannot be written ({error})"
+      f"{folder}: {parameter.path} cannot be written ({storage.explain(error)})"
     ) from error
 
 

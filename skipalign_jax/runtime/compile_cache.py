@@ -1,11 +1,12 @@
 """Compiled programs are kept on disk, so that the same command starts faster."""
 
+import contextlib
 import os
 
 import jax
 from jax._src import lru_cache
 
-from skipalign_jax.runtime import caches, terminal
+from skipalign_jax.runtime import caches, storage, terminal
 
 _put = lru_cache.LRUCache.put  # private: lru_cache.LRUCache.put
 
@@ -19,7 +20,8 @@ def enable() -> None:
   program runs its collectives in any order, and gloo confuses them (jaxlib 0.10.2;
   `tests/faults/test_processes.py`).
 
-  A damaged entry is replaced by the program that is compiled instead of it.
+  A damaged entry is replaced by the program that is compiled instead of it. Where
+  entries cannot be written, the command goes on without, and says so once.
   """
   lru_cache.LRUCache.put = _replacing_put
   if jax.process_count() > 1 and jax.default_backend() == "cpu":
@@ -30,10 +32,7 @@ def enable() -> None:
   try:
     folder = caches.folder("xla")
   except OSError as error:
-    terminal.print_to_stderr(
-      f"warning: compiled programs are not kept ({error}); set "
-      "JAX_COMPILATION_CACHE_DIR to another folder"
-    )
+    _note(storage.explain(error))
     return
   jax.config.update("jax_compilation_cache_dir", str(folder))
 
@@ -44,5 +43,24 @@ def _replacing_put(cache: lru_cache.LRUCache, key: str, value: bytes) -> None:
   JAX compiles a program again when its entry is damaged, and then keeps the damaged
   one, so that every later start would compile it again.
   """
-  (cache.path / f"{key}-cache").unlink(missing_ok=True)
-  _put(cache, key, value)
+  entry = cache.path / f"{key}-cache"
+  try:
+    entry.unlink(missing_ok=True)
+    _put(cache, key, value)
+  except OSError as error:
+    with contextlib.suppress(OSError):
+      entry.unlink(missing_ok=True)  # half of it
+    _note(storage.explain(error))
+
+
+_noted: list[str] = []
+
+
+def _note(problem: str) -> None:
+  """Reports the first entry that is not written."""
+  if not _noted:
+    terminal.print_to_stderr(
+      f"note: compiled programs are not kept ({problem}); the next start compiles them "
+      "again. Set JAX_COMPILATION_CACHE_DIR for another folder"
+    )
+  _noted.append(problem)

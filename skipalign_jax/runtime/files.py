@@ -55,8 +55,13 @@ def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
       f"{path}: not written, because {where} is NaN or infinite, which JSON does not "
       "have; remove what this number comes from"
     )
+  write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a text in UTF-8, all of it or nothing."""
   with replacing(path) as new:
-    new.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    new.write_text(text, "utf-8")
 
 
 def not_finite(value: Any) -> str:

@@ -3,7 +3,7 @@
 import pathlib
 from typing import Any
 
-from skipalign_jax.runtime import escape
+from skipalign_jax.runtime import escape, files
 
 
 def pyplot() -> Any:
@@ -17,7 +17,7 @@ def pyplot() -> Any:
 
 
 def save(figure: Any, path: pathlib.Path, **options: Any) -> None:
-  """Writes a figure whose titles and labels show names as they are.
+  """Writes a figure whose titles and labels show names as they are, or nothing.
 
   Args:
     figure: of matplotlib.
@@ -31,4 +31,5 @@ def save(figure: Any, path: pathlib.Path, **options: Any) -> None:
     if one.get_text():
       one.set_text(escape.controls(one.get_text()))
       one.set_parse_math(False)
-  figure.savefig(path, **options)
+  with files.replacing(path) as new:
+    figure.savefig(new, format="png", **options)

@@ -1,8 +1,12 @@
 """Storage that fails: which error it was, and what a user can do about it."""
 
+import contextlib
 import errno
 import os
+import pathlib
 import re
+
+from skipalign_jax.runtime import terminal
 
 _GONE = "the filesystem has gone; is it mounted?"
 _FORBIDDEN = "this user may not do that there; give another folder, or permission"
@@ -19,25 +23,50 @@ _REMEDIES = {
   errno.ENAMETOOLONG: "names may not be so long here; give a shorter one",
   **dict.fromkeys((errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ENXIO), _GONE),
 }
+# Python names no error where it can write none of its folders of temporary files.
+_TEMPORARY = "No usable temporary directory"
 # How Rust's safetensors and tokenizers and TensorStore write the number of an error.
 _IN_TEXT = re.compile(r"\bos error (\d+)|\bcode: (\d+), kind:|\bos_error_code='(\w+)'")
 
 
 def number_of(error: BaseException) -> int | None:
   """The errno of an error of storage, whichever library raised it; None for others."""
+  return _origin(error)[1]
+
+
+def _origin(error: BaseException) -> tuple[BaseException, int | None]:
+  """The error of storage that a library may have wrapped, and its errno."""
   found = error.errno if isinstance(error, OSError) else None
   if found is None and (match := _IN_TEXT.search(str(error))):
     rust, safetensors, name = match.groups()
     found = int(rust or safetensors or getattr(errno, name, 0))
-  if found is None and error.__cause__ is not None:  # wrapped by a library
-    return number_of(error.__cause__)
-  return found if found in _REMEDIES else None
+  if found is None and error.__cause__ is not None:
+    return _origin(error.__cause__)
+  if found == errno.ENOENT and _TEMPORARY in str(error):
+    found = errno.ENOSPC
+  return error, found if found in _REMEDIES else None
 
 
 def explain(error: BaseException) -> str:
   """What failed, where, and what to do, in a line; any other error as it is."""
-  if (number := number_of(error)) is None:
+  origin, number = _origin(error)
+  if number is None:
     return str(error)
-  where = getattr(error, "filename", None)
-  named = f"{where}: " if isinstance(where, str | os.PathLike) else ""
-  return f"{named}{os.strerror(number)}; {_REMEDIES[number]}"
+  if _TEMPORARY in str(origin):
+    return f"{origin.strerror}; free some space there, or set TMPDIR to another folder"
+  where = getattr(origin, "filename", None)
+  if not isinstance(where, str | os.PathLike):
+    return f"{os.strerror(number)}; {_REMEDIES[number]}"
+  free = _free(pathlib.Path(where)) if number == errno.ENOSPC else ""
+  return f"{where}: {os.strerror(number)}{free}; {_REMEDIES[number]}"
+
+
+def _free(path: pathlib.Path) -> str:
+  """What a filesystem has left: bytes, and files where that is less than a hundred."""
+  with contextlib.suppress(OSError, ValueError):
+    there = next(one for one in path.absolute().parents if one.is_dir())
+    found = os.statvfs(there)
+    few = found.f_favail < 100 <= found.f_files  # some filesystems do not count them
+    files = f" and {found.f_favail} files" if few else ""
+    return f" ({terminal.size(found.f_bavail * found.f_frsize)}{files} left)"
+  return ""

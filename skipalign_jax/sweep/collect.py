@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from skipalign_jax.evals import compare, compare_table, curves
-from skipalign_jax.runtime import errors, escape, files, plotting, terminal
+from skipalign_jax.runtime import errors, escape, files, plotting, storage, terminal
 from skipalign_jax.sweep import plan as plan_lib
 from skipalign_jax.sweep import retrieval, retrieval_tables
 
@@ -47,7 +47,7 @@ def run(plan: plan_lib.Plan, stem: str, console: terminal.Console) -> None:
   path = lambda ending: plan.out / f"{stem}{ending}"
   written = [".md", ".json", ".csv"]
   try:
-    path(".md").write_text(text + "\n", encoding="utf-8")
+    files.write_text(path(".md"), text + "\n")
     files.write_json(path(".json"), content)
     write_csv(content, path(".csv"))
     if any(point["score"] is not None and point["at"] for point in content["points"]):
@@ -57,7 +57,9 @@ def run(plan: plan_lib.Plan, stem: str, console: terminal.Console) -> None:
       retrieval.draw(keys, path("_keys.png"))
       written.append("_keys.png")
   except OSError as error:
-    raise errors.UserError(f"--out={plan.out} cannot be written: {error}") from error
+    raise errors.UserError(
+      f"--out={plan.out} cannot be written: {storage.explain(error)}"
+    ) from error
   console.print(
     f"\nwritten to {plan.out}: {', '.join(stem + ending for ending in written)}"
   )
@@ -167,7 +169,10 @@ def points(plan: plan_lib.Plan, names: Sequence[str]) -> list[dict[str, Any]]:
 
 def write_csv(content: dict[str, Any], path: pathlib.Path) -> None:
   """A line per number: table, row, column, value, and why it is partial."""
-  with path.open("w", encoding="utf-8", newline="") as file:
+  with (
+    files.replacing(path) as new,
+    new.open("w", encoding="utf-8", newline="") as file,
+  ):
     writer = csv.writer(file)
     writer.writerow(["table", "row", "column", "value", "partial"])
     for table in content["tables"]:

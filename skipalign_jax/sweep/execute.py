@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 
-from skipalign_jax.runtime import errors, signals, terminal
+from skipalign_jax.runtime import errors, files, signals, storage, terminal
 from skipalign_jax.sweep import plan as plan_lib
 from skipalign_jax.sweep import runs
 
@@ -118,9 +118,11 @@ def write_commands(plan: plan_lib.Plan, console: terminal.Console) -> None:
   path = plan.out / "commands.txt"
   try:
     plan.out.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    files.write_text(path, "\n".join(lines) + "\n")
   except OSError as error:
-    raise errors.UserError(f"--out={plan.out} cannot be written: {error}") from error
+    raise errors.UserError(
+      f"--out={plan.out} cannot be written: {storage.explain(error)}"
+    ) from error
   console.print("\n".join(lines))
   console.print(
     f"\nwritten to {path}; on SLURM, from the repository:\n"

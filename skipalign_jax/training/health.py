@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, files
 from skipalign_jax.training import metrics
 
 FOLDER = "nonfinite"
@@ -66,7 +66,8 @@ class Nonfinite:
     mine = list(folder.glob(f"*_process_{self._process}.npz"))
     if len(mine) >= MAX_BATCHES and path not in mine:
       return None
-    np.savez_compressed(path, step=step, **batch)
+    with files.replacing(path) as new, new.open("wb") as stream:
+      np.savez_compressed(stream, step=step, **batch)
     return path
 
 

@@ -138,7 +138,7 @@ def _lock(folder: pathlib.Path, console: terminal.Console) -> TextIO:
 @contextlib.contextmanager
 def writing(folder: pathlib.Path) -> Iterator[None]:
   """Reports what the user can do when storage fails inside the block."""
-  before = f"--workdir={folder} can no longer be written: "
+  before = f"the run in --workdir={folder} cannot continue: "
   after = (
     ".\nCheckpoints in it are untouched. Once this is fixed, the same command resumes "
     "from the latest."

@@ -8,7 +8,7 @@ from which the tables and figures are made.
 
 import json
 
-from skipalign_jax.runtime import arguments, errors, paths, terminal
+from skipalign_jax.runtime import arguments, errors, files, paths, terminal
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
   path = collect.write(study)
   # Read back, so that nothing is shown that is not in the file.
   content = json.loads(path.read_text(encoding="utf-8"))
-  (study.folder / "tables.md").write_text(tables.report(content), "utf-8")
+  files.write_text(study.folder / "tables.md", tables.report(content))
   made = figure.draw(content, study.folder)
   console.print("complete" if complete else "other processes still work on the rest")
   console.print(f"written to {study.folder}: {path.name}, tables.md")

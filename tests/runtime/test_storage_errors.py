@@ -1,6 +1,7 @@
 """Errors of storage are known by their number, whichever library raises them."""
 
 import errno
+import re
 
 import pytest
 
@@ -56,3 +57,21 @@ def test_other_errors_are_not_hidden(error):
   with pytest.raises(type(error)) as raised, errors.of_storage():
     raise error
   assert raised.value is error
+
+
+def test_a_message_says_where_and_how_much_is_left(tmp_path):
+  error = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "a" / "b"))
+  assert re.match(
+    rf"{tmp_path}/a/b: No space left on device \([\d.]+ \w*B( and \d+ files)? left\); ",
+    storage.explain(error),
+  )
+  for inside in (error, wrapped(error)):
+    assert storage.explain(inside) == storage.explain(error)
+
+
+def test_no_folder_of_temporary_files_is_an_error_of_storage():
+  text = "No usable temporary directory found in ['/tmp', '/x']"
+  error = FileNotFoundError(errno.ENOENT, text)
+  for one in (error, wrapped(error)):
+    assert storage.number_of(one) == errno.ENOSPC
+    assert storage.explain(one).startswith(text) and "TMPDIR" in storage.explain(one)
