@@ -142,9 +142,16 @@ def replacing(path: pathlib.Path, shared: bool = False) -> Iterator[pathlib.Path
   try:
     yield new
     new.replace(path)
-  except BaseException:
+  except BaseException as error:
+    _name(error, path)
     _remove(new)
     raise
+
+
+def _name(error: BaseException, path: pathlib.Path) -> None:
+  """Names the file in an error of writing, which has no name of its own."""
+  if isinstance(error, OSError) and error.filename is None:
+    error.filename = str(path)
 
 
 def unfinished(name: str) -> str:
@@ -218,7 +225,8 @@ def _own(
     mine = _created(path, suffix, create, locks)
     try:
       yield mine
-    except BaseException:
+    except BaseException as error:
+      _name(error, path)
       _remove(mine)
       raise
 

@@ -40,7 +40,7 @@ def test_a_file_is_written_whole_or_not_at_all(name, old, tmp_path):
     path.write_text(old)
   with (
     files_of(30),
-    pytest.raises(errors.UserError, match=r"File too large; .*ulimit -f"),
+    pytest.raises(errors.UserError, match=r"/a: File too large; .*ulimit -f"),
     errors.of_storage(),
   ):
     WRITERS[name](path)
