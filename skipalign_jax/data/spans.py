@@ -123,9 +123,9 @@ class Finder:
     parts, spans, changed = self._contents(text, dialogue, marked, parts)
     found = _Read(dialogue, text, parts, numbers, spans)
     rendered = Rendered(text, found.block_starts(), tuple(self._replies(found)))
-    self._check_prompts(found, rendered.replies)
     if changed or not self._stable(found):
       rendered = rendered.with_last_only()
+    self._check_thoughts(found, rendered.replies)
     if rendered.replies[-1].state != LEARNED:
       return rendered
     return self._with_last_whole(rendered, dialogue, spans[-1][1])
@@ -149,13 +149,24 @@ class Finder:
       replies.append(Reply(begin, end, state))
     return replies
 
-  def _check_prompts(self, found: _Read, replies: Sequence[Reply]) -> None:
-    """Raises BadSample if a reply has a thought after a prompt that closes it."""
-    messages = (one for one in found.dialogue.messages if one.role == "assistant")
-    for message, reply in zip(messages, replies, strict=True):
-      is_closed = thoughts.is_closed(found.text, reply.begin, message.content)
-      if reply.state == LEARNED and is_closed:
+  def _check_thoughts(self, found: _Read, replies: Sequence[Reply]) -> None:
+    """Raises BadSample if a learned reply has a thought that no model would finish."""
+    messages, places = (
+      found.dialogue.messages,
+      dict(zip(found.numbers, found.spans, strict=True)),
+    )
+    numbers = (i for i, one in enumerate(messages) if one.role == "assistant")
+    for number, reply in zip(numbers, replies, strict=True):
+      if reply.state != LEARNED or number not in places:
+        continue
+      begin, end = places[number]
+      if thoughts.is_closed(found.text, begin, messages[number].content):
         raise dialogues.BadSample("a thought after a prompt that closes it")
+      *_, stop = self._control.findall(found.text, end, reply.end)
+      if stop in found.text[reply.begin : begin]:
+        raise dialogues.BadSample(
+          "a thought that ends with the token that ends replies"
+        )
 
   def _span(self, found: _Read, number: int, only_place: bool) -> tuple[int, int]:
     """Where a reply begins and its stop token ends; the same where not known."""
@@ -260,6 +271,9 @@ class Finder:
       rendered = self._after_prompt(rendered, prompt)
       end += len(prompt) - begin
     text, last = rendered.text, rendered.replies[-1]
+    if last.begin < len(prompt) <= end and text.startswith(prompt):
+      last = last._replace(begin=len(prompt))  # the text of a plain reply has less
+      rendered = dataclasses.replace(rendered, replies=(*rendered.replies[:-1], last))
     if not content or _is_whole(content, text[last.begin : end], prompt):
       return rendered
     opened, content = prompt[last.begin :], content.lstrip()

@@ -43,6 +43,12 @@ TEMPLATES = {
   # SmolLM3: knows thoughts as a part of the content.
   "content": "{{ 'Write <think> … </think><|im_end|>' }}" + LOOP + HEAD
   + "{{ m.content or '' }}" + CALLS + END + ASK,
+  # Nemotron 3: earlier replies have an empty thought in place of their own.
+  "emptied": LOOP + HEAD
+  + "{% if m.role == 'assistant' and not (loop.last and '<think>' in m.content) %}"
+  "{{ '<think></think>' + m.content.split('</think>')[-1].lstrip('\n') }}"
+  "{% else %}{{ m.content or '' }}{% endif %}" + CALLS + END + ASK
+  + "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}",
   # DeepSeek-R1: the prompt opens a thought; replies are written without.
   "opened": LOOP + HEAD + SPLIT + "{{ text }}" + CALLS + END + ASK
   + "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}",
@@ -139,11 +145,11 @@ def test_a_thought_is_learned_as_a_part_of_its_reply(template, messages, expecte
   assert (sample.is_response | ~sample.targets).all()
 
 
-@pytest.mark.parametrize("template", ["qwen3", "opened"])
+@pytest.mark.parametrize("template", ["qwen3", "opened", "emptied"])
 def test_each_reply_in_a_sample_of_its_own_has_its_thought(template):
   tokenizer = make(template)
   first, second = encode(tokenizer, BOTH, rewritten="each")
-  lead = "" if template == "opened" else "<think>\n"
+  lead = "<think>\n" if template == "qwen3" else ""
   assert learned(tokenizer, first) == [f"{lead}hm\n</think>\n\nA{STOP}"]
   assert learned(tokenizer, second) == [f"{lead}so\nso\n</think>\n\nB{STOP}"]
   for sample, end in ((first, 1), (second, 3)):
@@ -213,6 +219,17 @@ CLOSED = LOOP + HEAD + "{{ '<think>\n</think>\n' if m.role == 'assistant' }}"
       LOOP + HEAD + "{{ m.content }}" + END + ASK
       + "{% if add_generation_prompt %}{{ '<think>\n</think>' }}{% endif %}",
       BOTH, "a thought after a prompt that closes it",
+    ),
+    # Kimi-K2: an empty thought in each reply of a plain chat.
+    (
+      CLOSED + "{{ m.content }}" + END + ASK,
+      BOTH, "a thought after a prompt that closes it",
+    ),
+    # Solar: a thought is a message of its own.
+    (
+      LOOP + HEAD + "{% if m.thinking %}{{ m.thinking + '<|im_end|>' }}" + HEAD
+      + "{% endif %}{{ m.content }}" + END + ASK,
+      BOTH, "a thought that ends with the token that ends replies",
     ),
     # A template that writes a thought in another form.
     (
