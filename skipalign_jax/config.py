@@ -394,6 +394,12 @@ SECTIONS = (
       "Linear layers that have adapters: some of q, k, v, o, gate, up and down, "
       "separated by commas.",
     ),
+    init_from=key(
+      "",
+      "Adapter in PEFT's format (a folder, or a name on the hub) that A and B start "
+      "from; rank, alpha and targets must agree with it. model.init_from is its base. "
+      "Empty: A is random, B zero.",
+    ),
     base=key(
       "bfloat16",
       "How the frozen weights W are stored. int8, int4 and nf4 (4-bit NormalFloat, "

@@ -2,18 +2,21 @@
 
   python -m skipalign_jax.convert import --model=REF --out=DIR
   python -m skipalign_jax.convert export --model=REF --out=DIR [--dtype=bfloat16]
+  python -m skipalign_jax.convert export --format=peft --model=RUN --out=DIR
   python -m skipalign_jax.convert verify --model=REF
 
 `import` makes a workdir that training can start from (model.init_from=DIR), with the
-values of the weights unchanged. `export` makes an HF folder. `verify` compares our
-logits with those of transformers on the same weights and needs torch. REF is a hub id,
-an HF folder, a .gguf file or a workdir[@step].
+values of the weights unchanged. `export` makes an HF folder, or with --format=peft one
+with the adapters of a run alone. `verify` compares our logits with those of
+transformers on the same weights and needs torch. REF is a hub id, an HF folder, a .gguf
+file, a workdir[@step] or a PEFT adapter[@base].
 """
 
 from skipalign_jax.runtime import arguments, errors
 
 COMMANDS = ("import", "export", "verify")
 DTYPES = ("bfloat16", "float32", "float16", "keep")
+FORMATS = {"hf": "bfloat16", "peft": "float32"}  # and their default --dtype
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,9 +28,12 @@ def main(argv: list[str] | None = None) -> int:
   if args.command == "import":
     return convert.import_model(args.model, args.tokenizer, args.out)
   if args.command == "export":
+    dtype = args.dtype or FORMATS[args.format]
+    if args.format == "peft":
+      return convert.export_adapters(args.model, args.tokenizer, args.out, dtype)
     shard_bytes = int(args.max_shard_gb * 1e9)
     return convert.export_model(
-      args.model, args.tokenizer, args.out, args.dtype, shard_bytes
+      args.model, args.tokenizer, args.out, dtype, shard_bytes
     )
   return convert.verify(args.model, args.length, args.tolerance)
 
@@ -43,12 +49,19 @@ def _parser() -> arguments.Parser:
       usage=f"python -m skipalign_jax.convert {name} --model=REF [options]",
     )
     add = command.add_argument
-    add("--model", required=True, help="hub id, folder, .gguf or workdir[@step]")
+    add(
+      "--model",
+      required=True,
+      help="hub id, folder, .gguf, workdir[@step], adapter[@base]",
+    )
     add("--tokenizer", default="", help="reference to take the tokenizer from")
     if name != "verify":
       add("--out", required=True, help="new folder")
     if name == "export":
-      add("--dtype", default="bfloat16", choices=DTYPES, help="of the weights")
+      add("--format", default="hf", choices=list(FORMATS), help="peft: adapters alone")
+      add(
+        "--dtype", choices=DTYPES, help="of the weights: bfloat16; of adapters: float32"
+      )
       add("--max_shard_gb", type=float, default=5.0, help="largest weight file")
     if name == "verify":
       add("--length", type=int, default=64, help="tokens compared")

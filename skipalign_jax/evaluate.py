@@ -64,7 +64,11 @@ def _add_options(command: arguments.Parser, kind: type) -> None:
 def _add_common(command: arguments.Parser) -> None:
   """Adds the flags that all tasks have."""
   add = command.add_argument
-  add("--model", required=True, help="hub id, folder, .gguf or workdir[@step]")
+  add(
+    "--model",
+    required=True,
+    help="hub id, folder, .gguf, workdir[@step], adapter[@base]",
+  )
   add("--out", default="", help="folder; by default runs/evals/TASK-MODEL")
   add("--tokenizer", default="", help="reference; by default that of the model")
   add("--template", default="model", help="chat template: model or tulu")

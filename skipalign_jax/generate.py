@@ -20,7 +20,11 @@ def _parse() -> argparse.Namespace:
     prog="python -m skipalign_jax.generate", description=__doc__
   )
   add = parser.add_argument
-  add("--model", required=True, help="hub id, folder, .gguf or workdir[@step]")
+  add(
+    "--model",
+    required=True,
+    help="hub id, folder, .gguf, workdir[@step], adapter[@base]",
+  )
   add("--prompt", required=True, action="append", help="repeatable")
   add("--max_new_tokens", type=int, default=64, help="the longest reply")
   add("--temperature", type=float, default=0.0, help="0 is greedy")

@@ -7,7 +7,15 @@ import numpy as np
 import transformers
 
 from skipalign_jax.data import tokenizer as tokenizer_lib
-from skipalign_jax.hf import card, export, native, parity, reference, weights
+from skipalign_jax.hf import (
+  card,
+  export,
+  native,
+  parity,
+  peft_export,
+  reference,
+  weights,
+)
 from skipalign_jax.runtime import files, paths, terminal
 
 _CONSOLE = terminal.Console()
@@ -73,6 +81,32 @@ def export_model(
   _CONSOLE.print(
     "load it with transformers.AutoModelForCausalLM.from_pretrained"
     f"({out!r}), or here as --model={out}"
+  )
+  return 0
+
+
+def export_adapters(model: str, tokenizer: str, out: str, dtype: str) -> int:
+  """Writes the adapters of a run as PEFT does; returns the exit status.
+
+  Args:
+    model: reference of the run.
+    tokenizer: reference of the tokenizer; "" takes the model's own.
+    out: new folder.
+    dtype: one of `export.DTYPES`.
+
+  Raises:
+    UserError: a reference cannot be read, has no adapters, or `out` cannot be written.
+  """
+  target = paths.output(out, f"--out={out}")
+  opened, tokens = _open(model, tokenizer)
+  stop_ids = tokenizer_lib.stop_token_ids(tokens, opened.eos_ids)
+  total, notes = peft_export.write(opened, tokens, stop_ids, target, dtype)
+  _CONSOLE.print(f"{out}: {terminal.size(total)} of adapters written")
+  for note in notes:
+    _CONSOLE.print(f"note: {note}")
+  _CONSOLE.print(
+    f"load it with peft.PeftModel.from_pretrained(base, {out!r}), or here, with its "
+    f"base, as --model={out}"
   )
   return 0
 

@@ -38,12 +38,7 @@ def open_merged(
   Raises:
     UserError: the checkpoint is damaged or has other adapters.
   """
-  abstract = lora_state.abstract_adapters(config, decoder.definition(shape)[1])
-  pairs = native.open_arrays(
-    workdir,
-    step,
-    {sharding.path_of(path): x.shape for path, x in _leaves(abstract)},
-  )
+  pairs = open_pairs(workdir, step, shape, config)
   return {
     path: weights.Parameter(
       path,
@@ -54,6 +49,22 @@ def open_merged(
     )
     for path, one in base.items()
   }
+
+
+def open_pairs(
+  workdir: pathlib.Path,
+  step: int,
+  shape: model_config.ModelConfig,
+  config: lora.Config,
+) -> Parameters:
+  """Path → lazy A or B of a checkpoint, such as layers/attn/q/lora_a.
+
+  Raises:
+    UserError: the checkpoint is damaged or has other adapters.
+  """
+  abstract = lora_state.abstract_adapters(config, decoder.definition(shape)[1])
+  expected = {sharding.path_of(path): x.shape for path, x in _leaves(abstract)}
+  return native.open_arrays(workdir, step, expected)
 
 
 def digest(base: Parameters) -> str:

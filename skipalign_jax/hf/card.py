@@ -66,6 +66,30 @@ def write(
   return "\n".join(lines) + "\n"
 
 
+def write_adapters(described: native.Description, step: int, dtype: str) -> str:
+  """Model card of a run's adapters in PEFT's format, in Markdown.
+
+  Args:
+    described: config.json of the run.
+    step: its checkpoint.
+    dtype: of the adapters.
+  """
+  lines = ["---", "library_name: peft", "tags: [skipalign, long-context, lora]"]
+  if hub_id := hub.public_id(described.base or ""):
+    lines.append(f'base_model: "{hub_id.partition("@")[0]}"')
+  rows = _model_rows(described.model_config, described.base)
+  rows += _training_rows(described.config, step)
+  lines += ["---", "", "# LoRA adapters", ""]
+  lines += [
+    f"Adapters in {dtype}, exported by skipalign_jax.",
+    "",
+    "| | |",
+    "|---|---|",
+  ]
+  lines += [f"| {name} | {escape.markdown(value)} |" for name, value in rows]
+  return "\n".join([*lines, "", *_USE]) + "\n"
+
+
 _USE = (
   "Use it as any model of its kind. In training code of your own that skips "
   "positions, pass an explicit all-ones `attention_mask` next to `position_ids`: "
@@ -117,7 +141,7 @@ def _training_rows(config: dict[str, Any], step: int | None) -> list[tuple[str, 
     ("warm-up fraction", get("optim.warmup_fraction")),
     ("weight decay", get("optim.weight_decay")),
     ("seed", get("seed")),
-    ("adapters, merged", adapters and lora.describe(adapters)),
+    ("adapters", adapters and lora.describe(adapters)),
   ]
   return [(name, value) for name, value in rows if value is not None]
 

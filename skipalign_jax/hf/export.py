@@ -81,11 +81,12 @@ def export(
     text = card.write(model.config, described, model.location.step, written)
     (folder / "README.md").write_text(text, encoding="utf-8")
     tensors = weights.hf_tensors(model.weights, None if dtype == "keep" else dtype)
-    tensors = (_check_finite(name, tensor, written) for name, tensor in tensors)
+    tensors = (check_finite(name, tensor, written) for name, tensor in tensors)
     return safetensors_files.write_tensors(folder, tensors, max_shard_bytes)
 
 
-def _check_finite(name: str, tensor: np.ndarray, dtype: str) -> tuple[str, np.ndarray]:
+def check_finite(name: str, tensor: np.ndarray, dtype: str) -> tuple[str, np.ndarray]:
+  """A tensor and its name; UserError if it is NaN, or too large for float16."""
   if dtype == "float16" and np.isinf(tensor).any():
     raise errors.UserError(
       f"{name} has values beyond float16's 65504; export as bfloat16 or float32"

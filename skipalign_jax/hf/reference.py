@@ -23,6 +23,8 @@ from skipalign_jax.hf import (
   gguf_tokenizer,
   hub,
   native,
+  peft_adapter,
+  peft_config,
   safetensors_files,
   stops,
   tokenizer_files,
@@ -39,7 +41,9 @@ FORMS = """a model reference is one of
                             there is no local org
   path/to/folder            an HF folder (config.json, *.safetensors)
   path/to/model.gguf        a GGUF file
-  path/to/workdir[@step]    a training or import folder; latest step if none"""
+  path/to/workdir[@step]    a training or import folder; latest step if none
+  path/to/adapter[@base]    an adapter in PEFT's format; base: a reference, by default
+                            the one in adapter_config.json"""
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
@@ -55,15 +59,17 @@ class Location:
   """The file or folder of a reference.
 
   Attributes:
-    kind: "hf", "gguf" or "workdir".
+    kind: "hf", "gguf", "workdir" or "adapter".
     path: local folder or file.
     step: checkpoint step of a workdir, None elsewhere.
+    base: reference of the model below an adapter, if the user named it.
     hub_id: ORG/NAME or ORG/NAME@REVISION of a model on the hub, "" elsewhere.
   """
 
   kind: str
   path: pathlib.Path
   step: int | None = None
+  base: str = ""
   hub_id: str = ""
 
 
@@ -89,7 +95,7 @@ class Model:
 
   @property
   def kind(self) -> str:
-    """ "hf", "gguf" or "workdir"."""
+    """ "hf", "gguf", "workdir" or "adapter"."""
     return self.location.kind
 
   @property
@@ -119,7 +125,9 @@ def locate(reference: str) -> Location:
       if found := _locate_path(reference):
         return found
   if hub_id := hub.model_id(reference):
-    return Location("hf", _download(hub_id), hub_id=hub_id)
+    folder = _download(hub_id)
+    kind = "adapter" if _is_adapter(folder) else "hf"
+    return Location(kind, folder, hub_id=hub_id)
   hint = ""
   if hub.is_id(reference.partition("@")[0]):
     hint = f". For a model on the hub, give {hub.PREFIX}{reference}"
@@ -137,6 +145,8 @@ def _locate_path(reference: str) -> Location | None:
     raise errors.UserError(f"{reference}: is a file but not a .gguf; {FORMS}")
   if path.is_dir():
     return _locate_folder(path, None)
+  if adapter := _locate_adapter(reference):
+    return adapter
   folder, _, step = reference.rpartition("@")
   if not folder or not (path := paths.given(folder, reference)).is_dir():
     return None
@@ -147,6 +157,29 @@ def _locate_path(reference: str) -> Location | None:
   return _locate_folder(path, int(step))
 
 
+def _locate_adapter(reference: str) -> Location | None:
+  """The location of ADAPTER@BASE; BASE may have an @, too."""
+  for at in (i for i, character in enumerate(reference) if character == "@"):
+    folder, base = reference[:at], reference[at + 1 :]
+    path = paths.given(folder, reference) if folder else None
+    if path and base and path.is_dir() and not native.is_workdir(path):
+      if _is_adapter(path):
+        return Location("adapter", path, base=base)
+  return None
+
+
+def _is_adapter(folder: pathlib.Path) -> bool:
+  """Whether a folder has an adapter; UserError if it has whole weights, too."""
+  if not peft_config.is_adapter(folder):
+    return False
+  if safetensors_files.has_weights(folder):
+    raise errors.UserError(
+      f"{folder}: has an adapter (adapter_config.json) and whole weights. If these are "
+      "merged, remove adapter_config.json in a copy; else remove the whole weights"
+    )
+  return True
+
+
 def _locate_folder(path: pathlib.Path, step: int | None) -> Location:
   if native.is_workdir(path):
     native.check_path(path, str(path))
@@ -155,12 +188,8 @@ def _locate_folder(path: pathlib.Path, step: int | None) -> Location:
     raise errors.UserError(
       f"{path}@{step}: only a training folder has steps; this is not one; {FORMS}"
     )
-  if (path / "adapter_config.json").is_file():
-    raise errors.UserError(
-      f"{path}: is an adapter (adapter_config.json), not a model. With peft, load it "
-      "on its base model, then merge_and_unload() and save_pretrained() to a new "
-      "folder; if this folder has the merged weights, remove adapter_config.json"
-    )
+  if _is_adapter(path):
+    return Location("adapter", path)
   if (path / "config.json").is_file():
     return Location("hf", path)
   inside = sorted(p.name for p in path.glob("*.gguf"))
@@ -195,8 +224,10 @@ def open_model(reference: str) -> Model:
 
 
 def _open(reference: str, above: tuple[pathlib.Path, ...]) -> Model:
-  """`above`: the runs whose adapters have this model as their base."""
+  """`above`: the folders whose adapters have this model as their base."""
   location = locate(reference)
+  if location.kind == "adapter":
+    return _open_adapter(reference, location, above)
   generation = None
   match location.kind:
     case "gguf":
@@ -261,28 +292,83 @@ def _open_checkpoint(
   shape, trained = described.model_config, adapters.config_of(described)
   if trained is None:
     return native.open_parameters(location.path, location.step, shape)
-  here = location.path.resolve()
-  if here in above:
-    chain = " -> ".join(map(str, (*above[above.index(here) :], here)))
-    raise _CircularBaseError(
-      f"{location.path} has adapters whose base is read from their own folder: "
-      f"{chain}. Was a folder moved or renamed? Put the base back where config.json "
-      "says (key base; relative paths start at the current folder)."
-    )
   if described.base is None:
     base = adapters.random_base(shape, described.config["seed"])
   else:
-    try:
-      base = _open(described.base, (*above, here)).weights
-    except _CircularBaseError:
-      raise
-    except errors.UserError as error:
-      raise errors.UserError(
-        f"{location.path} has adapters of {described.base}, which cannot be read "
-        f"(relative paths start at the current folder): {error}"
-      ) from error
+    base = _open_base(described.base, location.path, above).weights
     adapters.check_base(location.path, described, base)
   return adapters.open_merged(location.path, location.step, shape, trained, base)
+
+
+def _open_adapter(
+  reference: str, location: Location, above: tuple[pathlib.Path, ...]
+) -> Model:
+  """An adapter on its base."""
+  adapter = peft_adapter.open_adapter(location.path)
+  base = _open_base(_base_of(location), location.path, above)
+  adapter.check_shapes(base.config)
+  return dataclasses.replace(
+    base,
+    reference=reference,
+    location=location,
+    config=peft_adapter.config_of(location.path, base.config),
+    weights=adapter.merged(base.weights),
+  )
+
+
+def open_adapter(reference: str) -> peft_adapter.Adapter:
+  """Opens an adapter in PEFT's format without its base.
+
+  Raises:
+    UserError: not found, damaged, or not supported.
+  """
+  location = locate(reference)
+  if location.kind != "adapter":
+    raise errors.UserError(
+      f"lora.init_from={reference}: is not an adapter in PEFT's format (a folder with "
+      "adapter_config.json). Export one from a run with convert export --format=peft"
+    )
+  return peft_adapter.open_adapter(location.path)
+
+
+def _base_of(location: Location) -> str:
+  """The reference of the base of an adapter; UserError if nothing names it."""
+  if name := location.base or peft_config.read(location.path).base:
+    return name
+  raise errors.UserError(
+    f"{location.path}: adapter_config.json names no base; give one as "
+    f"{location.path}@BASE"
+  )
+
+
+def _open_base(
+  name: str, folder: pathlib.Path, above: tuple[pathlib.Path, ...]
+) -> Model:
+  """The model below the adapters in a folder.
+
+  Args:
+    name: reference of the base.
+    folder: has the adapters.
+    above: the folders whose adapters have them as their base.
+  """
+  here = folder.resolve()
+  if here in above:
+    chain = " -> ".join(map(str, (*above[above.index(here) :], here)))
+    raise _CircularBaseError(
+      f"{folder} has adapters whose base is read from their own folder: "
+      f"{chain}. Was a folder moved or renamed? Put the base back where config.json "
+      "(key base) or adapter_config.json says; relative paths start at the current "
+      "folder."
+    )
+  try:
+    return _open(name, (*above, here))
+  except _CircularBaseError:
+    raise
+  except errors.UserError as error:
+    raise errors.UserError(
+      f"{folder} has adapters of {escape.line(name)}, which cannot be read (relative "
+      f"paths start at the current folder): {error}"
+    ) from error
 
 
 def load_params(
@@ -359,6 +445,9 @@ def _tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
         gguf.read_metadata(location.path), where=str(location.path)
       )
     folder = location.path
+    if location.kind == "adapter" and not (folder / "tokenizer.json").is_file():
+      base = _open_base(_base_of(location), folder, ())  # refuses a circle
+      return _tokenizer(base.reference)
     if location.kind == "workdir":
       folder = folder / native.TOKENIZER
   if not (folder / "tokenizer.json").is_file():

@@ -52,8 +52,12 @@ class SafetensorsFolder:
     shapes: tensor name -> shape.
   """
 
-  def __init__(self, folder: str | os.PathLike[str]):
+  def __init__(self, folder: str | os.PathLike[str], single: str = SINGLE):
     """Reads and checks the headers of all files.
+
+    Args:
+      folder: has them.
+      single: name of the file where there is only one.
 
     Raises:
       UserError: no safetensors, a missing or damaged shard, or a tensor that is
@@ -62,8 +66,8 @@ class SafetensorsFolder:
     folder = pathlib.Path(folder)
     self.where = str(folder)
     self._entries: dict[str, _Entry] = {}
-    index = _weight_map(folder)
-    for file in _weight_files(folder, index):
+    index = _weight_map(folder, single)
+    for file in _weight_files(folder, index, single):
       for name, entry in _entries(file):
         if name in self._entries:
           raise errors.UserError(
@@ -98,6 +102,11 @@ class SafetensorsFolder:
     # whole tensor.
     with _opened(self._entries[name].file) as opened:
       return opened.get_slice(name)[rows]
+
+
+def has_weights(folder: pathlib.Path) -> bool:
+  """Whether a folder has the weights of a whole model, in one file or with an index."""
+  return any((folder / name).is_file() for name in (SINGLE, INDEX))
 
 
 @contextlib.contextmanager
@@ -149,10 +158,10 @@ def _entries(file: pathlib.Path) -> Iterator[tuple[str, _Entry]]:
       yield name, _Entry(file, part.get_dtype(), tuple(part.get_shape()))
 
 
-def _weight_map(folder: pathlib.Path) -> dict[str, str]:
+def _weight_map(folder: pathlib.Path, single: str) -> dict[str, str]:
   """Tensor name -> file name of the index; {} without one."""
   path = folder / INDEX
-  if (folder / SINGLE).is_file() or not path.is_file():
+  if (folder / single).is_file() or not path.is_file():
     return {}
   index = files.read_json(path, finite=False)
   weight_map = index.get("weight_map")
@@ -167,7 +176,9 @@ def _weight_map(folder: pathlib.Path) -> dict[str, str]:
   return weight_map
 
 
-def _weight_files(folder: pathlib.Path, index: dict[str, str]) -> list[pathlib.Path]:
+def _weight_files(
+  folder: pathlib.Path, index: dict[str, str], single: str
+) -> list[pathlib.Path]:
   if index:
     shards = [folder / name for name in sorted(set(index.values()))]
     missing = [shard.name for shard in shards if not shard.is_file()]
@@ -177,8 +188,8 @@ def _weight_files(folder: pathlib.Path, index: dict[str, str]) -> list[pathlib.P
         f"{escape.listed(missing)}. Finish the download"
       )
     return shards
-  if (folder / SINGLE).is_file():
-    return [folder / SINGLE]
+  if (folder / single).is_file():
+    return [folder / single]
   found = sorted(p.name for p in folder.iterdir() if p.suffix == ".safetensors")
   if found:
     raise errors.UserError(

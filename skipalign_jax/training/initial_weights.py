@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from skipalign_jax.hf import adapters, reference
+from skipalign_jax.hf import adapters, reference, weights
 from skipalign_jax.model import decoder, lora_state, model_config, sharding
 from skipalign_jax.training import recipe as recipe_lib
 
@@ -22,6 +22,13 @@ def full(
   return reference.load_params(opened, np.float32, sharding.placer(shardings))
 
 
+def read_adapters(
+  start: dict[str, weights.Parameter], shardings: Any
+) -> decoder.Params:
+  """fp32 adapters on their devices, as `peft_adapter.Adapter.start` has them."""
+  return reference.build_params(start, np.float32, sharding.placer(shardings))
+
+
 def zero_adapters(recipe: recipe_lib.Recipe, shardings: Any) -> decoder.Params:
   """fp32 adapters on their devices; with them the model equals its base."""
   _, like = decoder.definition(recipe.model)
@@ -36,8 +43,8 @@ def frozen_base(
   if not recipe.adapters:
     return None
   if opened is None:
-    weights = adapters.random_base(recipe.model, recipe.seed)
+    base = adapters.random_base(recipe.model, recipe.seed)
   else:
-    weights = opened.weights
+    base = opened.weights
   place = lora_state.placer(recipe.adapters, shardings)
-  return reference.build_params(weights, np.float32, place)
+  return reference.build_params(base, np.float32, place)

@@ -139,7 +139,9 @@ def begin(
     setup.mesh, setup.optimizer, recipe.model, recipe.adapters
   )
   base = initial_weights.frozen_base(recipe, setup.opened, shardings.base)
-  if recipe.adapters:
+  if setup.adapters:
+    params = initial_weights.read_adapters(setup.adapters, shardings.params)
+  elif recipe.adapters:
     params = initial_weights.zero_adapters(recipe, shardings.params)
   else:
     params = initial_weights.full(

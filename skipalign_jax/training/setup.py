@@ -14,7 +14,7 @@ from skipalign_jax import config as config_lib
 from skipalign_jax.data import pipeline
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.evals import scheduled
-from skipalign_jax.hf import reference
+from skipalign_jax.hf import reference, weights
 from skipalign_jax.model import sharding
 from skipalign_jax.runtime import distributed, terminal
 from skipalign_jax.training import loggers, resolve
@@ -31,6 +31,7 @@ class Setup:
     folder: the workdir.
     console: of this process; quiet in all but the first.
     opened: the model that the run starts from; None from scratch.
+    adapters: A and B that it starts from (lora.init_from); empty without.
     tokenizer: of the model.
     mesh: all devices.
     recipe: of the step.
@@ -44,6 +45,7 @@ class Setup:
   folder: pathlib.Path
   console: terminal.Console
   opened: reference.Model | None
+  adapters: dict[str, weights.Parameter]
   tokenizer: transformers.PreTrainedTokenizerFast
   mesh: jax.sharding.Mesh
   recipe: recipe_lib.Recipe
@@ -76,6 +78,9 @@ def prepare(
   resolve.check_mesh(config, shape, mesh.shape)
   platform = mesh.devices.flat[0].platform
   recipe = recipe_lib.from_config(config, shape, positions, platform)
+  adapters = {}
+  if name := config.lora.init_from:
+    adapters = reference.open_adapter(name).start(recipe.adapters, shape)
   share = sharding.process_share(mesh)
   data = pipeline.build(config, tokenizer, *share, console)
   recipe = dataclasses.replace(recipe, steps=data.steps)
@@ -84,6 +89,7 @@ def prepare(
     folder=folder,
     console=console,
     opened=opened,
+    adapters=adapters,
     tokenizer=tokenizer,
     mesh=mesh,
     recipe=recipe,

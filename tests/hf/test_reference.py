@@ -394,14 +394,6 @@ def test_tensors_that_do_not_fit(tmp_path):
   assert reference.open_model(str(folder)).config == tiny.config()
 
 
-def test_an_adapter_is_not_a_model(tmp_path):
-  folder = tiny.hf_folder(tmp_path / "m")
-  (folder / "adapter_config.json").write_text("{}")
-  refused(folder, "is an adapter", "merge_and_unload", "remove adapter_config.json")
-  (folder / "config.json").unlink()
-  refused(folder, "is an adapter", "merge_and_unload")
-
-
 def test_names_without_their_usual_prefix(tmp_path):
   """A model that was saved without its head has none of "model."."""
   folder = tiny.hf_folder(tmp_path / "m", "smollm2_tied")
