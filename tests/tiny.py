@@ -263,10 +263,11 @@ def weighed_sums(log_p_BLV, batch):
 
 def environment(devices):
   """The environment of a process with this number of virtual devices."""
+  flag = f"--xla_force_host_platform_device_count={devices}"
   return os.environ | {
     "JAX_PLATFORMS": "cpu",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # halves the time to compile
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}",
     "PYTHONPATH": os.pathsep.join(
       [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     ),

@@ -32,7 +32,7 @@ def test_two_devices_are_close_and_the_same_in_one_or_two_processes(
   pair = test_processes.start_pair(tmp_path / "pair", cache_dir, steps=STEPS)
   printed = [process.communicate(timeout=300)[0] for process in pair]
   assert [process.returncode for process in pair] == [0, 0], printed
-  monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+  monkeypatch.setenv("XLA_FLAGS", tiny.environment(devices=2)["XLA_FLAGS"])
   args = tiny_runs.arguments(tmp_path / "two", cache_dir, steps=STEPS)
   assert tiny_runs.run(args)[0] == 0
   losses = {
