@@ -10,8 +10,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from skipalign_jax.evals import option_values, tasks
-from skipalign_jax.runtime import escape
+from skipalign_jax.evals import haystack, option_values, tasks
+from skipalign_jax.runtime import escape, paths
 
 _LONG_CHATS = 4096  # tokens; shorter ones have no room for eight needles
 
@@ -42,7 +42,8 @@ def parts(options: Options) -> tuple[list[Part], list[str]]:
   """The tasks of a preset that have their data, and what is left out, with the reason.
 
   Raises:
-    UserError: an unknown preset, or numbers out of range.
+    UserError: an unknown preset, numbers out of range, or files that cannot be used;
+      the tasks would find out later, after those before them.
   """
   option_values.names("preset", options.preset, ("long",))
   option_values.at_least(options, samples=1, seed=0)
@@ -67,7 +68,18 @@ def parts(options: Options) -> tuple[list[Part], list[str]]:
     for name, its in given.items()
     if name not in lacks
   ]
+  _check_files(options, {part.task: part.options for part in found})
   return found, [f"{name} ({reason})" for name, reason in lacks.items()]
+
+
+def _check_files(options: Options, given: Mapping[str, Any]) -> None:
+  if options.haystack:
+    haystack.read(options.haystack)
+  tasks.module("ruler").chosen(given["ruler"])
+  if options.longbench_v2:
+    longbench_v2 = tasks.module("longbench_v2")
+    path = paths.given(options.longbench_v2, f"--longbench_v2={options.longbench_v2}")
+    next(longbench_v2.records(path), None)
 
 
 def table(

@@ -85,30 +85,35 @@ def test_a_stopped_suite_goes_on_with_the_task_that_it_stopped_in(
   assert done == ["needle", "ruler", "babilong", "needle", "ruler", "babilong", "mrcr"]
 
 
-def test_tasks_without_data_are_left_out_and_named():
+def test_tasks_without_data_are_left_out_and_named(files):
   found, skipped = suite.parts(suite.Options())
   assert [part.task for part in found] == ["needle", "ruler"]
   books = "(no --haystack)"
   assert skipped[:2] == [f"babilong {books}", f"mrcr {books}"]
   assert skipped[2:] == ["longbench_v2 (no --longbench_v2)"]
-  found, skipped = suite.parts(suite.Options(haystack="a", longbench_v2="b"))
+  found, skipped = suite.parts(
+    suite.Options(haystack=f"{files}/book.txt", longbench_v2=f"{files}/data.jsonl")
+  )
   assert len(found) == 5 and skipped == []
 
 
-def test_options_reach_every_task():
+def test_options_reach_every_task(files, tmp_path):
+  (tmp_path / "squad.json").touch()
+  book, records = f"{files}/book.txt", f"{files}/data.jsonl"
   given = suite.Options(
-    haystack="a", longbench_v2="b", qa="c", lengths="2048,4096", samples=3, chat=False,
-    seed=7,
+    haystack=book, longbench_v2=records, qa=str(tmp_path), lengths="2048,4096",
+    samples=3, chat=False, seed=7,
   )  # fmt: skip
   for part in suite.parts(given)[0]:
     assert part.options.chat is False
     if part.task != "longbench_v2":
       assert part.options.lengths == "2048,4096" and part.options.samples == 3
-      assert part.options.seed == 7 and part.options.haystack == "a"
+      assert part.options.seed == 7 and part.options.haystack == book
   by_name = {part.task: part.options for part in suite.parts(given)[0]}
-  assert by_name["ruler"].qa == "c" and by_name["longbench_v2"].data == "b"
+  assert by_name["ruler"].qa == str(tmp_path)
+  assert by_name["longbench_v2"].data == records
   assert by_name["mrcr"].needles == "2,4"
-  longer = suite.parts(suite.Options(haystack="a", lengths="4096"))[0]
+  longer = suite.parts(suite.Options(haystack=book, lengths="4096"))[0]
   assert longer[-1].options.needles == "2,4,8"
 
 
@@ -145,6 +150,9 @@ def test_the_table_has_percent_by_length_intervals_and_what_is_missing():
     ("--preset=short", "'short' is unknown; choose from long"),
     ("--lengths=x", "--lengths=x"),
     ("--samples=0", "--samples=0"),
+    ("--haystack=none.txt", "--haystack.*none.txt"),
+    ("--qa=none", "--qa=none is not a folder"),
+    ("--longbench_v2=none.json", "none.json cannot be read"),
   ],
 )
 def test_mistakes_are_errors_before_the_model_is_read(tmp_path, flag, message):
