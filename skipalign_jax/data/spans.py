@@ -8,10 +8,7 @@ from left to right: fixed part, content, fixed part, and so on.
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
-import functools
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +16,7 @@ from skipalign_jax.data import (
   beginnings,
   dialogues,
   fixed_parts,
+  readings,
   rendering,
   template_parts,
   template_text,
@@ -121,7 +119,7 @@ class Finder:
     ]
     marked = [dialogue.messages[i] for i in numbers]
     parts, spans, changed = self._contents(text, dialogue, marked, parts)
-    found = _Read(dialogue, text, parts, numbers, spans)
+    found = readings.Reading(dialogue, text, parts, numbers, spans)
     rendered = Rendered(text, found.block_starts(), tuple(self._replies(found)))
     if changed or not self._stable(found):
       rendered = rendered.with_last_only()
@@ -130,7 +128,7 @@ class Finder:
       return rendered
     return self._with_last_whole(rendered, dialogue, spans[-1][1])
 
-  def _replies(self, found: _Read) -> list[Reply]:
+  def _replies(self, found: readings.Reading) -> list[Reply]:
     replies = []
     for number, message in enumerate(found.dialogue.messages):
       if message.role != "assistant":
@@ -149,12 +147,10 @@ class Finder:
       replies.append(Reply(begin, end, state))
     return replies
 
-  def _check_thoughts(self, found: _Read, replies: Sequence[Reply]) -> None:
+  def _check_thoughts(self, found: readings.Reading, replies: Sequence[Reply]) -> None:
     """Raises BadSample if a learned reply has a thought that no model would finish."""
-    messages, places = (
-      found.dialogue.messages,
-      dict(zip(found.numbers, found.spans, strict=True)),
-    )
+    messages = found.dialogue.messages
+    places = dict(zip(found.numbers, found.spans, strict=True))
     numbers = (i for i, one in enumerate(messages) if one.role == "assistant")
     for number, reply in zip(numbers, replies, strict=True):
       if reply.state != LEARNED or number not in places:
@@ -168,7 +164,9 @@ class Finder:
           "a thought that ends with the token that ends replies"
         )
 
-  def _span(self, found: _Read, number: int, only_place: bool) -> tuple[int, int]:
+  def _span(
+    self, found: readings.Reading, number: int, only_place: bool
+  ) -> tuple[int, int]:
     """Where a reply begins and its stop token ends; the same where not known."""
     message = found.dialogue.messages[number]
     k = found.index_before(number)
@@ -192,7 +190,7 @@ class Finder:
       raise NoStopError()
     return stop.end()
 
-  def _stable(self, found: _Read) -> bool:
+  def _stable(self, found: readings.Reading) -> bool:
     """Whether earlier replies are framed as the last one is."""
     before, after = found.around_replies()
     if not before:
@@ -215,7 +213,7 @@ class Finder:
     """
     spans, changed, at, read = [], False, 0, []
     for i, message in enumerate(marked):
-      part, after = template_parts.filled(text, at, parts[i], dialogue), parts[i + 1]
+      part, after = readings.filled(text, at, parts[i], dialogue), parts[i + 1]
       read.append(part)
       begin = at + len(part.text)
       if not text.startswith(part.text, at):
@@ -224,14 +222,14 @@ class Finder:
         if not part.prompt or not text.startswith(part.prompt, at):
           raise template_parts.UnusableError(template_parts.DEPENDS)
       is_last = i == len(marked) - 1 and not after.thinking
-      exact = _exact_end(text, begin, message, after.beginning(), is_last)
+      exact = readings.exact_end(text, begin, message, after.beginning(), is_last)
       if exact is None:
         changed = changed or not is_last
         at = self._changed_end(text, begin, after.beginning(), is_last)
       else:
         at = exact
       spans.append((begin, at))
-    read.append(template_parts.filled(text, at, parts[-1], dialogue))
+    read.append(readings.filled(text, at, parts[-1], dialogue))
     if text[at:] != read[-1].text:
       raise template_parts.UnusableError(template_parts.DEPENDS)
     return read, spans, changed
@@ -327,79 +325,11 @@ class Finder:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Read:
-  """A dialogue's text as it was read.
-
-  Attributes:
-    dialogue: has the messages.
-    text: of the dialogue.
-    parts: before each marked content, and the last one.
-    numbers: of the messages with these contents.
-    spans: of these contents in the text.
-  """
-
-  dialogue: dialogues.Dialogue
-  text: str
-  parts: Sequence[template_parts.Part]
-  numbers: Sequence[int]
-  spans: Sequence[tuple[int, int]]
-
-  def index_before(self, number: int) -> int:
-    """Index of the last content before a message."""
-    return bisect.bisect_left(self.numbers, number) - 1
-
-  def block_starts(self) -> tuple[int, ...]:
-    """First character of each block: what a user asks, and what answers it."""
-    starts = []
-    for k, number in enumerate(self.numbers):
-      if self.dialogue.messages[number].role == "user":
-        before = self.spans[k - 1][1] + self.parts[k].block if k else 0
-        starts += [before, self.spans[k][1] + self.parts[k + 1].first]
-    return tuple(starts)
-
-  @functools.cached_property
-  def thinking(self) -> frozenset[int]:
-    """The numbers of the messages whose thoughts are in the text."""
-    return frozenset(number for part in self.parts for number in part.thinking)
-
-  def around_replies(
-    self,
-  ) -> tuple[list[template_parts.Part], list[template_parts.Part]]:
-    """The parts before replies that call nothing, and after them."""
-    before, after = [], []
-    for k, number in enumerate(self.numbers):
-      message = self.dialogue.messages[number]
-      if message.role == "assistant" and not self.dialogue.is_call(number):
-        before.append(self.parts[k])
-        after.append(self.parts[k + 1])
-    return before, after
-
-
 def _is_whole(content: str, written: str, prompt: str) -> bool:
   """Whether a reply is written whole; its beginning may be in the prompt."""
   content, written = _squeezed(content), _squeezed(written)
   lead = content[: max(0, len(content) - len(written))]
   return written.endswith(content[len(lead) :]) and _squeezed(prompt).endswith(lead)
-
-
-def _exact_end(
-  text: str, begin: int, message: dialogues.Message, after: str, is_last: bool
-) -> int | None:
-  """The end of a content that is written as it is, perhaps without outer spaces.
-
-  Results of tools may also be written as JSON, in quotes (Llama 3).
-  """
-  content = message.content
-  forms = template_parts.forms(content)
-  if message.role == "tool":
-    forms.append(json.dumps(content, ensure_ascii=False)[1:-1])
-  for form in forms:
-    end = begin + len(form)
-    if text.startswith(form, begin) and text.startswith(after, end):
-      if not is_last or end + len(after) == len(text):
-        return end
-  return None
 
 
 def _squeezed(text: str) -> str:

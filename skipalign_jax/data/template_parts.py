@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 
-from skipalign_jax.data import dialogues, thoughts
+from skipalign_jax.data import thoughts
 from skipalign_jax.runtime import errors
 
 DEPENDS = "writes a message depending on its content"
@@ -76,32 +76,3 @@ class Part:
   def prompt_in(self, text: str, at: int) -> int:
     """Characters of the generation prompt that `text` has at `at`."""
     return len(self.prompt if text.startswith(self.prompt, at) else self.text)
-
-
-def filled(text: str, at: int, part: Part, dialogue: dialogues.Dialogue) -> Part:
-  """A part with the thoughts that the text has in it.
-
-  Raises:
-    UnusableError: it has them in another form.
-  """
-  if not part.thinking:
-    return part
-  found = []
-  pieces = part.text.split(thoughts.HOLE)
-  for piece, after, number in zip(pieces, pieces[1:], part.thinking, strict=False):
-    begin = at + len(piece)
-    thought = dialogue.messages[number].thought
-    fits = (one for one in forms(thought) if text.startswith(piece + one + after, at))
-    found.append(next(fits, None))
-    if found[-1] is None:
-      raise UnusableError(DEPENDS)
-    at = begin + len(found[-1])
-  return part.filled(found)
-
-
-def forms(text: str) -> list[str]:
-  """How a template may write a text: as it is, or without outer spaces."""
-  return [
-    text,
-    *(f(text, c) for c in (None, "\n") for f in (str.strip, str.lstrip, str.rstrip)),
-  ]
