@@ -159,7 +159,7 @@ class Finder:
       if thoughts.is_closed(found.text, begin, messages[number].content):
         raise dialogues.BadSample("a thought after a prompt that closes it")
       *_, stop = self._control.findall(found.text, end, reply.end)
-      if stop in found.text[reply.begin : begin]:
+      if messages[number].thought and stop in found.text[reply.begin : begin]:
         raise dialogues.BadSample(
           "a thought that ends with the token that ends replies"
         )
