@@ -263,8 +263,8 @@ class Splitter:
 
   def _call(
     self, marked: dialogues.Dialogue, part: str, number: int
-  ) -> tuple[int, int] | None:
-    """Where a call and its stop token are in a part, if it is as it will be asked for.
+  ) -> template_parts.Call | None:
+    """Where a call and its stop token are in a part, if it follows a prompt's header.
 
     A call after a content begins before this, at 0.
     """
@@ -275,10 +275,15 @@ class Splitter:
       if not end or not part.startswith(tail[:end]):
         continue
       if own:
-        return 0, end
+        return template_parts.Call(0, end)
       asked = self._tail(dialogue.until(-1), add_generation_prompt=True)
       if tail.startswith(asked):
-        return len(asked), end
+        return template_parts.Call(len(asked), end)
+      # Results end differently where nothing follows (Hermes).
+      heads = [match.start() for match in self._control.finditer(asked)]
+      header = asked[heads[-1] :] if heads else ""
+      if header and (place := tail.rfind(header, 0, end)) >= 0:
+        return template_parts.Call(place + len(header), end, stable=False)
     return None
 
   def _stop_of_call(self, tail: str) -> int:

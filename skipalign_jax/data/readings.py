@@ -47,6 +47,11 @@ class Reading:
     """The numbers of the messages whose thoughts are in the text."""
     return frozenset(number for part in self.parts for number in part.thinking)
 
+  def is_stable(self, number: int) -> bool:
+    """Whether what precedes a message without content is its prompt."""
+    call = self.parts[self.index_before(number) + 1].calls.get(number)
+    return call is None or call.stable
+
   def around_replies(
     self,
   ) -> tuple[list[template_parts.Part], list[template_parts.Part]]:

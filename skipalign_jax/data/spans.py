@@ -138,6 +138,8 @@ class Finder:
       is_whole = not message.thought or number in found.thinking
       state = LEARNED if begin < end and is_whole else REWRITTEN
       is_last = number == len(found.dialogue.messages) - 1
+      if not is_last and not found.is_stable(number):
+        state = REWRITTEN
       if is_call and not self._learn_calls:
         state = CALL
       if not message.learned:
@@ -178,10 +180,10 @@ class Finder:
         return begin, begin
       if not message.calls:
         return begin, at + self._stop(part)
-      span = part.calls[number]
-      return (begin, at + span[1]) if span else (begin, begin)
-    span = part.calls.get(number)
-    return (at + span[0], at + span[1]) if span else (at, at)
+      call = part.calls[number]
+      return (begin, at + call.end) if call else (begin, begin)
+    call = part.calls.get(number)
+    return (at + call.begin, at + call.end) if call else (at, at)
 
   def _stop(self, part: template_parts.Part) -> int:
     """Characters of a part after a reply up to the end of the reply's stop token."""

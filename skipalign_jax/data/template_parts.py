@@ -6,6 +6,7 @@ import bisect
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from skipalign_jax.data import thoughts
 from skipalign_jax.runtime import errors
@@ -23,6 +24,20 @@ class UnusableError(errors.UserError):
     )
 
 
+class Call(NamedTuple):
+  """Where a reply that calls tools is in a part.
+
+  Attributes:
+    begin: its first character.
+    end: of its stop token.
+    stable: what precedes it is its prompt.
+  """
+
+  begin: int
+  end: int
+  stable: bool = True
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
   """A fixed part, before a marked message.
@@ -34,8 +49,8 @@ class Part:
       beginning of `text`. Before a reply only.
     stable: it and what precedes are the same when nothing follows the message.
     first: its first characters end the first message that it ends.
-    calls: by the number of a message that calls tools, where the call begins and its
-      stop token ends in the part; None where that is not what a model is asked for.
+    calls: by the number of a message that calls tools; None where the call is not what
+      a model is asked for.
     thinking: numbers of the messages whose thoughts are the holes in `text`.
   """
 
@@ -44,7 +59,7 @@ class Part:
   prompt: str = ""
   stable: bool = True
   first: int = 0
-  calls: Mapping[int, tuple[int, int] | None] = dataclasses.field(default_factory=dict)
+  calls: Mapping[int, Call | None] = dataclasses.field(default_factory=dict)
   thinking: tuple[int, ...] = ()
 
   def beginning(self) -> str:
@@ -63,7 +78,8 @@ class Part:
 
     filled = "".join(itertools.chain(*zip(pieces, (*texts, ""), strict=True)))
     calls = {
-      n: span and (moved(span[0]), moved(span[1])) for n, span in self.calls.items()
+      number: call and call._replace(begin=moved(call.begin), end=moved(call.end))
+      for number, call in self.calls.items()
     }
     return dataclasses.replace(
       self,

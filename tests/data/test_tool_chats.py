@@ -264,6 +264,27 @@ def test_a_reply_after_a_result_that_ends_differently_there(messages):
   assert last.rewritten == len(samples) - 1
 
 
+def test_a_call_after_a_result_that_ends_differently_there():
+  tokenizer = make(HERMES)
+  one = dialogue(TWICE, ())
+  for rewritten, count in (("each", 4), ("last", 1)):
+    encoder = chat.Encoder(tokenizer, 4096, rewritten=rewritten, learn_calls=True)
+    samples = encoder.samples([one])[0]
+    assert len(samples) == count
+    for sample, end in zip(reversed(samples), (7, 5, 3, 1), strict=False):
+      asked = rendered(tokenizer, TWICE[:end], add_generation_prompt=True)
+      begin = int(np.flatnonzero(sample.targets)[0])
+      assert tokenizer.decode(sample.tokens[:begin]) == asked
+  place = lambda city: f"{WRITTEN['qwen'].replace('PLACE', city)}{STOP}"
+  each = chat.Encoder(tokenizer, 4096, rewritten="each", learn_calls=True)
+  assert [learned(tokenizer, s) for s in each.samples([one])[0]] == [
+    [place("Rome")],
+    [place("Oslo")],
+    [f"No.{STOP}"],
+    [f"Bye.{STOP}"],
+  ]
+
+
 def test_a_reply_whose_header_is_not_that_of_its_prompt_is_refused():
   template = HERMES.replace(
     "{% else %}" + HEAD,
