@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
 from skipalign_jax import convert
-from skipalign_jax.hf import names, native, reference
+from skipalign_jax.hf import adapters, names, native, reference
 from skipalign_jax.model import lora, model_config, rope
 from skipalign_jax.runtime import errors
-from skipalign_jax.training import run
+from skipalign_jax.training import checkpoint, run
+from skipalign_jax.training import state as state_lib
 
 SHAPE = tiny_files.config()
 TARGETS = {"q": "self_attn.q_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
@@ -260,19 +262,54 @@ def console():
 
 @pytest.fixture(scope="module")
 def finished(base, tmp_path_factory, cache_dir):
-  """A run that starts from the drawn adapter, and its config."""
-  root = tmp_path_factory.mktemp("peft")
-  adapter = write(root / "adapter", base)
+  """The config and the folder of a run whose adapters are the drawn ones."""
+  folder = tmp_path_factory.mktemp("peft") / "run"
+  adapter = write(folder.with_name("adapter"), base)
   c = training(base, cache_dir, init_from=str(adapter))
-  c.optim.learning_rate = 0.0
-  assert run.run(c, root / "run", console()) == 0
-  return c, root / "run"
+  opened = reference.open_model(str(base))
+  folder.mkdir()
+  native.write_config(
+    folder,
+    native.Description(
+      model_config=SHAPE,
+      hf_config=opened.hf_config,
+      base=str(base),
+      config=c.to_dict(),
+      base_digest=adapters.digest(opened.weights),
+    ),
+  )
+  tiny_files.tokenizer().save_pretrained(folder / native.TOKENIZER)
+  start = reference.open_adapter(str(adapter)).start(lora.from_config(c.lora), SHAPE)
+  place = lambda path, shape, dtype, read: jnp.asarray(read(()).reshape(shape))
+  params = reference.build_params(start, np.float32, place)
+  saved = checkpoint.Checkpoints(folder, 1, False)
+  state = state_lib.TrainState(jnp.int32(1), params, {"mu": jnp.zeros(3)})
+  saved.save(state, 1, {"next_index": 1}, 1.0)
+  saved.close()
+  return c, folder
 
 
-def test_a_run_starts_from_an_adapter(finished, base):
-  """Without a learning rate it stays what it was."""
-  _, folder = finished
+def test_a_start_is_the_adapter_in_all_layers(finished, base):
+  c, folder = finished
   assert_close(weights_of(folder), expected(base, drawn()))
+  opened = reference.open_adapter(c.lora.init_from)
+  found = opened.start(lora.from_config(c.lora), SHAPE)["layers/mlp/up/lora_b"]
+  name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
+  block = (slice(1, 2), slice(3, 9), slice(0, 2))
+  np.testing.assert_array_equal(found.read(block)[0], drawn()[name][3:9, :2])
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_an_adapter_and_resumes(finished, base, tmp_path):
+  """Without a learning rate it stays what it was."""
+  c = finished[0].copy_and_resolve_references()
+  c.steps, c.optim.learning_rate = 2, 0.0
+  assert run.run(c, tmp_path / "run", console()) == 0
+  assert_close(weights_of(tmp_path / "run"), expected(base, drawn()))
+  shutil.rmtree(tmp_path / "run" / "checkpoints" / "2")
+  assert run.run(c, tmp_path / "run", console()) == 0
+  assert_close(weights_of(tmp_path / "run"), expected(base, drawn()))
+  assert len(tiny.records(tmp_path / "run")) == 2
 
 
 def test_what_is_exported_comes_back(finished, base, tmp_path, capsys):
@@ -305,14 +342,6 @@ def test_a_run_is_merged_and_exported_from_an_adapter(base, tmp_path):
   argv = ["export", f"--model={adapter}", f"--out={out}", "--dtype=float32"]
   assert convert.main(argv) == 0
   assert_close(weights_of(out), weights_of(adapter))
-
-
-def test_a_resumed_run_does_not_start_again(finished, base, tmp_path):
-  c, folder = finished
-  copy = tmp_path / "copy"
-  shutil.copytree(folder, copy)
-  assert run.run(c, copy, console()) == 0
-  assert len(tiny.records(copy)) == 1
 
 
 @pytest.mark.parametrize(
