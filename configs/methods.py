@@ -51,6 +51,7 @@ def get_sweep(variant: str = "") -> runs.Sweep:
     "EndPrompt, random": runs.Run(
       CONFIG, at("endprompt") | {"positions.terminal_at": "random"}
     ),
+    "EndPrompt, cue": runs.Run(CONFIG, at("endprompt") | {"positions.terminal": "cue"}),
     "Randomized YaRN": runs.Run(
       CONFIG,
       at("randpos")

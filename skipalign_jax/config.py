@@ -315,8 +315,20 @@ SECTIONS = (
     terminal=key(
       "turn",
       "What moves (strategy endprompt). turn: the last instruction and its response; "
-      "response: the last response.",
-      choices=("turn", "response"),
+      "response: the last response; cue: a text that is appended to each sample in "
+      "training (the paper's).",
+      choices=("turn", "response", "cue"),
+    ),
+    cue=key(
+      "The text ends here. Keep all of it in mind for what follows.",
+      "The text that is appended (terminal=cue). It takes its tokens from seq_len.",
+    ),
+    cue_weight=key(
+      0.1,
+      "Weight of each of its tokens in the loss; the paper gives no number, its code "
+      "has 1. With 0 nothing far away is learned.",
+      above=0,
+      at_most=1,
     ),
     terminal_at=key(
       "end",

@@ -32,13 +32,18 @@ def recipes(
       contiguous positions and the config's strategy.
 
   Raises:
-    UserError: an unknown strategy or gap law.
+    UserError: an unknown strategy or gap law, or a cue that samples do not have.
   """
   names = [name.strip() for name in spec.split(",")] if spec else []
   names = names or dict.fromkeys(["contiguous", base.strategy])
   found = {}
   for name in names:
     strategy, _, gaps = name.partition("/")
+    if strategy == "endprompt" and base.terminal == "cue":
+      raise errors.UserError(
+        "positions.terminal=cue appends a text to training samples, which the samples "
+        "here do not have; choose turn or response, or other --strategies"
+      )
     change = {"strategy": strategy} | ({"gaps": gaps} if gaps else {})
     found[name] = dataclasses.replace(base, **change)
   return found

@@ -66,7 +66,7 @@ def assemble_row(
 
   Args:
     samples: tokens, block_starts, target_spans, sample_id and is_text of each, as
-      `prepare.Prepared.sample` returns them.
+      `prepare.Prepared.sample` returns them, perhaps with a cue (`cue.WithCue`).
     seq_len: L, at least the number of tokens in `samples`.
     epoch: which pass over the data this is, from 0.
   """
@@ -84,6 +84,10 @@ def assemble_row(
     row["is_response"][at] = (row["block_ids"][at] % 2 == 1) & (not sample["is_text"])
     for begin, end in sample["target_spans"].reshape(-1, 2):
       row["loss_weight"][start + begin : start + end] = 1
+    if "cue" in sample:
+      begin, weight = sample["cue"]
+      row["loss_weight"][start + begin : start + len(tokens)] = weight
+      row["is_response"][start + begin : start + len(tokens)] = False
     row["sample_ids"][at] = sample["sample_id"]
     row["epochs"][at] = epoch
     start += len(tokens)

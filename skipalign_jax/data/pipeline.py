@@ -20,6 +20,7 @@ import numpy as np
 from absl import flags
 
 from skipalign_jax import config as config_lib
+from skipalign_jax.data import cue as cue_lib
 from skipalign_jax.data import packing, prepare, sources, template_text
 from skipalign_jax.data import rows as rows_lib
 from skipalign_jax.runtime import errors, terminal
@@ -173,11 +174,15 @@ def build(
   Raises:
     UserError: see `sources` and `prepare`; or too little data for one batch.
   """
-  c = config.data
   if config.batch_size % share_count:
     raise errors.UserError(
       f"batch_size={config.batch_size} does not divide among {share_count} processes"
     )
+  c, cue = (
+    config.data.copy_and_resolve_references(),
+    cue_lib.tokens_of(config, tokenizer),
+  )
+  c.seq_len -= len(cue)
   train = _prepare_all(c.train, c, tokenizer, console)
   usable, held_out = [p.usable for p in train], []
   if isinstance(c.eval, str) and c.eval.startswith("holdout:"):
@@ -186,7 +191,7 @@ def build(
     held_out = [(p, p.usable) for p in _prepare_all(c.eval, c, tokenizer, console)]
   if c.text_window:
     _check_texts(train)
-  rows = rows_lib.TrainRows(train, usable, config)
+  rows = rows_lib.TrainRows(_with_cue(train, cue, config), usable, config)
   steps = _add_epochs(rows, config)
   return Data(
     steps=steps,
@@ -199,6 +204,15 @@ def build(
     _share=(share_index, share_count),
     _workers=c.workers,
   )
+
+
+def _with_cue(
+  train: list[prepare.Prepared], tokens: np.ndarray, config: ml_collections.ConfigDict
+) -> list[prepare.Prepared] | list[cue_lib.WithCue]:
+  """The sources with the cue of a config after each sample, if it has one."""
+  if not len(tokens):
+    return train
+  return [cue_lib.WithCue(p, tokens, config.positions.cue_weight) for p in train]
 
 
 def _prepare_all(
@@ -295,7 +309,7 @@ def _report(
       lines.append(
         "NOTE: data.text_blocks=none makes a text one block, so texts do not skip"
       )
-    if strategy == "endprompt":
+    if strategy == "endprompt" and config.positions.terminal != "cue":
       lines.append("NOTE: strategy endprompt moves replies, so texts stay contiguous")
   if not all(p.is_text[p.usable].all() for p in train):
     if opened := template_text.opened(tokenizer):

@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.data import packing, prepare
+from skipalign_jax.data import cue, packing, prepare
 from skipalign_jax.runtime import errors
 
 Planned = tuple[int, np.ndarray]  # epoch, (source, table row) of each sample in a row
@@ -21,7 +21,7 @@ class TrainRows:
 
   def __init__(
     self,
-    prepared: list[prepare.Prepared],
+    prepared: list[prepare.Prepared] | list[cue.WithCue],
     usable: list[np.ndarray],
     config: ml_collections.ConfigDict,
   ):

@@ -8,11 +8,13 @@ one bias, with the room R = L − m:
   u_i ~ U{0 … R}, one draw       terminal_at=random (in the authors' code only)
 
 With b terminal tokens, the distances 0 … max(m − b, b) − 1 and L − m + 1 … L − 1 occur,
-and no others. The paper appends b tokens that say that the text is over. In chats the
-terminal part is one that is there already, so that its targets are real replies:
+and no others. The paper appends b tokens that say that the text is over (data/cue.py).
+In chats the terminal part can be one that is there already, so that its targets are
+real replies:
 
   terminal=turn      the last instruction and its response
   terminal=response  the last response, far away from its own question
+  terminal=cue       the cue, the last block of every sample
 
 A sample without a second turn (without a response) stays contiguous.
 
@@ -36,7 +38,7 @@ def biases(
   Args:
     blocks: of a row of samples.
     is_response_N: which of them are responses.
-    terminal: "turn" or "response".
+    terminal: "turn", "response" or "cue".
     at: "end" or "random".
   """
   starts_N = is_terminal_start(blocks, is_response_N, terminal)
@@ -55,6 +57,9 @@ def is_terminal_start(
 ) -> jax.Array:
   """Whether a block is the first one of the terminal part of its sample."""
   used_N = jnp.arange(len(blocks.index)) < blocks.count
+  if terminal == "cue":
+    goes_on_N = jnp.append(used_N[1:] & (blocks.index[1:] > 0), False)
+    return used_N & ~goes_on_N & (blocks.index > 0)
   responses_N = is_response_N & used_N
   N = len(blocks.index)
   sample_N = jnp.cumsum((blocks.index == 0) & used_N)  # number in the row

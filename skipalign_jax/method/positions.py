@@ -62,10 +62,11 @@ class PositionConfig:
     chunks: how many chunks PoSE makes of a sample.
     skip_below: samples of at least this many tokens stay contiguous, since they teach
       long dependencies without skips; 0 for no limit.
-    terminal: "turn" or "response", the part that EndPrompt moves.
+    terminal: "turn", "response" or "cue", the part that EndPrompt moves.
     terminal_at: "end" of L or "random", where it moves to.
     schedule: limits L_t that rise over the run, separated by commas; "" for L all
       the time. See `limit_at`.
+    cue, cue_weight: text and weight of what data/cue.py appends.
   """
 
   strategy: str
@@ -79,6 +80,8 @@ class PositionConfig:
   terminal: str = "turn"
   terminal_at: str = "end"
   schedule: str = ""
+  cue: str = ""
+  cue_weight: float = 0.1
 
   def __post_init__(self):
     config_lib.check_section("positions", vars(self))

@@ -69,7 +69,8 @@ def describe_positions(p: positions.PositionConfig) -> str:
     text += f", {p.chunks} chunks"
   elif p.strategy == "endprompt":
     place = {"end": "to the end", "random": "by a random distance"}[p.terminal_at]
-    text += f", the last {p.terminal} moves {place}"
+    part = "cue" if p.terminal == "cue" else f"last {p.terminal}"
+    text += f", the {part} moves {place}"
   if p.skip_below:
     text += f", samples of {p.skip_below:,} tokens or more stay contiguous"
   if p.limits:

@@ -62,6 +62,8 @@ def check(config: ml_collections.ConfigDict) -> positions.PositionConfig:
       f"grad_accum={config.grad_accum} must divide batch_size={config.batch_size}"
     )
   _check_rows(config.data)
+  if recipe.strategy == "endprompt" and recipe.terminal == "cue":
+    _check_cue(config.data)
   if config.distill.weight:
     _check_distillation(config)
   if config.data.text_window:
@@ -84,6 +86,15 @@ def _check_distillation(config: ml_collections.ConfigDict) -> None:
       "distill.view=strategy compares positions.strategy with contiguous positions of "
       "the same tokens; choose another positions.strategy and data.text_window=0, or "
       "distill.view=jump"
+    )
+
+
+def _check_cue(data: ml_collections.ConfigDict) -> None:
+  """What positions.terminal=cue can be combined with."""
+  if not data.packing_mask:
+    raise errors.UserError(
+      "positions.terminal=cue moves the last block of each sample, and "
+      "data.packing_mask=False joins the samples of a row; set data.packing_mask=True"
     )
 
 

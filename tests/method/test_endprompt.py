@@ -24,11 +24,13 @@ def naive(sizes, L, terminal):
   """Positions of one sample whose blocks alternate, an instruction first."""
   m, responses = sum(sizes), range(1, len(sizes), 2)
   first = responses[-1] - (terminal == "turn") if responses else 0
+  if terminal == "cue":
+    first = len(sizes) - 1
   before = sum(sizes[:first]) if first else m
   return [t if t < before or m >= L else t + L - m for t in range(m)]
 
 
-@pytest.mark.parametrize("terminal", ["turn", "response"])
+@pytest.mark.parametrize("terminal", ["turn", "response", "cue"])
 @hypothesis.given(samples=SAMPLES)
 @hypothesis.settings(deadline=None, max_examples=40)
 def test_packed_samples_are_those_of_a_plain_transcription(samples, terminal):
