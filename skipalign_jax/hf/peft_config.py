@@ -34,6 +34,7 @@ _READ = {
   "bias",
   "init_lora_weights",
   "target_modules",
+  "exclude_modules",
   "layers_to_transform",
 }
 # They change how adapters are trained or where they begin, not what they compute.
@@ -42,7 +43,6 @@ _NEUTRAL = {
   "peft_version",
   "inference_mode",
   "lora_dropout",
-  "exclude_modules",
   "layers_pattern",
   "eva_config",
   "loftq_config",
@@ -181,7 +181,8 @@ def _base(given: Mapping[str, Any]) -> str:
 def _everywhere(given: Mapping[str, Any]) -> tuple[str, ...]:
   """Linear layers that are named without their decoder layers."""
   targets = given.get("target_modules")
-  if given.get("layers_to_transform") is not None or not isinstance(targets, list):
+  some = given.get("exclude_modules") or given.get("layers_to_transform") is not None
+  if some or not isinstance(targets, list):
     return ()
   short = {f"{name}_proj": name for name in lora.MATRICES}
   return tuple(short[one] for one in targets if isinstance(one, str) and one in short)

@@ -142,13 +142,15 @@ def _notes(
       "which is read here; with peft, load the base with "
       "config=AutoConfig.from_pretrained() of that file, or export with --format=hf"
     )
-  if base.kind not in ("hf", "adapter"):
+  if base.kind != "hf":
     yield (
       f"peft cannot read the base {base.reference}; export it, too, and write its "
       f"folder into {peft_config.FILE}"
     )
-  if config.base != "bfloat16":
+  stored = base.weights["embed/weight"].dtype.name
+  if config.base != stored:
     yield (
-      f"the adapters were trained over a base in {config.base}; over another one they "
-      "compute a little less exactly. --format=hf merges them with what was trained"
+      f"the adapters were trained over a base in {config.base}, and its files are in "
+      f"{stored}, over which they compute a little less exactly. --format=hf merges "
+      "them with the base of the training"
     )

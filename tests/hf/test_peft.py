@@ -129,10 +129,11 @@ def test_the_base_may_be_named_after_the_folder(base, tmp_path):
       lambda layer: 6 / 5 if layer == 1 else 2.0,
     ),
     ({"layers_to_transform": [0]}, lambda layer: 2.0),
+    ({"exclude_modules": r".*layers\.1\..*"}, lambda layer: 2.0),
   ],
 )
 def test_scales_are_those_of_peft(base, tmp_path, settings, scale):
-  layers = settings.get("layers_to_transform")
+  layers = [0] if {"layers_to_transform", "exclude_modules"} & set(settings) else None
   five = "rank_pattern" in settings
   tensors = drawn(lambda layer: 5 if five and layer == 1 else 3, layers)
   folder = write(tmp_path / "a", base, tensors, **settings)
