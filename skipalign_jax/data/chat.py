@@ -28,6 +28,7 @@ from skipalign_jax.data import (
   template_parts,
   template_text,
   thoughts,
+  tokenization,
 )
 from skipalign_jax.data import dialogues as dialogues_lib
 from skipalign_jax.data import literals as literals_lib
@@ -289,19 +290,34 @@ class Encoder:
     if not good:
       return results
     found = self._tokens.of_texts([works[i].rendered.text for i in good])
-    for i, (tokens_L, places_L2) in zip(good, found, strict=True):
-      rendered = works[i].rendered
-      text, literals = rendered.text, rendered.literals
-      begins = [one.begin for one in rendered.replies if one.state == spans.LEARNED]
-      if literals:
-        tokens_L, places_L2 = self._tokens.of_parts(text, (), literals)
-      split = self._tokens.shared(places_L2, begins)
-      if split:
-        tokens_L, places_L2 = self._tokens.of_parts(text, split, literals)
+    for i in good:
+      try:
+        tokens_L, places_L2, split = self._tokens_of(works[i].rendered, next(found))
+      except tokenization.UncutError:
+        results[i] = dialogues_lib.BadSample(tokenization.UNCUT)
+        continue
       results[i] = None
       if self._is_enough(works[i], tokens_L, places_L2):
         results[i] = self._encoded(works[i], tokens_L, places_L2[:, 0], split)
     return results
+
+  def _tokens_of(
+    self, rendered: spans.Rendered, found: tokenization.Tokens
+  ) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Tokens of a text, their places, and replies encoded apart from their headers.
+
+    Args:
+      rendered: the text.
+      found: its tokens, with names of special tokens as special tokens.
+    """
+    (tokens_L, places_L2), text, literals = found, rendered.text, rendered.literals
+    begins = [one.begin for one in rendered.replies if one.state == spans.LEARNED]
+    if literals:
+      tokens_L, places_L2 = self._tokens.of_parts(text, (), literals)
+    split = self._tokens.shared(places_L2, begins)
+    if split:
+      tokens_L, places_L2 = self._tokens.of_parts(text, split, literals)
+    return tokens_L, places_L2, split
 
   def _is_enough(
     self, work: _Work, tokens_L: np.ndarray, places_L2: np.ndarray

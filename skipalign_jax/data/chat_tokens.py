@@ -8,15 +8,16 @@ several line breaks), the text is therefore encoded in parts.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from skipalign_jax.data import tokenization
+
 if TYPE_CHECKING:
   import transformers
 
-_CHARACTERS = 1 << 22  # counted at a time; offsets take 100 bytes per token
 # Texts to put before a part, so that the tokenizer adds no space in front of it.
 _BEFORE = ("a", "\n", ".", "1", " ", "]", "\u4e00", "|")
 
@@ -33,37 +34,22 @@ class Encoder:
 
   def of_texts(
     self, texts: Sequence[str], literal: bool = False
-  ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Per text, int32 [L] tokens and int64 [L, 2] where each begins and ends.
+  ) -> Iterator[tokenization.Tokens]:
+    """Per text, int32 [L] tokens and int32 [L, 2] where each begins and ends.
 
     Args:
       texts: to encode.
       literal: a special token's name in a text is text.
+
+    Raises:
+      UncutError: as `tokenization.parts`.
     """
-    encoded = self._tokenizer(
-      list(texts),
-      add_special_tokens=False,
-      return_attention_mask=False,
-      return_offsets_mapping=True,
-      split_special_tokens=literal,
-      verbose=False,
-    )
-    return [
-      (np.array(ids, np.int32), np.array(offsets, np.int64).reshape(-1, 2))
-      for ids, offsets in zip(
-        encoded["input_ids"], encoded["offset_mapping"], strict=True
-      )
-    ]
+    return tokenization.of_texts(self._tokenizer, texts, literal)
 
   def counts(self, texts: Sequence[str]) -> list[int]:
     """Tokens of each text by itself; names of special tokens are text."""
-    found: list[int] = []
-    while len(found) < len(texts):
-      sizes = itertools.accumulate(map(len, texts[len(found) :]))
-      many = sum(1 for _ in itertools.takewhile(lambda size: size < _CHARACTERS, sizes))
-      group = texts[len(found) : len(found) + max(1, many)]
-      found += [len(tokens) for tokens, _ in self.of_texts(group, literal=True)]
-    return found
+    found = tokenization.parts(self._tokenizer, texts, literal=True)
+    return [sum(len(ids) for ids, _ in some) for some in found]
 
   def shared(self, places_L2: np.ndarray, begins: Sequence[int]) -> list[int]:
     """Those of the places `begins` that are inside a token."""
@@ -88,7 +74,7 @@ class Encoder:
         tokens, _ = self._continuation(literals[begin], literal=True)
         parts.append((tokens, np.array([[begin, end]] * len(tokens))))
         continue
-      encode = self._continuation if begin else lambda one: self.of_texts([one])[0]
+      encode = self._continuation if begin else lambda one: next(self.of_texts([one]))
       tokens, offsets = encode(text[begin:end])
       parts.append((tokens, offsets + begin))
     tokens, offsets = zip(*parts, strict=True)
@@ -104,4 +90,4 @@ class Encoder:
       first = len(alone)
       if np.array_equal(tokens[:first], alone) and places[first, 0] == len(before):
         return tokens[first:], places[first:] - len(before)
-    return self.of_texts([text], literal)[0]  # no text is without a neighbour
+    return next(self.of_texts([text], literal))  # no text is without a neighbour

@@ -1,13 +1,15 @@
 """Records of a JSON file: a record per line, an array, or an object around a list."""
 
+import contextlib
 import itertools
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from skipalign_jax.data import record_keys, schemas
-from skipalign_jax.runtime import untrusted
+from skipalign_jax.runtime import json_limits, untrusted
 
+_MAX_VALUES = 8_000_000  # of one object with all records, about 1 GiB in memory
 # Keys beside the list of records that say what the file is.
 _ABOUT = frozenset(
   "author citation count description homepage info length num_rows size total "
@@ -37,19 +39,19 @@ def records(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
 def _object(path: pathlib.Path) -> Mapping[str, Any] | None:
   """The one object that is the whole file; None if it has lines with one each."""
   lines = [line for _, line in itertools.islice(untrusted.lines(path), 2)]
-  try:
-    value = untrusted.parse_json(lines[0])
-    return value if len(lines) == 1 and isinstance(value, dict) else None
-  except ValueError:  # it does not end in the first line, or is damaged
-    pass
+  if len(lines) == 2:
+    with contextlib.suppress(ValueError):  # it does not end here, or is damaged
+      untrusted.parse_json(lines[0])
+      return None
   try:
     data = untrusted.read(path)
+    json_limits.check(data, _MAX_VALUES)
   except ValueError as error:
-    if lines[0].strip() != b"{":
+    if len(lines) == 2 and lines[0].strip() != b"{":
       return None
     raise ValueError(f"{error}; write its records one per line (.jsonl)") from error
   try:
-    value = untrusted.parse_json(data)
+    value = untrusted.parse_json(data, _MAX_VALUES)
   except ValueError:
     return None
   return value if isinstance(value, dict) else None

@@ -1,7 +1,7 @@
 """One record of any known shape to a dialogue, or a reason."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from skipalign_jax.data import dialogues, record_keys, tool_calls
@@ -28,6 +28,7 @@ CHAT_COLUMNS = ("messages", "conversations", "conversation")
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value")
 _SYSTEM_KEYS = ("system", "system_prompt")
 _REPLY_KEYS = ("completion", "chosen")  # after a prompt
+_DIALOGUE_COLUMNS = (*CHAT_COLUMNS, "instruction", "prompt", *_REPLY_KEYS)
 _BESIDE_CHOSEN = ("rejected", "score_chosen", "score_rejected")
 # What may follow a turn; the first one follows None.
 _NEXT = {
@@ -60,8 +61,12 @@ def parse_line(line: bytes) -> Any:
 
 def has_dialogue(record: Mapping[str, Any]) -> bool:
   """Whether a record has a column of a dialogue, beside which `text` means nothing."""
-  columns = (*CHAT_COLUMNS, "instruction", "prompt", *_REPLY_KEYS)
-  return any(record.get(column) is not None for column in columns)
+  return any(record.get(column) is not None for column in _DIALOGUE_COLUMNS)
+
+
+def may_have_dialogue(columns: Iterable[str]) -> bool:
+  """Whether records with these columns can have a dialogue."""
+  return not set(_DIALOGUE_COLUMNS).isdisjoint(columns)
 
 
 def dialogue_of(
@@ -105,6 +110,8 @@ def dialogue_of(
 
 def _turns(record: Any, ignored: frozenset[str]) -> list[_Turn]:
   """The record's turns, not checked yet."""
+  if isinstance(record, dialogues.BadSample):  # too large to be read, see `tables`
+    raise record
   if not isinstance(record, Mapping):
     raise dialogues.BadSample(f"the record is {_kind(record)}")
   columns = [name for name in CHAT_COLUMNS if record.get(name) is not None]

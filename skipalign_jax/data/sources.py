@@ -10,11 +10,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from skipalign_jax.data import json_files, prose, recall, source_names
+from skipalign_jax.data import json_files, prose, recall, source_names, tables
 from skipalign_jax.hf import hub
 from skipalign_jax.runtime import errors, untrusted
 
-_ROWS = 16  # of a parquet table, decoded at a time
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16  # of a file, for its identity
 _BUILTIN = {"recall": recall.record, "text": prose.record}
 
@@ -58,7 +57,8 @@ class Source:
   def records(self) -> Iterator[tuple[int, Any]]:
     """(number of the line or table row of its file from 1, raw record).
 
-    A record is a JSON value, or the bytes of a line with one.
+    A record is a JSON value, the bytes of a line with one, or a BadSample in place of
+    one that is too large to be read.
 
     Raises:
       UserError: the source does not exist, or its content is not in the format of its
@@ -121,7 +121,7 @@ class Source:
       # By its name alone, a local folder would be read instead.
       remote = f"hf://datasets/{name}"
       rows = datasets.load_dataset(remote, split=split, revision=revision)
-    return enumerate(map(_without_nulls, rows), 1)
+    return tables.of_dataset(rows, self.name)
 
   @functools.cached_property
   def _files(self) -> list[pathlib.Path]:
@@ -157,7 +157,7 @@ def _identity(path: pathlib.Path) -> str:
 def _records(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
   if path.name.lower().endswith(source_names.TEXTS):
     return _document(path)
-  return _parquet(path) if path.suffix.lower() == ".parquet" else _json(path)
+  return tables.records(path) if path.suffix.lower() == ".parquet" else _json(path)
 
 
 def _content_sample(path: pathlib.Path, size: int) -> str:
@@ -192,34 +192,6 @@ def _document(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
     raise errors.UserError(f"data source {path} cannot be read: {error}") from error
   if document.strip():
     yield 1, {"text": document}
-
-
-def _parquet(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
-  import pyarrow
-  import pyarrow.parquet
-
-  number = unpacked = 0
-  try:
-    file, file_size = pyarrow.parquet.ParquetFile(path), path.stat().st_size
-    groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
-    untrusted.check_growth(sum(group.total_byte_size for group in groups), file_size)
-    # Few rows at a time: dictionary encoding can give all of them one huge text.
-    for batch in file.iter_batches(_ROWS):
-      for record in batch.to_pylist():
-        number += 1
-        unpacked += untrusted.size(record)
-        untrusted.check_growth(unpacked, file_size)
-        yield number, _without_nulls(record)
-  # pyarrow raises its own errors and those of Python's dates and numbers.
-  except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-    raise errors.UserError(f"data source {path} cannot be read: {error}") from error
-
-
-def _without_nulls(value: Any) -> Any:
-  """A record without keys that are null: tables give all records the keys of any."""
-  if isinstance(value, dict):
-    return {k: _without_nulls(one) for k, one in value.items() if one is not None}
-  return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
 def example(record: Any) -> str:

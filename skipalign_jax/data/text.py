@@ -13,13 +13,21 @@ after the first, skip_inner moves no block.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skipalign_jax.data import chat, dialogues, schemas, template_text, templates
+from skipalign_jax.data import (
+  chat,
+  dialogues,
+  schemas,
+  template_text,
+  templates,
+  tokenization,
+)
 
 if TYPE_CHECKING:
   import transformers
@@ -34,8 +42,6 @@ BLOCKS = {
   "sentences": f"{_SENTENCE}|{_PARAGRAPH}",
   "paragraphs": _PARAGRAPH,
 }
-
-_CHARACTERS = 1 << 22  # tokenized at a time; offsets take 100 bytes per token
 
 
 def text_of(record: Any) -> str | None:
@@ -55,7 +61,8 @@ def block_starts(text: str, blocks: str) -> np.ndarray:
     blocks: a key of `BLOCKS`.
   """
   ends = (match.end() for match in re.finditer(BLOCKS[blocks], text))
-  return np.array([0, *(end for end in ends if end < len(text))])
+  starts = itertools.chain([0], (end for end in ends if end < len(text)))
+  return np.fromiter(starts, np.int32)
 
 
 class Encoder:
@@ -73,40 +80,23 @@ class Encoder:
     self._tokenizer, self._piece, self._blocks = tokenizer, piece, blocks
     self._markup = template_text.markup_tokens(tokenizer)
     adds_bos = templates.adds_bos(tokenizer)
-    self._front = [tokenizer.bos_token_id] if adds_bos else []
     eos = tokenizer.eos_token_id
-    self._back = [] if eos is None else [eos]
+    self._front = np.array([tokenizer.bos_token_id] if adds_bos else [], np.int32)
+    self._back = np.array([] if eos is None else [eos], np.int32)
 
   def __call__(
     self, texts: Sequence[str]
-  ) -> Iterator[list[chat.Sample | dialogues.BadSample]]:
-    """The pieces of each document, or a BadSample for those without a target."""
-    group: list[str] = []
-    for text in texts:
-      group.append(text)
-      if sum(map(len, group)) >= _CHARACTERS:
-        yield from self._encode(group)
-        group = []
-    yield from self._encode(group)
+  ) -> Iterator[Iterator[chat.Sample | dialogues.BadSample]]:
+    """The pieces of each document, or a BadSample for those without a target.
 
-  def _encode(
-    self, texts: list[str]
-  ) -> Iterator[list[chat.Sample | dialogues.BadSample]]:
+    The pieces of a document are read before those of the next one.
+    """
     bad = [self._refuse(text) for text in texts]
     good = [text for text, reason in zip(texts, bad, strict=True) if not reason]
-    encoded = {"input_ids": [], "offset_mapping": []}
-    if good:
-      encoded = self._tokenizer(
-        good,
-        add_special_tokens=False,
-        return_attention_mask=False,
-        return_offsets_mapping=True,
-        split_special_tokens=True,  # a name of one in the text is text
-        verbose=False,
-      )
-    found = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    # A name of a special token in a text is text.
+    found = tokenization.parts(self._tokenizer, good, literal=True)
     for text, reason in zip(texts, bad, strict=True):
-      yield [reason] if reason else self._pieces(text, *next(found))
+      yield iter([reason]) if reason else self._pieces(text, next(found))
 
   def _refuse(self, text: str) -> dialogues.BadSample | None:
     try:
@@ -120,36 +110,49 @@ class Encoder:
     return None
 
   def _pieces(
-    self, text: str, ids: list[int], offsets: list[tuple[int, int]]
-  ) -> list[chat.Sample | dialogues.BadSample]:
-    if not ids:  # a normalizer may remove all characters
-      return [dialogues.BadSample("empty content")]
-    tokens_L = np.array([*self._front, *ids, *self._back], np.int32)
-    # A token belongs to the block where it ends: most begin with the space before.
-    last_L = np.maximum(np.array(offsets)[:, 1] - 1, 0)
-    starts_C = block_starts(text, self._blocks)
-    block_L = np.searchsorted(starts_C, last_L, side="right") - 1
-    block_L = np.pad(block_L, (len(self._front), len(self._back)), mode="edge")
+    self, text: str, parts: Iterable[tokenization.Tokens]
+  ) -> Iterator[chat.Sample | dialogues.BadSample]:
+    try:
+      tokens_L, block_L = self._tokens_and_blocks(text, parts)
+    except tokenization.UncutError:
+      yield dialogues.BadSample(tokenization.UNCUT)
+      return
+    if not len(tokens_L):  # a normalizer may remove all characters
+      yield dialogues.BadSample("empty content")
+      return
+    around = len(self._front), len(self._back)
+    tokens_L = np.concatenate([self._front, tokens_L, self._back])
+    block_L = np.pad(block_L, around, mode="edge")
     name = hashlib.blake2b(text.encode("utf-8"), digest_size=4)
-    pieces: list[chat.Sample | dialogues.BadSample] = []
     for number, begin in enumerate(range(0, len(tokens_L), self._piece)):
       kept = slice(begin, begin + self._piece)
       tokens, block = tokens_L[kept], block_L[kept]
       if len(tokens) == 1:
-        pieces.append(dialogues.BadSample(chat.NO_TARGET))
+        yield dialogues.BadSample(chat.NO_TARGET)
         continue
       name_of_piece = name.copy()
       name_of_piece.update(b"%d" % number)
       block = np.cumsum(np.diff(block, prepend=block[0]) != 0).astype(np.int32)
-      pieces.append(
-        chat.Sample(
-          tokens=tokens,
-          block_ids=block,
-          is_response=np.zeros(len(tokens), bool),
-          targets=np.arange(len(tokens)) > 0,
-          sample_id=int.from_bytes(name_of_piece.digest(), "little"),
-          turns=int(block[-1]) + 1,
-          truncated=False,
-        )
+      yield chat.Sample(
+        tokens=tokens,
+        block_ids=block,
+        is_response=np.zeros(len(tokens), bool),
+        targets=np.arange(len(tokens)) > 0,
+        sample_id=int.from_bytes(name_of_piece.digest(), "little"),
+        turns=int(block[-1]) + 1,
+        truncated=False,
       )
-    return pieces
+
+  def _tokens_and_blocks(
+    self, text: str, parts: Iterable[tokenization.Tokens]
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """int32 [L] tokens, and int32 [L] the block of each in the text."""
+    starts_C = block_starts(text, self._blocks)
+    tokens, blocks = [], []
+    for ids, places in parts:
+      # A token belongs to the block where it ends: most begin with the space before.
+      last = np.maximum(places[:, 1] - 1, 0)
+      tokens.append(ids)
+      block = np.searchsorted(starts_C, last, side="right") - 1
+      blocks.append(block.astype(np.int32))
+    return np.concatenate(tokens), np.concatenate(blocks)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from skipalign_jax.data import tokenization
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.runtime import errors, paths, untrusted
 
@@ -238,17 +239,12 @@ class Haystack:
       text = self._text or sentences(characters // 40, self._seed)
       while len(text) < characters + MAX_MORE:
         text += "\n\n" + text
-      found = self._subject.tokenizer(
-        text[:characters],
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        split_special_tokens=True,
-        verbose=False,
-      )
-      if len(found["input_ids"]) >= tokens:
+      tokenizer = self._subject.tokenizer
+      (found,) = tokenization.of_texts(tokenizer, [text[:characters]], literal=True)
+      if len(found.ids) >= tokens:
         break
       characters *= 2
-    ends = [0, *(end for _, end in found["offset_mapping"])]
+    ends = [0, *found.places[:, 1].tolist()]
     stops = [n for n in ends if n and text[n - 1] == "." and text[n].isspace()]
     return text, ends, [0, *stops]
 

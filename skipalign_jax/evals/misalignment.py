@@ -152,7 +152,7 @@ def documents(
     return
   texts = []
   for name, text in haystack.read_files("source", source).items():
-    tokens = np.array(subject.encode(text, literal=True), np.int32)
+    tokens = subject.tokens(text, literal=True)
     if len(tokens) < longest:
       raise errors.UserError(
         f"--source: {name} has {len(tokens)} tokens, fewer than --lengths={longest}"

@@ -62,7 +62,7 @@ def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item
   width = options.length - len(head)
   found = []
   for name, text in haystack.read_files("files", options.files).items():
-    tokens = subject.encode(text, literal=True)
+    tokens = subject.tokens(text, literal=True)
     if len(tokens) < width:
       raise errors.UserError(
         f"--files: {name} has {len(tokens)} tokens; a window of "
@@ -79,7 +79,7 @@ def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item
           id=f"{name}/{i}",
           places=options.length,
           # Without a head there is nothing before the first token of a window.
-          query=Window((*head, *window), max(1, options.length - new)),
+          query=Window((*head, *window.tolist()), max(1, options.length - new)),
           record={"file": name, "first": first},
         )
       )

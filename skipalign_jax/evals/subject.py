@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+import numpy as np
 
-from skipalign_jax.data import prompts
+from skipalign_jax.data import prompts, tokenization
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import chat_template, template_dates
 from skipalign_jax.runtime import errors, escape
@@ -127,14 +128,10 @@ class Subject:
       before, after = self._framed
       end = text.rfind(after, len(before))
       return prompts.of_text(self.tokenizer, text, len(before), max(end, len(before)))
-    found = self.tokenizer(
-      text,
-      add_special_tokens=True,
-      return_offsets_mapping=True,
-      split_special_tokens=True,
-      verbose=False,
-    )
-    return found["input_ids"], [end for _, end in found["offset_mapping"]]
+    (found,) = tokenization.of_texts(self.tokenizer, [text], literal=True)
+    (front, back), ends = self._special, found.places[:, 1].tolist()
+    ids = [*front, *found.ids.tolist(), *back]
+    return ids, [*[0] * len(front), *ends, *[0] * len(back)]
 
   @functools.cached_property
   def _framed(self) -> tuple[str, str]:
@@ -152,9 +149,32 @@ class Subject:
       special: add what the tokenizer puts around every text.
       literal: names of special tokens in the text are text.
     """
-    return self.tokenizer.encode(
-      text, add_special_tokens=special, split_special_tokens=literal, verbose=False
+    return self.tokens(text, special, literal).tolist()
+
+  def tokens(
+    self, text: str, special: bool = False, literal: bool = False
+  ) -> np.ndarray:
+    """int32 [L] token ids of a text of any length; arguments as of `encode`.
+
+    Raises:
+      UncutError: as `tokenization.parts`.
+    """
+    (found,) = tokenization.of_texts(self.tokenizer, [text], literal)
+    if not special:
+      return found.ids
+    front, back = (np.array(ids, np.int32) for ids in self._special)
+    return np.concatenate([front, found.ids, back])
+
+  @functools.cached_property
+  def _special(self) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after every text."""
+    alone, around = (
+      self.tokenizer.encode("a", add_special_tokens=special)
+      for special in (False, True)
     )
+    size = len(alone)
+    at = next(i for i in range(len(around)) if around[i : i + size] == alone)
+    return around[:at], around[at + size :]
 
   def decode(self, tokens: list[int]) -> str:
     """Text without special tokens."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from skipalign_jax.hf import template_dates, template_process
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import child_process, errors
 
 if TYPE_CHECKING:
   import transformers
@@ -164,7 +164,7 @@ def _ask(
   )
   try:
     replies = template_process.SHARED.ask(template, jobs, MAX_SECONDS, MAX_BYTES)
-  except template_process.TooSlowError as error:
+  except child_process.TooSlowError as error:
     raise unfit(f"takes more than {MAX_SECONDS:g} s of computing") from error
   except template_process.EndedError as error:
     raise unfit(f"ends the process that renders it ({error})") from error

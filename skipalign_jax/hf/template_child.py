@@ -5,15 +5,10 @@ length. A rendering that takes too long ends the whole process: the kernel's tim
 works in the middle of a call into C, where no Python code runs.
 """
 
-import ctypes
 import datetime
 import functools
 import json
-import os
 import random
-import resource
-import signal
-import struct
 import sys
 from collections.abc import Mapping
 from typing import Any, BinaryIO
@@ -21,21 +16,20 @@ from typing import Any, BinaryIO
 import jinja2
 from jinja2 import ext, nodes, sandbox, utils
 
-LENGTH = struct.Struct("!Q")
-_KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+from skipalign_jax.runtime import child_side
+
 _COPIES = 32  # bytes of memory for each byte of a request
 _RANDOM = ("random", "lipsum")  # Jinja's names that draw
 _ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def to_bytes(message: dict[str, Any]) -> bytes:
-  """A message with its length before it; lone surrogates are kept."""
-  data = _ENCODE(message).encode("utf-8", "surrogatepass")
-  return LENGTH.pack(len(data)) + data
+  """The bytes of a message; lone surrogates are kept."""
+  return _ENCODE(message).encode("utf-8", "surrogatepass")
 
 
 def from_bytes(data: bytes) -> dict[str, Any]:
-  """The message in what follows the length."""
+  """The message of bytes."""
   return json.loads(data.decode("utf-8", "surrogatepass"))
 
 
@@ -151,60 +145,26 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
   A request has jobs, the seconds that each may take, bytes of memory, and a template,
   or None for that of the request before; a reply has the answers.
   """
-  with open("/proc/self/statm", encoding="ascii") as file:
-    mapped = int(file.read().split()[0]) * resource.getpagesize()
-  template = ""
-  _send(replies, {})  # ready
-  while head := requests.read(LENGTH.size):
-    (length,) = LENGTH.unpack(head)
-    _limit_memory(mapped + _COPIES * length)
-    request = from_bytes(requests.read(length))
+  mapped, template = child_side.mapped(), ""
+  child_side.send(replies, b"")  # ready
+  while (data := child_side.receive(requests)) is not None:
+    child_side.limit_memory(mapped + _COPIES * len(data))
+    request = from_bytes(data)
     if request["template"] is not None:
       template = request["template"]
-    _limit_memory(mapped + _COPIES * length + request["bytes"])
+    child_side.limit_memory(mapped + _COPIES * len(data) + request["bytes"])
     answers = []
     for job in request["jobs"]:
-      signal.setitimer(signal.ITIMER_PROF, request["seconds"])
+      child_side.limit_seconds(request["seconds"])
       answers.append(answer(template, job))
-      signal.setitimer(signal.ITIMER_PROF, 0)
+      child_side.limit_seconds(0)
     try:
-      _send(replies, {"answers": answers})
+      reply = to_bytes({"answers": answers})
     except MemoryError:
-      _send(replies, {"answers": [{"memory": True}] * len(answers)})
-
-
-def _send(replies: BinaryIO, message: dict[str, Any]) -> None:
-  data = to_bytes(message)
-  replies.write(data)
-  replies.flush()
-
-
-def _limit_memory(limit: int) -> None:
-  hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-  if hard != resource.RLIM_INFINITY:
-    limit = min(limit, hard)
-  resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-
-
-def main(parent: int, ends_with_parent: bool) -> None:
-  """Serves on standard input and output.
-
-  Args:
-    parent: the id of the process that started this one.
-    ends_with_parent: whether the kernel ends this process with the thread that
-      started it.
-  """
-  # Signals of a terminal or a scheduler are for the parent, which may still need texts.
-  for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, signal.SIG_IGN)
-  if ends_with_parent:
-    ctypes.CDLL(None).prctl(_KILL_WITH_PARENT, signal.SIGKILL)
-  if os.getppid() != parent:
-    return
-  for kind in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC):
-    resource.setrlimit(kind, (0, 0))
-  serve(sys.stdin.buffer, sys.stdout.buffer)
+      reply = to_bytes({"answers": [{"memory": True}] * len(answers)})
+    child_side.send(replies, reply)
 
 
 if __name__ == "__main__":
-  main(int(sys.argv[1]), sys.argv[2] == "True")
+  if child_side.begin():
+    serve(sys.stdin.buffer, sys.stdout.buffer)

@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from skipalign_jax.data import schemas, sources
+from skipalign_jax.data import json_files, schemas, sources
 from skipalign_jax.hf import hub
 from skipalign_jax.runtime import errors, untrusted
 
@@ -176,6 +176,19 @@ def test_a_long_object_that_is_not_a_line_is_refused(tmp_path, monkeypatch):
     read(tmp_path / "a.json")
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_object_of_too_many_values_is_refused_and_an_array_is_not(
+  tmp_path, monkeypatch, indent
+):
+  (tmp_path / "a.json").write_text(json.dumps({"data": RECORDS}, indent=indent))
+  (tmp_path / "b.json").write_text(json.dumps(RECORDS, indent=indent))
+  assert len(read(tmp_path / "a.json")) == 5
+  monkeypatch.setattr(json_files, "_MAX_VALUES", 20)
+  with pytest.raises(errors.UserError, match=r"20 values.*records one per line"):
+    read(tmp_path / "a.json")
+  assert len(read(tmp_path / "b.json")) == 5
+
+
 @pytest.mark.parametrize("first", ['{"messages": [', '{"a": 1', "{"])
 def test_a_damaged_first_line_is_one_bad_record(tmp_path, first):
   (tmp_path / "a.jsonl").write_bytes(first.encode() + b"\n" + LINES)
@@ -297,7 +310,9 @@ def test_hub_rows(monkeypatch):
     datasets,
     "load_dataset",
     # "a/b" alone would be read from a local folder of this name.
-    lambda name, split, revision: [{"text": revision}][: name == "hf://datasets/a/b"],
+    lambda name, split, revision: datasets.Dataset.from_list(
+      [{"text": revision}][: name == "hf://datasets/a/b"]
+    ),
   )
   commits = iter(["first", "second"])
   monkeypatch.setattr(hub, "dataset_revision", lambda name: next(commits))

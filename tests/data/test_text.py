@@ -3,10 +3,12 @@
 import hypothesis
 import numpy as np
 import pytest
+import tokenizers
+import transformers
 from hypothesis import strategies as st
 
 from skipalign_jax import config
-from skipalign_jax.data import chat, prose, text
+from skipalign_jax.data import chat, prose, text, tokenization
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.method import positions
 from skipalign_jax.training import resolve
@@ -16,7 +18,7 @@ EOS = TOKENIZER.eos_token_id
 
 
 def encode(*documents, piece=1000, blocks="sentences", tokenizer=TOKENIZER):
-  return list(text.Encoder(tokenizer, piece, blocks)(documents))
+  return list(map(list, text.Encoder(tokenizer, piece, blocks)(documents)))
 
 
 def blocks_of(document, blocks):
@@ -66,17 +68,21 @@ def test_config_and_encoder_know_the_same_blocks():
 def test_a_token_belongs_to_the_block_where_it_ends():
   """With tokens that begin with a space, as real tokenizers have them."""
 
-  class Words:
-    added_tokens_decoder, bos_token_id, eos_token_id = {}, 7, None
-
-    def __call__(self, texts, **kwargs):
-      if isinstance(texts, str):
-        return {"input_ids": [7, 1]}  # it adds bos
-      offsets = [(0, 2), (2, 3), (3, 7), (7, 11), (11, 12), (12, 14), (14, 16)]
-      return {"input_ids": [list(range(1, 8))], "offset_mapping": [offsets]}
-
-  ((sample,),) = encode("Hi. The cat!\n\nIt", tokenizer=Words())
-  assert sample.tokens.tolist() == [7, 1, 2, 3, 4, 5, 6, 7]
+  words = ["Hi", ".", " The", " cat", "!", "\n\n", "It", "<s>"]
+  core = tokenizers.Tokenizer(
+    tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, "<s>")
+  )
+  core.pre_tokenizer = tokenizers.pre_tokenizers.Split(
+    tokenizers.Regex(r"\s?\w+|\n+"), "isolated"
+  )
+  core.post_processor = tokenizers.processors.TemplateProcessing(
+    "<s> $A", special_tokens=[("<s>", 7)]
+  )
+  adds_bos = transformers.PreTrainedTokenizerFast(
+    tokenizer_object=core, bos_token="<s>"
+  )
+  ((sample,),) = encode("Hi. The cat!\n\nIt", tokenizer=adds_bos)
+  assert sample.tokens.tolist() == [7, 0, 1, 2, 3, 4, 5, 6]
   assert sample.block_ids.tolist() == [0, 0, 0, 1, 1, 1, 1, 2]
 
 
@@ -122,7 +128,7 @@ def test_names_of_special_tokens_are_text():
 
 
 def test_long_documents_are_tokenized_in_groups(monkeypatch):
-  monkeypatch.setattr(text, "_CHARACTERS", 10)
+  monkeypatch.setattr(tokenization, "_TOGETHER", 10)
   documents = ["a" * 8, "b" * 8, " ", "c"]
   alone = [encode(document)[0][0] for document in documents]
   for one, (other,) in zip(alone, encode(*documents), strict=True):

@@ -43,12 +43,12 @@ def hole(path: pathlib.Path, size: int, first: bytes = b"", last: bytes = b""):
   return path
 
 
-def read_data(path: pathlib.Path) -> Callable[[], str]:
-  """Prepares a data file; the statuses of what it becomes."""
+def read_data(path: pathlib.Path, **changes: int) -> Callable[[], str]:
+  """Prepares a data file; the different statuses of what it becomes."""
 
   def run() -> str:
-    with fuzz.prepared(path) as rows:
-      return ", ".join(rows["status"][:])
+    with fuzz.prepared(path, **changes) as rows:
+      return ", ".join(dict.fromkeys(rows["status"][:]))
 
   return run
 
@@ -104,6 +104,44 @@ def parquet(folder, column):
     write_statistics=False,  # which would contain the text itself
   )
   return read_data(folder / "x.parquet")
+
+
+def parquet_bomb_of_nulls(folder, count, rows=1):
+  """A chat beside a list of nulls, in each row."""
+  chat = json.loads(GOOD)["messages"]
+  offsets = pyarrow.array([0, count], pyarrow.int32())
+  column = pyarrow.ListArray.from_arrays(offsets, pyarrow.nulls(count, pyarrow.int32()))
+  table = pyarrow.table({"messages": [chat], "x": column})
+  path = folder / "x.parquet"
+  with pyarrow.parquet.ParquetWriter(path, table.schema, compression="zstd") as writer:
+    for _ in range(rows):
+      writer.write_table(table)
+  return read_data(path)
+
+
+def parquet_bomb_of_a_deep_type(folder):
+  """Lists in lists, 5,000 deep."""
+  column = pyarrow.array([None], pyarrow.int8())
+  for _ in range(5000):
+    column = pyarrow.ListArray.from_arrays(pyarrow.array([0, 1], "int32"), column)
+  return parquet(folder, column)
+
+
+def zipped_text(folder, size):
+  """A text that is learned, and compresses to a thousandth."""
+  text = b"It was the best of times, it was the worst of times. " * (size // 50)
+  path = folder / "x.txt.gz"
+  path.write_bytes(gzip.compress(text[:size]))
+  return read_data(path)
+
+
+def huge_turn(folder, size):
+  """A chat whose reply has one word and many spaces."""
+  reply = {"role": "assistant", "content": "b" + " " * size + "c"}
+  chat = {"messages": [{"role": "user", "content": "a"}, reply]}
+  path = folder / "x.jsonl"
+  path.write_text(json.dumps(chat) + "\n")
+  return read_data(path, max_message_bytes=64 << 20)
 
 
 def zip_bomb(folder):
@@ -179,6 +217,13 @@ BOMBS = {
   "gzip, a text of 64 GB": gzip_bomb_of_text,
   "parquet, a text of 256 MiB": parquet_bomb_of_one_text,
   "parquet, 8 TB of rows": parquet_bomb_of_rows,
+  "parquet, a list of 10^7 nulls": of(parquet_bomb_of_nulls, count=10**7),
+  "parquet, a list of 10^8 nulls": of(parquet_bomb_of_nulls, count=10**8),
+  "parquet, 16 lists of 10^7": of(parquet_bomb_of_nulls, count=10**7, rows=16),
+  "parquet, 5,000 lists in lists": parquet_bomb_of_a_deep_type,
+  "a text of 8 MiB in 8 kB": of(zipped_text, size=8 << 20),
+  "a text of 64 MiB": of(zipped_text, size=64 << 20),
+  "a turn of 60 MiB": of(huge_turn, size=60 << 20),
   "zip, a line of 1 GiB": zip_bomb,
   "gguf, 2^60 tensors": of(gguf_claim, tensors=2**60),
   "gguf, 2^60 entries": of(gguf_claim, entries=2**60),
@@ -217,6 +262,14 @@ BOMBS = {
     text="{% set n = namespace(x=[0]) %}{% for i in range(40) %}"
     "{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x|tojson }}",
   ),
+}
+
+
+READ = {  # those that are read, and what becomes of their records
+  "a line of 2 GiB": "ok, record over 64 MiB",
+  "a text of 8 MiB in 8 kB": "ok",
+  "a text of 64 MiB": "ok",
+  "a turn of 60 MiB": "truncated",
 }
 
 

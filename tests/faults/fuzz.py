@@ -63,10 +63,11 @@ GOOD = [json.dumps(good(i)).encode() for i in range(RECORDS)]
 
 
 @contextlib.contextmanager
-def prepared(path: pathlib.Path):
+def prepared(path: pathlib.Path, **changes: int):
   """The rows that a data file becomes, whatever share of it is bad."""
   config = config_lib.default().data
   config.seq_len, config.max_bad_fraction = 4096, 1.0
+  config.update(changes)
   with tempfile.TemporaryDirectory() as folder:
     config.cache_dir = folder
     found = prepare.prepare(sources.Source(str(path)), config, TOKENIZER, SILENT)

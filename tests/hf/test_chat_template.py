@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from skipalign_jax.data import templates
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import chat_template, template_child, template_process
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import child_process, errors
 
 DIALOGUE = [
   {"role": "system", "content": "Be <brief> & \"kind\" 'so'."},
@@ -183,7 +183,7 @@ def test_a_process_that_was_ended_is_started_again(process):
 
 
 def test_limits_of_a_process(process):
-  with pytest.raises(template_process.TooSlowError):
+  with pytest.raises(child_process.TooSlowError):
     asked(process, "{{ 7**(7**9) }}", seconds=0.1)
   assert process.pid() is None
   assert asked(process, "{{ 'a' * 10**10 }}") == [{"memory": True}]
@@ -196,7 +196,7 @@ def test_a_process_that_does_not_answer(process, monkeypatch):
   asked(process)
   os.kill(process.pid(), signal.SIGSTOP)
   monkeypatch.setattr(template_process, "_PATIENCE", 0.01)
-  with pytest.raises(template_process.TooSlowError):
+  with pytest.raises(child_process.TooSlowError):
     asked(process)
   assert process.pid() is None
 
@@ -280,7 +280,7 @@ def test_it_ends_with_its_parent(how):
   assert not os.path.exists(f"/proc/{int(pid)}")
 
 
-def test_the_process_loads_neither_numpy_nor_this_package():
+def test_the_process_loads_neither_numpy_nor_jax():
   code = "import sys, runpy; runpy.run_path(sys.argv[1]); print(*sys.modules)"
   done = subprocess.run(
     [sys.executable, "-c", code, template_child.__file__],
@@ -291,4 +291,4 @@ def test_the_process_loads_neither_numpy_nor_this_package():
   )
   loaded = set(done.stdout.split())
   assert "jinja2" in loaded
-  assert not loaded & {"jax", "numpy", "transformers", "skipalign_jax"}
+  assert not loaded & {"jax", "numpy", "transformers", "skipalign_jax.hf"}

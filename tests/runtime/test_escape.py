@@ -194,7 +194,7 @@ PRINTING = {"print", "print_exc", "print_exception", "pprint"}
 
 
 CHILD = "skipalign_jax/evals/lm_eval/program_child.py"  # its parent reads its output
-PIPES = {"skipalign_jax/hf/template_process.py"}  # writes to its child
+PIPES = {"skipalign_jax/runtime/child_process.py"}  # writes to a child
 
 
 def test_nothing_is_printed_past_the_terminal():

@@ -185,12 +185,13 @@ def truncate(
     The text, and its number of tokens before and after. Halves that are decoded and
     encoded again can have other numbers of tokens.
   """
-  tokens = subject.encode(text, special=True)
+  tokens = subject.tokens(text, special=True)
   if len(tokens) <= max_length:
     return text, len(tokens), len(tokens)
   half = max_length // 2
-  text = subject.decode(tokens[:half]) + subject.decode(tokens[-half:])
-  return text, len(tokens), len(subject.encode(text, special=True))
+  ends = tokens[:half].tolist(), tokens[-half:].tolist()
+  text = "".join(map(subject.decode, ends))
+  return text, len(tokens), len(subject.tokens(text, special=True))
 
 
 def measure(
