@@ -25,8 +25,11 @@ _REMEDIES = {
 }
 # Python names no error where it can write none of its folders of temporary files.
 _TEMPORARY = "No usable temporary directory"
-# How Rust's safetensors and tokenizers and TensorStore write the number of an error.
+# How Rust's safetensors and tokenizers and TensorStore write the number of an error;
+# TensorStore has its name or the number itself.
 _IN_TEXT = re.compile(r"\bos error (\d+)|\bcode: (\d+), kind:|\bos_error_code='(\w+)'")
+
+_PATH = re.compile(r'"(/[^"\\]+)')  # of TensorStore
 
 
 def number_of(error: BaseException) -> int | None:
@@ -38,8 +41,9 @@ def _origin(error: BaseException) -> tuple[BaseException, int | None]:
   """The error of storage that a library may have wrapped, and its errno."""
   found = error.errno if isinstance(error, OSError) else None
   if found is None and (match := _IN_TEXT.search(str(error))):
-    rust, safetensors, name = match.groups()
-    found = int(rust or safetensors or getattr(errno, name, 0))
+    rust, safetensors, named = match.groups()
+    number = rust or safetensors or named
+    found = int(number) if number.isdecimal() else getattr(errno, number, 0)
   if found is None and error.__cause__ is not None:
     return _origin(error.__cause__)
   if found == errno.ENOENT and _TEMPORARY in str(error):
@@ -54,11 +58,19 @@ def explain(error: BaseException) -> str:
     return str(error)
   if _TEMPORARY in str(origin):
     return f"{origin.strerror}; free some space there, or set TMPDIR to another folder"
-  where = getattr(origin, "filename", None)
-  if not isinstance(where, str | os.PathLike):
+  if (where := _where(origin)) is None:
     return f"{os.strerror(number)}; {_REMEDIES[number]}"
   free = _free(pathlib.Path(where)) if number == errno.ENOSPC else ""
   return f"{where}: {os.strerror(number)}{free}; {_REMEDIES[number]}"
+
+
+def _where(error: BaseException) -> str | None:
+  """The file or folder that an error names."""
+  found = getattr(error, "filename", None)
+  if isinstance(found, str | bytes | os.PathLike):
+    return os.fsdecode(found)
+  quoted = _PATH.search(str(error))
+  return quoted and quoted[1]
 
 
 def _free(path: pathlib.Path) -> str:

@@ -2,12 +2,13 @@
 
 import contextlib
 import resource
+import sys
 
 import pytest
 import saved_states
 from matplotlib import figure as figure_lib
 
-from skipalign_jax.runtime import compile_cache, errors, files, plotting
+from skipalign_jax.runtime import compile_cache, errors, files, plotting, terminal
 
 
 @contextlib.contextmanager
@@ -51,7 +52,8 @@ def test_a_file_is_written_whole_or_not_at_all(name, old, tmp_path):
 
 # Bytes that a file may have: at 4000 only the largest array does not fit.
 @pytest.mark.parametrize("size", [0, 100, 4000])
-def test_a_checkpoint_is_saved_or_reported(size, tmp_path, capfd):
+def test_a_checkpoint_is_saved_or_reported(size, tmp_path, capfd, monkeypatch):
+  monkeypatch.setattr(sys, "excepthook", terminal.print_exception)
   save = lambda at: saved_states.save_all(tmp_path, {at: None}, 1, False)
   save(1)
   with (

@@ -14,6 +14,7 @@ RAISED = {
     'Error while serializing: Os { code: 28, kind: StorageFull, message: "N" }'
   ),
   "TensorStore": ValueError("RESOURCE_EXHAUSTED: Failed [os_error_code='ENOSPC']"),
+  "TensorStore's number": ValueError("RESOURCE_EXHAUSTED: F [os_error_code='28']"),
 }
 
 
@@ -65,7 +66,8 @@ def test_a_message_says_where_and_how_much_is_left(tmp_path):
     rf"{tmp_path}/a/b: No space left on device \([\d.]+ \w*B( and \d+ files)? left\); ",
     storage.explain(error),
   )
-  for inside in (error, wrapped(error)):
+  text = f"Failed: \"{tmp_path}/a/b\": No space left on device [os_error_code='28']"
+  for inside in (error, wrapped(error), ValueError(text)):
     assert storage.explain(inside) == storage.explain(error)
 
 
