@@ -12,7 +12,7 @@ from skipalign_jax import config as config_lib
 from skipalign_jax import convert, evaluate, generate
 from skipalign_jax.commands import evaluate as commands_evaluate
 from skipalign_jax.evals import runner, scheduled, tasks
-from skipalign_jax.hf import reference, stops
+from skipalign_jax.hf import export, reference, stops
 from skipalign_jax.model import inference
 from skipalign_jax.runtime import errors, files
 from skipalign_jax.training import setup
@@ -111,6 +111,44 @@ def test_generation_and_evaluations_stop_at_each(folder, monkeypatch, tmp_path):
   needle = scheduled.Scheduled("n", "needle", 1, 0, 64, tasks.options("needle", {}))
   evaluator.run(needle, 1, tiny_subject.PARAMS)
   assert seen == [(*EOS, 8, 3)] * 3
+
+
+# Qwen3: earlier replies lose their thoughts, and the prompt may end one.
+THINKING = (
+  "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+  "{{ m.content if loop.last else m.content.split('</think>')[-1] }}"
+  "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}"
+  "{{ '<|im_start|>assistant\n' }}"
+  "{% if enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+  "{% endif %}"
+)
+
+
+def test_a_template_with_thoughts_stops_no_command(folder, monkeypatch, tmp_path):
+  tokenizer = reference.load_tokenizer(str(folder))
+  tokenizer.chat_template = THINKING
+  export.save_tokenizer(tokenizer, folder)
+  out = tmp_path / "out"
+  convert.main(["export", f"--model={folder}", f"--out={out}"])
+  assert reference.load_tokenizer(str(out)).chat_template == THINKING
+  seen = []
+  monkeypatch.setattr(
+    inference.Engine, "generate",
+    lambda self, prompts, new, stop_ids, *rest: (
+      seen.append((tokenizer.decode(prompts[0]), tuple(stop_ids))) or []
+    ),
+  )  # fmt: skip
+  monkeypatch.setattr(
+    commands_evaluate, "run",
+    lambda args: seen.append(commands_evaluate.open_subject(args).stop_ids) or 0,
+  )  # fmt: skip
+  closed = "--template_kwargs=enable_thinking=false"
+  monkeypatch.setattr(sys, "argv", ["generate", f"--model={out}", "--prompt=a", closed])
+  generate.main()
+  evaluate.main(["needle", f"--model={out}", "--dtype=float32", closed])
+  (prompt, stop_ids), of_evaluation = seen
+  assert prompt.endswith("assistant\n<think>\n\n</think>\n\n")
+  assert stop_ids == of_evaluation and 3 in stop_ids
 
 
 def test_ids_of_another_tokenizer_are_not_taken_over(folder, tmp_path):
