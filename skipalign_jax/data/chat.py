@@ -41,6 +41,7 @@ _PLAIN = dialogues_lib.plain(
   [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
 )
 _CHARACTERS = 4  # per token, about
+_SEARCHED = 1 << 20  # places that are looked up at a time
 _REPLIES = 8  # of a dialogue, encoded at a time
 _NOT_LEARNED = {
   spans.CALL: "calls of tools",
@@ -298,7 +299,8 @@ class Encoder:
         continue
       results[i] = None
       if self._is_enough(works[i], tokens_L, places_L2):
-        results[i] = self._encoded(works[i], tokens_L, places_L2[:, 0], split)
+        starts_L = places_L2[:, 0].astype(np.int32)
+        results[i] = self._encoded(works[i], tokens_L, starts_L, split)
     return results
 
   def _tokens_of(
@@ -425,20 +427,18 @@ class Encoder:
     split: Sequence[int],
   ) -> _Encoded:
     # A token that is in two spans belongs to the one where it starts.
-    block_starts_C = np.array(work.rendered.block_starts)
-    block_L = np.searchsorted(block_starts_C, starts_L, side="right") - 1
+    block_L = _last_begun(work.rendered.block_starts, starts_L)
     replies = work.rendered.replies
-    begin_R = np.array([one.begin for one in replies])
-    end_R = np.array([one.end for one in replies])
+    end_R = np.array([one.end for one in replies], np.int32)
     learned_R = np.array([one.state == spans.LEARNED for one in replies])
-    reply_L = np.searchsorted(begin_R, starts_L, side="right") - 1
+    reply_L = _last_begun([one.begin for one in replies], starts_L)
     target_L = (reply_L >= 0) & (starts_L < end_R[reply_L]) & learned_R[reply_L]
 
     ends = np.flatnonzero(target_L & ~np.append(target_L[1:], False))
     stopped = ends[np.isin(tokens_L[ends], self._special)]
     if len(np.unique(reply_L[stopped])) < learned_R.sum():
       raise spans.NoStopError()
-    return _Encoded(work, tokens_L, starts_L, block_L.astype(np.int32), target_L, split)
+    return _Encoded(work, tokens_L, starts_L, block_L, target_L, split)
 
   def _lost(self, encoded: _Encoded, kept: int) -> dialogues_lib.Lost:
     """What is lost if only the first `kept` tokens are not."""
@@ -492,6 +492,15 @@ def _nothing(replies: Sequence[spans.Reply]) -> dialogues_lib.BadSample:
 def _dialogue(one: Dialogue) -> dialogues_lib.Dialogue:
   is_dialogue = isinstance(one, dialogues_lib.Dialogue)
   return one if is_dialogue else dialogues_lib.plain(one)
+
+
+def _last_begun(begins: Sequence[int], starts_L: np.ndarray) -> np.ndarray:
+  """int32 [L] the last span that begins at each place or before; -1 for none."""
+  begins_C, found_L = np.array(begins, np.int32), np.empty(len(starts_L), np.int32)
+  for first in range(0, len(starts_L), _SEARCHED):  # numpy's own result has 64 bits
+    some = slice(first, first + _SEARCHED)
+    found_L[some] = np.searchsorted(begins_C, starts_L[some], side="right") - 1
+  return found_L
 
 
 def _is_long(result: Result) -> bool:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 FORMAT = 8  # of the table rows; increase it when they or the encoding change
 _NOT_LEARNED = ("rewritten", "calls", "excluded")  # numbers of replies
 _COUNTS = ("length", "targets", "turns", *_NOT_LEARNED, "split", "sample_id")
-_BATCH, _BATCH_SIZE = 512, 64 << 20  # records tokenized at a time; bytes, about
+_BATCH, _BATCH_SIZE = 512, 8 << 20  # records tokenized at a time; bytes, about
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,6 +40,8 @@ def records(path: pathlib.Path) -> Iterator[tuple[int, Record]]:
       unpacked += untrusted.size(record)
       untrusted.check_growth(unpacked, size)
       yield number, record
+  except errors.UserError:
+    raise
   except (OSError, ValueError) as error:
     raise _unreadable(path, str(error)) from error
 

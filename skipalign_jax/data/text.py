@@ -148,11 +148,11 @@ class Encoder:
   ) -> tuple[np.ndarray, np.ndarray]:
     """int32 [L] tokens, and int32 [L] the block of each in the text."""
     starts_C = block_starts(text, self._blocks)
-    tokens, blocks = [], []
+    tokens, blocks = tokenization.Joined(), tokenization.Joined()
     for ids, places in parts:
       # A token belongs to the block where it ends: most begin with the space before.
       last = np.maximum(places[:, 1] - 1, 0)
-      tokens.append(ids)
+      tokens.add(ids)
       block = np.searchsorted(starts_C, last, side="right") - 1
-      blocks.append(block.astype(np.int32))
-    return np.concatenate(tokens), np.concatenate(blocks)
+      blocks.add(block.astype(np.int32))
+    return tokens.array(), blocks.array()

@@ -87,10 +87,26 @@ def of_texts(
 
 def whole(some: Iterable[Tokens]) -> Tokens:
   """Consecutive parts as one."""
-  ids, places = zip(*some, strict=True)
-  if len(ids) == 1:
-    return Tokens(ids[0], places[0])
-  return Tokens(np.concatenate(ids), np.concatenate(places))
+  ids, places = Joined(), Joined()
+  for part in some:
+    ids.add(part.ids)
+    places.add(part.places)
+  return Tokens(ids.array(), places.array().reshape(-1, 2))
+
+
+class Joined:
+  """int32 arrays that become one; none of them is kept until then."""
+
+  def __init__(self) -> None:
+    self._bytes = bytearray()
+
+  def add(self, array: np.ndarray) -> None:
+    """Adds the next numbers."""
+    self._bytes += array.tobytes()
+
+  def array(self) -> np.ndarray:
+    """int32, all numbers in their order."""
+    return np.frombuffer(self._bytes, np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
