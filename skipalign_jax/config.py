@@ -52,7 +52,8 @@ SECTIONS = (
     ),
     epochs=key(
       None,
-      "Passes over the training data. Set either steps or epochs.",
+      "Passes over the training data; every row of each is read, and empty rows fill "
+      "the last batch. Set either steps or epochs.",
       int,
       at_least=1,
     ),

@@ -32,7 +32,11 @@ def _parse() -> argparse.Namespace:
   add("--seed", type=int, default=0, help="of sampling")
   add("--system", default="", help="system prompt")
   add("--template_kwargs", default="", help="for the chat template: a=true,b=text")
-  add("--raw", action="store_true", help="no chat template")
+  add(
+    "--raw",
+    action="store_true",
+    help="no chat template; names of special tokens in a prompt are the tokens",
+  )
   add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of weights")
   args = parser.parse_args()
   if any(map(escape.is_broken, (*args.prompt, args.system))):

@@ -84,7 +84,8 @@ def encode(
 ) -> list[int]:
   """Token ids of a prompt, as a user turn of the chat template unless `raw`.
 
-  In a turn names of special tokens are text; in a raw prompt they are the tokens.
+  In a turn names of special tokens are text. In a raw prompt they are the tokens, as
+  the tokenizer reads any text: who uses `raw` writes a template by hand.
   """
   if raw:
     return tokenizer.encode(prompt)

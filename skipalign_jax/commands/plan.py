@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 
@@ -233,7 +234,7 @@ def run_steps(
       "how long the run takes depends on the number of samples: add --samples=N "
       f"(allenai/tulu-v2-sft-mixture has {TULU_SAMPLES:,})"
     )
-  steps = max(1, config.epochs * samples // config.batch_size)
+  steps = math.ceil(config.epochs * samples / config.batch_size)
   note = "packing puts several samples into a row, so the run takes fewer steps"
   return steps, note if config.data.packing else ""
 

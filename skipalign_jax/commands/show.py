@@ -43,8 +43,8 @@ def run(
   recipe = resolve.check(config)
   tokenizer = tokenizer_lib.resolve(config)
   data = pipeline.build(config, tokenizer, 0, 1, console)
-  if not 1 <= n <= len(data.train_rows):
-    rows = len(data.train_rows)
+  rows = data.train_rows.filled
+  if not 1 <= n <= rows:
     raise errors.UserError(
       f"--n={n}: the training data has {rows} rows; give 1 to {rows}"
     )

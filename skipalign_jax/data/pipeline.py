@@ -282,13 +282,8 @@ def _add_epochs(rows: rows_lib.TrainRows, config: ml_collections.ConfigDict) -> 
     return config.steps
   for _ in range(config.epochs):
     rows.add_epoch()
-  steps = len(rows) // config.batch_size
-  if steps < 1:
-    raise errors.UserError(
-      f"{config.epochs} epoch(s) make {len(rows)} rows, fewer than one batch of "
-      f"batch_size={config.batch_size}; decrease it, increase epochs or add data"
-    )
-  return steps
+  rows.fill_last_batch()
+  return len(rows) // config.batch_size
 
 
 def _report(
@@ -324,12 +319,25 @@ def _report(
     counts = zip(train, rows.samples_by_source(used), strict=True)
     seen = ", ".join(f"{count:,} of {p.source.name}" for p, count in counts)
     lines.append(f"the run trains on {seen}")
-  if config.epochs is not None and (rest := len(rows) - used):
-    lines.append(
-      f"NOTE: the last {rest:,} of {len(rows):,} rows do not fill a batch of "
-      f"batch_size={config.batch_size} and are not trained on"
-    )
+  lines += _ends(rows, used, config)
   return "\n".join(lines)
+
+
+def _ends(
+  rows: rows_lib.TrainRows, used: int, config: ml_collections.ConfigDict
+) -> list[str]:
+  """A line on where the run ends, if that is inside an epoch or a batch."""
+  if config.epochs is None and (rest := rows.not_reached(used)):
+    return [
+      f"steps={config.steps} end before the last {rest:,} of {used + rest:,} rows of "
+      "these epochs; with epochs in place of steps all are read"
+    ]
+  if empty := len(rows) - rows.filled:
+    return [
+      f"the last batch has the last {config.batch_size - empty} of {rows.filled:,} "
+      f"rows, and {empty} empty ones, which weigh nothing"
+    ]
+  return []
 
 
 def _fingerprint(

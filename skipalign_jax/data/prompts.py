@@ -18,6 +18,9 @@ if TYPE_CHECKING:
   import transformers
 
 
+NOT_TEXT = "that cannot be encoded as text"
+
+
 def of_dialogue(
   tokenizer: transformers.PreTrainedTokenizerFast, dialogue: dialogues.Dialogue
 ) -> list[int]:
@@ -38,7 +41,7 @@ def of_dialogue(
     tokenizer, dialogues.Dialogue(tuple(messages)), add_generation_prompt=True
   )
   if literals.spelled(text, names) != whole:
-    raise _refused("that the chat template reads itself")
+    raise refused("that the chat template reads itself")
   return _encode(tokenizer, text, names)[0]
 
 
@@ -66,9 +69,9 @@ def _hide(
   names = [name for content in contents for name in control.findall(content)]
   markup = template_text.markup_tokens(tokenizer)
   if any(name in markup for name in names):
-    raise _refused("that cannot be encoded as text")
+    raise refused(NOT_TEXT)
   if names and any(literals.STAND_IN in content for content in contents):
-    raise _refused(f"and the character {literals.STAND_IN!a}")
+    raise refused(f"and the character {literals.STAND_IN!a}")
   return [control.sub(literals.STAND_IN, content) for content in contents], names
 
 
@@ -93,7 +96,8 @@ def _encode(
   return tokens.tolist(), ends
 
 
-def _refused(what: str) -> errors.UserError:
+def refused(what: str) -> errors.UserError:
+  """The error of a prompt with the name of a special token."""
   return errors.UserError(
     f"the prompt has the name of a special token {what}; write it in another way"
   )

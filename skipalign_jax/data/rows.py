@@ -2,6 +2,9 @@
 
 Every process plans the same rows from the same lengths. So all agree on the samples of
 each batch and, if batches differ in length, on the length of its rows.
+
+A run of whole epochs reads every row: batches go on over the end of an epoch, and empty
+rows, of weight 0, fill the last one.
 """
 
 from typing import SupportsIndex
@@ -29,10 +32,15 @@ class TrainRows:
     self._rows: list[Planned] = []
     self._left: list[Planned] = []  # sorted batching: too few rows for a batch
     self._lengths: list[int] = []  # sorted batching: tokens per row of each batch
-    self._epochs = 0
+    self._epochs = self._empty = 0
 
   def __len__(self) -> int:
     return len(self._rows)
+
+  @property
+  def filled(self) -> int:
+    """Number of rows that have samples; the others are the last ones."""
+    return len(self._rows) - self._empty
 
   def __getitem__(self, index: SupportsIndex) -> packing.Row:
     epoch, members = self._rows[int(index)]
@@ -86,6 +94,23 @@ class TrainRows:
       self._rows += planned
     self._epochs += 1
 
+  def fill_last_batch(self) -> None:
+    """Ends the run after the epochs so far: all their rows are in whole batches.
+
+    The last batch has the rows that are left, and empty ones.
+    """
+    size = self._config.batch_size
+    if self._left:
+      self._add_batch(self._left)
+      self._left = []
+    self._empty = -len(self._rows) % size
+    nothing = self._epochs - 1, np.zeros((0, 2), int)
+    self._rows += [nothing] * self._empty
+
+  def not_reached(self, rows: int) -> int:
+    """How many rows the epochs so far have after the first `rows` of the run."""
+    return len(self._rows) - rows + len(self._left)
+
   def samples_by_source(self, rows: int) -> list[int]:
     """How many samples of each source the first `rows` rows of the run have."""
     counts = np.zeros(len(self._prepared), int)
@@ -104,11 +129,15 @@ class TrainRows:
     planned, self._left = planned[:whole], planned[whole:]
     tokens = np.array([self._tokens(members[0]) for _, members in planned], int)
     by_length = np.argsort(tokens, kind="stable").reshape(-1, size)
-    buckets = np.array(config_lib.buckets(self._config.data))
     for batch in rng.permutation(by_length):
-      self._rows += [planned[i] for i in batch]
-      longest = tokens[batch].max()
-      self._lengths.append(int(buckets[np.searchsorted(buckets, longest)]))
+      self._add_batch([planned[i] for i in batch])
+
+  def _add_batch(self, planned: list[Planned]) -> None:
+    """Adds the rows of a sorted batch, and how long they are."""
+    longest = max(self._tokens(members[0]) for _, members in planned)
+    buckets = np.array(config_lib.buckets(self._config.data))
+    self._rows += planned
+    self._lengths.append(int(buckets[np.searchsorted(buckets, longest)]))
 
   def _tokens(self, member: np.ndarray) -> int:
     source, row = member
@@ -117,7 +146,8 @@ class TrainRows:
   def describe_sorted(self) -> str:
     """The share of padding with sorted batches and without, for the report."""
     seq_len = self._config.data.seq_len
-    tokens = sum(self._tokens(members[0]) for _, members in self._rows)
+    filled = self._rows[: self.filled]
+    tokens = sum(self._tokens(members[0]) for _, members in filled)
     places = self._config.batch_size * sum(self._lengths)
     plain = len(self._rows) * seq_len
     batches = ", ".join(

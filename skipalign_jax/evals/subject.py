@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import numpy as np
 
-from skipalign_jax.data import prompts, tokenization
+from skipalign_jax.data import prompts, template_text, tokenization
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import chat_template, template_dates
 from skipalign_jax.runtime import errors, escape
@@ -123,11 +123,15 @@ class Subject:
 
     Returns:
       Token ids, and for each the index in `text` at which it ends.
+
+    Raises:
+      UserError: the text has a name that cannot be encoded as text.
     """
     if chat:
       before, after = self._framed
       end = text.rfind(after, len(before))
       return prompts.of_text(self.tokenizer, text, len(before), max(end, len(before)))
+    self._check_text(text)
     (found,) = tokenization.of_texts(self.tokenizer, [text], literal=True)
     (front, back), ends = self._special, found.places[:, 1].tolist()
     ids = [*front, *found.ids.tolist(), *back]
@@ -148,6 +152,9 @@ class Subject:
       text: to encode.
       special: add what the tokenizer puts around every text.
       literal: names of special tokens in the text are text.
+
+    Raises:
+      UserError: with `literal`, the text has a name that cannot be encoded as text.
     """
     return self.tokens(text, special, literal).tolist()
 
@@ -158,7 +165,10 @@ class Subject:
 
     Raises:
       UncutError: as `tokenization.parts`.
+      UserError: with `literal`, the text has a name that cannot be encoded as text.
     """
+    if literal:
+      self._check_text(text)
     (found,) = tokenization.of_texts(self.tokenizer, [text], literal)
     if not special:
       return found.ids
@@ -175,6 +185,14 @@ class Subject:
     size = len(alone)
     at = next(i for i in range(len(around)) if around[i : i + size] == alone)
     return around[:at], around[at + size :]
+
+  @functools.cached_property
+  def _markup(self) -> tuple[str, ...]:
+    return tuple(template_text.markup_tokens(self.tokenizer))
+
+  def _check_text(self, text: str) -> None:
+    if any(name in text for name in self._markup):
+      raise prompts.refused(prompts.NOT_TEXT)
 
   def decode(self, tokens: list[int]) -> str:
     """Text without special tokens."""

@@ -74,9 +74,10 @@ def check(own: Mapping[str, Any], head_dim: int, kind: str, where: str) -> None:
     else (None, 0),
     # -1 is llama.cpp's default, which is 1 for yarn and 0 without it.
     "rope.scaling.yarn_ext_factor": (None, -1, 1 if kind == "yarn" else 0),
-    # Converters write config.json's attention_factor into it; llama.cpp multiplies it
-    # with 0.1 ln(factor) + 1. These differ, and nothing says which one is meant.
-    "rope.scaling.yarn_attn_factor": (None,) if kind == "yarn" else (None, 1),
+    # With yarn, `gguf_rope` reads it.
+    "rope.scaling.yarn_attn_factor": (None, own.get("rope.scaling.yarn_attn_factor"))
+    if kind == "yarn"
+    else (None, 1),
   }
   for key, value in own.items():
     if key in READ or key in NEUTRAL:

@@ -43,7 +43,30 @@ def scaling(keys: Keys, where: str) -> dict[str, Any] | None:
     for key in ("beta_fast", "beta_slow"):
       if (value := keys.get(f"rope.scaling.yarn_{key}")) is not None:
         found[key] = decimal(value)
+    if (value := keys.get("rope.scaling.yarn_attn_factor")) is not None:
+      found["attention_factor"] = _attention_factor(keys, decimal(value), where)
   return found
+
+
+def _attention_factor(keys: Keys, value: float, where: str) -> float:
+  """The attention_factor of config.json, from the key yarn_attn_factor.
+
+  llama.cpp's converter copies config.json's attention_factor into it: all that
+  multiplies cos and sin. Without one it copies attn_factor, as vLLM and YaRN's first
+  code call a factor that multiplies 0.1 ln(factor) + 1; it is 1 by default, and
+  extrapolation_factor is written beside it. llama.cpp itself reads the key for none of
+  our architectures. Source: conversion/base.py and src/llama-context.cpp of llama.cpp.
+
+  Raises:
+    UserError: it may be either.
+  """
+  if value != 1 and keys.get("rope.scaling.yarn_ext_factor") is None:
+    return value
+  raise errors.UserError(
+    f"{where}: rope.scaling.yarn_attn_factor {value} may be the attention_factor of "
+    "config.json, or its attn_factor, which multiplies 0.1 ln(factor) + 1; take the "
+    "model from its HF folder"
+  )
 
 
 def read_factors(config: dict[str, Any], factors_P: np.ndarray, where: str) -> None:

@@ -98,7 +98,6 @@ def claim(setup: setup_lib.Setup) -> TextIO | None:
         setup.tokenizer,
         setup.console,
       )
-      workdir.write_steps(folder, setup.data.steps)
       checkpoint.set_damaged_aside(folder, setup.console)
   claimed = distributed.exchange(workdir.identity(folder))[0]
   with distributed.together():
@@ -114,6 +113,7 @@ def announce(setup: setup_lib.Setup, start: int) -> None:
       this = starts.describe(setup.config, setup.data.fingerprint, start)
       for change in starts.add(setup.folder, this):
         setup.console.print(f"NOTE       since the last start, {change}")
+      workdir.write_steps(setup.folder, setup.data.steps)
 
 
 def restore(

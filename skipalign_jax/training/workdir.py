@@ -154,7 +154,7 @@ def writing(folder: pathlib.Path) -> Iterator[None]:
 
 
 def check_start(folder: pathlib.Path, start: int, steps: int, every: int) -> None:
-  """Checks that the checkpoints of a run are where its other files say.
+  """Checks that a run still has its steps, and its checkpoints.
 
   Args:
     folder: the workdir.
@@ -163,9 +163,17 @@ def check_start(folder: pathlib.Path, start: int, steps: int, every: int) -> Non
     every: checkpoint.every.
 
   Raises:
-    UserError: the run has had checkpoints and none is there, or the latest is of a step
-      that the run does not have.
+    UserError: the run had another number of steps; it has had checkpoints and none is
+      there, or the latest is of a step that the run does not have.
   """
+  before = _steps_before(folder)
+  if before not in (None, steps):
+    raise errors.UserError(
+      f"--workdir={folder} is of a run of {before} steps, and its config and data now "
+      f"make {steps}: the data has changed, or another version counted the steps of an "
+      "epoch otherwise. Resume with that data and version, or start a new --workdir "
+      "with model.init_from on this one"
+    )
   if start > steps:
     raise errors.UserError(
       f"{folder / native.CHECKPOINTS} has step {start}, but the run has {steps} steps: "
@@ -229,6 +237,14 @@ def read_steps(folder: pathlib.Path) -> int | None:
       f"{folder / STEPS} is damaged: it has no steps; run the training's command again"
     )
   return steps
+
+
+def _steps_before(folder: pathlib.Path) -> int | None:
+  """The number of steps of the last start; None where it is not known."""
+  try:
+    return read_steps(folder)
+  except errors.UserError:
+    return None  # damaged: this start writes it again
 
 
 def check_shared(folder: pathlib.Path, written: str) -> None:

@@ -214,3 +214,11 @@ def test_variables_of_the_template_reach_the_prompt(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [*arguments, *more])
     skipalign_jax_generate.main()
   assert seen[0].endswith("assistant\n") and seen[1] == seen[0] + "glad"
+
+
+def test_help_says_what_names_of_tokens_are(capsys, monkeypatch):
+  monkeypatch.setattr(sys, "argv", ["generate", "--help"])
+  with pytest.raises(SystemExit):
+    skipalign_jax_generate.main()
+  printed = " ".join(capsys.readouterr().out.split())
+  assert "--raw no chat template; names of special tokens" in printed

@@ -1,15 +1,21 @@
 """Long chats: only their beginning is rendered, and nothing else changes."""
 
 import dataclasses
+import functools
 
 import hypothesis
 import numpy as np
 import pytest
+import test_literals
 import test_spans
 import test_tool_chats
+import tiny_files
+import tokenizers
+import transformers
 from hypothesis import strategies as st
 
 from skipalign_jax.data import beginnings, chat, dialogues, rendering
+from skipalign_jax.data import tokenizer as tokenizer_lib
 
 TEMPLATES = test_spans.TEMPLATES | test_tool_chats.TEMPLATES
 # Before the last question, as in Mistral's templates.
@@ -22,8 +28,32 @@ TEMPLATES["moved"] = (
 )
 
 
-def encoder(template, **options):
-  return chat.Encoder(test_tool_chats.make(TEMPLATES[template]), **options)
+def sentencepiece():
+  """A space is put before a text, but not before what follows a special token."""
+  made = transformers.PreTrainedTokenizerFast(
+    tokenizer_object=test_literals.sentencepiece(), bos_token="<s>", eos_token="</s>"
+  )
+  names = ("<|im_start|>", "<|im_end|>")
+  made.add_tokens([tokenizers.AddedToken(name, special=True) for name in names])
+  return made
+
+
+KINDS = {
+  "bytes": tokenizer_lib.byte_tokenizer,
+  "byte_level": tiny_files.tokenizer,
+  "sentencepiece": sentencepiece,
+}
+
+
+@functools.cache
+def tokenizer(kind, template):
+  made = KINDS[kind]()
+  made.chat_template = TEMPLATES[template]
+  return made
+
+
+def encoder(template, kind="bytes", **options):
+  return chat.Encoder(tokenizer(kind, template), **options)
 
 
 def outcome(result):
@@ -85,16 +115,18 @@ def long_chats(draw, with_calls):
   return dialogues.Dialogue(tuple(found))
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("template", TEMPLATES)
-@hypothesis.settings(max_examples=10, deadline=None)
+@hypothesis.settings(max_examples=4, deadline=None)
 @hypothesis.given(data=st.data())
-def test_samples_are_those_of_the_whole_chat(template, data):
+def test_samples_are_those_of_the_whole_chat(template, kind, data):
   with_calls = template in test_tool_chats.TEMPLATES
   chats = data.draw(st.lists(long_chats(with_calls), min_size=1, max_size=3))
   options = {
     "seq_len": data.draw(st.integers(2, 300)),
     "rewritten": data.draw(st.sampled_from(["last", "each"])),
     "learn_calls": data.draw(st.booleans()),
+    "kind": kind,
   }
   found = encoder(template, **options).samples(chats)
   with pytest.MonkeyPatch.context() as patched:
@@ -148,10 +180,10 @@ def test_what_follows_does_not_matter():
 def test_a_template_that_changes_all_is_rendered_whole(monkeypatch):
   """Where the beginning is not the same when more follows, nothing is cut."""
   count = "messages | selectattr('role', 'equalto', 'user') | list | length"
-  tokenizer = test_tool_chats.make(f"{{{{ {count} }}}}" + TEMPLATES["chatml"])
+  counted = test_tool_chats.make(f"{{{{ {count} }}}}" + TEMPLATES["chatml"])
   pair = [message("user", "Hi"), message("assistant", "Hello")]
   sizes = sizes_of_renderings(monkeypatch)
-  (result,) = chat.Encoder(tokenizer, 64)([dialogues.Dialogue(tuple(pair * 100))])
+  (result,) = chat.Encoder(counted, 64)([dialogues.Dialogue(tuple(pair * 100))])
   assert outcome(result) == chat.NO_TARGET and max(sizes) == 200
 
 

@@ -217,13 +217,48 @@ def test_fractions_of_a_sample_are_carried_over_epochs(cache):
   assert build(c).steps == 8 * 2 + 1
 
 
-def test_rows_that_fill_no_batch_are_reported(cache):
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+@pytest.mark.parametrize(
+  "options", [{}, {"packing": True}, {"packing": True, "packing_mask": False}]
+)
+def test_an_epoch_is_read_to_its_last_row(cache, options, epochs):
+  """Empty rows fill the last batch, in all processes together."""
+  c = make_config(cache, train="builtin:recall:7", eval="", packing=False)
+  c.data.update(options)
+  c.batch_size, c.steps, c.epochs = 4, None, epochs
+  c.loss.reduction = "token" if options else "sequence"
+  parts = [build(c, index, 2) for index in range(2)]
+  rows, filled = rows_of(parts[0]), parts[0].train_rows.filled
+  assert options or filled == 7 * epochs
+  batches = [batch for part in parts for batch in part.train_iterator()]
+  steps = -(-filled // 4)
+  assert [part.steps for part in parts] == [steps] * 2 and len(batches) == 2 * steps
+  if options.get("packing_mask", True):
+    _, counts = np.unique(ids_of(batches), return_counts=True)
+    assert counts.tolist() == [epochs] * 7
+  assert all(row["loss_weight"].any() for row in rows[:filled])
+  assert not any(array.any() for row in rows[filled:] for array in row.values())
+
+
+def test_the_end_of_a_run_inside_a_batch_or_an_epoch_is_reported(cache):
   c = make_config(cache, train="builtin:recall:7", eval="", packing=False)
   c.batch_size, c.steps, c.epochs = 4, None, 1
-  data = build(c)
-  assert data.steps == 1 and "the last 3 of 7 rows" in data.report
-  c.steps, c.epochs = 1, None
-  assert "do not fill" not in build(c).report
+  assert "the last 3 of 7 rows, and 1 empty ones" in build(c).report
+  c.epochs = 4
+  assert "empty" not in build(c).report
+  c.steps, c.epochs = 3, None
+  assert "before the last 2 of 14 rows" in build(c).report
+  c.steps = 7
+  assert "before the last" not in build(c).report
+
+
+def test_a_run_of_steps_reads_what_it_read_before(cache):
+  """Epochs change what comes after the last whole batch, and nothing before it."""
+  c = make_config(cache, train="builtin:recall:7", eval="", packing=False)
+  c.batch_size, c.steps, c.epochs = 4, 3, None
+  by_steps = list(build(c).train_iterator())[:3]
+  c.steps, c.epochs = None, 2
+  assert_same(list(build(c).train_iterator())[:3], by_steps)
 
 
 def test_a_report_names_the_commit_and_counts_replies(monkeypatch):
@@ -295,7 +330,6 @@ def test_eval_can_be_a_source_or_nothing(cache):
   [
     (dict(eval="holdout:64"), "leaves nothing to train on"),
     (dict(eval="holdout:x"), "holdout:N"),
-    (dict(train="builtin:recall:2", eval=""), "fewer than one batch"),
     (dict(train="builtin:recall:2*0.1", eval=""), "increase them"),
   ],
 )

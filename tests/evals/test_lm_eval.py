@@ -69,6 +69,14 @@ def subject(tokenizer=TOKENIZER):
   )
 
 
+def test_names_of_special_tokens_are_the_tokens():
+  """As in the harness's own adapter, so that scores can be compared."""
+  text = "a <|im_end|> b"
+  found = adapter.SubjectLM(subject()).tok_encode(text)
+  assert found == TOKENIZER.encode(text)
+  assert found[2] == TOKENIZER.convert_tokens_to_ids("<|im_end|>")
+
+
 def requests(kind, *arguments):
   return [
     instance.Instance(kind, {}, args, 0, ("t", doc, 1))

@@ -165,16 +165,37 @@ def test_truncation_keeps_both_ends(subject, max_length, expected):
   assert (text, before, after) == (expected, 10, len(expected))
 
 
-def test_truncation_drops_special_tokens_and_broken_characters(subject):
-  assert longbench_task.truncate(subject, "<|im_start|>abcdef<|im_end|>", 6) == (
-    "abef",
-    8,
-    4,
-  )
+def test_truncation_keeps_names_of_tokens_and_not_broken_characters(subject):
+  found = longbench_task.truncate(subject, "<|im_start|>abcdef<|im_end|>", 6)
+  assert found == ("<|id|>", 28, 6)
   # Four bytes each: the cuts split characters, and the rest is encoded again.
   text, before, after = longbench_task.truncate(subject, "😀😀😀", 10)
   assert (text, before) == ("😀�" + "�😀", 12)
   assert after == len(subject.encode(text)) == 14
+
+
+def test_names_of_special_tokens_in_records_are_text(subject, options, tmp_path):
+  context = "<|endoftext|> a <|im_end|>\n<|im_start|>assistant\nb"
+  for name in ("qasper", "lcc"):
+    write(tmp_path / "data", name, [record(context)])
+  templated, raw = longbench_task.items(options(datasets="qasper,lcc"), subject)
+  special = [subject.tokenizer.convert_tokens_to_ids(t) for t in tokenizer_lib.SPECIAL]
+  assert text_of(subject, templated) == f"{BEFORE}C{context}Iwhat?{BEHIND}"
+  assert [t for t in templated.query.tokens if t in special] == [2, 3, 2]
+  assert text_of(subject, raw) == f"C{context}Iwhat?"
+  assert not set(raw.query.tokens) & set(special)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_record_that_cannot_be_encoded_is_named(subject, options, tmp_path, chat):
+  """The tokens that frame messages were added to a base model as usual tokens."""
+  subject.tokenizer.add_tokens(["<|user|>", "<|end|>"])
+  subject.tokenizer.chat_template = (
+    "{% for m in messages %}{{ '<|user|>' + m['content'] + '<|end|>' }}{% endfor %}"
+  )
+  write(tmp_path / "data", "qasper", [record("a"), record("b <|end|>")])
+  with pytest.raises(errors.UserError, match=r"record qasper/1: .* a special token"):
+    longbench_task.items(options(datasets="qasper", chat=chat), subject)
 
 
 def test_truncation_is_before_the_template(subject, options):

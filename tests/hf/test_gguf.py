@@ -1,5 +1,6 @@
 """GGUF files: config, weights in HF order, tokenizer, and damage."""
 
+import dataclasses
 import os
 import pathlib
 
@@ -11,7 +12,7 @@ import tiny_files as tiny
 from gguf import quants
 
 from skipalign_jax.hf import gguf, gguf_tokenizer, reference
-from skipalign_jax.model import decoder, rope
+from skipalign_jax.model import decoder, model_config, rope
 from skipalign_jax.runtime import errors
 
 SMOLLM2 = pathlib.Path(
@@ -166,11 +167,53 @@ def test_the_band_of_yarn_is_read(tmp_path):
   assert gguf.GGUFFile(path).config.rope == expected
 
 
+@pytest.mark.parametrize("attention_factor", [None, 0.85, 1.2772588722239782])
+def test_an_export_with_yarn_survives_the_way_through_gguf(attention_factor, tmp_path):
+  """With the keys that llama.cpp's converter writes for an export's config.json."""
+  shape, params = tiny.config(), tiny.tensors(dtype=np.float32)
+  yarn = rope.RopeConfig(
+    "yarn", 1e4, 16.0, 4, beta_fast=8.0, attention_factor=attention_factor
+  )
+  shape = dataclasses.replace(shape, rope=yarn, window=64)
+  exported = model_config.to_hf(shape)["rope_parameters"]
+  metadata = {f"llama.rope.scaling.{key}": exported[name] for key, name in {
+    "type": "rope_type", "factor": "factor",
+    "original_context_length": "original_max_position_embeddings",
+    "yarn_attn_factor": "attention_factor", "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
+  }.items() if name in exported}  # fmt: skip
+  path = tiny.gguf_file(tmp_path / "m.gguf", metadata=metadata)
+  opened = reference.open_model(str(path))
+  found = opened.config.rope
+  tokens_BL = make_goldens.tokens(shape.vocab_size)
+  logits = lambda of: decoder.logits(
+    params, of, jnp.asarray(tokens_BL, jnp.int32),
+    jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)[None] * 3,
+    jnp.ones(tokens_BL.shape, jnp.int32), "float32",
+  )  # fmt: skip
+  params = reference.load_params(opened)
+  np.testing.assert_array_equal(
+    logits(dataclasses.replace(shape, rope=found)), logits(shape)
+  )
+  plain = dataclasses.replace(yarn, attention_factor=None)
+  same = np.array_equal(logits(dataclasses.replace(shape, rope=plain)), logits(shape))
+  assert same == (attention_factor in (None, 1.2772588722239782))
+
+
 @pytest.mark.parametrize(
   ("metadata", "key"),
   [
-    # What converters make of attention_factor; llama.cpp computes something else.
+    # It may be config.json's attention_factor or its attn_factor.
     (YARN | {"llama.rope.scaling.yarn_attn_factor": 1.0}, "yarn_attn_factor"),
+    (
+      YARN
+      | {
+        "llama.rope.scaling.yarn_attn_factor": 1.2,
+        "llama.rope.scaling.yarn_ext_factor": 1.0,
+      },
+      "yarn_attn_factor",
+    ),
+    ({"llama.rope.scaling.yarn_attn_factor": 1.2}, "yarn_attn_factor"),
     (YARN | {"llama.rope.scaling.yarn_ext_factor": 0.5}, "yarn_ext_factor"),
     (YARN | {"llama.rope.scaling.yarn_log_multiplier": 0.1}, "yarn_log_multiplier"),
     ({"llama.rope.scaling.attn_factor": 1.2}, "rope.scaling.attn_factor"),

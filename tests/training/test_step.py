@@ -10,7 +10,7 @@ import tiny
 
 from skipalign_jax import config
 from skipalign_jax.data import packing
-from skipalign_jax.method import positions
+from skipalign_jax.method import distillation, long_short, positions
 from skipalign_jax.training import recipe as recipe_lib
 from skipalign_jax.training import step
 
@@ -168,6 +168,34 @@ def test_a_batch_without_targets_does_not_divide_by_zero(run):
   batch = tiny.batch()
   metrics = run.step(batch | {"loss_weight": 0 * batch["loss_weight"]})
   assert metrics["loss"] == metrics["grad_norm"] == 0 and metrics["finite"]
+
+
+def as_long_as(rows, batch):
+  """A batch with empty rows after its own."""
+  pad = lambda x: np.concatenate([x, np.zeros((rows - len(x), *x.shape[1:]), x.dtype)])
+  return {name: pad(x) for name, x in batch.items()}
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"grad_accum": 4},  # two microbatches have empty rows only
+    {"long_short": long_short.LongShortConfig(0.2, "none", 1)},
+    {"distill": distillation.DistillConfig(0.5, places="all")},
+  ],
+)
+def test_empty_rows_change_neither_gradients_nor_numbers(changes):
+  small = tiny.batch(rows=2)
+  run = tiny.Run(optim=OPTIM, **changes | {"grad_accum": 1})
+  expected = run.step(small)
+  other = tiny.Run(optim=OPTIM, **changes)
+  found = other.step(as_long_as(8, small))
+  assert expected["loss"] > 0 and expected["skipped_fraction"] == 1
+  assert found.keys() == expected.keys()
+  for name in found:
+    np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, err_msg=name)
+  for one, two in zip(leaves(other.state), leaves(run.state), strict=True):
+    np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
 
 
 def broken_by_inf(params):

@@ -135,6 +135,17 @@ def test_checkpoints_that_are_gone_end_the_run(tmp_path):
     check()
 
 
+def test_a_run_keeps_its_number_of_steps(tmp_path):
+  """The learning rate depends on it."""
+  check = lambda steps: workdir.check_start(tmp_path, 0, steps, 0)
+  workdir.write_steps(tmp_path, 12)
+  check(12)
+  with pytest.raises(errors.UserError, match=r"12 steps, .* now make 13.*init_from"):
+    check(13)
+  (tmp_path / workdir.STEPS).write_text("{")
+  check(13)  # damaged: the start writes it again
+
+
 def start_line(folder, step=0, **changes):
   c = config_lib.tiny(config_lib.default())
   c.update_from_flattened_dict(changes)

@@ -3,8 +3,8 @@
 Tokens are those of the harness's own adapter for Hugging Face's causal models (HFLM),
 so that figures can be compared: blanks at the end of a context belong to the
 continuation, both are encoded as one text and then split, an empty context is the bos
-token (or the eos token if there is none), and what does not fit into the window is cut
-off on the left.
+token (or the eos token if there is none), names of special tokens in any text are the
+tokens, and what does not fit into the window is cut off on the left.
 
 Two things differ from HFLM: single-token continuations of one context are scored in one
 pass, and sampling has temperature and top_p only.

@@ -6,11 +6,14 @@ two of them synthetic, in three ranges of length.
 
 As in LongBench's own code, a prompt that is too long loses its middle before the chat
 template is applied; few-shot and code sets are prompted without a template; replies of
-samsum end at a newline. Base models have no template: use --chat=False.
+samsum end at a newline. Base models have no template: use --chat=False. Names of
+special tokens in a text are text, and not the tokens as in LongBench's own code.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -140,11 +143,10 @@ def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item
     records = longbench_data.records(options.data, file, options.per_set)
     for index, record in enumerate(records):
       whole = prompts.fill[name](record)
-      text, before, after = truncate(subject, whole, options.max_length)
-      if options.chat and SETS[name].template:
-        tokens = subject.encode(subject.chat(text))
-      else:
-        tokens = subject.encode(text, special=True)
+      chat = options.chat and SETS[name].template
+      with _of_record(f"{file}/{index}"):
+        text, before, after = truncate(subject, whole, options.max_length)
+        tokens, _ = subject.encode_prompt(subject.chat(text) if chat else text, chat)
       samsum = name == "samsum"
       prompt = items_lib.Prompt(
         tuple(tokens),
@@ -170,6 +172,15 @@ def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item
   return found
 
 
+@contextlib.contextmanager
+def _of_record(where: str) -> Iterator[None]:
+  """Names the record in errors of its prompt."""
+  try:
+    yield
+  except errors.UserError as error:
+    raise errors.UserError(f"LongBench's record {where}: {error}") from error
+
+
 def truncate(
   subject: subject_lib.Subject, text: str, max_length: int
 ) -> tuple[str, int, int]:
@@ -179,19 +190,20 @@ def truncate(
     subject: its tokenizer counts the tokens, with those around every text.
     text: the prompt, before a chat template is applied.
     max_length: in tokens. The first and the last max_length // 2 tokens stay, decoded
-      without special tokens.
+      without those around every text.
 
   Returns:
     The text, and its number of tokens before and after. Halves that are decoded and
     encoded again can have other numbers of tokens.
   """
-  tokens = subject.tokens(text, special=True)
+  encode = functools.partial(subject.tokens, special=True, literal=True)
+  tokens = encode(text)
   if len(tokens) <= max_length:
     return text, len(tokens), len(tokens)
   half = max_length // 2
   ends = tokens[:half].tolist(), tokens[-half:].tolist()
   text = "".join(map(subject.decode, ends))
-  return text, len(tokens), len(subject.tokens(text, special=True))
+  return text, len(tokens), len(encode(text))
 
 
 def measure(
