@@ -517,7 +517,7 @@ def test_no_module_imports_jax_when_loaded():
       for name in (
         *("runtime.caches", "runtime.checksums", "runtime.errors", "runtime.files"),
         *("runtime.paths", "runtime.progress", "runtime.storage", "runtime.terminal"),
-        "runtime.untrusted",
+        *("runtime.child_", "runtime.json_limits", "runtime.untrusted"),
         *("config", "data.", "hf.chat_template", "hf.hub", "hf.template_dates"),
       )
     )
