@@ -199,17 +199,24 @@ class Encoder:
 
   def _of_pieces(self, dialogue: dialogues_lib.Dialogue) -> list[Result]:
     """The samples of a dialogue that is split."""
-    pieces = list(overlong_lib.pieces(dialogue, self._kept))
-    return [result for results in self._samples(pieces) for result in results]
+    last: list[Any] = []  # a piece that fits, and its tokens
 
-  def _kept(self, dialogue: dialogues_lib.Dialogue) -> float:
-    """Exchanges within seq_len tokens, as `overlong.pieces` asks for them."""
-    (found,) = self._encode_all([dialogue])
-    if _is_bad(found):
-      return 0
-    if len(found.tokens) <= self._seq_len:
-      return math.inf
-    return found.blocks[self._seq_len - 1] // 2 + 1
+    def kept(part: dialogues_lib.Dialogue) -> float:
+      (found,) = self._encode_all([part], times=4)
+      if _is_bad(found):
+        return 0
+      if len(found.tokens) <= self._seq_len:
+        last[:] = part, found
+        return math.inf
+      return found.blocks[self._seq_len - 1] // 2 + 1
+
+    results: list[Result] = []
+    for piece in overlong_lib.pieces(dialogue, kept):
+      if last and last[0] is piece and not self._each:
+        results.append(self._result(last[1]))
+      else:
+        results += self._samples([piece])[0]
+    return results
 
   def _samples(self, dialogues: Sequence[Dialogue]) -> list[list[Result]]:
     if not self._each:
@@ -258,11 +265,20 @@ class Encoder:
     return list(map(self._result, encoded))
 
   def _encode_all(
-    self, dialogues: Sequence[dialogues_lib.Dialogue], last_only: bool = False
+    self,
+    dialogues: Sequence[dialogues_lib.Dialogue],
+    last_only: bool = False,
+    times: int = 1,
   ) -> list[_Encoded | dialogues_lib.BadSample]:
-    """The tokens; of a long dialogue as many are rendered as a sample needs."""
+    """The tokens; of a long dialogue as many are rendered as a sample needs.
+
+    Args:
+      dialogues: to encode.
+      last_only: only the last reply is learned.
+      times: as many characters as usual are rendered first of a long dialogue.
+    """
     results: list[Any] = [None] * len(dialogues)
-    left, characters = list(range(len(dialogues))), _CHARACTERS * self._seq_len
+    left, characters = list(range(len(dialogues))), _CHARACTERS * self._seq_len * times
     while left:
       works = self._works([dialogues[i] for i in left], characters, last_only)
       for i, result in zip(left, self._encode(works), strict=True):

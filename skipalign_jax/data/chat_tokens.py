@@ -46,11 +46,6 @@ class Encoder:
     """
     return tokenization.of_texts(self._tokenizer, texts, literal)
 
-  def counts(self, texts: Sequence[str]) -> list[int]:
-    """Tokens of each text by itself; names of special tokens are text."""
-    found = tokenization.parts(self._tokenizer, texts, literal=True)
-    return [sum(len(ids) for ids, _ in some) for some in found]
-
   def shared(self, places_L2: np.ndarray, begins: Sequence[int]) -> list[int]:
     """Those of the places `begins` that are inside a token."""
     at = np.searchsorted(places_L2[:, 0], begins, side="left") - 1

@@ -1,21 +1,22 @@
 """Chats with more tokens than a row has: what is lost, and how they are split.
 
 A long chat is never rendered whole (see beginnings.py). What of it is lost is counted
-exactly as far as it was rendered; of the messages that follow the contents are
-encoded, and each gets as many tokens around it as a message of the rendered part has.
+exactly as far as it was rendered; the messages that follow are taken to have as many
+tokens per character, and around each content, as those before.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-
-import numpy as np
 
 from skipalign_jax.data import chat_tokens, dialogues
 
 TRUNCATE, SPLIT, DROP = "truncate", "split", "drop"
 DROPPED = "longer than data.seq_len"
+_MEASURED = 1 << 12  # characters of a message that are encoded to estimate the others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,33 +37,47 @@ class Rest:
     """About how many tokens the messages have.
 
     Args:
-      tokens: encodes them.
+      tokens: encodes the messages before.
       rendered: tokens of the messages before, with all that is around them.
     """
-    sizes = np.array(tokens.counts(list(map(_text, self.messages))))
-    around = max(0, rendered - sum(tokens.counts(list(map(_text, self.before)))))
+    own, rate = _measured(tokens, self.before)
+    sizes = [rate * len(_text(one)) for one in self.messages]
     # The header of the first message that follows is rendered.
     share = (len(sizes) - 0.5) / (len(self.before) + 0.5)
-    whole = sizes.sum() + around * share
-    learned = np.array(self.learned, bool)
-    return dialogues.Lost(round(whole), int((sizes[learned] + 1).sum()))  # 1: the stop
+    whole = sum(sizes) + max(0, rendered - own) * share
+    learned = itertools.compress(sizes, self.learned)
+    return dialogues.Lost(round(whole), round(sum(size + 1 for size in learned)))
 
 
 def lost_by_each(
   tokens: chat_tokens.Encoder, dialogue: dialogues.Dialogue, ends: Sequence[int]
 ) -> list[dialogues.Lost]:
-  """What is lost with the samples of replies, of which each has all before it.
+  """About what is lost with the samples of replies, of which each has all before it.
 
   Args:
-    tokens: encodes the messages.
+    tokens: encodes the first messages.
     dialogue: has them.
     ends: per sample, how many messages it has; the last one is learned.
   """
   if not ends:
     return []
-  sizes = tokens.counts([_text(one) for one in dialogue.messages[: ends[-1]]])
-  whole = np.cumsum(sizes).tolist()
-  return [dialogues.Lost(whole[end - 1], sizes[end - 1] + 1) for end in ends]
+  _, rate = _measured(tokens, dialogue.messages[: ends[0]])
+  sizes = [rate * len(_text(one)) for one in dialogue.messages]
+  whole = list(itertools.accumulate(sizes))
+  return [
+    dialogues.Lost(round(whole[end - 1]), round(sizes[end - 1]) + 1) for end in ends
+  ]
+
+
+def _measured(
+  tokens: chat_tokens.Encoder, messages: Sequence[dialogues.Message]
+) -> tuple[float, float]:
+  """About the tokens of the messages' contents, and their number per character."""
+  texts = list(map(_text, messages))
+  parts = [one[:_MEASURED] for one in texts]
+  found = sum(len(one.ids) for one in tokens.of_texts(parts, literal=True))
+  rate = found / max(1, sum(map(len, parts)))
+  return rate * sum(map(len, texts)), rate
 
 
 def _text(message: dialogues.Message) -> str:
@@ -88,6 +103,7 @@ def pieces(
   starts = [i for i, one in enumerate(messages) if one.role == "user"]
   edges = [*starts, len(messages)]
 
+  @functools.lru_cache(maxsize=64)  # a piece is one of those that `kept` was asked for
   def part(begin: int, count: int) -> dialogues.Dialogue:
     own = messages[edges[begin] : edges[begin + count]]
     return dataclasses.replace(dialogue, messages=(*system, *own))

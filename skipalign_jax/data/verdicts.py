@@ -71,7 +71,7 @@ def _lost(column: Callable[[str], np.ndarray]) -> list[str]:
   share = lost / (lost + int(column("length").sum()))
   learned = targets / max(1, targets + int(column("targets").sum()))
   return [
-    f"  lost beyond data.seq_len (data.overlong): {lost:,} tokens ({share:.1%}), "
+    f"  lost beyond data.seq_len (data.overlong): about {lost:,} tokens ({share:.1%}), "
     f"{targets:,} of them targets ({learned:.1%} of the targets)"
   ]
 
