@@ -113,6 +113,14 @@ def test_the_base_may_be_named_after_the_folder(base, tmp_path):
   refused(folder, "names no base", f"{folder}@BASE")
 
 
+def test_an_adapter_of_the_hub(base, tmp_path, monkeypatch):
+  folder = write(tmp_path / "a", base)
+  monkeypatch.setattr(reference, "_download", lambda hub_id: folder)
+  opened = reference.open_model("hub:org/adapter")
+  assert (opened.kind, opened.origin) == ("adapter", "hub:org/adapter")
+  assert_close(weights_of("hub:org/adapter"), expected(base, drawn()))
+
+
 @pytest.mark.parametrize(
   ("settings", "scale"),
   [
