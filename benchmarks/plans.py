@@ -1,7 +1,7 @@
-"""The plans in the README: python benchmarks/plans.py [--out=FILE].
+"""The plans in docs/plan.md: python benchmarks/plans.py [--out=FILE].
 
 Runs the command `plan` for each of PLANS (pip install -e '.[plan]'; half a minute
-each), writes their records as JSON and prints the README's table. `--table=FILE` prints
+each), writes their records as JSON and prints the page's table. `--table=FILE` prints
 the table of records that were written before.
 """
 

@@ -283,8 +283,10 @@ def _check_same(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None
     found.config, config.to_dict(), same_run.FREE, ("the run has", "now")
   )
   if different:
+    longer = any(line.startswith(("  steps:", "  epochs:")) for line in different)
     raise errors.UserError(
       f"--workdir={folder} holds a run with another config:\n"
       + "\n".join(different)
       + "\nGive a new folder, or the same values to resume that run."
+      + f" To train on, give a new folder and model.init_from={folder}." * longer
     )

@@ -64,6 +64,7 @@ EXCEPT = {
   r"convert verify": "needs PyTorch; `make parity` verifies every kind of reference",
   r"convert export --format=peft": "needs adapters; test_peft.py exports some",
   r"train .*lora\.init_from": "needs an adapter; test_peft.py trains from one",
+  r"train .*model\.init_from": "needs that model; test_train.py continues from a run",
   r"evaluate lm_eval": "needs the hub; test_lm_eval.py has these tasks on files",
   r"sweep --config=[\w/]+\.py --run": "trains for hours; its :tiny runs here",
   r"sweep .*--collect": "needs a sweep that ran; it follows each --run here",
