@@ -7,7 +7,7 @@ import tiny
 import tiny_subject
 
 from skipalign_jax import evaluate
-from skipalign_jax.evals import runner, suite
+from skipalign_jax.evals import items, runner, suite
 from skipalign_jax.runtime import errors
 
 PROSE = " ".join(
@@ -37,7 +37,22 @@ def run(files, out, *more):
   )
 
 
-def test_tasks_with_data_are_evaluated_into_one_table(files, tmp_path, capsys):
+@pytest.fixture
+def quick(monkeypatch):
+  """Replies without a model."""
+  monkeypatch.setattr(items, "replies", lambda _, batch: [""] * len(batch))
+
+
+@pytest.mark.slow
+def test_a_model_is_evaluated(files, tmp_path):
+  with_data = (f"--haystack={files}/book.txt", f"--longbench_v2={files}/data.jsonl")
+  assert run(files, tmp_path / "out", *with_data) == 0
+  for path in (tmp_path / "out").glob("*/results.json"):
+    (item,) = json.loads(path.read_text())["items"]
+    assert isinstance(item["reply"], str)
+
+
+def test_tasks_with_data_are_evaluated_into_one_table(files, tmp_path, capsys, quick):
   out = tmp_path / "out"
   with_data = (f"--haystack={files}/book.txt", f"--longbench_v2={files}/data.jsonl")
   assert run(files, out, *with_data) == 0
@@ -65,7 +80,7 @@ def test_tasks_with_data_are_evaluated_into_one_table(files, tmp_path, capsys):
 
 
 def test_a_stopped_suite_goes_on_with_the_task_that_it_stopped_in(
-  files, tmp_path, monkeypatch
+  files, tmp_path, monkeypatch, quick
 ):
   done, real = [], runner.run
 

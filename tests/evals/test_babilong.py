@@ -112,12 +112,13 @@ def test_background_has_long_sentences_without_people_of_the_story(book):
     babilong.background_of(books.Books(("Too short.",)))
 
 
-@pytest.mark.parametrize("chat", [True, False])
-@pytest.mark.parametrize("task", ["qa1", "qa2", "qa3"])
+@pytest.mark.parametrize(
+  ("task", "chat"), [("qa1", False), ("qa2", True), ("qa3", False)]
+)
 def test_prompts_are_as_long_as_possible(book, task, chat):
-  found = made(book, tasks=task, lengths="3000,3901", samples=3, chat=chat)
+  found = made(book, tasks=task, lengths="3000,3901", samples=1, chat=chat)
   assert [item.id for item in found] == [
-    f"{task}/{length}/{i}" for length in (3000, 3901) for i in range(3)
+    f"{task}/{length}/0" for length in (3000, 3901)
   ]
   for item in found:
     record = item.record
@@ -134,14 +135,14 @@ def test_prompts_are_as_long_as_possible(book, task, chat):
     plain = [int(i) for i in re.findall(r"line (\d+)", inside[1])]
     assert plain == [(plain[0] + i) % 60 for i in range(len(plain))] and len(plain) > 3
     assert text.endswith("assistant\n" if chat else "\n")
-  again = made(book, tasks=f"qa1,{task}", lengths="3901", samples=1, chat=chat)
-  assert again[-1] == found[3]
+  again = made(book, tasks=task, lengths="3901", samples=1, chat=chat)
+  assert again[-1] == found[1]
   assert made(book, tasks=task, lengths="3000", seed=1)[0].query != found[0].query
 
 
 def test_facts_are_spread_over_the_text(book):
   places = []
-  for item in made(book, tasks="qa1", lengths="2600", samples=25):
+  for item in made(book, tasks="qa1", lengths="2200", samples=20):
     text = SUBJECT.tokenizer.decode(item.query.tokens)
     inside = text.split("<context>")[1]
     at = [m.start() / len(inside) for m in re.finditer(f"({MOVES}) the", inside)]
@@ -185,17 +186,13 @@ def test_from_stories_to_a_picture(book, tmp_path, monkeypatch):
     f"It is the {item.record['expected']}." if item.id.endswith("/0") else "Hm."
     for item in batch
   ])  # fmt: skip
-  options = tasks.options(
-    "babilong", dict(haystack=book, lengths="0,3000,3500", samples=2)
-  )
+  options = tasks.options("babilong", dict(haystack=book, lengths="0,3000", samples=2))
   results = runner.run("babilong", babilong, options, SUBJECT, tmp_path / "out", QUIET)
   summary = results["summary"]
   assert summary["average"] == 0.5 and "ours" in summary["version"]
   assert summary["random_room"] == pytest.approx(1 / 6)
   names = [f"babilong_qa{i} (ours)" for i in (1, 2, 3)]
-  assert summary["table"] == {
-    name: {"0": 0.5, "3000": 0.5, "3500": 0.5} for name in names
-  }
+  assert summary["table"] == {name: {"0": 0.5, "3000": 0.5} for name in names}
   assert summary["by_length"]["3000"]["n"] == 6
   assert (tmp_path / "out/babilong.png").stat().st_size > 10_000
 

@@ -103,6 +103,7 @@ def test_infinitebench(benchmarks):
   assert choice.process_results(choice.instances[0].doc, ["A"]) == {"score": 1}
 
 
+@pytest.mark.slow
 def test_a_model_is_evaluated_on_all_of_them(benchmarks, tmp_path):
   options = lm_eval_task.Options(
     "babilong_qa1,longbench2_graph,infinitebench_passkey", local_data=benchmarks
