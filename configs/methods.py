@@ -1,7 +1,8 @@
 """All methods of this project on one small model, as one sweep.
 
 SmolLM2-135M-Instruct with configs/smollm2_ntk.py: 100 steps on the built-in dialogues,
-or on your chats with --config.data.train=FILE; then passkeys beyond its window of 8192.
+or on your chats with --config.data.train=FILE (rows with DPO and SimPO train on the
+built-in pairs); then passkeys beyond its window of 8192.
 
 Commands:
   python -m skipalign_jax.sweep --config=configs/methods.py --run
@@ -18,6 +19,9 @@ WEIGHTS = ".cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 def get_sweep(variant: str = "") -> runs.Sweep:
   at = lambda name: {"positions.strategy": name}
   sequences = {"loss.reduction": "sequence"}
+  pairs = {"data.train": "builtin:pairs:2000", "optim.learning_rate": 1e-5}
+  dpo = pairs | {"loss.kind": "dpo", "loss.beta": 0.1}
+  simpo = pairs | {"loss.kind": "simpo", "loss.beta": 2.5, "loss.margin": 0.3}
   table = {
     "base": runs.Run(
       model=WEIGHTS, evaluate={"rope.kind": "ntk", "rope.target_length": 32_768}
@@ -43,6 +47,13 @@ def get_sweep(variant: str = "") -> runs.Sweep:
     ),
     "Self-distillation, strategy": runs.Run(
       CONFIG, {"distill.weight": 1.0, "distill.view": "strategy"}
+    ),
+    "DPO": runs.Run(CONFIG, at("contiguous") | dpo),
+    "SkipAlign, DPO": runs.Run(CONFIG, dpo),
+    "SkipAlign, SimPO": runs.Run(CONFIG, simpo),
+    "EndPrompt, DPO": runs.Run(CONFIG, at("endprompt") | dpo),
+    "LOGO's positions, SimPO": runs.Run(
+      CONFIG, at("logo") | {"positions.chunks": 8} | simpo
     ),
     "PoSE": runs.Run(CONFIG, at("pose")),
     "RandPos": runs.Run(CONFIG, at("randpos")),

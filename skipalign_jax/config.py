@@ -155,10 +155,11 @@ SECTIONS = (
   section(
     "data",
     "Samples and how they become rows of a batch. A source is builtin:recall[:N], "
-    "builtin:text[:N], hub:NAME[:SPLIT], a .jsonl, .ndjson, .json, .parquet or .txt "
-    "file (all but .parquet may be .gz), a folder of them, or a pattern such as "
-    "chats/*.jsonl. *w after a source repeats it w times per epoch. Several sources "
-    'are separated by commas or given as a tuple: ("a.jsonl*2", "hub:org/chats"). A '
+    "builtin:text[:N], builtin:pairs[:N], hub:NAME[:SPLIT], a .jsonl, .ndjson, .json, "
+    ".parquet or .txt file (all but .parquet may be .gz), a folder of them, or a "
+    "pattern such as chats/*.jsonl. *w after a source repeats it w times per epoch. "
+    "Several sources are separated by commas or given as a tuple: "
+    '("a.jsonl*2", "hub:org/chats"). A '
     "record with messages is a chat. A record with a text column, and each .txt file, "
     "is a document, which is cut into pieces of seq_len tokens.",
     train=key("builtin:recall", "Sources of the training data.", object),
@@ -269,7 +270,7 @@ SECTIONS = (
       "skip_outer",
       "Which blocks of a sample skip ahead. contiguous: none; skip_all: all; "
       "skip_inner: responses; skip_outer: instructions. Methods of other papers: "
-      "pose, randpos, cream, endprompt. Close to LongRecipe is skip_all with "
+      "pose, randpos, cream, endprompt, logo. Close to LongRecipe is skip_all with "
       "skip_prob=1 and gaps=uniform on data.text_blocks=sentences.",
       choices=(
         "contiguous",
@@ -280,6 +281,7 @@ SECTIONS = (
         "randpos",
         "cream",
         "endprompt",
+        "logo",
       ),
     ),
     max_position=key(
@@ -307,7 +309,11 @@ SECTIONS = (
       "room; uniform: all layouts of the gaps are equally likely.",
       choices=("sequential", "uniform"),
     ),
-    chunks=key(2, "Chunks per sample (strategy pose).", at_least=2),
+    chunks=key(
+      2,
+      "Chunks per sample (strategy pose), or of what is before its last part (logo).",
+      at_least=2,
+    ),
     skip_below=key(
       0,
       "Samples of at least this number of tokens stay contiguous. 0: all may skip.",
@@ -315,9 +321,9 @@ SECTIONS = (
     ),
     terminal=key(
       "turn",
-      "What moves (strategy endprompt). turn: the last instruction and its response; "
-      "response: the last response; cue: a text that is appended to each sample in "
-      "training (the paper's).",
+      "What moves (strategies endprompt and logo). turn: the last instruction and its "
+      "response; response: the last response; cue: a text that is appended to each "
+      "sample in training (the paper's; only endprompt).",
       choices=("turn", "response", "cue"),
     ),
     cue=key(
@@ -511,6 +517,31 @@ SECTIONS = (
     ),
     chunk=key(
       512, "Tokens per row whose logits are in memory at one time.", at_least=1
+    ),
+    kind=key(
+      "sft",
+      "sft: cross entropy of the replies. dpo (2305.18290) and simpo (2405.14734) "
+      "learn from pairs: records with chosen and rejected.",
+      choices=("sft", "dpo", "simpo"),
+    ),
+    beta=key(
+      None,
+      "Factor β of dpo and simpo, which need it. 0.1 is common for dpo; simpo's "
+      "paper takes 2 to 10.",
+      float,
+      above=0,
+    ),
+    margin=key(
+      0.0,
+      "Target margin γ/β (kind simpo), in nats per token. The paper takes 0.1 to 0.8.",
+      at_least=0,
+    ),
+    reference=key(
+      "strategy",
+      "Positions at which the model that the run starts from reads a pair (kind dpo). "
+      "strategy: those of the run; contiguous: 0, 1, 2 …, where it has been trained "
+      "(LongPO, 2502.13922, compares so).",
+      choices=("strategy", "contiguous"),
     ),
   ),
   section(
@@ -713,6 +744,11 @@ def buckets(data: ConfigDict) -> tuple[int, ...]:
 def max_packed(data: ConfigDict) -> int:
   """Largest number of samples that packing puts into a row."""
   return max(1, data.seq_len // 32) if data.packing else 1
+
+
+def has_pairs(c: ConfigDict) -> bool:
+  """Whether a record is a preference pair: two segments of a row."""
+  return c.loss.kind != "sft"
 
 
 def max_samples(data: ConfigDict) -> int:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.data import packing
+from skipalign_jax.data import packing, preferences
 from skipalign_jax.method import long_short, positions
 from skipalign_jax.model import (
   backends,
@@ -94,6 +94,31 @@ def batch(rows=8, seed=0, epoch=0, max_samples=3):
         )
       )
     assembled.append(packing.assemble_row(samples, SEQ_LEN, epoch))
+  return {name: np.stack([row[name] for row in assembled]) for name in assembled[0]}
+
+
+def pair_batch(rows=8, seed=0, most=2):
+  """Rows of one or more preference pairs; their replies differ in length."""
+  rng = np.random.default_rng(seed)
+  assembled = []
+  for row in range(rows):
+    samples = []
+    count = 1 + row % most
+    for i in range(count):
+      prompt = rng.integers(1, 40, 3)
+      for n in rng.permutation([2, 3] if count > 1 else [2, 7]):
+        samples.append(
+          dict(
+            tokens=np.concatenate([prompt, rng.integers(1, 40, n)]),
+            block_starts=np.array([0, 1, 2, 3]),
+            target_spans=np.array([4, 3 + n]),
+            sample_id=np.uint32(1000 * seed + 10 * row + i),
+            is_text=False,
+          )
+        )
+    one = packing.assemble_row(samples, SEQ_LEN, 0)
+    known = rng.uniform(-20, -5, (count, 2))
+    assembled.append(preferences.with_pairs(one, known))
   return {name: np.stack([row[name] for row in assembled]) for name in assembled[0]}
 
 

@@ -128,6 +128,11 @@ def _sources(
     raise errors.UserError(
       "analyze counts whole samples, and data.text_window crops them; set it to 0"
     )
+  if config_lib.has_pairs(config):
+    raise errors.UserError(
+      f"analyze counts chats, and loss.kind={config.loss.kind} learns from pairs; set "
+      "loss.kind=sft to count the dialogues with the chosen replies"
+    )
   tokenizer = tokenizer_lib.resolve(config)
   prepared = [
     prepare.prepare(source, config.data, tokenizer, console)

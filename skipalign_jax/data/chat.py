@@ -72,6 +72,8 @@ class Sample:
     excluded: number of replies that the data says are not to be learned.
     split: number of replies whose first characters would share a token with their
       header, and are encoded apart from it.
+    rejected_start: of a pair (see preferences.py), the first token of the dialogue with
+      the rejected reply; 0 of other samples.
   """
 
   tokens: np.ndarray
@@ -86,6 +88,7 @@ class Sample:
   calls: int = 0
   excluded: int = 0
   split: int = 0
+  rejected_start: int = 0
 
 
 Dialogue = dialogues_lib.Dialogue | Sequence[tuple[str, str]]  # or (role, content)

@@ -27,6 +27,11 @@ DTYPES = {
   "sample_ids": np.uint32,
   "epochs": np.int32,
 }
+# What rows of preference pairs have besides, see preferences.py.
+PAIR_DTYPES = {
+  "sample_sizes": np.int32,  # tokens of the longer one of the pair
+  "reference": np.float32,  # at the first token: log p of the reply, of the start
+}
 
 
 def plan_rows(lengths_N: np.ndarray, seq_len: int, max_samples: int) -> list[list[int]]:

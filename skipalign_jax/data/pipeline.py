@@ -21,7 +21,7 @@ from absl import flags
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import cue as cue_lib
-from skipalign_jax.data import packing, prepare, sources, template_text
+from skipalign_jax.data import packing, preferences, prepare, sources, template_text
 from skipalign_jax.data import rows as rows_lib
 from skipalign_jax.runtime import errors, terminal
 
@@ -183,12 +183,14 @@ def build(
     cue_lib.tokens_of(config, tokenizer),
   )
   c.seq_len -= len(cue)
-  train = _prepare_all(c.train, c, tokenizer, console)
+  pairs = config_lib.has_pairs(config)
+  train = _prepare_all(c.train, c, tokenizer, console, pairs)
   usable, held_out = [p.usable for p in train], []
   if isinstance(c.eval, str) and c.eval.startswith("holdout:"):
     usable, held_out = _hold_out(train, c.eval)
   elif c.eval:
-    held_out = [(p, p.usable) for p in _prepare_all(c.eval, c, tokenizer, console)]
+    found = _prepare_all(c.eval, c, tokenizer, console, pairs)
+    held_out = [(p, p.usable) for p in found]
   if c.text_window:
     _check_texts(train)
   rows = rows_lib.TrainRows(_with_cue(train, cue, config), usable, config)
@@ -217,13 +219,14 @@ def _with_cue(
 
 def _prepare_all(
   spec: str | Sequence[str],
-  config: ml_collections.ConfigDict,
+  data: ml_collections.ConfigDict,
   tokenizer: transformers.PreTrainedTokenizerFast,
   console: terminal.Console,
+  pairs: bool,
 ) -> list[prepare.Prepared]:
   """The tokenized sources of `data.train` or `data.eval`."""
   return [
-    prepare.prepare(source, config, tokenizer, console)
+    prepare.prepare(source, data, tokenizer, console, pairs)
     for source in sources.parse(spec)
   ]
 
@@ -304,8 +307,8 @@ def _report(
       lines.append(
         "NOTE: data.text_blocks=none makes a text one block, so texts do not skip"
       )
-    if strategy == "endprompt" and config.positions.terminal != "cue":
-      lines.append("NOTE: strategy endprompt moves replies, so texts stay contiguous")
+    if strategy in ("endprompt", "logo") and config.positions.terminal != "cue":
+      lines.append(f"NOTE: strategy {strategy} moves replies, so texts stay contiguous")
   if not all(p.is_text[p.usable].all() for p in train):
     if opened := template_text.opened(tokenizer):
       lines.append(
@@ -363,16 +366,15 @@ def _eval_batches(
 
   Every target has the same weight, whatever loss.reduction is. Samples share rows, and
   attend to each other or not, as in training; of a piece of text that training crops,
-  the first seq_len tokens are used.
+  the first seq_len tokens are used, and of a pair the chosen reply.
   """
   c = config.data
   all_rows = []
   for p, usable in held_out:
     lengths = np.minimum(p.lengths[usable], c.seq_len)
     for members in packing.plan_rows(lengths, c.seq_len, config_lib.max_packed(c)):
-      samples = [
-        packing.first_tokens(p.sample(int(usable[i])), c.seq_len) for i in members
-      ]
+      samples = [preferences.parts(p.sample(int(usable[i])))[0] for i in members]
+      samples = [packing.first_tokens(sample, c.seq_len) for sample in samples]
       row = packing.assemble_row(samples, c.seq_len, epoch=0)
       all_rows.append(row if c.packing_mask else packing.without_mask(row))
   size = config.batch_size // config.grad_accum

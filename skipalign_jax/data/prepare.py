@@ -11,14 +11,22 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ml_collections
 import numpy as np
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.data import chat, schemas, sources, text, token_cache, verdicts
+from skipalign_jax.data import (
+  chat,
+  preferences,
+  schemas,
+  sources,
+  text,
+  token_cache,
+  verdicts,
+)
 from skipalign_jax.data import dialogues as dialogues_lib
 from skipalign_jax.hf import template_dates
 from skipalign_jax.runtime import (
@@ -35,9 +43,13 @@ if TYPE_CHECKING:
   import datasets
   import transformers
 
-FORMAT = 8  # of the table rows; increase it when they or the encoding change
+FORMAT = 9  # of the table rows; increase it when they or the encoding change
 _NOT_LEARNED = ("rewritten", "calls", "excluded")  # numbers of replies
-_COUNTS = ("length", "targets", "turns", *_NOT_LEARNED, "split", "sample_id")
+_COUNTS = (
+  "length", "targets", "turns", *_NOT_LEARNED, "split", "sample_id", "rejected_start",
+)  # fmt: skip
+_Pair = tuple[dialogues_lib.Dialogue, dialogues_lib.Dialogue]
+_Parsed = dialogues_lib.Dialogue | _Pair | str | dialogues_lib.BadSample
 _BATCH, _BATCH_SIZE = 512, 8 << 20  # records tokenized at a time; bytes, about
 
 
@@ -62,7 +74,7 @@ class Prepared:
   is_text: np.ndarray
 
   def sample(self, row: int) -> dict[str, np.ndarray]:
-    """The sample in a table row as `packing.assemble_row` needs it.
+    """The sample in a table row as `packing.assemble_row` needs it; a pair in one.
 
     Its arrays are views of the memory map. This is several times as fast as indexing
     the dataset, which formats all columns.
@@ -73,7 +85,7 @@ class Prepared:
       for name in ("tokens", "block_starts", "target_spans")
     }
     one = {"sample_id": self.sample_ids[row], "is_text": self.is_text[row]}
-    return lists | one
+    return lists | one | {"rejected_start": piece.column("rejected_start")[0].as_py()}
 
   def several_turns(self) -> int:
     """Number of samples with more than one reply, or block of a text."""
@@ -89,6 +101,7 @@ def prepare(
   config: ml_collections.ConfigDict,
   tokenizer: transformers.PreTrainedTokenizerFast,
   console: terminal.Console,
+  pairs: bool = False,
 ) -> Prepared:
   """The tokenized source: read from the cache, or written there first.
 
@@ -97,6 +110,7 @@ def prepare(
     config: the `data` part of a config.
     tokenizer: carries the chat template.
     console: shows progress if it is a terminal.
+    pairs: each record is a preference pair, of which each reply may have half a row.
 
   Raises:
     UserError: the source cannot be read, has no usable sample, or more unusable
@@ -105,8 +119,8 @@ def prepare(
   import datasets
   import pyarrow
 
-  name = _fingerprint(source, config, tokenizer)
-  write = lambda new: _write(new, source, config, tokenizer, console)
+  name = _fingerprint(source, config, tokenizer, pairs)
+  write = lambda new: _write(new, source, config, tokenizer, console, pairs)
   try:
     path = token_cache.file_of(_cache(config.cache_dir, name), name, write, console)
   except OSError as error:
@@ -158,6 +172,7 @@ def _fingerprint(
   source: sources.Source,
   config: ml_collections.ConfigDict,
   tokenizer: transformers.PreTrainedTokenizerFast,
+  pairs: bool,
 ) -> str:
   parts = (
     FORMAT,
@@ -172,6 +187,7 @@ def _fingerprint(
     sorted(ignored_keys(config)),
     config.text_blocks,
     config.text_window,
+    pairs,
   )
   return hashlib.sha256(repr(parts).encode("utf-8")).hexdigest()[:32]
 
@@ -198,6 +214,7 @@ def _columns() -> datasets.Features:
       "split": value("int32"),  # replies encoded apart from their headers
       "lost": value("int64"),  # tokens beyond seq_len
       "lost_targets": value("int64"),
+      "rejected_start": value("int32"),  # of a pair; 0 of other samples
       "sample_id": value("uint32"),
       "is_text": value("bool"),
       "status": value("string"),
@@ -213,12 +230,13 @@ def _write(
   config: ml_collections.ConfigDict,
   tokenizer: transformers.PreTrainedTokenizerFast,
   console: terminal.Console,
+  pairs: bool,
 ) -> None:
   from datasets import arrow_writer
 
   chats = chat.Encoder(
     tokenizer,
-    config.seq_len,
+    config.seq_len // 2 if pairs else config.seq_len,
     config.system_prompt,
     config.rewritten,
     config.learn_tool_calls,
@@ -234,14 +252,16 @@ def _write(
     arrow_writer.ArrowWriter(features=_columns(), stream=stream) as writer,
   ):
     for batch in _batches(_numbered(source)):
-      parsed = [_parse(one.record, config.max_message_bytes, ignored) for one in batch]
-      dialogues = iter(chats.samples([one for one in parsed if _is_chat(one)]))
+      parsed = [
+        _parse(one.record, config.max_message_bytes, ignored, pairs) for one in batch
+      ]
+      dialogues = iter(_encoded(chats, parsed, pairs))
       documents = texts([one for one in parsed if isinstance(one, str)])
       for numbered, one in zip(batch, parsed, strict=True):
         if isinstance(one, str):
           samples = next(documents)
         else:
-          samples = next(dialogues) if _is_chat(one) else [one]
+          samples = [one] if _is_bad(one) else next(dialogues)
         for sample in samples:
           writer.write(_row(sample, isinstance(one, str), numbered))
       bar.add(len(batch))
@@ -278,14 +298,28 @@ def _batches(records: Iterator[_Numbered]) -> Iterator[list[_Numbered]]:
     yield batch
 
 
-def _is_chat(parsed: Any) -> bool:
-  return isinstance(parsed, dialogues_lib.Dialogue)
+def _is_bad(parsed: Any) -> bool:
+  return isinstance(parsed, dialogues_lib.BadSample)
+
+
+def _encoded(
+  chats: chat.Encoder, parsed: Sequence[_Parsed], pairs: bool
+) -> list[list[chat.Result]]:
+  """The samples of each dialogue or pair; texts and bad records have none."""
+  found = [one for one in parsed if not isinstance(one, str) and not _is_bad(one)]
+  if not pairs:
+    return chats.samples(found)
+  results = iter(chats([dialogue for pair in found for dialogue in pair]))
+  return [[preferences.join(*both)] for both in zip(results, results, strict=True)]
 
 
 def _parse(
-  record: Any, max_bytes: int, ignored: frozenset[str] = frozenset()
-) -> dialogues_lib.Dialogue | str | dialogues_lib.BadSample:
-  """The record's dialogue, its text, or why it has neither."""
+  record: Any,
+  max_bytes: int,
+  ignored: frozenset[str] = frozenset(),
+  pairs: bool = False,
+) -> _Parsed:
+  """The record's dialogue, its pair, its text, or why it has none."""
   try:
     if untrusted.size(record) > untrusted.MAX_RECORD_BYTES:
       raise dialogues_lib.BadSample(
@@ -293,6 +327,8 @@ def _parse(
       )
     if isinstance(record, bytes):
       record = schemas.parse_line(record)
+    if pairs:
+      return preferences.pair_of(record, max_bytes, ignored)
     document = text.text_of(record)
     return (
       schemas.dialogue_of(record, max_bytes, ignored) if document is None else document
@@ -322,6 +358,7 @@ def _row(
     **{name: getattr(sample, name) for name in _NOT_LEARNED},
     split=sample.split,
     **_lost(sample),
+    rejected_start=sample.rejected_start,
     sample_id=sample.sample_id,
     is_text=is_text,
     status="truncated" if sample.truncated else "ok",

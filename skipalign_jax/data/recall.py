@@ -4,6 +4,7 @@ The default data, which needs no download, and test data with known long-range
 dependencies. `record` is a pure function of (seed, index).
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -120,3 +121,20 @@ def record(seed: int, index: int) -> dict[str, Any]:
     messages.append({"role": "user", "content": question})
     messages.append({"role": "assistant", "content": answer})
   return {"id": f"recall/{seed}/{index}", "messages": messages}
+
+
+def pair(seed: int, index: int) -> dict[str, Any]:
+  """Preference pair number `index`: facts, a question, and the right and a wrong reply.
+
+  They are the first and the last turn of a `record`; the wrong reply is that of a
+  later one.
+  """
+  messages = record(seed, index)["messages"]
+  others = (record(seed, index + i)["messages"][-1] for i in itertools.count(1))
+  wrong = next(reply for reply in others if reply != messages[-1])
+  prompt = [*messages[:2], messages[-2]]
+  return {
+    "id": f"pairs/{seed}/{index}",
+    "chosen": [*prompt, messages[-1]],
+    "rejected": [*prompt, wrong],
+  }

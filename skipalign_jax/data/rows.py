@@ -7,15 +7,17 @@ A run of whole epochs reads every row: batches go on over the end of an epoch, a
 rows, of weight 0, fill the last one.
 """
 
+from collections.abc import Sequence
 from typing import SupportsIndex
 
 import ml_collections
 import numpy as np
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.data import cue, packing, prepare
+from skipalign_jax.data import cue, packing, preferences, prepare
 from skipalign_jax.runtime import errors
 
+Member = tuple[int, int] | np.ndarray  # source, table row
 Planned = tuple[int, np.ndarray]  # epoch, (source, table row) of each sample in a row
 
 
@@ -33,6 +35,7 @@ class TrainRows:
     self._left: list[Planned] = []  # sorted batching: too few rows for a batch
     self._lengths: list[int] = []  # sorted batching: tokens per row of each batch
     self._epochs = self._empty = 0
+    self._reference = self.empty_reference()
 
   def __len__(self) -> int:
     return len(self._rows)
@@ -44,11 +47,43 @@ class TrainRows:
 
   def __getitem__(self, index: SupportsIndex) -> packing.Row:
     epoch, members = self._rows[int(index)]
+    return self._assemble(members, self.length(int(index)), epoch)
+
+  def _assemble(
+    self, members: Sequence[Member], length: int, epoch: int = 0
+  ) -> packing.Row:
     samples = [self._prepared[source].sample(int(row)) for source, row in members]
-    row = packing.assemble_row(samples, self.length(int(index)), epoch)
+    parts = [part for sample in samples for part in preferences.parts(sample)]
+    row = packing.assemble_row(parts, length, epoch)
+    if config_lib.has_pairs(self._config):
+      known = [self._reference[source][row] for source, row in members]
+      return preferences.with_pairs(row, known)
     if self._config.loss.reduction == "sequence":  # per sample, so before they join
       row = packing.weigh_samples_equally(row)
     return row if self._config.data.packing_mask else packing.without_mask(row)
+
+  def each_once(self) -> list[list[Member]]:
+    """The samples of rows that have each usable sample once, packed."""
+    members = [
+      (source, int(row)) for source, rows in enumerate(self._usable) for row in rows
+    ]
+    lengths = np.array([self._tokens(member) for member in members])
+    c = self._config.data
+    plan = packing.plan_rows(lengths, c.seq_len, config_lib.max_packed(c))
+    return [[members[i] for i in row] for row in plan]
+
+  def assemble(self, some: Sequence[Sequence[Member]]) -> packing.Row:
+    """Rows of these samples, stacked [B, L]."""
+    rows = [self._assemble(members, self._config.data.seq_len) for members in some]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+  def empty_reference(self) -> list[np.ndarray]:
+    """Zeros for log π0 of both replies of each pair, [table rows, 2] per source."""
+    return [np.zeros((len(p.lengths), 2), np.float32) for p in self._prepared]
+
+  def set_reference(self, reference: list[np.ndarray]) -> None:
+    """Takes what `empty_reference` describes, for all rows read from now on."""
+    self._reference = reference
 
   def length(self, index: int) -> int:
     """Length L of row `index`, the same for all rows of its batch."""
@@ -139,7 +174,7 @@ class TrainRows:
     self._rows += planned
     self._lengths.append(int(buckets[np.searchsorted(buckets, longest)]))
 
-  def _tokens(self, member: np.ndarray) -> int:
+  def _tokens(self, member: Member) -> int:
     source, row = member
     return int(self._prepared[source].lengths[row])
 

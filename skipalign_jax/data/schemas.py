@@ -29,7 +29,7 @@ _ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value")
 _SYSTEM_KEYS = ("system", "system_prompt")
 _REPLY_KEYS = ("completion", "chosen")  # after a prompt
 _DIALOGUE_COLUMNS = (*CHAT_COLUMNS, "instruction", "prompt", *_REPLY_KEYS)
-_BESIDE_CHOSEN = ("rejected", "score_chosen", "score_rejected")
+_OF_A_PAIR = ("chosen", "rejected", "score_chosen", "score_rejected")
 # What may follow a turn; the first one follows None.
 _NEXT = {
   None: ("system", "user"),
@@ -70,7 +70,10 @@ def may_have_dialogue(columns: Iterable[str]) -> bool:
 
 
 def dialogue_of(
-  record: Any, max_message_bytes: int, ignored: frozenset[str] = frozenset()
+  record: Any,
+  max_message_bytes: int,
+  ignored: frozenset[str] = frozenset(),
+  reply_keys: Sequence[str] = _REPLY_KEYS,
 ) -> dialogues.Dialogue:
   """The dialogue in a record.
 
@@ -88,11 +91,12 @@ def dialogue_of(
     record: a JSON value.
     max_message_bytes: of one message, in UTF-8.
     ignored: further keys that do not matter.
+    reply_keys: columns of the reply to a prompt; a pair is read once for each of its.
 
   Raises:
     BadSample: anything else; the reason names the key, role or shape.
   """
-  turns = _turns(record, ignored)
+  turns = _turns(record, ignored, reply_keys)
   tools = tool_calls.tools_of(record, ignored)
   found, why = [], {}
   for turn in turns:
@@ -108,14 +112,16 @@ def dialogue_of(
   return dialogues.Dialogue(tuple(messages), tools)
 
 
-def _turns(record: Any, ignored: frozenset[str]) -> list[_Turn]:
+def _turns(
+  record: Any, ignored: frozenset[str], reply_keys: Sequence[str]
+) -> list[_Turn]:
   """The record's turns, not checked yet."""
   if isinstance(record, dialogues.BadSample):  # too large to be read, see `tables`
     raise record
   if not isinstance(record, Mapping):
     raise dialogues.BadSample(f"the record is {_kind(record)}")
   columns = [name for name in CHAT_COLUMNS if record.get(name) is not None]
-  replies = [name for name in _REPLY_KEYS if record.get(name) is not None]
+  replies = [name for name in reply_keys if record.get(name) is not None]
   if len(columns) > 1:
     raise dialogues.BadSample(f"two dialogues: {' and '.join(columns)}")
   if columns:
@@ -126,9 +132,9 @@ def _turns(record: Any, ignored: frozenset[str]) -> list[_Turn]:
       used.add("prompt")
   elif isinstance(record.get("instruction"), str) and "output" in record:
     turns, used = _alpaca(record), {"instruction", "input", "output", "history"}
-  elif replies and (record.get("prompt") is not None or replies == ["chosen"]):
+  elif replies and (record.get("prompt") is not None or replies[0] != "completion"):
     turns, used = _reply(record, replies[0]), {"prompt", replies[0], "text"}
-    used.update(_BESIDE_CHOSEN if replies[0] == "chosen" else ())
+    used.update(_OF_A_PAIR if replies[0] != "completion" else ())
   else:
     names = [record_keys.shown(key) for key, value in record.items() if value]
     more = ", …" if len(names) > _SHOWN else ""

@@ -14,9 +14,10 @@ from skipalign_jax.hf import hub
 from skipalign_jax.runtime import errors
 
 FORMS = (
-  "builtin:recall[:N], builtin:text[:N], hub:NAME[:SPLIT], a .jsonl, .ndjson, .json, "
-  ".parquet or .txt file (all but .parquet may be .gz), a folder of them, or a pattern "
-  "such as chats/*.jsonl; *w after it repeats it w times per epoch"
+  "builtin:recall[:N], builtin:text[:N], builtin:pairs[:N], hub:NAME[:SPLIT], a "
+  ".jsonl, .ndjson, .json, .parquet or .txt file (all but .parquet may be .gz), a "
+  "folder of them, or a pattern such as chats/*.jsonl; *w after it repeats it w times "
+  "per epoch"
 )
 TEXTS = (".txt", ".txt.gz")  # one document per file
 _LINES = (".jsonl", ".ndjson", ".json")  # a record per line, or a list of records

@@ -15,7 +15,7 @@ from skipalign_jax.hf import hub
 from skipalign_jax.runtime import errors, untrusted
 
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16  # of a file, for its identity
-_BUILTIN = {"recall": recall.record, "text": prose.record}
+_BUILTIN = {"recall": recall.record, "text": prose.record, "pairs": recall.pair}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -144,6 +144,8 @@ def _hints(reasons: Iterable[str]) -> list[str]:
   for key in dialogues.THOUGHT_KEYS:
     if any(f"{key} is not written" in reason for reason in reasons):
       hints.append(f"data.ignore_keys={key} reads such chats without their thoughts.")
+  if any(reason in ("no chosen reply", "no rejected reply") for reason in reasons):
+    hints.append("loss.kind=sft learns from chats; dpo and simpo need both replies.")
   if any("calls of tools" in reason for reason in reasons):
     hints.append("data.learn_tool_calls=True learns replies that call tools.")
   return hints

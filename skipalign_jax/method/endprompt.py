@@ -41,7 +41,6 @@ def biases(
     terminal: "turn", "response" or "cue".
     at: "end" or "random".
   """
-  starts_N = is_terminal_start(blocks, is_response_N, terminal)
   if at == "random":
     key_N = jax.vmap(jax.random.fold_in, (0, None))(blocks.key, 1)
     far_N = jax.vmap(lambda key, R: jax.random.randint(key, (), 0, R + 1))(
@@ -49,7 +48,15 @@ def biases(
     )
   else:
     far_N = blocks.room
-  return jnp.where(_count(blocks, starts_N) > 0, far_N, 0)
+  return jnp.where(is_terminal(blocks, is_response_N, terminal), far_N, 0)
+
+
+def is_terminal(
+  blocks: "positions.Blocks", is_response_N: jax.Array, terminal: str
+) -> jax.Array:
+  """Whether a block belongs to the terminal part of its sample."""
+  starts_N = is_terminal_start(blocks, is_response_N, terminal)
+  return _count(blocks, starts_N) > 0
 
 
 def is_terminal_start(

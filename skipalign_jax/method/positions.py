@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.method import baselines, endprompt
+from skipalign_jax.method import baselines, endprompt, logo
 from skipalign_jax.runtime import errors
 
 # DO_SKIP of each strategy, given whether a block is a response. Block 0 of a
@@ -50,7 +50,7 @@ class PositionConfig:
   """How positions are drawn.
 
   Attributes:
-    strategy: a key of `DO_SKIP` or of `baselines.METHODS`, or "endprompt".
+    strategy: a key of `DO_SKIP` or of `baselines.METHODS`, "endprompt" or "logo".
     max_position: L; every position is below it.
     skip_prob: p, the share of eligible blocks (or samples) that skip.
     prob_per: "block" draws ε for each block (eq. 4), "sample" once per sample.
@@ -59,10 +59,11 @@ class PositionConfig:
     gaps: "sequential" is eq. 3, whose early gaps take most of the room;
       "uniform" makes all ordered layouts of the gaps equally likely (LongRecipe's,
       2409.00509, over sentences are nearly so; see baselines.py).
-    chunks: how many chunks PoSE makes of a sample.
+    chunks: how many chunks PoSE makes of a sample, and LOGO of its context.
     skip_below: samples of at least this many tokens stay contiguous, since they teach
       long dependencies without skips; 0 for no limit.
-    terminal: "turn", "response" or "cue", the part that EndPrompt moves.
+    terminal: "turn", "response" or "cue", the part that EndPrompt and LOGO move to the
+      end; LOGO has no cue.
     terminal_at: "end" of L or "random", where it moves to.
     schedule: limits L_t that rise over the run, separated by commas; "" for L all
       the time. See `limit_at`.
@@ -140,7 +141,9 @@ def synthesize(
     seed: of the run.
     batch: arrays [B, L]: `segment_ids` int (0 = padding, else the sample's
       number in its row), `block_ids` int (0 … n-1 in each sample),
-      `is_response` bool, `sample_ids` uint32, `epochs` int.
+      `is_response` bool, `sample_ids` uint32, `epochs` int; of preference pairs also
+      `sample_sizes` int, the tokens m that count for both of a pair, so that their
+      prompts, which have the same draws, get the same positions.
     limit: L_t of the step, from `limit_at`; max_position by default.
 
   Returns:
@@ -150,10 +153,14 @@ def synthesize(
   arrays = [jnp.asarray(batch[name]) for name in names]
   if config.strategy == "contiguous":  # no draws: keep them out of the program
     return contiguous(arrays[0])
+  sizes_BL = batch.get("sample_sizes")
+  if sizes_BL is None:
+    sizes_BL = jax.vmap(segment_sizes)(arrays[0])
   draw_row = _baseline_row if config.strategy in baselines.METHODS else _skipalign_row
   limit = config.max_position if limit is None else limit
   base = jax.random.key(seed)
-  return jax.vmap(functools.partial(draw_row, config, limit, base))(*arrays)
+  draw = functools.partial(draw_row, config, limit, base)
+  return jax.vmap(draw)(*arrays, jnp.asarray(sizes_BL))
 
 
 def contiguous(segment_ids_BL: jax.Array) -> jax.Array:
@@ -168,14 +175,14 @@ def _contiguous_row(segment_L: jax.Array) -> jax.Array:
 
 
 def _skipalign_row(
-  config, limit, base, segment_L, block_L, is_response_L, sample_id_L, epoch_L
+  config, limit, base, segment_L, block_L, is_response_L, sample_id_L, epoch_L, size_L
 ):
   """Positions of a row: t + u_i for token t of block i."""
   L = segment_L.shape[0]
   starts_block_L = _changes(segment_L) | _changes(block_L)
   # One entry per block, in row order; the entries after the last one are not used.
   first_N = jnp.nonzero(starts_block_L, size=L, fill_value=L - 1)[0]
-  m_N = segment_sizes(segment_L)[first_N]
+  m_N = size_L[first_N]
   blocks = Blocks(
     count=starts_block_L.sum(),
     index=block_L[first_N],
@@ -185,13 +192,22 @@ def _skipalign_row(
     ),
   )
   is_response_N = is_response_L[first_N]
+  block_of_L = jnp.cumsum(starts_block_L) - 1
+  place_L = _contiguous_row(segment_L)
+  if config.strategy == "logo":
+    is_terminal_N = endprompt.is_terminal(blocks, is_response_N, config.terminal)
+    before_S = jnp.bincount(segment_L, 1 * ~is_terminal_N[block_of_L], length=L + 1)
+    before_L, key_L = before_S[segment_L], blocks.key[block_of_L]
+    has_end_L = before_L < segment_sizes(segment_L)
+    room_L = jnp.where(has_end_L, blocks.room[block_of_L], 0)
+    u_L = logo.biases(place_L, before_L, room_L, key_L, config.chunks)
+    return jnp.where(segment_L > 0, place_L + u_L, 0)
   if config.strategy == "endprompt":
     u_N = endprompt.biases(blocks, is_response_N, config.terminal, config.terminal_at)
   else:
     do_skip_N = DO_SKIP[config.strategy](is_response_N) & (blocks.index > 0)
     u_N = BIASES[config.gaps](blocks, do_skip_N & _coin(config, blocks))
-  u_L = u_N[jnp.cumsum(starts_block_L) - 1]
-  return jnp.where(segment_L > 0, _contiguous_row(segment_L) + u_L, 0)
+  return jnp.where(segment_L > 0, place_L + u_N[block_of_L], 0)
 
 
 @jax.tree_util.register_dataclass
@@ -315,7 +331,7 @@ def _baseline(config: PositionConfig) -> Callable[..., tuple[jax.Array, jax.Arra
 
 
 def _baseline_row(
-  config, limit, base, segment_L, block_L, is_response_L, sample_id_L, epoch_L
+  config, limit, base, segment_L, block_L, is_response_L, sample_id_L, epoch_L, size_L
 ):
   """Positions of a row, sample by sample: these methods have no blocks."""
   L = segment_L.shape[0]
@@ -323,7 +339,8 @@ def _baseline_row(
 
   def place(segment, position_L):
     inside_L = segment_L == segment
-    first, m = jnp.argmax(inside_L), jnp.sum(inside_L)
+    first = jnp.argmax(inside_L)
+    m = size_L[first]
     key = sample_key(base, config.resample, epoch_L[first], sample_id_L[first])
     _, drawn_L = _baseline(config)(key, m, L, limit)
     drawn_L = jnp.where(_may_skip(config, limit, m), drawn_L, at_L)

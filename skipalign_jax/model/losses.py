@@ -76,15 +76,15 @@ def target_log_probs(
     hidden_BLD: final hidden states, compute dtype.
     head_VD: output matrix.
     targets_BL: int32 in [0, V).
-    chunk: places per row whose logits exist at one time; all of them if it does not
-      divide L.
+    chunk: places per row whose logits exist at one time.
 
   Returns:
     log_p_BL fp32, NaN where a logit is NaN or infinite, and likeliest_BL bool.
   """
   B, L = targets_BL.shape
-  chunk = chunk if L % chunk == 0 else L
+  chunk = min(chunk, L)
   head_VD = head_VD.astype(hidden_BLD.dtype)
+  pad = lambda x: jnp.pad(x, [(0, 0), (0, -L % chunk)] + [(0, 0)] * (x.ndim - 2))
 
   def score(arrays):
     hidden_BCD, targets_BC = arrays
@@ -96,8 +96,8 @@ def target_log_probs(
     log_p_BC = jnp.where(finite_BC, log_p_BC, jnp.nan)
     return log_p_BC, jnp.argmax(logits_BCV, axis=-1) == targets_BC
 
-  parts = jax.lax.map(score, chunks_of((hidden_BLD, targets_BL), chunk))
-  return tuple(jnp.moveaxis(x, 0, 2).reshape(B, L) for x in parts)
+  parts = jax.lax.map(score, chunks_of((pad(hidden_BLD), pad(targets_BL)), chunk))
+  return tuple(jnp.moveaxis(x, 0, 2).reshape(B, -1)[:, :L] for x in parts)
 
 
 def long_short_terms(

@@ -43,9 +43,11 @@ def _train(job, mesh):
     mesh, update, job.recipe.model, job.recipe.adapters
   )
   rows = sharding.batch_sharding(mesh)
+  of_pairs = packing.PAIR_DTYPES if job.recipe.loss.has_pairs else {}
+  arrays = packing.DTYPES | of_pairs
   batch = {
     name: _abstract((job.rows, job.length), dtype, rows)
-    for name, dtype in packing.DTYPES.items()
+    for name, dtype in arrays.items()
   }
   return train_step, (jax.tree.map(_at, state, state_at), batch)
 

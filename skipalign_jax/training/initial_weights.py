@@ -8,6 +8,29 @@ import numpy as np
 from skipalign_jax.hf import adapters, reference, weights
 from skipalign_jax.model import decoder, lora_state, model_config, sharding
 from skipalign_jax.training import recipe as recipe_lib
+from skipalign_jax.training import state as state_lib
+
+
+def of_run(
+  recipe: recipe_lib.Recipe,
+  opened: reference.Model | None,
+  start: dict[str, weights.Parameter],
+  at: state_lib.TrainState,
+) -> tuple[decoder.Params, decoder.Params | None]:
+  """What is trained, as it is at the start, and the frozen base under adapters.
+
+  Args:
+    recipe: of the step.
+    opened: the model that the run starts from; None from scratch.
+    start: adapters that it starts from; empty without.
+    at: where each array of the state lives.
+  """
+  base = frozen_base(recipe, opened, at.base)
+  if start:
+    return read_adapters(start, at.params), base
+  if recipe.adapters:
+    return zero_adapters(recipe, at.params), base
+  return full(opened, recipe.model, recipe.seed, at.params), base
 
 
 def full(

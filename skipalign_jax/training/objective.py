@@ -1,14 +1,16 @@
-"""What a step minimises: cross entropy, and what a second read of the batch adds to it.
+"""What a step minimises: cross entropy, and what a second read of the batch adds to it,
+or the loss of preference pairs.
 
 One convention for every objective: it returns a sum over its microbatch, and the step
-divides by Σ target weight of the whole batch, which `prepare` computes before the first
-microbatch. So any number of microbatches gives the mean over one batch.
+divides by Σ target weight of the whole batch (or by its number of pairs), which
+`prepare` computes before the first microbatch. So any number of microbatches gives the
+mean over one batch.
 """
 
 import jax
 import jax.numpy as jnp
 
-from skipalign_jax.method import distillation, long_short, two_reads
+from skipalign_jax.method import distillation, long_short, preference, two_reads
 from skipalign_jax.model import decoder, losses
 from skipalign_jax.training import recipe as recipe_lib
 from skipalign_jax.training import state as state_lib
@@ -28,11 +30,14 @@ def prepare(
     The batch; with a regulariser it has what the second read reads otherwise
     (segment_ids_2 or positions_2), and pair_weight scaled so that all pairs of the
     batch weigh α (or λ) times what all targets do. The weight of each target [B, L]
-    fp32, and their sum, at least 1.
+    fp32, and their sum or the number of preference pairs, at least 1.
   """
   _, weight_BL = losses.next_token_targets(
     batch["tokens"], batch["segment_ids"], batch["loss_weight"]
   )
+  if recipe.loss.has_pairs:
+    pairs = preference.count(weight_BL, batch["segment_ids"])
+    return batch, weight_BL, jnp.maximum(pairs, 1.0)
   total = jnp.maximum(jnp.sum(weight_BL), 1.0)
   if recipe.long_short.alpha:
     second = long_short.windows(recipe.long_short, recipe.seed, step, batch, weight_BL)
@@ -59,6 +64,8 @@ def loss_sum(
     params: fp32 weights, or adapters joined to their base.
     batch: rows of what `prepare` returned, with their positions.
   """
+  if recipe.loss.has_pairs:
+    return preference_sum(recipe, params, batch)
   if recipe.pair_weight:
     return regularised_sum(recipe, params, batch)
   total, _ = cross_entropy_sum(recipe, params, batch, batch["positions"])
@@ -125,6 +132,52 @@ def regularised_sum(
   )
   means = {name: part / alpha for name, part in zip(names, parts, strict=True)}
   return total, {"loss": loss} | means
+
+
+def preference_sum(
+  recipe: recipe_lib.Recipe, params: decoder.Params, batch: state_lib.Batch
+) -> tuple[jax.Array, state_lib.Metrics]:
+  """The loss of preference pairs, without full logits.
+
+  Its gradient in log p of a target depends on all places of both replies. So log p is
+  computed first, without a gradient; then it is a cross entropy whose weights are minus
+  that gradient, and its value is not used.
+
+  Args: as `loss_sum`.
+
+  Returns:
+    As `preference.loss_sum`.
+  """
+  model = decoder.bind(recipe.model, params)
+  targets_BL, weight_BL = losses.next_token_targets(
+    batch["tokens"], batch["segment_ids"], batch["loss_weight"]
+  )
+  hidden_BLD = _read(recipe, model, batch, batch["positions"], batch["segment_ids"])
+  constants = jax.lax.stop_gradient((hidden_BLD, model.head()))
+  log_p_BL, _ = losses.target_log_probs(*constants, targets_BL, recipe.loss_chunk)
+  loss = lambda log_p_BL: preference.loss_sum(
+    recipe.loss, log_p_BL, weight_BL, batch["segment_ids"], batch["reference"]
+  )
+  (total, sums), slope_BL = jax.value_and_grad(loss, has_aux=True)(log_p_BL)
+  surrogate = losses.cross_entropy(
+    hidden_BLD, model.head(), targets_BL, -slope_BL, recipe.loss_chunk
+  )
+  return total + (surrogate - jax.lax.stop_gradient(surrogate)), sums
+
+
+def reply_log_probs(
+  recipe: recipe_lib.Recipe, params: decoder.Params, batch: state_lib.Batch
+) -> jax.Array:
+  """log π(y|x) of the replies of a batch of pairs at its positions, [B, P, 2] fp32."""
+  model = decoder.bind(recipe.model, params)
+  targets_BL, weight_BL = losses.next_token_targets(
+    batch["tokens"], batch["segment_ids"], batch["loss_weight"]
+  )
+  hidden_BLD = _read(recipe, model, batch, batch["positions"], batch["segment_ids"])
+  log_p_BL, _ = losses.target_log_probs(
+    hidden_BLD, model.head(), targets_BL, recipe.loss_chunk
+  )
+  return preference.log_probs(log_p_BL, weight_BL, batch["segment_ids"])
 
 
 def _read(recipe, model, batch, positions_BL, segment_ids_BL) -> jax.Array:

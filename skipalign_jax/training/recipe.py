@@ -5,7 +5,7 @@ import dataclasses
 import ml_collections
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.method import distillation, long_short, positions
+from skipalign_jax.method import distillation, long_short, positions, preference
 from skipalign_jax.model import backends, lora, model_config
 
 
@@ -27,6 +27,9 @@ class Recipe:
   steps: int = 1  # of the run, which positions.schedule divides
   distill: distillation.DistillConfig = dataclasses.field(
     default_factory=distillation.DistillConfig
+  )
+  loss: preference.PreferenceConfig = dataclasses.field(
+    default_factory=preference.PreferenceConfig
   )
 
   @property
@@ -53,7 +56,8 @@ def from_config(
     UserError: the attention backend does not exist there.
   """
   regulariser = long_short.LongShortConfig(**config.long_short)
-  parts = 2 if regulariser.alpha else 1  # a short window cuts each sample in two
+  # A short window cuts each sample in two; a pair has two segments.
+  parts = 2 if regulariser.alpha or config_lib.has_pairs(config) else 1
   backend = backends.choose(
     config.attention.backend,
     platform,
@@ -75,4 +79,5 @@ def from_config(
     grad_accum=config.grad_accum,
     adapters=lora.from_config(config.lora),
     distill=distillation.DistillConfig(**config.distill),
+    loss=preference.from_config(config.loss),
   )

@@ -2,7 +2,7 @@
 
 import jax
 
-from skipalign_jax.method import distillation, long_short, positions
+from skipalign_jax.method import distillation, long_short, positions, preference
 from skipalign_jax.model import lora, quantized
 from skipalign_jax.runtime import terminal
 from skipalign_jax.training import setup as setup_lib
@@ -20,10 +20,8 @@ def describe(setup: setup_lib.Setup, start: int) -> str:
     scope = [f"adapters   {trained / 1e6:,.1f}M parameters: {kinds}"]
   strategy = describe_positions(recipe.positions)
   p = recipe.positions
-  needs_turns = p.strategy == "skip_outer" or (p.strategy, p.terminal) == (
-    "endprompt",
-    "turn",
-  )
+  moves_turn = p.strategy in ("endprompt", "logo") and p.terminal == "turn"
+  needs_turns = p.strategy == "skip_outer" or moves_turn
   if needs_turns and not data.several_turns:
     strategy += (
       "\n           NOTE: no sample has a second instruction, so nothing will skip"
@@ -43,6 +41,7 @@ def describe(setup: setup_lib.Setup, start: int) -> str:
       f"positions  {strategy}",
       *describe_long_short(recipe.long_short),
       *describe_distillation(recipe.distill),
+      *describe_preference(recipe.loss),
       *(f"data       {line}" for line in data.report.splitlines()),
       f"batch      {config.batch_size} rows x {config.data.seq_len} tokens"
       f"{', packed' if config.data.packing else ''}"
@@ -71,6 +70,8 @@ def describe_positions(p: positions.PositionConfig) -> str:
     place = {"end": "to the end", "random": "by a random distance"}[p.terminal_at]
     part = "cue" if p.terminal == "cue" else f"last {p.terminal}"
     text += f", the {part} moves {place}"
+  elif p.strategy == "logo":
+    text += f", {p.chunks} chunks spread before the last {p.terminal}"
   if p.skip_below:
     text += f", samples of {p.skip_below:,} tokens or more stay contiguous"
   if p.limits:
@@ -87,6 +88,17 @@ def describe_distillation(distill: distillation.DistillConfig) -> list[str]:
     reach = {"sample": "the length of the sample", "limit": "max_position"}
     view = f"a jump before a random {distill.split}, up to {reach[distill.reach]}"
   return [f"distill    weight {distill.weight:g}: {view}"]
+
+
+def describe_preference(loss: preference.PreferenceConfig) -> list[str]:
+  """A line on the loss of preference pairs; empty without them."""
+  if not loss.has_pairs:
+    return []
+  line = f"loss       {loss.kind}, beta {loss.beta:g}"
+  if loss.kind == "simpo":
+    return [f"{line}, margin {loss.margin:g} per token"]
+  where = {"strategy": "the positions of the run", "contiguous": "0, 1, 2 …"}
+  return [f"{line}; the start is the reference, at {where[loss.reference]}"]
 
 
 def describe_long_short(regulariser: long_short.LongShortConfig) -> list[str]:

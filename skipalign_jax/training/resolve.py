@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.method import baselines, positions
+from skipalign_jax.method import baselines, positions, preference
 from skipalign_jax.model import lora, model_config, rope, sharding
 from skipalign_jax.runtime import errors
 from skipalign_jax.training import loggers, optimizer
@@ -45,6 +45,7 @@ def check(config: ml_collections.ConfigDict) -> positions.PositionConfig:
   lora.from_config(config.lora)
   optimizer.check(config.optim)
   loggers.names(config.log.to)
+  preference.check(config)
   recipe = positions.PositionConfig(**config.positions)
   if recipe.strategy != "contiguous" and recipe.max_position < config.data.seq_len:
     raise errors.UserError(
@@ -62,8 +63,8 @@ def check(config: ml_collections.ConfigDict) -> positions.PositionConfig:
       f"grad_accum={config.grad_accum} must divide batch_size={config.batch_size}"
     )
   _check_rows(config.data)
-  if recipe.strategy == "endprompt" and recipe.terminal == "cue":
-    _check_cue(config.data)
+  if recipe.strategy in ("endprompt", "logo") and recipe.terminal == "cue":
+    _check_cue(config)
   if config.distill.weight:
     _check_distillation(config)
   if config.data.text_window:
@@ -89,9 +90,15 @@ def _check_distillation(config: ml_collections.ConfigDict) -> None:
     )
 
 
-def _check_cue(data: ml_collections.ConfigDict) -> None:
+def _check_cue(config: ml_collections.ConfigDict) -> None:
   """What positions.terminal=cue can be combined with."""
-  if not data.packing_mask:
+  if config.positions.strategy == "logo" or config_lib.has_pairs(config):
+    raise errors.UserError(
+      "positions.terminal=cue needs positions.strategy=endprompt and loss.kind=sft, "
+      f"not {config.positions.strategy} and {config.loss.kind}; set "
+      "positions.terminal=turn or response"
+    )
+  if not config.data.packing_mask:
     raise errors.UserError(
       "positions.terminal=cue moves the last block of each sample, and "
       "data.packing_mask=False joins the samples of a row; set data.packing_mask=True"

@@ -15,6 +15,7 @@ from skipalign_jax.training import (
   initial_weights,
   loop,
   preview,
+  reference_log_probs,
   report,
   starts,
   workdir,
@@ -62,6 +63,8 @@ def train(setup: setup_lib.Setup) -> int:
   with distributed.together():
     workdir.check_start(folder, start, steps, config.checkpoint.every)
   announce(setup, start)
+  if setup.recipe.loss.kind == "dpo":
+    setup.data.train_rows.set_reference(reference_log_probs.of_start(setup))
   if start:
     state, iterator = restore(setup, saved, start)
   else:
@@ -138,15 +141,7 @@ def begin(
   _, shardings = state_lib.shardings(
     setup.mesh, setup.optimizer, recipe.model, recipe.adapters
   )
-  base = initial_weights.frozen_base(recipe, setup.opened, shardings.base)
-  if setup.adapters:
-    params = initial_weights.read_adapters(setup.adapters, shardings.params)
-  elif recipe.adapters:
-    params = initial_weights.zero_adapters(recipe, shardings.params)
-  else:
-    params = initial_weights.full(
-      setup.opened, recipe.model, recipe.seed, shardings.params
-    )
+  params, base = initial_weights.of_run(recipe, setup.opened, setup.adapters, shardings)
   state = state_lib.create(params, setup.optimizer, shardings, base)
   if distributed.is_first():
     show_first_batch(setup)

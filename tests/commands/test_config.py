@@ -162,7 +162,7 @@ def test_a_section_is_checked_by_itself():
 
 def test_choices_are_those_of_the_code():
   choices = lambda name: set(config.KEYS[name].choices)
-  strategies = {*positions.DO_SKIP, *baselines.METHODS, "endprompt"}
+  strategies = {*positions.DO_SKIP, *baselines.METHODS, "endprompt", "logo"}
   assert choices("positions.strategy") == strategies
   assert choices("model.family") == set(families.TABLE)
   assert choices("attention.backend") == {"auto", *backends.BACKENDS}

@@ -208,7 +208,7 @@ def test_tables_have_no_null_keys(tmp_path):
   assert read(path) == [(1, {"messages": turns, "x": 1}), (2, {"messages": turns})]
 
 
-@pytest.mark.parametrize("name", ["recall", "text"])
+@pytest.mark.parametrize("name", ["recall", "text", "pairs"])
 def test_builtin_counts(name):
   (source,) = sources.parse(f"builtin:{name}:3")
   records = list(source.records())

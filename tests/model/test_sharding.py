@@ -13,6 +13,7 @@ import tiny
 from jax.sharding import AbstractMesh
 
 from skipalign_jax.data import packing
+from skipalign_jax.method import preference
 from skipalign_jax.model import decoder, known_models, lora, sharding
 from skipalign_jax.runtime import errors
 from skipalign_jax.training import optimizer
@@ -217,6 +218,13 @@ def updates_on(name, kind):
   return jax.tree.leaves(sums)
 
 
+def pairs_on(name):
+  """Losses and norms of two steps of DPO."""
+  run = tiny.Run(mesh_of(name), loss=preference.PreferenceConfig("dpo", 0.3))
+  metrics = [run.step(tiny.pair_batch(seed=t)) for t in range(2)]
+  return [float(m[name]) for m in metrics for name in ("loss", "grad_norm")]
+
+
 def elsewhere(function, arguments):
   """A function of this file in a process of 16 devices."""
   done = subprocess.run(
@@ -255,6 +263,13 @@ def test_updates_of_split_matrices_equal_those_of_whole_ones(kind):
   got, one = elsewhere("updates_on", ["all", kind]), updates_on("one", kind)
   assert min(one[: len(jax.tree.leaves(tiny.params(tiny.config())))]) > 0
   np.testing.assert_allclose(got, one, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_preference_pairs_on_sixteen_devices_equal_one():
+  got, one = elsewhere("pairs_on", ["all"]), pairs_on("one")
+  np.testing.assert_allclose(got, one, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -307,4 +322,5 @@ if __name__ == "__main__":
   if sys.argv[1] == "train_on":
     print(json.dumps(train_on(sys.argv[2:])))
   else:
-    print(json.dumps(updates_on(*sys.argv[2:])))
+    function = {"updates_on": updates_on, "pairs_on": pairs_on}[sys.argv[1]]
+    print(json.dumps(function(*sys.argv[2:])))

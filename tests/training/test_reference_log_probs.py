@@ -1,0 +1,144 @@
+"""DPO from a file of pairs to a workdir: reference, resuming, adapters."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+import tiny_train
+
+from skipalign_jax.runtime import errors
+from skipalign_jax.training import reference_log_probs
+from skipalign_jax.training import setup as setup_lib
+
+
+def config_of(folder, cache_dir, **changes):
+  c = tiny_train.load("smollm2_ntk")
+  c.update_from_flattened_dict(
+    {
+      "data.train": str(folder / "pairs.jsonl"),
+      "data.cache_dir": cache_dir,
+      "data.seq_len": 256,
+      "data.eval": "holdout:4",
+      "positions.max_position": 512,
+      "batch_size": 4,
+      "steps": 4,
+      "checkpoint.every": 2,
+      "checkpoint.keep": 9,
+      "loss.kind": "dpo",
+      "loss.beta": 0.1,
+    }
+    | changes
+  )
+  return c
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  folder, lines = tmp_path_factory.mktemp("pairs"), []
+  for i in range(16):
+    turns = [("user", f"{i}?"), ("assistant", "Yes."), ("user", "More?")]
+    prompt = [dict(role=role, content=text) for role, text in turns]
+    lines.append(
+      {"prompt": prompt, "chosen": "a" * (i % 3 + 1), "rejected": "b" * (i % 5 + 2)}
+    )
+  (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+  return folder
+
+
+@pytest.fixture(scope="module")
+def finished(data, cache_dir):
+  """A run of four steps."""
+  config, folder = config_of(data, cache_dir), data / "finished"
+  assert tiny_train.run(config, folder) == 0
+  return config, folder
+
+
+def training(folder):
+  return [record for record in tiny.records(folder) if "loss" in record]
+
+
+def stored(folder):
+  with np.load(folder / reference_log_probs.FILE) as found:
+    return found["source_0"]
+
+
+def test_a_run_starts_at_log_two_and_learns(finished):
+  records = training(finished[1])
+  np.testing.assert_allclose(records[0]["loss"], np.log(2), rtol=1e-5)
+  np.testing.assert_allclose(records[0]["rewards/margin"], 0, atol=1e-4)
+  assert records[-1]["loss"] < records[0]["loss"]
+  assert records[-1]["rewards/margin"] > 0 < records[-1]["rewards/accuracy"]
+  assert records[0]["largest_position"] > 256  # pairs skip
+  log_p_R2 = stored(finished[1])
+  assert log_p_R2.shape == (16, 2) and (log_p_R2 <= 0).all()
+  assert (log_p_R2 < 0).all(axis=1).sum() == 12  # all but those held out
+
+
+def test_what_is_stored_is_what_is_computed_packed_or_not(finished, data, cache_dir):
+  config, folder = finished
+  for packing in (True, False):
+    config = config_of(data, cache_dir, **{"data.packing": packing})
+    setup = setup_lib.prepare(config, folder, tiny_train.quiet())
+    (found_R2,) = reference_log_probs.compute(setup)
+    np.testing.assert_allclose(found_R2, stored(folder), rtol=1e-5)
+
+
+def test_resumed_runs_are_exact(finished, tmp_path, monkeypatch):
+  """With the file, which is not computed again, and without it."""
+  config, done = finished
+  for name in ("with", "without"):
+    folder = shutil.copytree(done, tmp_path / name)
+    shutil.rmtree(folder / "checkpoints" / "4")
+    with monkeypatch.context() as patched:
+      if name == "without":
+        (folder / reference_log_probs.FILE).unlink()
+      else:
+        patched.setattr(reference_log_probs, "compute", None)
+      assert tiny_train.run(config, folder) == 0
+    assert tiny.records(folder) == tiny.records(done)
+    np.testing.assert_array_equal(stored(folder), stored(done))
+
+
+def test_a_reference_that_is_not_the_runs_is_refused(finished, tmp_path):
+  config, done = finished
+  folder = shutil.copytree(done, tmp_path / "run")
+  path = folder / reference_log_probs.FILE
+  whole = path.read_bytes()
+  flipped = bytearray(whole)
+  flipped[whole.index(b"source_0.npy") + 150] ^= 1
+  for damaged in (b"", whole[: len(whole) // 2], bytes(flipped)):
+    path.write_bytes(damaged)
+    with pytest.raises(errors.UserError, match=r"reference\.npz is damaged.*delete it"):
+      tiny_train.run(config, folder)
+  np.savez(path, key="another model", source_0=stored(done))
+  with pytest.raises(errors.UserError, match="another model or other data"):
+    tiny_train.run(config, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"lora.rank": 2, "lora.base": "int8"},
+    {"loss.kind": "simpo", "loss.beta": 2.0, "loss.margin": 0.3},
+    {"loss.reference": "contiguous", "positions.resample": "epoch"},
+    {"positions.strategy": "pose", "grad_accum": 2, "data.packing": False},
+  ],
+  ids=lambda changes: next(iter(changes.values())),
+)
+def test_other_runs(changes, data, cache_dir, tmp_path, finished):
+  folder = tmp_path / "run"
+  changes = {"steps": 12, "optim.learning_rate": 0.01} | changes
+  config = config_of(data, cache_dir, **changes)
+  assert tiny_train.run(config, folder) == 0
+  records = training(folder)
+  assert records[-1]["loss"] < records[0]["loss"]
+  assert records[-1]["rewards/margin"] > records[0]["rewards/margin"]
+  if "lora.rank" in changes:  # the reference is the base without its adapters
+    np.testing.assert_allclose(records[0]["loss"], np.log(2), rtol=1e-5)
+  if config.loss.kind == "simpo":
+    assert not (folder / reference_log_probs.FILE).exists()
+  if config.loss.reference == "contiguous":
+    assert np.abs(stored(folder) - stored(finished[1])).max() > 1e-3
