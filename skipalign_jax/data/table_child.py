@@ -21,14 +21,20 @@ if TYPE_CHECKING:
 SCHEMA, ROWS, LEFT_OUT, ERROR, END = b"s", b"r", b"o", b"e", b"."
 MAX_SECONDS = 30.0  # of computing, for rows that are decoded together
 MAX_BYTES = 4 << 30  # of memory
+# This process may start no thread, and libraries would print that they cannot.
+_ONE_THREAD = {
+  **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+  "ARROW_DEFAULT_MEMORY_POOL": "system",
+  "JE_ARROW_MALLOC_CONF": "background_thread:false",
+}
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
   """Replies to requests until their end."""
+  os.environ.update(_ONE_THREAD)
   import pyarrow
 
-  pyarrow.set_memory_pool(pyarrow.system_memory_pool())
-  pyarrow.set_cpu_count(1)  # no other threads
+  pyarrow.set_cpu_count(1)
   child_side.limit_memory(child_side.mapped() + MAX_BYTES)
   child_side.send(replies, b"")  # ready
   while (path := child_side.receive(requests)) is not None:

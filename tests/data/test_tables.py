@@ -191,6 +191,15 @@ def test_a_process_that_takes_too_long_is_ended(tmp_path, monkeypatch):
   assert not tables._idle and records(path)
 
 
+def test_the_process_has_one_thread(tmp_path, monkeypatch, capfd):
+  """It may start no other one, unless it is root's, and prints nothing about it."""
+  path = write(tmp_path / "a.parquet", {"text": ["a"]})
+  monkeypatch.setattr(tables, "_idle", [])
+  records(path)
+  assert len(os.listdir(f"/proc/{tables._idle[0][1].pid}/task")) == 1
+  assert capfd.readouterr() == ("", "")
+
+
 def test_a_process_that_was_ended(tmp_path):
   path = write(tmp_path / "a.parquet", {"text": ["a"]})
   records(path)

@@ -196,7 +196,7 @@ def test_parts_have_the_tokens_of_the_whole(tokenizer):
 
 @pytest.mark.slow
 @hypothesis.settings(
-  max_examples=300, deadline=None, suppress_health_check=list(hypothesis.HealthCheck)
+  max_examples=60, deadline=None, suppress_health_check=list(hypothesis.HealthCheck)
 )
 @hypothesis.given(data=st.data(), literal=st.booleans())
 def test_parts_of_any_text_have_the_tokens_of_the_whole(tokenizer, data, literal):
