@@ -126,8 +126,17 @@ def test_an_adapter_of_the_hub(base, tmp_path, monkeypatch):
   [
     ({"use_rslora": True}, lambda layer: 6 / 3**0.5),
     ({"lora_alpha": 1.5}, lambda layer: 0.5),
-    ({"alpha_pattern": {"layers.1.self_attn.q_proj": 6}}, lambda layer: 2.0),
-    ({"alpha_pattern": {r"^model\.layers\.0\..mlp": 3}}, lambda layer: 2.0),
+    (
+      {
+        "alpha_pattern": {
+          "layers.1.self_attn.q_proj": 3,
+          "1.mlp.up_proj": 3,
+          r"^model\.layers\.1\.mlp\.down_proj": 3,
+        }
+      },
+      lambda layer: 1.0 if layer == 1 else 2.0,
+    ),
+    ({"alpha_pattern": {"layers.0.mlp": 3, "proj": 3}}, lambda layer: 2.0),
     (
       {
         "rank_pattern": dict.fromkeys(
