@@ -1,0 +1,150 @@
+"""Saves of a tiny checkpoint whose N-th change of a file, and all that follow, fail.
+
+python failing_saves.py ERRNO [once], with storage.c loaded, tries all N and
+prints a line of JSON for each: the call, "message" or "saved", or what is wrong. Each
+time step 1 is saved before, and step 2 is saved again after. FAULT_STEP=7 of the
+environment tries every seventh N.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import jax
+import numpy as np
+import saved_states
+
+from skipalign_jax.hf import native
+from skipalign_jax.runtime import checksums, errors, terminal
+from skipalign_jax.training import checkpoint
+
+SOURCE = pathlib.Path(__file__).parent / "storage.c"
+
+
+def build(folder):
+  """The library that makes storage fail; None without a C compiler."""
+  library = folder / "storage.so"
+  command = ["cc", "-shared", "-fPIC", "-O1", "-o", library, SOURCE, "-ldl"]
+  with contextlib.suppress(FileNotFoundError):
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    return library
+  return None
+
+
+class Storage:
+  """Fails in a block, as storage.c does."""
+
+  def __init__(self, folder, number, once):
+    self._count, self._log = folder / "count", folder / "log"
+    self._count.write_bytes(bytes(4))
+    self._names = {"BELOW": folder / "run", "LOG": self._log, "COUNT": self._count}
+    self._names |= {"ERRNO": number} | ({"ONCE": 1} if once else {})
+
+  @contextlib.contextmanager
+  def failing(self, after):
+    """From the `after`-th call on."""
+    with self._count.open("r+b") as file:  # other processes have it mapped
+      file.write(bytes(4))
+    self._log.write_text("")
+    names = self._names | ({"AFTER": after} if after else {})
+    os.environ |= {f"FAULT_{name}": str(value) for name, value in names.items()}
+    try:
+      yield
+    finally:
+      for name in names:
+        del os.environ[f"FAULT_{name}"]
+
+  def calls(self):
+    """Kind and path of each call in the last block."""
+    lines = self._log.read_text().splitlines()
+    return [line.split(" ", 1)[1] for line in lines]
+
+
+@contextlib.contextmanager
+def printed_to(path):
+  """In the block, what this process and its threads print goes to a file."""
+  before = os.dup(1), os.dup(2)
+  with path.open("w") as file:
+    os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+  try:
+    yield
+  finally:
+    os.dup2(before[0], 1), os.dup2(before[1], 2)
+    os.close(before[0]), os.close(before[1])
+
+
+def save(run, at):
+  saved = checkpoint.Checkpoints(run, 1, False)
+  try:
+    saved.save(saved_states.state(float(at)), at, {"next": at}, None)
+    saved.wait()
+    return saved.newly_saved()
+  finally:
+    saved.close()
+
+
+def outcome(run, told, message, printed):
+  """ "message" or "saved", or what is wrong."""
+  steps = [p.name for p in (run / "checkpoints").iterdir() if p.name.isdecimal()]
+  latest = max(map(int, steps))
+  if printed:
+    return f"printed: {printed}"
+  if damage := checksums.damage(run / "checkpoints" / str(latest)):
+    return f"{latest} is damaged: {damage}"
+  found = native.open_arrays(run, latest, {"norm/weight": (2000,)})
+  expected = saved_states.state(float(latest)).params["norm"]["weight"]
+  if not np.array_equal(found["norm/weight"].read(), expected):
+    return f"{latest} has other weights"
+  if (latest == 2) != (told == 2) and not message:
+    return f"told {told}, latest {latest}, no message"
+  if message is None:
+    return "saved"
+  return "message" if "; " in message and "\n" in message else f"message: {message}"
+
+
+def attempt(folder, storage, after):
+  """(the call that failed first, the outcome) of a save."""
+  run, told, message = folder / "run", None, None
+  shutil.rmtree(run, ignore_errors=True)
+  save(run, 1)
+  with printed_to(folder / "printed"), storage.failing(after):
+    try:
+      told = save(run, 2)
+    except errors.UserError as error:
+      message = str(error)
+    except BaseException as error:  # of any kind: that is what is looked for
+      message = repr(error)
+  printed = (folder / "printed").read_text()
+  calls = storage.calls()
+  if not after or after > len(calls):
+    return "", "not reached"
+  found = outcome(run, told, message, printed)
+  with printed_to(folder / "printed"):
+    save(run, 2)
+  if [p.name for p in (run / "checkpoints").iterdir()] != ["2"]:
+    found = f"not saved again after {found}"
+  name = re.sub(r"[0-9a-f]{8,}", "#", calls[after - 1])
+  return name.replace(str(run), ""), found
+
+
+def main(number, *once):
+  sys.excepthook = terminal.print_exception
+  jax.config.update("jax_platforms", "cpu")
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    storage = Storage(folder, getattr(errno, number), once)
+    attempt(folder, storage, 0)
+    step = int(os.environ.get("FAULT_STEP", 1))
+    for after in range(1, len(storage.calls()) + 1, step):
+      print(json.dumps(attempt(folder, storage, after)), flush=True)
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])
