@@ -60,6 +60,7 @@ def run_command(main: Callable[[], int | None]) -> None:
   its output, 128 + the number of a signal (130 for Ctrl-C). What it prints is escaped.
   """
   sys.excepthook = terminal.print_exception
+  sys.unraisablehook = terminal.print_unraisable
   with terminal.escaped_streams():
     status = _status(main)
   sys.exit(status)

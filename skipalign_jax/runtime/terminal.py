@@ -12,7 +12,6 @@ import os
 import re
 import sys
 import textwrap
-import threading
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any
@@ -119,15 +118,18 @@ def print_to_stderr(text: str) -> None:
 
 
 def print_exception(*raised: Any) -> None:
-  """Prints a traceback; `raised` as sys.excepthook gets it.
+  """Prints a traceback; `raised` as sys.excepthook gets it."""
+  sys.stderr.write(escape.controls("".join(traceback.format_exception(*raised))))
+
+
+def print_unraisable(found: Any) -> None:
+  """Prints what nobody can catch; `found` as sys.unraisablehook gets it.
 
   Not what a thread has to tell an event loop that has ended: after the first write that
-  fails, TensorStore prints that for each of the others, and Orbax reports the first.
+  fails, TensorStore has that for each of the others, and Orbax reports the first.
   """
-  is_main = threading.current_thread() is threading.main_thread()
-  if not is_main and "Event loop is closed" in map(str, raised):
-    return
-  sys.stderr.write(escape.controls("".join(traceback.format_exception(*raised))))
+  if str(found.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(found)
 
 
 def write(text: str) -> None:

@@ -26,6 +26,7 @@ from skipalign_jax.runtime import checksums, errors, terminal
 from skipalign_jax.training import checkpoint
 
 SOURCE = pathlib.Path(__file__).parent / "storage.c"
+MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # saves sync all their files
 
 
 def build(folder):
@@ -135,9 +136,9 @@ def attempt(folder, storage, after):
 
 
 def main(number, *once):
-  sys.excepthook = terminal.print_exception
+  sys.unraisablehook = terminal.print_unraisable
   jax.config.update("jax_platforms", "cpu")
-  with tempfile.TemporaryDirectory() as name:
+  with tempfile.TemporaryDirectory(dir=MEMORY) as name:
     folder = pathlib.Path(name)
     storage = Storage(folder, getattr(errno, number), once)
     attempt(folder, storage, 0)

@@ -22,7 +22,7 @@
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
-static const char *NEVER[] = {"/dev/", "/proc/", "/memfd:", NULL}; /* no disk */
+static const char *NEVER[] = {"/dev/null", "/proc/", "/memfd:", NULL}; /* no disk */
 static int *count;
 
 /* The number of this call. */

@@ -53,7 +53,7 @@ def test_a_file_is_written_whole_or_not_at_all(name, old, tmp_path):
 # Bytes that a file may have: at 4000 only the largest array does not fit.
 @pytest.mark.parametrize("size", [0, 100, 4000])
 def test_a_checkpoint_is_saved_or_reported(size, tmp_path, capfd, monkeypatch):
-  monkeypatch.setattr(sys, "excepthook", terminal.print_exception)
+  monkeypatch.setattr(sys, "unraisablehook", terminal.print_unraisable)
   save = lambda at: saved_states.save_all(tmp_path, {at: None}, 1, False)
   save(1)
   with (
