@@ -85,7 +85,15 @@ def test_limits_have_equal_shares_of_the_run():
   assert [int(traced(step)) for step in range(12)] == found
 
 
-@pytest.mark.parametrize("strategy", ["skip_all", "pose", "cream", "endprompt"])
+@pytest.mark.parametrize(
+  "strategy",
+  [
+    "skip_all",
+    "endprompt",
+    pytest.param("pose", marks=pytest.mark.slow),
+    pytest.param("cream", marks=pytest.mark.slow),
+  ],
+)
 def test_a_scheduled_limit_is_that_limit(strategy):
   """One compiled program draws, for each stage, what a run with that L alone draws."""
   recipe = config(strategy, 100, skip_prob=1.0, schedule="30,60,100")

@@ -1,5 +1,6 @@
 """What only CPUs need is in no program for another platform."""
 
+import itertools
 import re
 
 import jax
@@ -13,6 +14,7 @@ from skipalign_jax.model import decoder, lora, lora_state, sharding
 # XLA's name of the platform → that of a mesh's devices.
 PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "tpu": "tpu"}
 CONFIG = tiny.config()
+QUICK = {("full", False), ("none", True)}  # remat, adapters; the other pairs are slow
 ADAPTERS = lora.Config(rank=2, alpha=4.0, targets=("q", "down"), base="bfloat16")
 
 
@@ -46,8 +48,13 @@ def bit_casts(program):
   return kinds.count({"bf16", "ui16"})
 
 
-@pytest.mark.parametrize("adapters", [False, True], ids=["weights", "adapters"])
-@pytest.mark.parametrize("remat", decoder.REMAT)
+@pytest.mark.parametrize(
+  ("remat", "adapters"),
+  [
+    pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
+    for case in itertools.product(decoder.REMAT, (False, True))
+  ],
+)
 def test_only_programs_for_cpus_have_bit_casts_and_layouts(remat, adapters):
   for platform in PLATFORMS:
     program = gradient_program(platform, remat, adapters)

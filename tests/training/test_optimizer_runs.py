@@ -16,8 +16,8 @@ RATES = {"lion": 0.003, "adafactor": 0.02, "muon": 0.02}
 @pytest.fixture(
   scope="module",
   params=[pytest.param(("lion", {}), marks=pytest.mark.slow),
-          pytest.param(("adafactor", {}), marks=pytest.mark.slow),
-          ("muon", dict(grad_accum=2)),
+          ("adafactor", {}),
+          pytest.param(("muon", dict(grad_accum=2)), marks=pytest.mark.slow),
           pytest.param(("muon", dict(adapters=ADAPTERS)), marks=pytest.mark.slow)],
   ids=["lion", "adafactor", "muon", "muon on adapters"],
 )  # fmt: skip

@@ -180,8 +180,12 @@ def as_long_as(rows, batch):
   "changes",
   [
     {"grad_accum": 4},  # two microbatches have empty rows only
-    {"long_short": long_short.LongShortConfig(0.2, "none", 1)},
-    {"distill": distillation.DistillConfig(0.5, places="all")},
+    pytest.param(
+      {"long_short": long_short.LongShortConfig(0.2, "none", 1)}, marks=pytest.mark.slow
+    ),
+    pytest.param(
+      {"distill": distillation.DistillConfig(0.5, places="all")}, marks=pytest.mark.slow
+    ),
   ],
 )
 def test_empty_rows_change_neither_gradients_nor_numbers(changes):
