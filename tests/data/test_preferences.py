@@ -1,6 +1,7 @@
 """Preference pairs: shapes of records, what is refused, and their rows."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -93,9 +94,8 @@ def test_shapes(record, prompt):
   ],
 )
 def test_refused_records(record, reason):
-  with pytest.raises(dialogues.BadSample, match="") as raised:
+  with pytest.raises(dialogues.BadSample, match=re.escape(reason)):
     preferences.pair_of(record, MAX_BYTES)
-  assert reason in raised.value.reason
 
 
 def write(path, records):

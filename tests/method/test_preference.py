@@ -179,13 +179,13 @@ def test_a_packed_step_equals_an_unpacked_one_and_microbatches():
   whole = tiny.Run(loss=config)
   expected = whole.step(batch)
   states = [jax.tree.leaves(jax.device_get(whole.state.params))]
-  for one in (tiny.Run(loss=config, grad_accum=2),):
-    for given in (batch, alone):
-      one.reset()
-      metrics = one.step(given)
-      states.append(jax.tree.leaves(jax.device_get(one.state.params)))
-      for name in ("loss", "grad_norm", "tokens", "largest_position", "rewards/margin"):
-        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
+  parts = tiny.Run(loss=config, grad_accum=2)
+  for given in (batch, alone):
+    parts.reset()
+    metrics = parts.step(given)
+    states.append(jax.tree.leaves(jax.device_get(parts.state.params)))
+    for name in ("loss", "grad_norm", "tokens", "largest_position", "rewards/margin"):
+      np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
   assert expected["largest_position"] > tiny.SEQ_LEN
   for state in states[1:]:
     for got, want in zip(state, states[0], strict=True):
