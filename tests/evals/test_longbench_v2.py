@@ -114,7 +114,7 @@ def test_the_authors_prompt_is_read_from_their_file(tmp_path, data):
   ("reply", "answer"),
   [
     ("The correct answer is (B).", "B"),
-    ("**The correct answer is (C)**", "C"),
+    ("The **correct** answer is **(C)**", "C"),
     ("Well. The correct answer is D", "D"),
     ("The correct answer is A. Or: The correct answer is (B)", "B"),
     ("The correct answer is (E)", None),
