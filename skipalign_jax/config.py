@@ -164,8 +164,9 @@ SECTIONS = (
     "is a document, which is cut into pieces of seq_len tokens.",
     train=key("builtin:recall", "Sources of the training data.", object),
     eval=key(
-      "holdout:64",
+      "holdout",
       "Held-out data: sources, holdout:N for N samples taken out of the training data, "
+      "holdout for a tenth of them and at most 64 (none of fewer than 10), "
       "or empty for none.",
       object,
     ),
@@ -726,6 +727,21 @@ def _small(source: Any) -> str:
 def row_length(data: ConfigDict) -> int:
   """Tokens per row of a training batch, before the step crops it."""
   return data.text_window or data.seq_len
+
+
+def held_out(data: ConfigDict, samples: int) -> int:
+  """Training samples that data.eval takes out of `samples` different ones."""
+  spec = data.eval if isinstance(data.eval, str) else ""
+  if spec == "holdout":
+    return min(64, samples // 10)
+  count = spec.removeprefix("holdout:")
+  if count == spec:
+    return 0
+  if not count.isdecimal() or int(count) < 1:
+    raise errors.UserError(
+      f"data.eval={spec!r} is not valid; give holdout:N with N at least 1, or holdout"
+    )
+  return int(count)
 
 
 def buckets(data: ConfigDict) -> tuple[int, ...]:

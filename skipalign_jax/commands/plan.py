@@ -9,6 +9,7 @@ import re
 import jax
 import ml_collections
 
+from skipalign_jax import config as config_lib
 from skipalign_jax.data import tokenizer
 from skipalign_jax.hf import hub, reference
 from skipalign_jax.model import decoder, known_models, model_config, sharding
@@ -245,5 +246,5 @@ def _builtin_samples(config) -> int:
   found = re.fullmatch(r"builtin:recall(?::(\d+))?", str(source))
   if not found:
     return 0
-  held = re.fullmatch(r"holdout:(\d+)", config.data.eval)
-  return int(found[1] or 1000) - (int(held[1]) if held else 0)
+  samples = int(found[1] or 1000)
+  return samples - config_lib.held_out(config.data, samples)

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -186,8 +187,8 @@ def build(
   pairs = config_lib.has_pairs(config)
   train = _prepare_all(c.train, c, tokenizer, console, pairs)
   usable, held_out = [p.usable for p in train], []
-  if isinstance(c.eval, str) and c.eval.startswith("holdout:"):
-    usable, held_out = _hold_out(train, c.eval)
+  if isinstance(c.eval, str) and re.match("holdout(:|$)", c.eval):
+    usable, held_out = _hold_out(train, c)
   elif c.eval:
     found = _prepare_all(c.eval, c, tokenizer, console, pairs)
     held_out = [(p, p.usable) for p in found]
@@ -231,34 +232,37 @@ def _prepare_all(
   ]
 
 
+def _different(train: list[prepare.Prepared]) -> np.ndarray:
+  """The ids of the samples, sorted, each once."""
+  return np.unique(np.concatenate([p.sample_ids[p.usable] for p in train]))
+
+
 def _hold_out(
-  train: list[prepare.Prepared], spec: str
+  train: list[prepare.Prepared], data: ml_collections.ConfigDict
 ) -> tuple[list[np.ndarray], list[HeldOut]]:
-  """Splits off the N samples of `holdout:N`, independently of the order of the files.
+  """Takes held-out samples out of the sources, whatever the order of their files.
 
   All copies of a held-out dialogue are removed from the training data. Of texts, pieces
   are held out; other pieces of the same document may stay.
 
   Args:
     train: the training sources.
-    spec: data.eval.
+    data: the `data` part of a config.
 
   Returns:
-    The table rows left for training, per source, and the held-out ones.
+    The table rows left for training, per source, and the held-out ones, if any.
   """
-  count = spec.removeprefix("holdout:")
-  if not count.isdecimal() or int(count) < 1:
+  ids = _different(train)
+  count = config_lib.held_out(data, len(ids))
+  if not count:
+    return [p.usable for p in train], []
+  if count >= len(ids):
     raise errors.UserError(
-      f"data.eval={spec!r} is not valid; give holdout:N with N at least 1"
-    )
-  ids = np.unique(np.concatenate([p.sample_ids[p.usable] for p in train]))
-  if int(count) >= len(ids):
-    raise errors.UserError(
-      f"data.eval={spec!r} leaves nothing to train on: there are {len(ids)} samples; "
-      "hold out fewer or add data"
+      f"data.eval={data.eval!r} leaves nothing to train on: there are {len(ids)} "
+      "different samples; hold out fewer (data.eval=holdout takes a tenth) or add data"
     )
   # Ids are hashes: the smallest ones are a random choice.
-  chosen = ids[: int(count)]
+  chosen = ids[:count]
   usable, held_out = [], []
   for p in train:
     inside = np.isin(p.sample_ids[p.usable], chosen)
@@ -299,8 +303,12 @@ def _report(
 ) -> str:
   """What was read and what was left out, a few lines."""
   lines = [p.report() for p in train]
+  if copies := sum(len(p.usable) for p in train) - len(_different(train)):
+    lines.append(f"{copies:,} of the samples are copies of others")
   if held_out:
     lines.append(f"held out: {sum(len(usable) for _, usable in held_out):,} samples")
+  elif config.data.eval == "holdout":
+    lines.append("NOTE: nothing is held out, because there are fewer than 10 samples")
   strategy = config.positions.strategy
   if any(p.is_text[p.usable].any() for p in train):
     if strategy.startswith("skip_") and config.data.text_blocks == "none":

@@ -325,6 +325,17 @@ def test_eval_can_be_a_source_or_nothing(cache):
   assert len(ids_of(data.eval_batches)) == 3
 
 
+@pytest.mark.parametrize(("samples", "held"), [(1, 0), (9, 0), (31, 3), (1000, 64)])
+def test_a_tenth_is_held_out_by_default(cache, tmp_path, samples, held):
+  records = [turns(f"q{i}", f"a{i}") for i in range(samples)]
+  files = write(tmp_path / "a.jsonl", records + records[:1])
+  c = make_config(cache, train=files, eval=config.default().data.eval)
+  data = build(c)
+  assert len(ids_of(data.eval_batches)) == held
+  assert "1 of the samples are copies of others" in data.report
+  assert ("nothing is held out" in data.report) == (not held)
+
+
 @pytest.mark.parametrize(
   "changes, message",
   [

@@ -195,7 +195,7 @@ def test_reference_has_every_key(hooks):
     assert plain(meaning) == config_lib.KEYS[name].meaning
     assert plain(allowed) == config_lib.KEYS[name].allowed()
   assert rows["optim.learning_rate"][:2] == ["`1e-05`", "at least 0"]
-  assert rows["data.eval"][:2] == ['`"holdout:64"`', ""]
+  assert rows["data.eval"][:2] == ['`"holdout"`', ""]
   assert rows["model.window"][0] == "unset"
   assert rows["model.remat"][:2] == ['`"full"`', "one of none, dots, full"]
 
