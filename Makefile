@@ -1,4 +1,4 @@
-# make test        set up .venv, run the default suite
+# make test        set up .venv, run the default suite; another Python: make test PYTHON=python3.12
 # make quickstart  fine-tune SmolLM2-135M-Instruct on this CPU, export it, prompt it
 # make parity      tests against PyTorch and the real weights (installs torch)
 # make test-plan   compile for GPUs and TPUs that this machine lacks (installs several GB)
@@ -7,7 +7,8 @@
 # make study-a     study A: SmolLM2-135M fine-tuned in many ways and tested (hours; resumes where it stopped)
 # make study-b     study B: a tiny model, many seeds (hours; resumes where it stopped)
 # make lint        ruff, as in CI
-# make lock        write requirements.lock from requirements.txt, with hashes
+# make lock        write requirements.lock, exact versions of the ranges in pyproject.toml and requirements.txt
+# make test-ranges a part of the tests with the lowest versions of these ranges and with the newest
 # make audit       look for known vulnerabilities of the locked packages (pypi.org)
 
 PYTHON ?= python3
@@ -15,8 +16,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WEIGHTS := .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 RUN := runs/quickstart
+RANGES := tests/method tests/model/test_decoder.py tests/training/test_train.py \
+  tests/hf/test_convert.py tests/data
+# The build for CPUs; the ranges of the extra parity allow others.
+TORCH := torch==2.13.0
 
-.PHONY: setup test test-plan colabs docs lint lock audit weights quickstart parity \
+.PHONY: setup test test-plan test-ranges colabs docs lint lock audit weights quickstart parity \
   study-a study-b
 .DELETE_ON_ERROR:
 
@@ -25,8 +30,8 @@ $(VENV)/.ready: requirements.lock requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed; choose one with make PYTHON=…" if sys.version_info < (3, 11) else 0)'
 	@echo "installing into $(VENV) (about a minute)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 test: setup
@@ -35,6 +40,13 @@ test: setup
 test-plan: setup
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[plan]'
 	$(BIN)/python -m pytest -m plan
+
+test-ranges: setup
+	@$(BIN)/pip install --quiet --disable-pip-version-check uv==0.13.9
+	for end in lowest-direct highest; do \
+	  $(BIN)/uv venv --quiet --clear --python=$(BIN)/python build/$$end && \
+	  VIRTUAL_ENV=build/$$end $(BIN)/uv pip install --quiet --resolution=$$end -e '.[dev]' && \
+	  build/$$end/bin/python -m pytest $(RANGES) || exit 1; done
 
 colabs: setup weights
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
@@ -57,13 +69,13 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The lock names no index, so it works with mirrors too. dateutil: lm_eval needs < 3.
+# Exact versions with hashes of all that the extra dev needs. They are those of Python 3.11,
+# and 3.12 and 3.13 take them too. The lock names no index, so it works with mirrors. UPGRADE=--upgrade takes the newest versions.
 lock: setup
-	@$(BIN)/pip install --quiet --disable-pip-version-check pip-tools==7.6.2
-	CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --generate-hashes \
-	  --allow-unsafe --strip-extras --no-emit-index-url --no-emit-find-links \
-	  --no-emit-trusted-host --upgrade-package 'python-dateutil<3' \
-	  --output-file=requirements.lock requirements.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(BIN)/uv pip compile --quiet --generate-hashes --python-platform=linux \
+	  --python-version=3.11 --extra=dev --custom-compile-command="make lock" $(UPGRADE) \
+	  --output-file=requirements.lock pyproject.toml
 
 audit: setup
 	@$(BIN)/pip install --quiet --disable-pip-version-check pip-audit==2.10.1
@@ -93,5 +105,5 @@ study-a: setup weights
 	$(BIN)/python -m skipalign_jax.sweep --config=studies/smollm2/study_a.py --collect
 
 parity: setup weights
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[parity]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[parity]' $(TORCH)
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -m "torch or weights"

@@ -87,7 +87,7 @@ class Ours:
     (prepared,) = self._build().train_rows._prepared
     return sorted(
       checksum(row["tokens"], spans_to_mask(row["target_spans"], len(row["tokens"])))
-      for row in prepared.rows.with_format("numpy")
+      for row in map(prepared.rows.lists, range(len(prepared.rows)))
       if len(row["tokens"])
     )
 

@@ -53,7 +53,7 @@ def read(prepared: Sequence[prepare.Prepared], limit: int = 0) -> Iterator[Dialo
 
 
 def _piece(p: prepare.Prepared, begin: int, at: np.ndarray) -> Dialogues:
-  column = p.rows.data.column("block_starts").slice(begin, PIECE).combine_chunks()
+  column = p.rows.table.column("block_starts").slice(begin, PIECE).combine_chunks()
   blocks = column.value_lengths().to_numpy()
   starts = column.flatten().to_numpy()
   mine = np.isin(np.repeat(np.arange(len(blocks)), blocks), at - begin)

@@ -23,9 +23,11 @@ from skipalign_jax.method import positions
 from skipalign_jax.runtime import (
   compile_cache,
   errors,
+  extras,
   files,
   json_limits,
   paths,
+  plotting,
   storage,
   terminal,
 )
@@ -76,6 +78,7 @@ def draw_training(workdirs: Sequence[str], out: str) -> None:
 
 def redraw_all(names: Sequence[str]) -> None:
   """Draws the pictures of JSON files again; see `redraw`."""
+  extras.need("matplotlib", "analyze draw")
   for name in names:
     terminal.Console().print(f"written: {redraw(pathlib.Path(name))}")
 
@@ -111,7 +114,10 @@ def _write(record: Record, out: str, console: terminal.Console) -> None:
     raise errors.UserError(
       f"--out={out} cannot be written: {storage.explain(error)}"
     ) from error
-  console.print(f"written: {path}, {redraw(path)}")
+  picture = ""
+  if plotting.possible(console, path.with_suffix(".png")):
+    picture = f", {redraw(path)}"
+  console.print(f"written: {path}{picture}")
 
 
 def _text(record: Record) -> str:

@@ -25,6 +25,7 @@ from skipalign_jax.data import (
   sources,
   text,
   token_cache,
+  token_table,
   verdicts,
 )
 from skipalign_jax.data import dialogues as dialogues_lib
@@ -40,14 +41,13 @@ from skipalign_jax.runtime import (
 )
 
 if TYPE_CHECKING:
-  import datasets
   import transformers
 
 FORMAT = 9  # of the table rows; increase it when they or the encoding change
-_NOT_LEARNED = ("rewritten", "calls", "excluded")  # numbers of replies
 _COUNTS = (
-  "length", "targets", "turns", *_NOT_LEARNED, "split", "sample_id", "rejected_start",
-)  # fmt: skip
+  *("length", "targets", "turns", "split", "sample_id", "rejected_start"),
+  *token_table.NOT_LEARNED,
+)
 _Pair = tuple[dialogues_lib.Dialogue, dialogues_lib.Dialogue]
 _Parsed = dialogues_lib.Dialogue | _Pair | str | dialogues_lib.BadSample
 _BATCH, _BATCH_SIZE = 512, 8 << 20  # records tokenized at a time; bytes, about
@@ -59,7 +59,7 @@ class Prepared:
 
   Attributes:
     source: where the records come from.
-    rows: the Arrow table's rows, memory-mapped.
+    rows: of the Arrow table, memory-mapped.
     usable: indices of the table rows to train on.
     lengths: tokens per table row; 0 where unusable.
     sample_ids: uint32 per table row.
@@ -67,7 +67,7 @@ class Prepared:
   """
 
   source: sources.Source
-  rows: datasets.Dataset
+  rows: token_table.Rows
   usable: np.ndarray
   lengths: np.ndarray
   sample_ids: np.ndarray
@@ -76,20 +76,15 @@ class Prepared:
   def sample(self, row: int) -> dict[str, np.ndarray]:
     """The sample in a table row as `packing.assemble_row` needs it; a pair in one.
 
-    Its arrays are views of the memory map. This is several times as fast as indexing
-    the dataset, which formats all columns.
+    Its arrays are views of the memory map.
     """
-    piece = self.rows.data.fast_slice(row, 1)
-    lists = {
-      name: piece.column(name).chunk(0).flatten().to_numpy()
-      for name in ("tokens", "block_starts", "target_spans")
-    }
     one = {"sample_id": self.sample_ids[row], "is_text": self.is_text[row]}
-    return lists | one | {"rejected_start": piece.column("rejected_start")[0].as_py()}
+    one["rejected_start"] = int(self.rows.rejected_start[row])
+    return self.rows.lists(row) | one
 
   def several_turns(self) -> int:
     """Number of samples with more than one reply, or block of a text."""
-    return int(np.sum(np.asarray(self.rows.data.column("turns")) > 1))
+    return int(np.sum(self.rows.column("turns") > 1))
 
   def report(self) -> str:
     """Counts, in a few lines: samples, tokens, unusable records."""
@@ -116,7 +111,6 @@ def prepare(
     UserError: the source cannot be read, has no usable sample, or more unusable
       records than `max_bad_fraction` allows; the message lists them.
   """
-  import datasets
   import pyarrow
 
   name = _fingerprint(source, config, tokenizer, pairs)
@@ -129,21 +123,21 @@ def prepare(
       f"{storage.explain(error)}"
     ) from error
   try:
-    rows = datasets.Dataset.from_file(str(path))
+    rows = token_table.Rows(path)
   except pyarrow.ArrowException as error:
     raise errors.UserError(
       f"data.cache_dir={path.parent}: {path} cannot be read by this version of pyarrow "
       f"({errors.first_line(error)}); delete it and start again"
     ) from error
-  lengths = np.asarray(rows.data.column("length"))
+  lengths = rows.column("length")
   verdicts.check(source, rows, config.max_bad_fraction)
   return Prepared(
     source=source,
     rows=rows,
     usable=np.flatnonzero(lengths > 0),
     lengths=lengths,
-    sample_ids=np.asarray(rows.data.column("sample_id")),
-    is_text=np.asarray(rows.data.column("is_text")),
+    sample_ids=rows.column("sample_id"),
+    is_text=rows.column("is_text"),
   )
 
 
@@ -197,33 +191,6 @@ def ignored_keys(config: ml_collections.ConfigDict) -> frozenset[str]:
   return frozenset(filter(None, map(str.strip, config.ignore_keys.split(","))))
 
 
-def _columns() -> datasets.Features:
-  """The columns of the Arrow file."""
-  import datasets
-
-  value = datasets.Value
-  return datasets.Features(
-    {
-      "tokens": datasets.List(value("int32")),
-      "block_starts": datasets.List(value("int32")),
-      "target_spans": datasets.List(value("int32")),  # begin, end, begin, …
-      "length": value("int32"),
-      "targets": value("int32"),
-      "turns": value("int32"),
-      **dict.fromkeys(_NOT_LEARNED, value("int32")),
-      "split": value("int32"),  # replies encoded apart from their headers
-      "lost": value("int64"),  # tokens beyond seq_len
-      "lost_targets": value("int64"),
-      "rejected_start": value("int32"),  # of a pair; 0 of other samples
-      "sample_id": value("uint32"),
-      "is_text": value("bool"),
-      "status": value("string"),
-      "number": value("int64"),  # of the record in the source, from 1
-      "example": value("string"),  # place and start of an unusable record
-    }
-  )
-
-
 def _write(
   path: pathlib.Path,
   source: sources.Source,
@@ -232,8 +199,6 @@ def _write(
   console: terminal.Console,
   pairs: bool,
 ) -> None:
-  from datasets import arrow_writer
-
   chats = chat.Encoder(
     tokenizer,
     config.seq_len // 2 if pairs else config.seq_len,
@@ -245,12 +210,7 @@ def _write(
   texts = text.Encoder(tokenizer, config_lib.row_length(config), config.text_blocks)
   bar = progress.Counter(console, f"tokenizing {source.name}")
   ignored = ignored_keys(config)
-  # Not path=, which would be a URL to ArrowWriter.
-  with (
-    bar,
-    path.open("wb") as stream,
-    arrow_writer.ArrowWriter(features=_columns(), stream=stream) as writer,
-  ):
+  with bar, path.open("wb") as stream, token_table.Writer(stream) as writer:
     for batch in _batches(_numbered(source)):
       parsed = [
         _parse(one.record, config.max_message_bytes, ignored, pairs) for one in batch
@@ -265,7 +225,6 @@ def _write(
         for sample in samples:
           writer.write(_row(sample, isinstance(one, str), numbered))
       bar.add(len(batch))
-    writer.finalize()
 
 
 class _Numbered(NamedTuple):
@@ -342,7 +301,7 @@ def _row(
 ) -> dict[str, Any]:
   if isinstance(sample, dialogues_lib.BadSample):
     none = np.zeros(0, np.int32)
-    empty = dict.fromkeys(("tokens", "block_starts", "target_spans"), none)
+    empty = dict.fromkeys(token_table.LISTS, none)
     zero = dict.fromkeys(_COUNTS, 0)
     example = f"{numbered.place}: {sources.example(numbered.record)}"
     source = dict(status=sample.reason, number=numbered.number, example=example)
@@ -355,7 +314,7 @@ def _row(
     length=len(sample.tokens),
     targets=int(sample.targets.sum()),
     turns=sample.turns,
-    **{name: getattr(sample, name) for name in _NOT_LEARNED},
+    **{name: getattr(sample, name) for name in token_table.NOT_LEARNED},
     split=sample.split,
     **_lost(sample),
     rejected_start=sample.rejected_start,

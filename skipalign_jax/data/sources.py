@@ -12,7 +12,7 @@ from typing import Any
 
 from skipalign_jax.data import json_files, prose, recall, source_names, tables
 from skipalign_jax.hf import hub
-from skipalign_jax.runtime import errors, untrusted
+from skipalign_jax.runtime import errors, extras, untrusted
 
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16  # of a file, for its identity
 _BUILTIN = {"recall": recall.record, "text": prose.record, "pairs": recall.pair}
@@ -73,6 +73,7 @@ class Source:
       self._builtin_name()
     elif self.name.startswith(hub.PREFIX):
       self._hub_name()
+      extras.need("datasets", f"data source {self.name}", "name a local file")
     else:
       _ = self._files
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from skipalign_jax.data import chat, dialogues, overlong, schemas, sources
+from skipalign_jax.data import (
+  chat,
+  dialogues,
+  overlong,
+  schemas,
+  sources,
+  token_table,
+)
 from skipalign_jax.runtime import errors
-
-if TYPE_CHECKING:
-  import datasets
 
 _NOTHING = "nothing to learn"  # begins reasons of sound records
 _USABLE = ("ok", "truncated")
@@ -26,7 +29,7 @@ _NOT_LEARNED = {
 }
 
 
-def report(source: sources.Source, rows: datasets.Dataset, is_text: bool) -> str:
+def report(source: sources.Source, rows: token_table.Rows, is_text: bool) -> str:
   """Counts of a source's samples, tokens and unusable records, in a few lines.
 
   Args:
@@ -34,7 +37,7 @@ def report(source: sources.Source, rows: datasets.Dataset, is_text: bool) -> str
     rows: of the Arrow table, see `prepare`.
     is_text: all samples are plain text.
   """
-  column = lambda name: np.asarray(rows.data.column(name))
+  column = rows.column
   counts = collections.Counter(column("status").tolist())
   lengths, several, documents = column("length"), "turns", ""
   if is_text:
@@ -77,7 +80,7 @@ def _lost(column: Callable[[str], np.ndarray]) -> list[str]:
 
 
 def check(
-  source: sources.Source, rows: datasets.Dataset, max_bad_fraction: float
+  source: sources.Source, rows: token_table.Rows, max_bad_fraction: float
 ) -> None:
   """Raises UserError if a source has nothing to use, or too much that is unusable.
 
@@ -87,15 +90,15 @@ def check(
     max_bad_fraction: of the records, which may be unusable. Those without a target are
       not counted: they were cut off, or are not to be learned.
   """
-  statuses = np.asarray(rows.data.column("status"))
+  statuses = rows.column("status")
   if not len(statuses):
     raise errors.UserError(f"data source {source.name} has no records")
   counts = collections.Counter(statuses.tolist())
   bad = {reason: n for reason, n in counts.items() if not _is_fine(reason)}
   # A text has one table row per piece, and is still one record.
-  records = len(np.unique(np.asarray(rows.data.column("number"))))
+  records = len(np.unique(rows.column("number")))
   if sum(bad.values()) > max_bad_fraction * records:
-    first = lambda reason: rows[int(np.flatnonzero(statuses == reason)[0])]["example"]
+    first = lambda reason: rows.column("example")[np.argmax(statuses == reason)]
     listed = _listed(bad, "x ", lambda reason: f", first at {first(reason)}")
     raise errors.UserError(
       f"data source {source.name}: {sum(bad.values()):,} of {records:,} records are "

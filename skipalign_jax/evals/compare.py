@@ -10,7 +10,15 @@ from typing import Any
 
 from skipalign_jax.evals import compare_table, heatmap, keys, needle
 from skipalign_jax.evals.longbench import task as longbench_task
-from skipalign_jax.runtime import errors, files, json_limits, paths, storage, terminal
+from skipalign_jax.runtime import (
+  errors,
+  files,
+  json_limits,
+  paths,
+  plotting,
+  storage,
+  terminal,
+)
 
 # SkipAlign's Table 2: lm_eval's groups and tasks; NAME_… is a part of NAME.
 SHORT = {
@@ -48,17 +56,18 @@ def run(folders: Sequence[str], out: str, console: terminal.Console) -> dict[str
   if out:
     panels = [_panel(one) for one in results if one.task in MAPS]
     folder = paths.output(out, f"--out={out}")
+    picture, pictures = folder / "needle.png", ""
     try:
       folder.mkdir(parents=True, exist_ok=True)
       files.write_text(folder / "compare.md", text + "\n")
       files.write_json(folder / "compare.json", content)
-      if panels:
-        heatmap.draw(panels, folder / "needle.png")
+      if panels and plotting.possible(console, picture):
+        heatmap.draw(panels, picture)
+        pictures = " and needle.png"
     except OSError as error:
       raise errors.UserError(
         f"--out={out} cannot be written: {storage.explain(error)}"
       ) from error
-    pictures = " and needle.png" if panels else ""
     console.print(f"written to {folder}: compare.md, compare.json{pictures}")
   return content
 

@@ -27,6 +27,7 @@ from skipalign_jax.runtime import (
   distributed,
   errors,
   files,
+  plotting,
   progress,
   storage,
   terminal,
@@ -264,10 +265,12 @@ def run(
 
 
 def _write(task, options, results, folder, console) -> None:
+  name = results["protocol"]["task"]
   try:
     files.write_json(folder / "results.json", results)
-    for picture in task.draw(options, results, folder) if hasattr(task, "draw") else ():
-      console.print(f"{results['protocol']['task']}: drawn in {picture}")
+    if hasattr(task, "draw") and plotting.possible(console, folder / f"{name}.png"):
+      for picture in task.draw(options, results, folder):
+        console.print(f"{name}: drawn in {picture}")
   except OSError as error:
     raise errors.UserError(
       f"results cannot be written to {folder} ({storage.explain(error)}). All items "

@@ -16,7 +16,7 @@ import numpy as np
 
 from skipalign_jax.hf import gguf_header, gguf_keys, gguf_rope, names
 from skipalign_jax.model import families, model_config
-from skipalign_jax.runtime import errors, escape
+from skipalign_jax.runtime import errors, escape, extras
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")  # as the families of these names
 _ENDS = ("eos", "eot", "eom")  # tokenizer.ggml.*_token_id at which llama.cpp stops
@@ -104,6 +104,7 @@ def _read(path: pathlib.Path) -> gguf_header.Header:
     with path.open("rb") as file:
       if file.read(4) != b"GGUF":
         raise errors.UserError(f"{path}: not a GGUF file (its first bytes differ)")
+    extras.need("gguf", str(path), "use the model's Hugging Face folder")
     return gguf_header.read(path)
   except OSError as error:
     raise errors.UserError(f"{path}: {error.strerror or error}") from error

@@ -10,7 +10,7 @@ import numpy as np
 
 from skipalign_jax.hf import reference, weights
 from skipalign_jax.model import decoder, model_config
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, extras
 
 if TYPE_CHECKING:
   import transformers
@@ -39,13 +39,9 @@ def compare(opened: reference.Model, length: int) -> Iterator[tuple[str, float, 
   Raises:
     UserError: torch is not installed, or length < 3.
   """
-  try:
-    import torch
-  except ImportError as error:
-    raise errors.UserError(
-      "verify compares with transformers' PyTorch model and torch is not installed: "
-      "pip install '.[parity]'"
-    ) from error
+  extras.need("torch", "verify, which compares with transformers' PyTorch model,")
+  import torch
+
   if length < 3:
     raise errors.UserError(f"a comparison needs at least 3 tokens, not {length}")
   config = opened.config

@@ -5,7 +5,6 @@ of an output share one fp32 scale, so nf4 and int4 take 4.5 bits per weight, int
 qwix is imported only when a matrix is quantised: it is an extra.
 """
 
-import importlib.util
 import math
 from typing import Any
 
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import extras
 
 Stored = Any  # a jax.Array, or a qwix.QArray of arrays
 
@@ -30,11 +29,8 @@ def check(storage: str) -> None:
     UserError: an unknown storage, or its library is not installed.
   """
   config_lib.check_section("lora", {"base": storage})
-  if storage != "bfloat16" and importlib.util.find_spec("qwix") is None:
-    raise errors.UserError(
-      f"lora.base={storage} needs qwix: pip install -e '.[lora]'; or use "
-      "lora.base=bfloat16"
-    )
+  if storage != "bfloat16":
+    extras.need("qwix", f"lora.base={storage}", "use lora.base=bfloat16")
 
 
 def store(weight: jax.Array, storage: str) -> Stored:

@@ -222,7 +222,12 @@ def is_split() -> bool:
 def platform() -> str:
   """Platform of the mesh that is set: "cpu", "gpu" or "tpu"; else JAX's default one."""
   device = jax.sharding.get_abstract_mesh().abstract_device
-  return jax.default_backend() if device is None else device.platform
+  if device is None:
+    return jax.default_backend()
+  if hasattr(device, "platform"):
+    return device.platform
+  kind = device.device_kind.lower()  # all that jax has before 0.10.1
+  return kind if kind == "cpu" else "tpu" if kind.startswith("tpu") else "gpu"
 
 
 def cache_spec(mesh: AnyMesh, num_kv_heads: int) -> PartitionSpec:

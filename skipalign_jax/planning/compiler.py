@@ -21,8 +21,9 @@ from jax.experimental import topologies
 
 from skipalign_jax.model import sharding
 from skipalign_jax.planning import estimate, flops, hardware, hlo, programs
+from skipalign_jax.runtime import extras
 
-INSTALL = "pip install -e '.[plan]'"
+INSTALL = extras.command("plan")
 
 
 @dataclasses.dataclass(frozen=True)

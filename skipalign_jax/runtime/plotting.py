@@ -3,7 +3,22 @@
 import pathlib
 from typing import Any
 
-from skipalign_jax.runtime import escape, files
+from skipalign_jax.runtime import escape, extras, files, terminal
+
+
+def possible(console: terminal.Console, picture: pathlib.Path) -> bool:
+  """Whether pictures can be drawn here; if not, a note says what that needs.
+
+  Args:
+    console: for the note.
+    picture: that would be drawn.
+  """
+  try:
+    extras.need("matplotlib", f"{picture.name} is not drawn: it")
+  except extras.MissingError as error:
+    console.print(f"note: {error}")
+    return False
+  return True
 
 
 def pyplot() -> Any:

@@ -50,10 +50,11 @@ def run(plan: plan_lib.Plan, stem: str, console: terminal.Console) -> None:
     files.write_text(path(".md"), text + "\n")
     files.write_json(path(".json"), content)
     write_csv(content, path(".csv"))
-    if any(point["score"] is not None and point["at"] for point in content["points"]):
+    there = [p for p in content["points"] if p["score"] is not None and p["at"]]
+    if there and plotting.possible(console, path(".png")):
       draw(content, path(".png"))
       written.append(".png")
-    if keys and keys["rows"]:
+    if keys and keys["rows"] and plotting.possible(console, path("_keys.png")):
       retrieval.draw(keys, path("_keys.png"))
       written.append("_keys.png")
   except OSError as error:

@@ -5,7 +5,6 @@ variables say. A logger that fails is reported once and left out from then on.
 """
 
 import dataclasses
-import importlib.util
 import pathlib
 import re
 import uuid
@@ -13,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.runtime import errors, files
+from skipalign_jax.runtime import errors, extras, files
 
 FILE = "loggers.json"  # of a workdir: name of a logger → its id of the run
 
@@ -107,7 +106,7 @@ class Mlflow:
     self._mlflow.end_run()
 
 
-# The package that must be installed and the extra that has it are called the same.
+# Each is called as its package and its extra.
 LOGGERS: dict[str, Callable[[Run], Any]] = {
   "wandb": Wandb,
   "trackio": Trackio,
@@ -133,18 +132,8 @@ def names(to: str) -> tuple[str, ...]:
 
 def check_installed(to: str) -> None:
   """Raises UserError for a logger of config.log.to whose package is not installed."""
-  missing = [name for name in names(to) if not _is_installed(name)]
-  if missing:
-    raise errors.UserError(
-      f"log.to={to} needs {' and '.join(missing)}: pip install "
-      f"-e '.[{','.join(missing)}]'; or leave log.to empty"
-    )
-
-
-def _is_installed(name: str) -> bool:
-  """A folder of this name without code, such as wandb's own, is no package."""
-  found = importlib.util.find_spec(name)
-  return found is not None and found.origin is not None
+  for name in names(to):
+    extras.need(name, f"log.to={to}", "leave it out of log.to")
 
 
 class Loggers:

@@ -9,7 +9,7 @@ import jax
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import pipeline
-from skipalign_jax.runtime import distributed, signals, terminal
+from skipalign_jax.runtime import distributed, plotting, signals, terminal
 from skipalign_jax.training import (
   checkpoint,
   initial_weights,
@@ -160,8 +160,11 @@ def show_first_batch(setup: setup_lib.Setup) -> None:
     limit = max(recipe.max_position, limit)
   picture = setup.folder / "positions.png"
   title = f"Positions of the first batch: {recipe.strategy}"
-  preview.draw(found, limit, title, picture)
+  drawn = ""
+  if plotting.possible(setup.console, picture):
+    preview.draw(found, limit, title, picture)
+    drawn = f"drawn in {picture}; "
   setup.console.print(
-    f"positions  drawn in {picture}; the longest dialogue of this batch:\n"
+    f"positions  {drawn}the longest dialogue of this batch:\n"
     f"           {preview.describe(found[0])}"
   )

@@ -4,11 +4,11 @@ import ast
 import io
 import json
 import pathlib
+import pickle
 import time
 from concurrent import futures
 from unittest import mock
 
-import datasets
 import hypothesis
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ from skipalign_jax.data import (
   sources,
   templates,
   token_cache,
+  token_table,
 )
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.runtime import errors
@@ -261,13 +262,37 @@ def test_a_run_of_steps_reads_what_it_read_before(cache):
   assert_same(list(build(c).train_iterator())[:3], by_steps)
 
 
-def test_a_report_names_the_commit_and_counts_replies(monkeypatch):
+def table(path, *rows):
+  """A table of rows that have the given columns, and zeros and no text elsewhere."""
+  empty = {"number": 0, "status": "ok", "example": "", "is_text": False}
+  zeros = dict.fromkeys(token_table.schema().names, 0) | empty
+  none = np.zeros(0, np.int32)
+  with path.open("wb") as stream, token_table.Writer(stream) as writer:
+    for row in rows:
+      writer.write(zeros | dict.fromkeys(token_table.LISTS, none) | row)
+  return token_table.Rows(path)
+
+
+def test_rows_of_a_table_are_those_that_were_written(tmp_path):
+  """Of several batches, with empty ones; also in another process."""
+  lists = [np.arange(i % 5, dtype=np.int32) + i for i in range(2001)]
+  rows = table(tmp_path / "a", *({"tokens": one, "number": 7} for one in lists))
+  for found in (rows, pickle.loads(pickle.dumps(rows))):
+    assert len(found) == 2001 and found.column("number").tolist() == [7] * 2001
+    for row in (0, 4, 999, 1000, 1999, 2000):
+      np.testing.assert_array_equal(found.lists(row)["tokens"], lists[row])
+      assert found.lists(row)["tokens"].dtype == np.int32
+  assert len(pickle.dumps(rows)) < 1000
+  assert len(table(tmp_path / "none").column("status")) == 0
+
+
+def test_a_report_names_the_commit_and_counts_replies(monkeypatch, tmp_path):
   monkeypatch.setattr(sources.hub, "dataset_revision", lambda name: "0123456789abcdef")
-  counts = dict(turns=[2], targets=[3], rewritten=[1], calls=[5], excluded=[6])
-  counts |= dict(split=[4], number=[1], length=[9], lost=[0], lost_targets=[0])
+  counts = dict(turns=2, targets=3, rewritten=1, calls=5, excluded=6)
+  counts |= dict(split=4, number=1, length=9)
   one = prepare.Prepared(
     source=sources.Source("hub:org/name"),
-    rows=datasets.Dataset.from_dict(counts | dict(status=["ok"])),
+    rows=table(tmp_path / "rows", counts),
     usable=np.array([0]),
     lengths=np.array([9]),
     sample_ids=np.array([7], np.uint32),
@@ -491,11 +516,11 @@ def flipped(whole, at):
   ],
 )
 def test_a_damaged_cache_is_made_again(tmp_path, damage):
-  rows = prepare_in(tmp_path).rows.to_list()
+  rows = prepare_in(tmp_path).rows.table.to_pylist()
   (path,) = tmp_path.iterdir()
   whole = path.read_bytes()
   path.write_bytes(damage(whole))
-  assert prepare_in(tmp_path).rows.to_list() == rows
+  assert prepare_in(tmp_path).rows.table.to_pylist() == rows
   assert [p.name for p in tmp_path.iterdir()] == [path.name]
   assert path.read_bytes() == whole
 

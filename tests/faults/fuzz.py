@@ -82,7 +82,7 @@ def expected() -> dict[bytes, list]:
     for line in GOOD:
       path.write_bytes(line)
       with prepared(path) as rows:
-        found[line] = rows["tokens"][:]
+        found[line] = rows.table["tokens"].to_pylist()
   return found
 
 
@@ -101,7 +101,8 @@ def jsonl(folder: pathlib.Path) -> Callable[[random.Random], int]:
     path = folder / ("x.jsonl.gz" if zipped else "x.jsonl")
     path.write_bytes(gzip.compress(whole, 1) if zipped else whole)
     with prepared(path) as rows:
-      numbers, tokens = rows["number"][:], rows["tokens"][:]
+      numbers = rows.column("number")
+      tokens = rows.table["tokens"].to_pylist()
     for number in range(1, RECORDS, 2):
       got = [t for n, t in zip(numbers, tokens, strict=True) if n == number]
       assert got == alone[lines[number - 1]], lines

@@ -1,7 +1,6 @@
 """import, export, verify: what goes in comes out, and mistakes write nothing."""
 
 import dataclasses
-import importlib.util
 import json
 
 import huggingface_hub
@@ -301,14 +300,6 @@ def test_bad_flags(tmp_path, capsys):
       convert.main(arguments)
     assert caught.value.code == 2
   capsys.readouterr()
-
-
-def test_verify_without_torch_names_the_package(tmp_path):
-  if importlib.util.find_spec("torch"):
-    pytest.skip("torch is installed")
-  source = tiny.hf_folder(tmp_path / "hf")
-  with pytest.raises(errors.UserError, match=r"pip install '\.\[parity\]'"):
-    run("verify", source)
 
 
 @pytest.mark.torch

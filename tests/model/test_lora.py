@@ -6,6 +6,7 @@ Shapes: n layers, I/O in/out features, R rank.
 import dataclasses
 import json
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -238,7 +239,7 @@ def test_what_cannot_be_is_refused(changes, message):
 
 
 def test_without_qwix_the_error_names_the_extra(monkeypatch):
-  monkeypatch.setattr(quantized.importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setitem(sys.modules, "qwix", None)
   c = config_lib.default().lora
   c.rank = 8
   assert lora.from_config(c).base == "bfloat16"  # needs none

@@ -255,9 +255,7 @@ FOREIGN = {
   "attention.scale", "attention.value_length", "rope.scaling.yarn_attn_factor",
   "rope.scaling.yarn_ext_factor", "lru_cache.LRUCache.put", *gguf_keys.VALUES,
 }  # fmt: skip
-PACKAGES = set(
-  "jax torch transformers orbax lm_eval TemplateLM arrow_writer Dataset".split()
-)
+PACKAGES = set("jax torch transformers orbax lm_eval TemplateLM".split())
 FILE_NAME = r"[\w./*]+\.(?:py|sh|sbatch|yaml|ipynb)\b"
 DATA_NAME = r".*\.(?:jsonl?|txt|npz|png|parquet|lock|md)(?:\.gz)?"
 

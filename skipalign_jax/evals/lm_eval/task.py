@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import importlib.util
 import itertools
 import json
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ import numpy as np
 from skipalign_jax.evals import intervals
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.evals.lm_eval import code_eval, patches, queries
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, extras
 
 if TYPE_CHECKING:  # imports jax
   from skipalign_jax.evals import runner
@@ -106,11 +105,7 @@ def _names(options: Options) -> list[str]:
   names = [name.strip() for name in options.tasks.split(",") if name.strip()]
   if not names or len(set(names)) < len(names):
     raise errors.UserError(f"--tasks={options.tasks}: give different names, like mmlu")
-  if importlib.util.find_spec("lm_eval") is None:
-    raise errors.UserError(
-      "this task needs lm-evaluation-harness; install it with "
-      "pip install 'skipalign_jax[eval]' (or -e '.[eval]' in a clone)"
-    )
+  extras.need("lm_eval", "evaluate lm_eval")
   return names
 
 

@@ -22,7 +22,7 @@ import yaml
 
 from skipalign_jax.evals.longbench import official
 from skipalign_jax.hf import hub
-from skipalign_jax.runtime import errors, paths, untrusted
+from skipalign_jax.runtime import errors, extras, paths, untrusted
 
 REPOSITORY = "THUDM/LongBench"
 ARCHIVE = "data.zip"  # the repository's loading script needs datasets < 4
@@ -256,7 +256,7 @@ def _from_lm_eval(names: list[str]) -> Prompts:
   if spec is None:
     raise errors.UserError(
       f"LongBench's prompts are needed: give --prompts=FOLDER with {PROMPTS} and "
-      f"{LENGTHS}, or pip install lm_eval, which has them and is not installed"
+      f"{LENGTHS}, or install lm_eval, which has them: {extras.command('eval')}"
     )
   version = importlib.metadata.version("lm_eval")
   # As lm_eval renders: see its utils.apply_template.
