@@ -554,7 +554,14 @@ def test_no_module_imports_jax_when_loaded():
         *("runtime.caches", "runtime.checksums", "runtime.errors", "runtime.files"),
         *("runtime.paths", "runtime.progress", "runtime.storage", "runtime.terminal"),
         *("runtime.child_", "runtime.json_limits", "runtime.untrusted"),
-        *("config", "data.", "hf.chat_template", "hf.hub", "hf.template_dates"),
+        *(
+          "runtime.extras",
+          "config",
+          "data.",
+          "hf.chat_template",
+          "hf.hub",
+          "hf.template_dates",
+        ),
       )
     )
     assert all(name.startswith(plain) for name in ours), file
