@@ -188,7 +188,9 @@ def test_table_rows_name_existing_functions_tests_and_versions(row):
   name, _, version = library.partition(" ")
   pins = (ROOT / "requirements.lock").read_text(encoding="utf-8")
   pins += (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-  pinned = re.findall(rf'(?:^|["\s]){re.escape(name)}(?:\[\w+\])?==([\w.]+)', pins)
+  pinned = re.findall(
+    rf'(?:^|["\s]){re.escape(name).replace("_", "[-_]")}(?:\[\w+\])?==([\w.]+)', pins
+  )
   assert (version in pinned) if pinned else not version, (
     f"{library}: pinned is {pinned}; check what the row says, then change its version"
   )
