@@ -16,7 +16,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WEIGHTS := .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 RUN := runs/quickstart
-RANGES := tests/method tests/model/test_decoder.py tests/training/test_train.py \
+RANGES := tests/method tests/model/test_decoder.py tests/commands/test_train.py \
   tests/hf/test_convert.py tests/data
 # The build for CPUs; the ranges of the extra parity allow others.
 TORCH := torch==2.13.0
