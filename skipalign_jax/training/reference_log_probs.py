@@ -2,19 +2,21 @@
 
 π0 is the model that the run starts from: new adapters change nothing in their base, and
 those of lora.init_from belong to it. It reads each pair once, before the first step.
-reference.npz in the workdir keeps the numbers, with the model, data and recipe that
-they belong to. A start that finds them does not load π0.
+reference.safetensors in the workdir keeps the numbers, with their checksum and the
+model, data and recipe that they belong to. A start that finds them does not load π0.
 
 Shapes: P pairs per row; the last axis of [B, P, 2] is (chosen, rejected).
 """
 
+import hashlib
 import pathlib
-import zipfile
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors
+import safetensors.numpy
 
 from skipalign_jax.hf import adapters
 from skipalign_jax.method import positions
@@ -24,7 +26,7 @@ from skipalign_jax.training import initial_weights, objective, step
 from skipalign_jax.training import setup as setup_lib
 from skipalign_jax.training import state as state_lib
 
-FILE = "reference.npz"
+FILE = "reference.safetensors"
 
 
 def of_start(setup: setup_lib.Setup) -> list[np.ndarray]:
@@ -43,8 +45,9 @@ def of_start(setup: setup_lib.Setup) -> list[np.ndarray]:
   with distributed.together():
     if distributed.is_first():
       arrays = {f"source_{i}": one for i, one in enumerate(found)}
-      with files.replacing(path) as new, new.open("wb") as stream:
-        np.savez(stream, key=key, **arrays)
+      with files.replacing(path) as new:
+        about = {"key": key, "checksum": _checksum(found)}
+        safetensors.numpy.save_file(arrays, new, about)
   return found
 
 
@@ -120,13 +123,21 @@ def _key(setup: setup_lib.Setup) -> str:
   return repr(parts)
 
 
+def _checksum(found: list[np.ndarray]) -> str:
+  return hashlib.sha256(b"".join(one.tobytes() for one in found)).hexdigest()
+
+
 def _read(path: pathlib.Path, key: str) -> list[np.ndarray]:
   """The numbers of a file that has this key."""
   try:
-    with np.load(path, allow_pickle=False) as found:
-      if str(found["key"]) == key:
-        return [found[f"source_{i}"] for i in range(len(found.files) - 1)]
-  except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
+    with safetensors.safe_open(path, framework="np") as opened:
+      about = opened.metadata() or {}
+      found = [opened.get_tensor(f"source_{i}") for i in range(len(opened.keys()))]
+    if about.get("checksum") != _checksum(found):
+      raise ValueError("its checksum is another one")
+    if about.get("key") == key:
+      return found
+  except (OSError, ValueError, safetensors.SafetensorError) as error:
     raise errors.UserError(
       f"{path} is damaged ({errors.first_line(error)}); delete it, and the same "
       "command makes it again"

@@ -9,7 +9,7 @@ workdir/
   evals/         NAME/STEP/: results of config.evals
   metrics.jsonl, tensorboard/, positions.png
   starts.jsonl   see starts.py
-  reference.npz  see reference_log_probs.py
+  reference.safetensors  see reference_log_probs.py
   loggers.json   see loggers.py; wandb/ is its own
   nonfinite/, damaged/   batches and checkpoints that were moved away, if any
   .lock          held by the process that writes here

@@ -419,7 +419,7 @@ def test_without_the_extra_there_is_one_clear_error(tmp_path, monkeypatch):
     "find_spec",
     lambda name, *a: None if name == "lm_eval" else real(name, *a),
   )
-  with pytest.raises(errors.UserError, match=r"skipalign_jax\[eval\]"):
+  with pytest.raises(errors.UserError, match=r"\.\[eval\]"):
     evaluate("mmlu", tmp_path / "out")
 
 

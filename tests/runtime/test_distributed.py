@@ -173,4 +173,4 @@ def test_without_a_folder_for_programs_there_is_a_warning(
   (tmp_path / "file").write_text("")
   monkeypatch.setattr(caches.tempfile, "gettempdir", lambda: str(tmp_path / "file"))
   assert cached(monkeypatch, tmp_path / "file" / "cache") == []
-  assert capsys.readouterr().err.startswith("warning: compiled programs are not kept")
+  assert capsys.readouterr().err.startswith("note: compiled programs are not kept")
