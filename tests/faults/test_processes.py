@@ -1,4 +1,4 @@
-"""Two processes, one of which dies, or stops answering."""
+"""Two processes, one of which dies, stops answering, or trains another run."""
 
 import pathlib
 import signal
@@ -147,3 +147,37 @@ def test_a_process_of_another_run_that_comes_first_is_refused(cache_dir, tmp_pat
   finally:
     for process in (*first, other):
       process.kill()
+
+
+DIFFERENCES = {
+  "optim.learning_rate": 0.01,
+  "seed": 7,
+  "steps": 9,
+  "data.train": "builtin:recall:50",
+  "data.eval": "holdout:4",
+  "positions.strategy": "pose",
+  "checkpoint.every": 4,
+  "optim.weight_decay": 0.1,
+}
+
+
+@pytest.mark.parametrize("key", DIFFERENCES)
+def test_processes_that_differ_end_with_one_message(key, cache_dir, tmp_path):
+  """Before the first step, and before anything is written."""
+  port, began = free_port(), time.monotonic()
+  pair = [
+    start_one(tmp_path / "run", cache_dir, port=port, index=index, **settings)
+    for index, settings in enumerate(
+      [{"steps": 12}, {"steps": 12, key: DIFFERENCES[key]}]
+    )
+  ]
+  try:
+    printed = [process.communicate(timeout=200)[0] for process in pair]
+  finally:
+    for process in pair:
+      process.kill()
+  print(f"{key}: {time.monotonic() - began:.0f} s with both starts\n{printed[0]}")
+  assert [process.returncode for process in pair] == [2, 2], printed
+  both = "".join(printed)
+  assert both.count("error: ") == 1 and "Traceback" not in both, both
+  assert f"  {key}: process 0 has " in both and not (tmp_path / "run").exists()
