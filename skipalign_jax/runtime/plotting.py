@@ -31,7 +31,7 @@ def pyplot() -> Any:
   return pyplot
 
 
-def save(figure: Any, path: pathlib.Path, **options: Any) -> None:
+def save(figure: Any, path: str | pathlib.Path, **options: Any) -> None:
   """Writes a figure whose titles and labels show names as they are, or nothing.
 
   Args:
@@ -46,5 +46,5 @@ def save(figure: Any, path: pathlib.Path, **options: Any) -> None:
     if one.get_text():
       one.set_text(escape.controls(one.get_text()))
       one.set_parse_math(False)
-  with files.replacing(path) as new:
+  with files.replacing(pathlib.Path(path)) as new:
     figure.savefig(new, format="png", **options)

@@ -80,7 +80,7 @@ def draw(
   chosen: list[list[Span]],
   max_position: int,
   title: str,
-  path: pathlib.Path,
+  path: str | pathlib.Path,
   labels: Sequence[str] = (),
 ) -> None:
   """A PNG: a line per sample, a bar per block at its positions.

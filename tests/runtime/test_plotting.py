@@ -22,3 +22,9 @@ def test_names_are_drawn_as_they_are(tmp_path, name):
   powers = [label.get_text() for label in axes.get_yticklabels()]
   assert any("10^{2}" in power for power in powers)
   assert all(label.get_parse_math() for label in axes.get_yticklabels())
+
+
+def test_a_path_may_be_text_as_in_the_notebooks(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  plotting.save(figure_lib.Figure(), "a.png", dpi=20)
+  assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
