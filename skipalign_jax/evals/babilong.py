@@ -239,23 +239,6 @@ def draw(
 ) -> list[pathlib.Path]:
   """babilong.png: right replies by length, one line per task."""
   del options
-  protocol, summary = results["protocol"], results["summary"]
-  lines = {
-    name: [(int(n), 100 * x) for n, x in row.items() if int(n)]
-    for name, row in summary["table"].items()
-  }
-  lines = {name: points for name, points in lines.items() if points}
-  if not lines:
-    return []
-  title = f"{protocol['model']}\nBABILong (ours): {100 * summary['average']:.1f}"
-  return [
-    curves.draw(
-      lines,
-      folder / "babilong.png",
-      title,
-      "prompt and reply, tokens",
-      "right replies, %",
-      protocol["window"],
-      100,
-    )
-  ]
+  summary = results["summary"]
+  title = f"BABILong (ours): {100 * summary['average']:.1f}"
+  return curves.draw_table(results, folder / "babilong.png", title, "right replies")

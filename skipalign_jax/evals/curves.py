@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from skipalign_jax.runtime import plotting
 
@@ -68,3 +69,30 @@ def draw(
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
   plotting.save(figure, path, dpi=130, bbox_inches="tight")
   return path
+
+
+def draw_table(
+  results: Mapping[str, Any], path: pathlib.Path, title: str, score: str
+) -> list[pathlib.Path]:
+  """A PNG with one line per row of a summary's table, shares by length.
+
+  Args:
+    results: with `protocol` and `summary`, whose `table` is name → length → share.
+    path: of the PNG.
+    title: above the chart, after the model.
+    score: what the share is of.
+
+  Returns:
+    `path`, or nothing without a length above 0.
+  """
+  protocol, table = results["protocol"], results["summary"]["table"]
+  lines = {
+    name: [(int(length), 100 * share) for length, share in row.items() if int(length)]
+    for name, row in table.items()
+  }
+  lines = {name: points for name, points in lines.items() if points}
+  if not lines:
+    return []
+  title, window = f"{protocol['model']}\n{title}", protocol["window"]
+  xlabel = "prompt and reply, tokens"
+  return [draw(lines, path, title, xlabel, f"{score}, %", window, 100)]

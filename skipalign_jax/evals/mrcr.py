@@ -197,20 +197,6 @@ def draw(
 ) -> list[pathlib.Path]:
   """mrcr.png: score by length, one line per number of needles."""
   del options
-  protocol, summary = results["protocol"], results["summary"]
-  lines = {
-    name: [(int(length), 100 * score) for length, score in row.items()]
-    for name, row in summary["table"].items()
-  }
-  title = f"{protocol['model']}\nMRCR (ours): {100 * summary['average']:.1f}"
-  return [
-    curves.draw(
-      lines,
-      folder / "mrcr.png",
-      title,
-      "prompt and reply, tokens",
-      "score, %",
-      protocol["window"],
-      100,
-    )
-  ]
+  summary = results["summary"]
+  title = f"MRCR (ours): {100 * summary['average']:.1f}"
+  return curves.draw_table(results, folder / "mrcr.png", title, "score")

@@ -235,20 +235,6 @@ def draw(
 ) -> list[pathlib.Path]:
   """ruler.png: score by length, one line per task."""
   del options
-  protocol, summary = results["protocol"], results["summary"]
-  lines = {
-    task: [(int(length), 100 * score) for length, score in row.items()]
-    for task, row in summary["table"].items()
-  }
-  return [
-    curves.draw(
-      lines,
-      folder / "ruler.png",
-      f"{protocol['model']}\nRULER, mean of {summary['mean_of']}: "
-      f"{100 * summary['average']:.1f}",
-      "prompt and reply, tokens",
-      "score, %",
-      protocol["window"],
-      100,
-    )
-  ]
+  summary = results["summary"]
+  title = f"RULER, mean of {summary['mean_of']}: {100 * summary['average']:.1f}"
+  return curves.draw_table(results, folder / "ruler.png", title, "score")
