@@ -3,11 +3,11 @@
 import pytest
 
 from skipalign_jax.evals import babilong, mrcr
-from skipalign_jax.evals.ruler import task as ruler
+from skipalign_jax.evals.ruler import task as ruler_task
 
 
 @pytest.mark.parametrize(
-  ("module", "name"), [(babilong, "babilong"), (mrcr, "mrcr"), (ruler, "ruler")]
+  ("module", "name"), [(babilong, "babilong"), (mrcr, "mrcr"), (ruler_task, "ruler")]
 )
 def test_a_table_becomes_lines_where_it_has_lengths(module, name, tmp_path):
   rows = {"one": {"0": 1.0, "2048": 0.7, "16384": 0.2}, "without text": {"0": 0.5}}
