@@ -3,7 +3,7 @@
 Every process plans the same rows from the same lengths. So all agree on the samples of
 each batch and, if batches differ in length, on the length of its rows.
 
-A run of whole epochs reads every row: batches go on over the end of an epoch, and empty
+A run of whole epochs reads every row: batches continue into the next epoch, and empty
 rows, of weight 0, fill the last one.
 """
 

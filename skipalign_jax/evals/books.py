@@ -8,7 +8,7 @@ from skipalign_jax.evals import haystack
 from skipalign_jax.runtime import errors
 
 _END = re.compile(r"[.!?][\"'”’)\]_*]*$")
-# Words with a full stop after which a sentence goes on; initials are found by their
+# Words with a full stop after which a sentence continues; initials are found by their
 # form.
 _SHORT = frozenset(
   "mr mrs ms dr st messrs esq jr sr prof rev col capt lieut vs".split()

@@ -21,7 +21,7 @@ def enable() -> None:
   `tests/faults/test_processes.py`).
 
   A damaged entry is replaced by the program that is compiled instead of it. Where
-  entries cannot be written, the command goes on without, and says so once.
+  entries cannot be written, the command continues without and reports it once.
   """
   lru_cache.LRUCache.put = _replacing_put
   if jax.process_count() > 1 and jax.default_backend() == "cpu":

@@ -91,7 +91,7 @@ def save(run, at):
     saved.close()
 
 
-def outcome(run, told, message, printed):
+def outcome(run, reported, message, printed):
   """ "message" or "saved", or what is wrong."""
   steps = [p.name for p in (run / "checkpoints").iterdir() if p.name.isdecimal()]
   latest = max(map(int, steps))
@@ -103,8 +103,8 @@ def outcome(run, told, message, printed):
   expected = saved_states.state(float(latest)).params["norm"]["weight"]
   if not np.array_equal(found["norm/weight"].read(), expected):
     return f"{latest} has other weights"
-  if (latest == 2) != (told == 2) and not message:
-    return f"told {told}, latest {latest}, no message"
+  if (latest == 2) != (reported == 2) and not message:
+    return f"reported {reported}, latest {latest}, no message"
   if message is None:
     return "saved"
   return "message" if "; " in message and "\n" in message else f"message: {message}"
@@ -112,12 +112,12 @@ def outcome(run, told, message, printed):
 
 def attempt(folder, storage, after):
   """(the call that failed first, the outcome) of a save."""
-  run, told, message = folder / "run", None, None
+  run, reported, message = folder / "run", None, None
   shutil.rmtree(run, ignore_errors=True)
   save(run, 1)
   with printed_to(folder / "printed"), storage.failing(after):
     try:
-      told = save(run, 2)
+      reported = save(run, 2)
     except errors.UserError as error:
       message = str(error)
     except BaseException as error:  # of any kind: that is what is looked for
@@ -126,7 +126,7 @@ def attempt(folder, storage, after):
   calls = storage.calls()
   if not after or after > len(calls):
     return "", "not reached"
-  found = outcome(run, told, message, printed)
+  found = outcome(run, reported, message, printed)
   with printed_to(folder / "printed"):
     save(run, 2)
   if [p.name for p in (run / "checkpoints").iterdir()] != ["2"]:
