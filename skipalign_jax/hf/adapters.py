@@ -7,7 +7,10 @@ Shapes: n layers, I/O in/out features, R rank.
 """
 
 import hashlib
+import math
 import pathlib
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,9 +18,12 @@ import numpy as np
 
 from skipalign_jax.hf import names, native, weights
 from skipalign_jax.model import decoder, lora, lora_state, model_config, sharding
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import distributed, errors
 
 Parameters = dict[str, weights.Parameter]
+
+_EXACT = "crc32:"  # what `digest` begins with
+_BLOCK_BYTES = 2**25  # of the values that it reads at a time, about
 
 
 def config_of(described: native.Description) -> lora.Config | None:
@@ -67,10 +73,32 @@ def open_pairs(
   return native.open_arrays(workdir, step, expected)
 
 
-def digest(base: Parameters) -> str:
-  """Identifies a base by a corner of the first layer of each parameter."""
+def digest(parameters: Parameters) -> str:
+  """Identifies weights by their values, each of them.
+
+  Reads everything once, in blocks, on the host: meshes and devices play no part, and a
+  model in another format or in a wider type is the same one. A CRC-32 of each
+  parameter's float32 bytes; so a change of one weight is always noticed, and any other
+  but for a chance of one in 2^32.
+  """
+  found = hashlib.sha256()
+  for path, one in sorted(parameters.items()):
+    found.update(repr((path, one.shape, _checksum(one))).encode())
+  return _EXACT + found.hexdigest()[:16]
+
+
+def digest_of(known: str) -> Callable[[Parameters], str]:
+  """The function that made what is in `known`.
+
+  Earlier versions took a corner of the first layer of each parameter; what they wrote
+  is compared in that way.
+  """
+  return digest if _EXACT in known else _corner_digest
+
+
+def _corner_digest(parameters: Parameters) -> str:
   corners = hashlib.sha256()
-  for path, one in sorted(base.items()):
+  for path, one in sorted(parameters.items()):
     first = slice(0, 1 if names.is_stacked(path) else 8)
     corner = one.read((first, *[slice(0, 8)] * (len(one.shape) - 1)), np.float32)
     corners.update(repr((path, one.shape)).encode() + corner.tobytes())
@@ -80,8 +108,14 @@ def digest(base: Parameters) -> str:
 def check_base(
   workdir: pathlib.Path, described: native.Description, base: Parameters
 ) -> None:
-  """Raises UserError if a run's adapters belong to another base."""
-  if described.base_digest not in (None, digest(base)):
+  """Raises UserError if a run's adapters belong to another base.
+
+  Reads the whole base, in the first process.
+  """
+  known = described.base_digest
+  if known is None or not distributed.is_first():
+    return
+  if known != digest_of(known)(base):
     raise errors.UserError(
       f"{workdir} has adapters of {described.base}, whose weights are not those that "
       "the run started from; restore them"
@@ -100,6 +134,17 @@ def random_base(shape: model_config.ModelConfig, seed: int) -> Parameters:
     )
     for path, x in drawn.items()
   }
+
+
+def _checksum(parameter: weights.Parameter) -> int:
+  """CRC-32 of all values as float32, in order."""
+  checksum = 0
+  per_row = 4 * math.prod(parameter.shape[1:])
+  rows = max(parameter.chunk_layers, _BLOCK_BYTES // max(per_row, 1), 1)
+  for start in range(0, parameter.shape[0], rows):
+    block = parameter.read((slice(start, start + rows),), np.float32)
+    checksum = zlib.crc32(np.ascontiguousarray(block), checksum)
+  return checksum
 
 
 def _reader(config: lora.Config, base: weights.Parameter, pairs: Parameters):

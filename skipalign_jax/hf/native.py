@@ -43,7 +43,7 @@ class Description:
     base: reference of that model, None from scratch.
     config: the resolved training config, None after an import.
     versions: library name -> version that wrote the folder; None if unknown.
-    base_digest: of some of the base's weights, if adapters need them again.
+    base_digest: of the base's weights, if adapters need them again.
   """
 
   model_config: model_config.ModelConfig

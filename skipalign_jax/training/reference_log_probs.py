@@ -37,16 +37,16 @@ def of_start(setup: setup_lib.Setup) -> list[np.ndarray]:
   Raises:
     UserError: the file is of another model, other data or another recipe, or damaged.
   """
-  path, key = setup.folder / FILE, _key(setup)
+  path = setup.folder / FILE
   if distributed.exchange(str(path.exists()))[0] == "True":
     with distributed.together():
-      return _read(path, key)
+      return _read(path, setup)
   found = compute(setup)
   with distributed.together():
     if distributed.is_first():
       arrays = {f"source_{i}": one for i, one in enumerate(found)}
       with files.replacing(path) as new:
-        about = {"key": key, "checksum": _checksum(found)}
+        about = {"key": _key(setup), "checksum": _checksum(found)}
         safetensors.numpy.save_file(arrays, new, about)
   return found
 
@@ -106,12 +106,15 @@ def _reader(setup: setup_lib.Setup) -> Callable[..., jax.Array]:
   return jax.jit(read, out_shardings=sharding.replicated(setup.mesh))
 
 
-def _key(setup: setup_lib.Setup) -> str:
-  """All that the numbers depend on."""
+def _key(
+  setup: setup_lib.Setup,
+  digest: Callable[[adapters.Parameters], str] = adapters.digest,
+) -> str:
+  """All that the numbers depend on; `digest` identifies weights."""
   recipe, opened = setup.recipe, setup.opened
   parts = (
-    adapters.digest(opened.weights) if opened else "random",
-    adapters.digest(setup.adapters),
+    digest(opened.weights) if opened else "random",
+    digest(setup.adapters),
     setup.data.fingerprint,
     recipe.model,
     recipe.adapters and recipe.adapters.base,
@@ -127,21 +130,22 @@ def _checksum(found: list[np.ndarray]) -> str:
   return hashlib.sha256(b"".join(one.tobytes() for one in found)).hexdigest()
 
 
-def _read(path: pathlib.Path, key: str) -> list[np.ndarray]:
-  """The numbers of a file that has this key."""
+def _read(path: pathlib.Path, setup: setup_lib.Setup) -> list[np.ndarray]:
+  """The numbers of the file; the first process checks that they are this run's."""
   try:
     with safetensors.safe_open(path, framework="np") as opened:
       about = opened.metadata() or {}
       found = [opened.get_tensor(f"source_{i}") for i in range(len(opened.keys()))]
     if about.get("checksum") != _checksum(found):
       raise ValueError("its checksum is another one")
-    if about.get("key") == key:
-      return found
+    known = about.get("key", "")
   except (OSError, ValueError, safetensors.SafetensorError) as error:
     raise errors.UserError(
       f"{path} is damaged ({errors.first_line(error)}); delete it, and the same "
       "command makes it again"
     ) from error
+  if not distributed.is_first() or known == _key(setup, adapters.digest_of(known)):
+    return found
   raise errors.UserError(
     f"{path} has the reference of another model or other data, so the run would not "
     "continue as it began. Bring back model.init_from and data.train, or give a new "

@@ -138,7 +138,7 @@ def test_positions_run():
 
 
 @pytest.mark.slow
-def test_growth_and_the_regulariser_run():
+def test_growth_and_objectives_run():
   growth = load("growth")
   contender = growth.Ours("tiny", "float32", "full")
   assert contender.step(256) > 0
@@ -146,7 +146,9 @@ def test_growth_and_the_regulariser_run():
   assert planned["temporaries"] > 0
   config = harness.open_model("tiny").config
   assert planned["executed_flops"] > sum(harness.flops(config, 256).values())
-  regulariser = load("long_short").Ours("tiny", "float32", "full")
-  twice = regulariser.planned("regularised", 256)["executed_flops"]
+  objectives = load("objectives")
+  contender = objectives.Ours("tiny", "float32", "full")
+  twice = contender.planned("Long-Short", 256)["executed_flops"]
   assert 1.9 < twice / planned["executed_flops"] < 2.1
+  assert all(contender.step(variant, 256) > 0 for variant in objectives.BASE)
   assert harness.resident_bytes("VmHWM") >= harness.resident_bytes("VmRSS") > 0

@@ -1,5 +1,6 @@
 """DPO from a file of pairs to a workdir: reference, resuming, adapters."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,6 +10,7 @@ import safetensors.numpy
 import tiny
 import tiny_train
 
+from skipalign_jax.hf import adapters
 from skipalign_jax.runtime import errors
 from skipalign_jax.training import reference_log_probs
 from skipalign_jax.training import setup as setup_lib
@@ -115,6 +117,36 @@ def test_a_reference_that_is_not_the_runs_is_refused(finished, tmp_path):
   path.write_bytes(whole.replace(b"float32", b"float64"))  # in the key
   with pytest.raises(errors.UserError, match="another model or other data"):
     tiny_train.run(config, folder)
+
+
+def test_a_reference_of_other_weights_is_refused(finished, data, cache_dir, tmp_path):
+  """Also where only the last layer differs; files of earlier versions know less."""
+  start = {"model.init_from": str(finished[1]), "model.window": None}
+  config = config_of(data, cache_dir, **start)
+  setup = setup_lib.prepare(config, tmp_path, tiny_train.quiet())
+  parameters, path = setup.opened.weights, "layers/mlp/down/weight"
+  array = parameters[path].read().copy()
+  array[-1, -1, -1] += 1e-3
+  read = lambda index, dtype: array[index].astype(dtype)
+  changed = parameters | {path: dataclasses.replace(parameters[path], read_block=read)}
+  opened = dataclasses.replace(setup.opened, weights=changed)
+  other = dataclasses.replace(setup, opened=opened)
+
+  numbers, file = np.zeros((16, 2), np.float32), tmp_path / reference_log_probs.FILE
+  key = reference_log_probs._key(setup)
+  for known, is_refused in ((key, True), (old_key(setup), False)):
+    about = {"key": known, "checksum": reference_log_probs._checksum([numbers])}
+    safetensors.numpy.save_file({"source_0": numbers}, file, about)
+    assert len(reference_log_probs.of_start(setup)) == 1
+    if is_refused:
+      with pytest.raises(errors.UserError, match="another model or other data"):
+        reference_log_probs.of_start(other)
+    else:
+      reference_log_probs.of_start(other)
+
+
+def old_key(setup):
+  return reference_log_probs._key(setup, adapters.digest_of("7d1a"))
 
 
 @pytest.mark.slow
