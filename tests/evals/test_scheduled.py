@@ -29,14 +29,30 @@ def configured(cache_dir, **entries):
   return c
 
 
-def test_tasks_run_before_when_due_and_at_the_end(cache_dir, tmp_path):
-  folder = tmp_path / "run"
+@pytest.fixture(scope="module")
+def evaluated(cache_dir, tmp_path_factory):
+  """(config, workdir) of a run with two tasks."""
+  folder = tmp_path_factory.mktemp("scheduled") / "run"
   c = configured(
     cache_dir,
     passkey=NEEDLE | dict(every=3),
     sandwich=NEEDLE | dict(every=0, variant="sandwich", limit=1),
   )
   assert tiny_train.run(c, folder) == 0
+  return c, folder
+
+
+def test_training_is_the_same_with_and_without(evaluated, cache_dir, tmp_path):
+  tiny_train.run(configured(cache_dir), tmp_path)
+  losses = [
+    [record["loss"] for record in tiny.records(folder) if "loss" in record]
+    for folder in (evaluated[1], tmp_path)
+  ]
+  assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+def test_tasks_run_before_when_due_and_at_the_end(evaluated):
+  c, folder = evaluated
   found = {
     (record["step"], name): value
     for record in tiny.records(folder)
@@ -53,17 +69,6 @@ def test_tasks_run_before_when_due_and_at_the_end(cache_dir, tmp_path):
   assert sum("eval_loss" in r for r in tiny.records(folder)) == 3
   c.evals = config.ConfigDict({})
   assert tiny_train.run(c, folder) == 0
-
-
-def test_training_is_the_same_with_and_without(cache_dir, tmp_path):
-  with_task = configured(cache_dir, needle=NEEDLE | dict(every=2, limit=1))
-  tiny_train.run(with_task, tmp_path / "with")
-  tiny_train.run(configured(cache_dir), tmp_path / "without")
-  losses = [
-    [record["loss"] for record in tiny.records(tmp_path / name) if "loss" in record]
-    for name in ("with", "without")
-  ]
-  assert losses[0] == losses[1] and len(losses[0]) == 4
 
 
 @pytest.mark.parametrize(

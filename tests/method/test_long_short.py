@@ -245,25 +245,25 @@ def test_a_model_that_ignores_context_has_no_misalignment(run):
   assert run.step(tiny.batch())["symmetric_kl"] > 1e-3
 
 
-def test_microbatches_and_stopped_sides(run):
+@pytest.mark.parametrize(
+  ("stop", "grad_accum"),
+  [("none", 4), pytest.param("long", 1, marks=pytest.mark.slow)],
+)
+def test_microbatches_and_stopped_sides(run, stop, grad_accum):
   batch = tiny.batch()
   run.reset()
   whole = run.step(batch)
-  expected = jax.device_get(run.state.params)
-  for changes in (dict(grad_accum=4), dict(stop="long")):
-    stop = changes.pop("stop", "none")
-    config = long_short.LongShortConfig(0.3, stop, 0)
-    other = tiny.Run(long_short=config, **changes)
-    metrics = other.step(batch)
-    for name in ("loss", "sce", "symmetric_kl"):
-      np.testing.assert_allclose(metrics[name], whole[name], rtol=1e-5, err_msg=name)
-    same = [
-      np.allclose(one, two, rtol=1e-4, atol=1e-5)
-      for one, two in zip(
-        jax.tree.leaves(other.state.params), jax.tree.leaves(expected), strict=True
-      )
-    ]
-    assert all(same) == (stop == "none")
+  config = long_short.LongShortConfig(0.3, stop, 0)
+  other = tiny.Run(long_short=config, grad_accum=grad_accum)
+  metrics = other.step(batch)
+  for name in ("loss", "sce", "symmetric_kl"):
+    np.testing.assert_allclose(metrics[name], whole[name], rtol=1e-5, err_msg=name)
+  states = (jax.tree.leaves(each.state.params) for each in (other, run))
+  same = [
+    np.allclose(one, two, rtol=1e-4, atol=1e-5)
+    for one, two in zip(*states, strict=True)
+  ]
+  assert all(same) == (stop == "none")
 
 
 @pytest.mark.parametrize(

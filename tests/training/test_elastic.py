@@ -1,6 +1,6 @@
 """A run resumes with other numbers of processes and devices, as if nothing happened.
 
-The chain: one device; then two processes of four devices, which one signal stops;
+The chain: one device; then two processes of two devices, which one signal stops;
 then one process with one or four devices. All against one run on one device.
 """
 
@@ -27,9 +27,9 @@ OVERRIDES = {
   "data.seq_len": 128,
   "positions.resample": "epoch",
   "optim.eps": 1e-3,  # so that Adam does not blow up rounding
-  "steps": 24,
+  "steps": 10,
   "eval.every": 0,
-  "checkpoint.every": 4,
+  "checkpoint.every": 3,
   "checkpoint.keep": 9,
 }
 
@@ -51,12 +51,12 @@ def run_here(folder, cache_dir):
 
 
 def start_local(folder, cache_dir, **changes):
-  """launch/local.sh with two processes of four devices."""
+  """launch/local.sh with two processes of two devices."""
   with socket.socket() as found:
     found.bind(("127.0.0.1", 0))
     port = str(found.getsockname()[1])
-  environment = tiny.environment(devices=4)
-  environment |= {"PYTHON": sys.executable, "PORT": port, "DEVICES": "4"}
+  environment = tiny.environment(devices=2)
+  environment |= {"PYTHON": sys.executable, "PORT": port, "DEVICES": "2"}
   return subprocess.Popen(
     ["launch/local.sh", "2", *command_line(folder, cache_dir, **changes)],
     cwd=tiny.ROOT,
@@ -111,15 +111,15 @@ def whole(tmp_path_factory, cache_dir):
 
 @pytest.fixture(scope="module")
 def by_two(whole, cache_dir):
-  """(workdir, output, status): steps from 5 on by two processes, one of them asked to
+  """(workdir, output, status): steps from 4 on by two processes, one of them asked to
   stop."""
-  folder = copy_until(whole, whole.parent / "by_two", 4)
+  folder = copy_until(whole, whole.parent / "by_two", 3)
   process = start_local(folder, cache_dir)
   deadline = time.monotonic() + 600
   # The old records of later steps are dropped first, then made again.
   while process.poll() is None and time.monotonic() < deadline:
     steps = [line[:12] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    if steps and steps[-1] in ('{"step": 5, ', '{"step": 6, '):
+    if steps and steps[-1] in ('{"step": 4, ', '{"step": 5, '):
       for pid in children(process):
         arguments = pathlib.Path(f"/proc/{pid}/cmdline").read_text()
         if arguments.rstrip("\0").endswith(",2,1"):
@@ -133,10 +133,10 @@ def by_two(whole, cache_dir):
 def test_a_signal_to_one_process_stops_both_at_the_same_step(by_two):
   folder, printed, status = by_two
   assert status == 128 + signal.SIGTERM, printed
-  assert "8 cpu device(s) of 2 processes" in printed
+  assert "4 cpu device(s) of 2 processes" in printed
   assert printed.count("run the same command again to resume") == 1
   last = tiny.records(folder)[-1]["step"]
-  assert 5 <= last < 24
+  assert 4 <= last < 10
   assert max(int(p.name) for p in (folder / "checkpoints").iterdir()) == last
 
 
