@@ -3,6 +3,7 @@
 Many tests, and the commands they start, compile the same tiny programs.
 """
 
+import gc
 import os
 import signal
 import tempfile
@@ -27,6 +28,14 @@ if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1":
 for number in (signal.SIGHUP, signal.SIGINT):
   if signal.getsignal(number) == signal.SIG_IGN:
     signal.signal(number, lambda *_: None)
+# Tracing makes many objects; by default the collector walks all modules and tests again
+# and again for them.
+gc.set_threshold(20_000, 20, 100)
+
+
+def pytest_collection_finish():
+  gc.collect()
+  gc.freeze()  # what is there now is never walked again
 
 
 @pytest.fixture(scope="session")
