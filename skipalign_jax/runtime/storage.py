@@ -78,7 +78,7 @@ def _free(path: pathlib.Path) -> str:
   with contextlib.suppress(OSError, ValueError):
     there = next(one for one in path.absolute().parents if one.is_dir())
     found = os.statvfs(there)
-    few = found.f_favail < 100 <= found.f_files  # some filesystems do not count them
+    few = found.f_files and found.f_favail < 100  # some filesystems do not count them
     files = f" and {found.f_favail} files" if few else ""
     return f" ({terminal.size(found.f_bavail * found.f_frsize)}{files} left)"
   return ""

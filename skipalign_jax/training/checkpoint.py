@@ -116,7 +116,12 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(
       preservation_policy=managers.AnyPreservationPolicy(policies),
       cleanup_tmp_directories=True,
-      async_options=ocp.AsyncOptions(post_finalization_callback=self._finish),
+      async_options=ocp.AsyncOptions(
+        post_finalization_callback=self._finish,
+        # Otherwise, where one cannot be made, threads wait for it for five minutes,
+        # and the process for them.
+        create_directories_asynchronously=False,
+      ),
     )
     logging.getLogger("absl").addFilter(_is_not_raised)
     self._saving, self._unreported = 0, None

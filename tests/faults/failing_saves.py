@@ -42,25 +42,30 @@ def build(folder):
 class Storage:
   """Fails in a block, as storage.c does."""
 
-  def __init__(self, folder, number, once):
+  def __init__(self, folder, number, once, below="run"):
+    """`folder` has the log; calls in its folder `below` fail with errno `number`."""
     self._count, self._log = folder / "count", folder / "log"
     self._count.write_bytes(bytes(4))
-    self._names = {"BELOW": folder / "run", "LOG": self._log, "COUNT": self._count}
+    self._names = {"BELOW": folder / below, "LOG": self._log, "COUNT": self._count}
     self._names |= {"ERRNO": number} | ({"ONCE": 1} if once else {})
 
-  @contextlib.contextmanager
-  def failing(self, after):
-    """From the `after`-th call on."""
+  def begin(self, after):
+    """Fails from the `after`-th call on; with 0 it only counts."""
     with self._count.open("r+b") as file:  # other processes have it mapped
       file.write(bytes(4))
     self._log.write_text("")
     names = self._names | ({"AFTER": after} if after else {})
     os.environ |= {f"FAULT_{name}": str(value) for name, value in names.items()}
+
+  @contextlib.contextmanager
+  def failing(self, after):
+    """As `begin`, in the block."""
+    self.begin(after)
     try:
       yield
     finally:
-      for name in names:
-        del os.environ[f"FAULT_{name}"]
+      for name in filter(lambda name: name.startswith("FAULT_"), list(os.environ)):
+        del os.environ[name]
 
   def calls(self):
     """Kind and path of each call in the last block."""

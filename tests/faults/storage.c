@@ -30,7 +30,7 @@ static int next(void) {
   if (!count) {
     int file = REAL(open)(getenv("FAULT_COUNT"), O_RDWR);
     count = mmap(NULL, sizeof *count, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-    close(file);
+    REAL(close)(file);
   }
   return __sync_add_and_fetch(count, 1);
 }
@@ -41,7 +41,7 @@ static void note(const char *log, int number, const char *kind, const char *path
   int file = REAL(open)(log, O_WRONLY | O_CREAT | O_APPEND, 0666);
   if (file < 0) return;
   REAL(write)(file, line, length);
-  close(file);
+  REAL(close)(file);
 }
 
 /* Whether this call fails; errno is set then. */
@@ -81,14 +81,17 @@ static int fails_at(const char *kind, int file) {
   return fails(kind, path);
 }
 
-#define CHANGES (O_CREAT | O_TRUNC)
+static int writes(int flags) {
+  return flags & (O_CREAT | O_TRUNC) || (flags & O_ACCMODE) != O_RDONLY;
+}
+
 #define OPEN(name)                                     \
   int name(const char *path, int flags, ...) {         \
     va_list rest;                                      \
     va_start(rest, flags);                             \
     int mode = va_arg(rest, int);                      \
     va_end(rest);                                      \
-    if (flags & CHANGES && fails("open", path)) return -1; \
+    if (writes(flags) && fails("open", path)) return -1; \
     return REAL(name)(path, flags, mode);              \
   }
 #define OPENAT(name)                                   \
@@ -97,7 +100,7 @@ static int fails_at(const char *kind, int file) {
     va_start(rest, flags);                             \
     int mode = va_arg(rest, int);                      \
     va_end(rest);                                      \
-    if (flags & CHANGES && fails("open", path)) return -1; \
+    if (writes(flags) && fails("open", path)) return -1; \
     return REAL(name)(at, path, flags, mode);          \
   }
 OPEN(open)
@@ -141,3 +144,12 @@ BY_FILE(int, fdatasync, "sync", (int file), file)
 BY_FILE(int, ftruncate, "truncate", (int file, off_t size), file, size)
 BY_FILE(int, ftruncate64, "truncate", (int file, off64_t size), file, size)
 BY_FILE(int, fallocate, "write", (int file, int mode, off_t at, off_t size), file, mode, at, size)
+
+/* It is closed in any case, as Linux does. */
+int close(int file) {
+  int flags = getenv("FAULT_BELOW") ? fcntl(file, F_GETFL) : -1;
+  int failed = flags >= 0 && writes(flags) && fails_at("close", file);
+  int saved = errno, result = REAL(close)(file);
+  if (failed) errno = saved;
+  return failed ? -1 : result;
+}

@@ -1,25 +1,13 @@
 """Files that may not grow: nothing is half-written, and it is one message."""
 
-import contextlib
-import resource
 import sys
 
 import pytest
 import saved_states
+from file_limits import files_of
 from matplotlib import figure as figure_lib
 
 from skipalign_jax.runtime import compile_cache, errors, files, plotting, terminal
-
-
-@contextlib.contextmanager
-def files_of(size):
-  """In the block no file of this process grows beyond `size` bytes (EFBIG)."""
-  before = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-  try:
-    yield
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def picture(path):

@@ -1,7 +1,9 @@
 """Errors of storage are known by their number, whichever library raises them."""
 
 import errno
+import os
 import re
+import types
 
 import pytest
 
@@ -69,6 +71,16 @@ def test_a_message_says_where_and_how_much_is_left(tmp_path):
   text = f"Failed: \"{tmp_path}/a/b\": No space left on device [os_error_code='28']"
   for inside in (error, wrapped(error), ValueError(text)):
     assert storage.explain(inside) == storage.explain(error)
+
+
+@pytest.mark.parametrize(
+  ("files", "free", "says"), [(12, 0, " and 0 files"), (0, 0, "")]
+)
+def test_a_filesystem_without_files_left_says_so(files, free, says, monkeypatch):
+  found = types.SimpleNamespace(f_files=files, f_favail=free, f_bavail=8, f_frsize=1024)
+  monkeypatch.setattr(os, "statvfs", lambda path: found)
+  text = storage.explain(OSError(errno.ENOSPC, "x", "/a/b"))
+  assert f"(8.0 KiB{says} left)" in text
 
 
 def test_no_folder_of_temporary_files_is_an_error_of_storage():
