@@ -19,7 +19,7 @@ import tempfile
 import harness
 import plans
 
-from skipalign_jax.planning import hardware
+from skipalign_jax.runtime import hardware
 
 CAST = re.compile(r" = (?:bf16|u16)\[\S+ bitcast-convert\(")
 KERNEL = re.compile(r" = .* (fusion|custom-call|copy|dot|convolution)\(")

@@ -31,7 +31,7 @@ from skipalign_jax.data import chat, dialogues, recall, schemas, tokenizer
 from skipalign_jax.hf import reference, weights
 from skipalign_jax.method import positions
 from skipalign_jax.model import decoder, model_config, sharding
-from skipalign_jax.planning import flops as flops_lib
+from skipalign_jax.planning import executed_flops
 from skipalign_jax.training import optimizer, resolve
 from skipalign_jax.training import recipe as recipe_lib
 from skipalign_jax.training import state as state_lib
@@ -448,7 +448,7 @@ class Steps:
     """FLOPs of the products that the step runs, recomputation included."""
     with jax.set_mesh(self.mesh):
       traced = self._steps[variant].trace(self.state, batch)
-    return flops_lib.executed(traced.jaxpr)
+    return executed_flops.executed(traced.jaxpr)
 
   def step(
     self, variant: str, batch: dict[str, np.ndarray]

@@ -32,7 +32,7 @@ import harness
 import plans
 
 from skipalign_jax.model import known_models
-from skipalign_jax.planning import hardware
+from skipalign_jax.runtime import hardware
 
 MODEL = "meta-llama/Llama-2-7b-hf"
 # (contender, dtype of products, remat)

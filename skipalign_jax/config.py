@@ -58,6 +58,11 @@ SECTIONS = (
       at_least=1,
     ),
     log_every=key(1, "Steps between records in metrics.jsonl.", at_least=1),
+    profile=key(
+      "",
+      "START:STOP writes XLA's trace of these steps to WORKDIR/profile, for xprof and "
+      "TensorBoard. Empty: no trace.",
+    ),
   ),
   section(
     "model",

@@ -8,8 +8,7 @@ does not have; docs/design.md says what is counted and what is assumed.
 import sys
 
 from skipalign_jax import cli
-from skipalign_jax.planning import hardware
-from skipalign_jax.runtime import errors, terminal
+from skipalign_jax.runtime import errors, hardware, terminal
 
 USAGE = """python -m skipalign_jax.plan --config=FILE[:variant] --topology=T[,T…]
     [--out=DIR] [--job=train|generate --length=N [--part=N]] [--samples=N]

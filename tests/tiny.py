@@ -305,9 +305,20 @@ def is_plain(text, columns=80):
   return "\x1b" not in text and max(map(len, tables), default=0) <= columns
 
 
+TIMINGS = (
+  "tokens_per_second",
+  "tokens_per_second_per_device",
+  "step_seconds",
+  "data_seconds",
+  "host_seconds",
+  "peak_memory_gib",
+)
+
+
 def records(folder):
   """metrics.jsonl of a workdir without its timings."""
   found = metrics.read(folder / "metrics.jsonl")
   for record in found:
-    record.pop("tokens_per_second", None)
+    for name in TIMINGS:
+      record.pop(name, None)
   return found

@@ -16,14 +16,13 @@ from skipalign_jax.model import decoder, known_models, model_config, sharding
 from skipalign_jax.planning import (
   compiler,
   estimate,
-  flops,
-  hardware,
+  executed_flops,
   plan_json,
   plan_table,
   programs,
   search,
 )
-from skipalign_jax.runtime import errors, files, paths, terminal
+from skipalign_jax.runtime import errors, files, hardware, paths, terminal
 from skipalign_jax.training import recipe as recipe_lib
 from skipalign_jax.training import resolve
 
@@ -151,7 +150,7 @@ def _plan(job, topology, searching, steps, note, console) -> plan_json.Record:
         # Kernels of an accelerator cannot be traced without its libraries.
         portable = one.with_recipe(attention=decoder.BLOCKWISE)
         traced = programs.trace(portable, sharding.abstract_mesh(one.axes))
-        executed = flops.executed(traced.jaxpr)
+        executed = executed_flops.executed(traced.jaxpr)
       parts.append(plan_json.program(one, topology, measured, executed))
     advice = [f"the compiler reports: {p['refused']}" for p in parts if p["refused"]]
     hopeless = _too_large(job, topology)

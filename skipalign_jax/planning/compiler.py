@@ -20,8 +20,8 @@ import jax
 from jax.experimental import topologies
 
 from skipalign_jax.model import sharding
-from skipalign_jax.planning import estimate, flops, hardware, hlo, programs
-from skipalign_jax.runtime import extras
+from skipalign_jax.planning import estimate, executed_flops, hlo, programs
+from skipalign_jax.runtime import extras, hardware
 
 INSTALL = extras.command("plan")
 
@@ -163,7 +163,7 @@ def measure(topology: hardware.Topology, job: estimate.Job) -> Measured:
   try:
     mesh = sharding.make_mesh(job.axes, devices(topology))
     traced = programs.trace(job, mesh)
-    executed = flops.executed(traced.jaxpr)
+    executed = executed_flops.executed(traced.jaxpr)
     with programs.set_mesh(mesh):
       compiled = traced.lower().compile()
   except jax.errors.JaxRuntimeError as error:  # out of memory, mostly

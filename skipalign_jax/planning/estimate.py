@@ -9,9 +9,9 @@ import math
 import jax.numpy as jnp
 import ml_collections
 
-from skipalign_jax.model import decoder, lora_state, quantized, sharding
-from skipalign_jax.planning import flops, hardware
-from skipalign_jax.training import optimizer
+from skipalign_jax.model import decoder, flops, lora_state, quantized, sharding
+from skipalign_jax.runtime import hardware
+from skipalign_jax.training import optimizer, throughput
 from skipalign_jax.training import recipe as recipe_lib
 from skipalign_jax.training import state as state_lib
 
@@ -82,9 +82,7 @@ def model_flops(job: Job) -> int:
   """FLOPs that the model needs for one run of the program, over all devices."""
   shape, rows, length = job.recipe.model, job.rows, job.length
   if job.kind == "train":
-    windows = 2 if job.recipe.pair_weight else 1
-    adapters = trained_params(job) if job.recipe.adapters else 0
-    return windows * flops.training(shape, rows, length, adapters)
+    return throughput.model_flops(job.recipe, rows, length)
   return flops.generation(shape, rows, length, job.new)
 
 

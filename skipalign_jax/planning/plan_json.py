@@ -5,7 +5,8 @@ import math
 from typing import Any
 
 from skipalign_jax.model import lora
-from skipalign_jax.planning import compiler, estimate, hardware, hlo, search
+from skipalign_jax.planning import compiler, estimate, hlo, search
+from skipalign_jax.runtime import hardware
 
 PREALLOCATED = 0.75  # share of a GPU that JAX's allocator takes by default
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from skipalign_jax.planning import hardware, plan_json
-from skipalign_jax.runtime import terminal
+from skipalign_jax.planning import plan_json
+from skipalign_jax.runtime import hardware, terminal
 
 Record = plan_json.Record
 SMALL = 1e-3  # share of a program's traffic below which a collective is not listed

@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from skipalign_jax.planning import compiler, estimate, hardware
+from skipalign_jax.planning import compiler, estimate
+from skipalign_jax.runtime import hardware
 
 MAX_COMPILES = 12  # per topology, all searches together
 MIN_LOSS_CHUNK = 128  # tokens; with fewer, products of the vocabulary head are slow

@@ -1,7 +1,7 @@
 """The numbers of a run while it trains: read, written, shown and checked."""
 
+import collections
 import pathlib
-import time
 
 import jax
 import numpy as np
@@ -9,8 +9,20 @@ import numpy as np
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import pipeline
 from skipalign_jax.runtime import distributed, progress, terminal
-from skipalign_jax.training import health, loggers, metrics
+from skipalign_jax.training import health, loggers, metrics, throughput
+from skipalign_jax.training import recipe as recipe_lib
 from skipalign_jax.training import state as state_lib
+
+OF_SUMMARY = {
+  "loss",
+  "tokens_per_second",
+  "tokens_per_second_per_device",
+  "mfu",
+  "step_seconds",
+  "data_seconds",
+  "host_seconds",
+  "peak_memory_gib",
+}
 
 
 class Log:
@@ -18,11 +30,16 @@ class Log:
 
   Reading a step's numbers waits for the device; so those of step t are read after step
   t + 1 was dispatched.
+
+  Attributes:
+    eval_losses: step → held-out loss.
+    clock: of the steps; the loop tells it what it waits for.
   """
 
   def __init__(
     self,
     config: config_lib.ConfigDict,
+    recipe: recipe_lib.Recipe,
     folder: pathlib.Path,
     console: terminal.Console,
     start: int,
@@ -37,9 +54,9 @@ class Log:
       others = loggers.Loggers(config, folder, console.print)
       self._writer = metrics.Writer(folder, start or -1, others)
     self._bar = progress.Progress(console, "training", steps, start, both_ends=True)
-    self._read_at = time.monotonic()
-    self._losses: list[float] = []
-    self._rates: list[float] = []
+    self.clock = throughput.Clock()
+    self._throughput = throughput.Throughput(recipe)
+    self._history: dict[str, list[float]] = collections.defaultdict(list)
     self._nonfinite = health.Nonfinite(
       folder, config.optim.max_nonfinite_steps, jax.process_index()
     )
@@ -64,24 +81,24 @@ class Log:
       numbers: its metrics, on the devices.
       batch: this process' rows of it.
     """
-    self._read_pending()
+    self.read()
     self._pending = (step, numbers, batch)
 
-  def _read_pending(self) -> None:
-    """Waits for the numbers of the pending step and records them."""
+  def read(self) -> None:
+    """Waits for the numbers of the pending step, if there is one, and records them."""
     if self._pending is None:
       return
     step, numbers, batch = self._pending
     self._pending = None
-    record = {"step": step} | {
-      name: value.item() for name, value in jax.device_get(numbers).items()
-    }
-    now = time.monotonic()
-    record["tokens_per_second"] = record["tokens"] / (now - self._read_at)
-    self._read_at = now
+    with self.clock.waiting("device"):
+      found = jax.device_get(numbers)
+    record = {"step": step} | {name: value.item() for name, value in found.items()}
+    times, length = self.clock.lap(), batch["tokens"].shape[1]
+    record |= self._throughput.of(record["tokens"], length, times["step_seconds"])
+    record |= times | {"peak_memory_gib": throughput.peak_memory()}
     self._done = step
-    self._losses.append(record["loss"])
-    self._rates.append(record["tokens_per_second"])
+    for name in OF_SUMMARY & record.keys():
+      self._history[name].append(record[name])
     if step % self._config.log_every == 0 or step == self._steps:
       self._writer.write(record)
       self._check_spike(record)
@@ -90,10 +107,10 @@ class Log:
 
   def _show(self, record: metrics.Record) -> None:
     """Moves the progress bar, or prints a line from time to time."""
-    loss, rate = (
-      f"loss {record['loss']:.4f}",
-      f"{record['tokens_per_second']:,.0f} tok/s",
-    )
+    loss = f"loss {record['loss']:.4f}"
+    rate = f"{record['tokens_per_second']:,.0f} tok/s"
+    if "mfu" in record:
+      rate += f"  MFU {record['mfu']:.1%}"
     line = (
       f"step {record['step']}/{self._steps}  {loss}  "
       f"lr {record['learning_rate']:.2e}  {rate}"
@@ -112,34 +129,49 @@ class Log:
 
   def held_out(self, step: int, loss: float) -> None:
     """Records a held-out loss."""
-    self._read_pending()
+    self.read()
     self.eval_losses[step] = loss
     self._writer.write({"step": step, "eval_loss": loss})
     self._console.print(f"step {step}: held-out loss {loss:.4f}")
-    self._read_at = time.monotonic()
+    self.clock.restart()
 
   def evaluated(self, step: int, numbers: metrics.Record) -> None:
     """Records the scores of a task."""
-    self._read_pending()
+    self.read()
     self._writer.write({"step": step} | numbers)
     scores = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
     self._console.print(f"step {step}: {scores}")
-    self._read_at = time.monotonic()
+    self.clock.restart()
 
   def flush(self) -> None:
     """Puts all records so far on disk."""
-    self._read_pending()
+    self.read()
     self._writer.flush()
+
+  def _speed(self) -> str:
+    """Medians over the steps, and the peak memory."""
+    median = {name: np.median(x) for name, x in self._history.items()}
+    whole = median["step_seconds"]
+    parts = [f"{median['tokens_per_second_per_device']:,.0f} tok/s per device"]
+    if "mfu" in median:
+      parts.append(f"MFU {median['mfu']:.1%}")
+    parts += [
+      f"{median['data_seconds'] / whole:.0%} of a step waits for data",
+      f"{median['host_seconds'] / whole:.0%} is host work",
+      f"peak memory {self._history['peak_memory_gib'][-1]:.2f} GiB",
+    ]
+    return ", ".join(parts)
 
   def summary(self) -> str:
     """What a run reports at its end."""
     lines = []
-    if self._losses:
-      rate = float(np.median(self._rates))
-      lines.append(
+    if losses := self._history["loss"]:
+      rate = np.median(self._history["tokens_per_second"])
+      lines += [
         f"trained    steps {self._start + 1}-{self._done} of {self._steps}, loss "
-        f"{self._losses[0]:.4f} -> {self._losses[-1]:.4f}, median {rate:,.0f} tok/s"
-      )
+        f"{losses[0]:.4f} -> {losses[-1]:.4f}, median {rate:,.0f} tok/s",
+        f"speed      {self._speed()}",
+      ]
     if self._nonfinite.total:
       lines.append(f"skipped    {self._nonfinite.total} steps that were not finite")
     if len(self.eval_losses) > 1:

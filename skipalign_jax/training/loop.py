@@ -13,6 +13,7 @@ from skipalign_jax.training import checkpoint, step
 from skipalign_jax.training import log as log_lib
 from skipalign_jax.training import setup as setup_lib
 from skipalign_jax.training import state as state_lib
+from skipalign_jax.training import trace as trace_lib
 
 
 @dataclasses.dataclass
@@ -25,6 +26,7 @@ class Loop:
     iterator: the batches of the steps to come.
     log: takes the numbers.
     saved: takes the checkpoints.
+    trace: of some steps.
   """
 
   setup: setup_lib.Setup
@@ -32,6 +34,7 @@ class Loop:
   iterator: pipeline.TrainIterator
   log: log_lib.Log
   saved: checkpoint.Checkpoints
+  trace: trace_lib.Trace
 
   def __post_init__(self):
     setup = self.setup
@@ -55,8 +58,12 @@ class Loop:
       self._evaluate(0, last=False)
     votes = distributed.Votes()
     for at in range(start + 1, steps + 1):
-      batch = next(self.iterator)
+      with self.log.clock.waiting("data"):
+        batch = next(self.iterator)
+      self.trace.before(at)
       self.state, numbers = self._train_step(self.state, self._place(batch))
+      if folder := self.trace.after(at, numbers):
+        self.setup.console.print(f"step {at}: the trace is in {folder}")
       self.log.dispatched(at, numbers, batch)
       self._evaluate(at, last=at == steps)
       status = votes.cast(stop.status)
@@ -76,14 +83,14 @@ class Loop:
 
   def _evaluate(self, at: int, last: bool) -> None:
     """The held-out loss and the scheduled tasks, where they are due."""
-    always = last or at == 0
-    if self.setup.data.eval_batches and (
-      always or _due(at, self.setup.config.eval.every)
-    ):
+    due = lambda every: last or at == 0 or _due(at, every)
+    if self.setup.data.eval_batches and due(self.setup.config.eval.every):
+      self.log.read()  # the time of a step is without what follows it
       self.log.held_out(at, self._held_out_loss())
-    tasks = [t for t in self.setup.evaluations if always or _due(at, t.every)]
+    tasks = [task for task in self.setup.evaluations if due(task.every)]
     if not tasks:
       return
+    self.log.read()
     params = state_lib.merged_params(self.setup.recipe, self.state, self.setup.mesh)
     for task in tasks:
       self.log.evaluated(at, self._evaluator.run(task, at, params))
@@ -105,6 +112,7 @@ class Loop:
     self.log.flush()  # the records of a saved step are on disk before the state
     loss = self.log.eval_losses.get(at)
     self.saved.save(self.state, at, self.iterator.get_state(), loss)
+    self.log.clock.restart()
 
 
 def _due(at: int, every: int) -> bool:

@@ -16,7 +16,7 @@ from skipalign_jax import config as config_lib
 from skipalign_jax.method import baselines, positions, preference
 from skipalign_jax.model import lora, model_config, rope, sharding
 from skipalign_jax.runtime import errors
-from skipalign_jax.training import loggers, optimizer
+from skipalign_jax.training import loggers, optimizer, trace
 
 SHAPE_FIELDS = tuple(
   field.name
@@ -45,6 +45,7 @@ def check(config: ml_collections.ConfigDict) -> positions.PositionConfig:
   lora.from_config(config.lora)
   optimizer.check(config.optim)
   loggers.names(config.log.to)
+  trace.parse(config.profile)
   preference.check(config)
   recipe = positions.PositionConfig(**config.positions)
   if recipe.strategy != "contiguous" and recipe.max_position < config.data.seq_len:

@@ -23,6 +23,7 @@ from skipalign_jax.training import (
 from skipalign_jax.training import log as log_lib
 from skipalign_jax.training import setup as setup_lib
 from skipalign_jax.training import state as state_lib
+from skipalign_jax.training import trace as trace_lib
 
 
 def run(
@@ -69,15 +70,17 @@ def train(setup: setup_lib.Setup) -> int:
     state, iterator = restore(setup, saved, start)
   else:
     state, iterator = begin(setup)
-  log = log_lib.Log(config, folder, setup.console, start, steps)
+  log = log_lib.Log(config, setup.recipe, folder, setup.console, start, steps)
+  trace = trace_lib.Trace(trace_lib.parse(config.profile), folder)
   with (
     signals.Stop(distributed.is_first()) as stop,
     jax.set_mesh(setup.mesh),
     contextlib.closing(saved),
     contextlib.closing(iterator),
+    contextlib.closing(trace),
     log,
   ):
-    training = loop.Loop(setup, state, iterator, log, saved)
+    training = loop.Loop(setup, state, iterator, log, saved, trace)
     status = training.run(start, stop)
   training.report_saved()
   setup.console.print(log.summary())

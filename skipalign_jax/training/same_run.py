@@ -10,6 +10,7 @@ from skipalign_jax import config as config_lib
 FREE = (
   "log_every",
   "log.",
+  "profile",
   "eval.every",
   "evals.",
   "checkpoint.",

@@ -17,13 +17,12 @@ from skipalign_jax.commands import plan as commands_plan
 from skipalign_jax.model import known_models
 from skipalign_jax.planning import (
   compiler,
-  hardware,
   hlo,
   plan_json,
   plan_table,
   search,
 )
-from skipalign_jax.runtime import errors, terminal
+from skipalign_jax.runtime import errors, hardware, terminal
 
 LLAMA = "meta-llama/Llama-2-7b-hf"
 FLAGS = dict(

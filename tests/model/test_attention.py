@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from skipalign_jax.model import attention
-from skipalign_jax.planning import flops
+from skipalign_jax.planning import executed_flops
 
 # Unsorted on purpose in row 1: sharing a segment is all that counts.
 SEGMENTS = np.array(
@@ -83,7 +83,9 @@ def test_long_rows_skip_masked_tiles_and_hold_one_at_a_time(monkeypatch):
   ).trace(qkv, d_out_BLNH)
   product = 2 * 2 * heads * 16 * 16 * H  # multiply-adds of both rows
   row_sums = 2 * 2 * heads * 16 * n * H
-  assert flops.executed(traced.jaxpr) == 7 * n * (n + 1) // 2 * product + row_sums
+  assert (
+    executed_flops.executed(traced.jaxpr) == 7 * n * (n + 1) // 2 * product + row_sums
+  )
   largest = max(
     math.prod(shape)
     for shape in re.findall(r"tensor<([\dx]+)xf32>", traced.lower().as_text())

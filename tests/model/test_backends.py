@@ -109,7 +109,8 @@ def compile_cudnn_for_hopper():
   """Compiles packed attention and its gradient (in a process of its own)."""
   from jax._src.cudnn import fused_attention_stablehlo as fused
 
-  from skipalign_jax.planning import compiler, hardware
+  from skipalign_jax.planning import compiler
+  from skipalign_jax.runtime import hardware
 
   compiler.prepare("cuda", os.devnull)
   # JAX would query a device, and there is none.

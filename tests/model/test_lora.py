@@ -20,8 +20,8 @@ from skipalign_jax import config as config_lib
 from skipalign_jax import convert
 from skipalign_jax.hf import adapters, native, reference
 from skipalign_jax.method import positions
-from skipalign_jax.model import decoder, lora, lora_state, quantized, sharding
-from skipalign_jax.planning import flops
+from skipalign_jax.model import decoder, flops, lora, lora_state, quantized, sharding
+from skipalign_jax.planning import executed_flops
 from skipalign_jax.runtime import errors
 from skipalign_jax.training import initial_weights, objective, resolve, run
 from skipalign_jax.training import state as state_lib
@@ -161,7 +161,7 @@ def test_no_product_makes_a_gradient_of_frozen_weights():
       loss = lambda params: objective.cross_entropy_sum(
         recipe, params, batch, batch["tokens"]
       )[0]
-      return flops.executed(jax.make_jaxpr(jax.grad(loss))(params))
+      return executed_flops.executed(jax.make_jaxpr(jax.grad(loss))(params))
     loss = lambda trained, base: objective.cross_entropy_sum(
       recipe, lora.join(adapters, trained, base), batch, batch["tokens"]
     )[0]
@@ -169,7 +169,7 @@ def test_no_product_makes_a_gradient_of_frozen_weights():
       lora_state.abstract_adapters(adapters, params),
       lora_state.abstract_base(adapters, params),
     )
-    return flops.executed(jax.make_jaxpr(jax.grad(loss))(*pair))
+    return executed_flops.executed(jax.make_jaxpr(jax.grad(loss))(*pair))
 
   size, _ = lora_state.sizes(ADAPTERS, decoder.definition(CONFIG)[1])
   # What norms multiply, on both sides, is no matrix.

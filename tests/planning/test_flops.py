@@ -17,8 +17,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jax.sharding import PartitionSpec
 
-from skipalign_jax.model import decoder, known_models, sharding
-from skipalign_jax.planning import estimate, flops, hardware, programs
+from skipalign_jax.model import decoder, flops, known_models, sharding
+from skipalign_jax.planning import estimate, executed_flops, programs
+from skipalign_jax.runtime import hardware
 
 B, L = 8, 16
 
@@ -38,7 +39,9 @@ def job(
 
 
 def executed(job):
-  return flops.executed(programs.trace(job, sharding.abstract_mesh(job.axes)).jaxpr)
+  return executed_flops.executed(
+    programs.trace(job, sharding.abstract_mesh(job.axes)).jaxpr
+  )
 
 
 # The tiny model by hand: D 24, F 32, N 4, K 2, H 8, V 40, two layers. L is below
@@ -129,11 +132,13 @@ def test_loops_branches_and_shards():
   dot = lambda x: x @ x
   once = 2 * 4**3
   loop = lambda x: jax.lax.scan(lambda c, _: (jax.jit(dot)(c), None), x, None, 7)
-  assert flops.executed(jax.make_jaxpr(loop)(x)) == 7 * once
+  assert executed_flops.executed(jax.make_jaxpr(loop)(x)) == 7 * once
   branch = lambda x: jax.lax.cond(x[0, 0] > 0, dot, lambda x: dot(dot(x)), x)
-  assert flops.executed(jax.make_jaxpr(branch)(x)) == 2 * once
+  assert executed_flops.executed(jax.make_jaxpr(branch)(x)) == 2 * once
   saved = jax.grad(jax.checkpoint(lambda x: jnp.sum(jnp.sin(dot(x)))))
-  assert flops.executed(jax.make_jaxpr(saved)(x)) == 4 * once  # twice, two gradients
+  assert (
+    executed_flops.executed(jax.make_jaxpr(saved)(x)) == 4 * once
+  )  # twice, two gradients
   mesh = sharding.abstract_mesh(job(mesh=(1, 4, 2, 1)).axes)
   split = jax.shard_map(
     lambda x: x @ x.T,
@@ -143,18 +148,18 @@ def test_loops_branches_and_shards():
     axis_names={"fsdp"},
   )
   with jax.sharding.use_abstract_mesh(mesh):
-    got = flops.executed(jax.make_jaxpr(split)(jnp.ones((8, 3))))
+    got = executed_flops.executed(jax.make_jaxpr(split)(jnp.ones((8, 3))))
   assert got == 4 * (2 * 2 * 2 * 3)  # [2, 3] x [3, 2] on each of 4
 
 
 def test_an_unknown_kernel_is_an_error():
   kernel = lambda x_ref, o_ref: None
   call = pl.pallas_call(kernel, out_shape=jax.ShapeDtypeStruct((8,), jnp.float32))
-  with pytest.raises(flops.UnknownPrimitiveError, match="Pallas kernel"):
-    flops.executed(jax.make_jaxpr(call)(jnp.ones(8)))
+  with pytest.raises(executed_flops.UnknownPrimitiveError, match="Pallas kernel"):
+    executed_flops.executed(jax.make_jaxpr(call)(jnp.ones(8)))
   ffi = jax.ffi.ffi_call("strange", jax.ShapeDtypeStruct((8,), jnp.float32))
-  with pytest.raises(flops.UnknownPrimitiveError, match="ffi_call"):
-    flops.executed(jax.make_jaxpr(ffi)(jnp.ones(8)))
+  with pytest.raises(executed_flops.UnknownPrimitiveError, match="ffi_call"):
+    executed_flops.executed(jax.make_jaxpr(ffi)(jnp.ones(8)))
 
 
 def test_a_pallas_kernel_counts_by_its_estimate_or_its_name():
@@ -162,7 +167,7 @@ def test_a_pallas_kernel_counts_by_its_estimate_or_its_name():
   cost = pl.CostEstimate(flops=12345, transcendentals=0, bytes_accessed=0)
   shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
   call = lambda **given: pl.pallas_call(lambda *refs: None, out_shape=shape, **given)
-  count = lambda call: flops.executed(jax.make_jaxpr(call)(x))
+  count = lambda call: executed_flops.executed(jax.make_jaxpr(call)(x))
   assert count(call(cost_estimate=cost, name="anything")) == 12345
   assert count(call(name="splash_mha_fwd_segmented")) == 2 * 2 * 4 * 36 * 16
 
@@ -182,8 +187,8 @@ def test_splash_attention_counts_all_of_its_kernels(fused):
   )
   loss = lambda q: jnp.sum(jax.vmap(attend)(q, q, q).astype(jnp.float32))
   one = 2 * 2 * 4 * flops.causal_pairs(L) * 128
-  forward = flops.executed(jax.make_jaxpr(loss)(q))
-  both = flops.executed(jax.make_jaxpr(jax.grad(loss))(q))
+  forward = executed_flops.executed(jax.make_jaxpr(loss)(q))
+  both = executed_flops.executed(jax.make_jaxpr(jax.grad(loss))(q))
   assert forward == 2 * one
   products = 5 if fused else 7  # dq's own kernel makes scores and dp again
   assert both / one == pytest.approx(2 + products, rel=0.01)  # and Σ out · d_out
@@ -201,9 +206,9 @@ def test_cudnn_attention_counts_the_pairs_of_its_mask(mask):
   )
   pairs = 36 if mask == "CAUSAL" else 64
   forward = 2 * 2 * 2 * 4 * pairs * 16
-  assert flops._count_equation(equation) == forward
+  assert executed_flops._count_equation(equation) == forward
   equation.primitive.name = "dot_product_attention_bwd_wrapper"
-  assert flops._count_equation(equation) == forward * 5 // 2
+  assert executed_flops._count_equation(equation) == forward * 5 // 2
 
 
 def test_analytic_bytes_of_the_state():
@@ -256,4 +261,4 @@ def test_platform_dependent_code_counts_its_default():
     return jax.lax.platform_dependent(x, cpu=twice, default=once)
 
   jaxpr = jax.make_jaxpr(product)(jnp.ones((8, 8)))
-  assert flops.executed(jaxpr) == 2 * 8**3
+  assert executed_flops.executed(jaxpr) == 2 * 8**3

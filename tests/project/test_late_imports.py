@@ -57,7 +57,7 @@ STEPS = {
   "help of studies.length": (HELP.format(study="length"), LIGHT),
   "help of studies.needles": (HELP.format(study="needles"), LIGHT),
   "the table of tasks": (importing(tasks.__name__), LIGHT),
-  "topologies": (importing("skipalign_jax.planning.hardware"), LIGHT),
+  "topologies": (importing("skipalign_jax.runtime.hardware"), LIGHT),
   "options of tasks": (
     importing(*tasks.TASKS.values(), "skipalign_jax.evals.scheduled"), WITHOUT_JAX,
   ),

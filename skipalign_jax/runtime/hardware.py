@@ -148,6 +148,15 @@ HARDWARE = {
     _tpu("v6e", "TPU v6e", 918e12, 31.25, 1.640e12, 448e9, 2),
   )
 }  # fmt: skip
+# JAX's names of devices that are not the manufacturer's.
+_JAX_NAMES = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
+
+
+def of_device(device_kind: str) -> Hardware | None:
+  """The accelerator that JAX calls so; None for one that is not in HARDWARE."""
+  by_kind = {hardware.kind: hardware for hardware in HARDWARE.values()}
+  return by_kind.get(device_kind) or HARDWARE.get(_JAX_NAMES.get(device_kind, ""))
+
 
 SPELLINGS = (
   "a topology is a GPU and how many of it (a10:1, a100-40gb:8, a100-80gb:8, "

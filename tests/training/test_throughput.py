@@ -1,0 +1,138 @@
+"""Rates and times of a step, the devices' peaks, and traces of steps."""
+
+import types
+
+import jax
+import pytest
+import tiny
+import tiny_train
+
+from skipalign_jax.method import long_short
+from skipalign_jax.model import flops
+from skipalign_jax.runtime import errors, hardware
+from skipalign_jax.training import throughput, trace
+
+
+class Time:
+  """A clock that is moved by hand."""
+
+  def __init__(self, monkeypatch):
+    self.now = 100.0
+    monkeypatch.setattr(throughput.time, "monotonic", lambda: self.now)
+
+
+def test_a_lap_says_what_a_step_waited_for(monkeypatch):
+  time = Time(monkeypatch)
+  clock = throughput.Clock()
+  time.now += 5  # before the first step
+  clock.restart()
+  for what, seconds in (("data", 0.5), ("device", 2.0), ("data", 0.25)):
+    with clock.waiting(what):
+      time.now += seconds
+    time.now += 1
+  expected = {"step_seconds": 5.75, "data_seconds": 0.75, "host_seconds": 3.0}
+  assert clock.lap() == expected
+  time.now += 1
+  assert clock.lap() == {"step_seconds": 1, "data_seconds": 0, "host_seconds": 1}
+
+
+def test_mfu_is_model_flops_over_the_peak_of_all_devices(monkeypatch):
+  kind = hardware.HARDWARE["a100-80gb"]
+  device = types.SimpleNamespace(device_kind=kind.kind)
+  monkeypatch.setattr(jax, "devices", lambda: [device])
+  monkeypatch.setattr(jax, "device_count", lambda: 4)
+  found = throughput.Throughput(tiny.recipe()).of(tokens=96, length=16, seconds=2.0)
+  needed = 6 * flops.training(tiny.config(), 1, 16)  # six full rows
+  assert found == pytest.approx(
+    {
+      "tokens_per_second": 48,
+      "tokens_per_second_per_device": 12,
+      "mfu": needed / 2.0 / (4 * 312e12),
+    }
+  )
+  twice = tiny.recipe(long_short=long_short.LongShortConfig(0.1, "none", 0))
+  again = throughput.Throughput(twice).of(tokens=96, length=16, seconds=2.0)
+  assert again["mfu"] == pytest.approx(2 * found["mfu"])
+
+
+def test_a_device_without_a_known_peak_has_no_mfu():
+  assert hardware.of_device(jax.devices()[0].device_kind) is None
+  assert "mfu" not in throughput.Throughput(tiny.recipe()).of(8, 8, 1.0)
+
+
+@pytest.mark.parametrize(
+  ("name", "kind"),
+  [
+    ("NVIDIA H100 80GB HBM3", "h100"),
+    ("TPU v4", "v4"),
+    ("TPU v5 lite", "v5e"),
+    ("TPU v5", "v5p"),
+    ("TPU v6 lite", "v6e"),
+  ],
+)
+def test_names_of_devices(name, kind):
+  assert hardware.of_device(name).name == kind
+
+
+def test_peak_memory_is_that_of_the_fullest_device(monkeypatch):
+  assert 0.05 < throughput.peak_memory() < 64  # of this process
+  devices = [
+    types.SimpleNamespace(memory_stats=lambda n=n: {"peak_bytes_in_use": n << 30})
+    for n in (3, 7, 5)
+  ]
+  monkeypatch.setattr(jax, "local_devices", lambda: devices)
+  assert throughput.peak_memory() == 7
+
+
+@pytest.mark.parametrize("text", ["3", "0:2", "4:3", "a:b", "1:2:3", "-1:2", "1:"])
+def test_other_texts_are_no_steps(text):
+  with pytest.raises(errors.UserError, match="START:STOP"):
+    trace.parse(text)
+
+
+def test_steps_after_the_last_one_are_refused():
+  trace.check("2:4", 4)
+  with pytest.raises(errors.UserError, match="the run has 4"):
+    trace.check("2:5", 4)
+
+
+@pytest.mark.parametrize(("first", "started"), [(1, 2), (3, 3), (5, None)])
+def test_a_trace_starts_and_stops_with_its_steps(monkeypatch, tmp_path, first, started):
+  calls = []
+  monkeypatch.setattr(jax.profiler, "start_trace", lambda at: calls.append(at))
+  monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
+  traced, starts = trace.Trace(trace.parse("2:4"), tmp_path), []
+  for step in range(first, 7):
+    traced.before(step)
+    starts += [step] * (len(calls) == 1 and not starts)
+    folder = traced.after(step, jax.numpy.ones(1))
+    assert folder == (tmp_path / "profile" if started and step == 4 else None)
+  traced.close()
+  assert calls == ([tmp_path / "profile", "stop"] if started else [])
+  assert starts == ([started] if started else [])
+
+
+def test_a_trace_ends_with_a_run_that_stops_early(monkeypatch, tmp_path):
+  calls = []
+  monkeypatch.setattr(jax.profiler, "start_trace", lambda at: calls.append("start"))
+  monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
+  traced = trace.Trace(trace.parse("2:4"), tmp_path)
+  traced.before(2)
+  traced.close()
+  traced.close()
+  assert calls == ["start", "stop"]
+
+
+def test_a_run_records_its_times_and_writes_a_trace(cache_dir, tmp_path, capsys):
+  c = tiny_train.load("llama2_ntk")
+  c.data.cache_dir, c.data.eval, c.steps, c.profile = cache_dir, "", 2, "2:2"
+  c.batch_size, c.data.seq_len = 2, 128
+  assert tiny_train.run(c, tmp_path / "run") == 0
+  assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+  records = tiny.metrics.read(tmp_path / "run" / "metrics.jsonl")
+  for record in records:
+    assert set(tiny.TIMINGS) <= record.keys()
+    rate = record["tokens"] / record["step_seconds"]
+    assert record["tokens_per_second"] == pytest.approx(rate)
+    parts = record["data_seconds"] + record["host_seconds"]
+    assert 0 < parts <= record["step_seconds"]
