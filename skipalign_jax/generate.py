@@ -1,4 +1,8 @@
-"""Text from a model: python -m skipalign_jax.generate --model=REF --prompt=TEXT."""
+"""Text from a model: python -m skipalign_jax.generate --model=REF --prompt=TEXT.
+
+With --chat in place of --prompt it replies to each line that is typed, after all that
+was said before; /new begins again, Ctrl-C ends a reply, Ctrl-D the conversation.
+"""
 
 import argparse
 import math
@@ -7,7 +11,7 @@ from skipalign_jax.runtime import arguments, errors, escape
 
 
 def main() -> int:
-  """Prints the reply to each prompt; returns the exit status."""
+  """Prints the replies; returns the exit status."""
   args = _parse()
   # Imported once the command line is understood: JAX takes a second to load.
   from skipalign_jax.commands import generate
@@ -25,7 +29,8 @@ def _parse() -> argparse.Namespace:
     required=True,
     help="hub id, folder, .gguf, workdir[@step], adapter[@base]",
   )
-  add("--prompt", required=True, action="append", help="repeatable")
+  add("--prompt", action="append", help="repeatable")
+  add("--chat", action="store_true", help="hold a conversation")
   add("--max_new_tokens", type=int, default=64, help="the longest reply")
   add("--temperature", type=float, default=0.0, help="0 is greedy")
   add("--top_p", type=float, default=1.0, help="of sampling")
@@ -39,7 +44,11 @@ def _parse() -> argparse.Namespace:
   )
   add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of weights")
   args = parser.parse_args()
-  if any(map(escape.is_broken, (*args.prompt, args.system))):
+  if bool(args.prompt) == args.chat:
+    parser.error("one of --prompt=TEXT and --chat is needed")
+  if args.chat and args.raw:
+    raise errors.UserError("--chat needs the chat template; leave out --raw")
+  if any(map(escape.is_broken, (*(args.prompt or ()), args.system))):
     raise errors.UserError("--prompt and --system must be UTF-8")
   if args.max_new_tokens < 1:
     raise errors.UserError("--max_new_tokens must be at least 1")

@@ -1,10 +1,12 @@
-"""Generates replies to prompts and prints them."""
+"""Generates replies to prompts, or in a conversation, and prints them."""
 
 import argparse
+import sys
 from collections.abc import Iterable, Sequence
 
 import transformers
 
+from skipalign_jax.commands import chat, text_stream
 from skipalign_jax.data import dialogues, template_values
 from skipalign_jax.data import prompts as prompts_lib
 from skipalign_jax.data import tokenizer as tokenizer_lib
@@ -14,7 +16,7 @@ from skipalign_jax.runtime import compile_cache, errors, terminal
 
 
 def run(args: argparse.Namespace) -> int:
-  """Prints the reply to each prompt; returns the exit status.
+  """Prints the reply to each prompt, or holds a conversation; returns the exit status.
 
   Args:
     args: the flags of `skipalign_jax.generate`.
@@ -28,37 +30,50 @@ def run(args: argparse.Namespace) -> int:
   tokenizer = reference.load_tokenizer(args.model)
   template_values.set_values(tokenizer, args.template_kwargs, "--template_kwargs")
   reference.check_vocabulary(tokenizer, opened.config)
-  prompts = [encode(tokenizer, p, args.raw, args.system) for p in args.prompt]
-  longest = max(map(len, prompts)) + args.max_new_tokens
-  if longest > opened.config.window:
-    terminal.print_to_stderr(
-      f"note: {longest} tokens are more than the model's window of "
-      f"{opened.config.window}"
-    )
+  stops = tokenizer_lib.stop_token_ids(tokenizer, opened.eos_ids)
+  if args.chat:
+    _check_template(tokenizer)
+    prompts = []
+  else:
+    prompts = [encode(tokenizer, p, args.raw, args.system) for p in args.prompt]
+    _note_window(prompts, args.max_new_tokens, opened.config.window)
   params = reference.load_params(opened, args.dtype)
-  steps = inference.Engine(params, opened.config, args.dtype).generate(
-    prompts,
-    args.max_new_tokens,
-    tokenizer_lib.stop_token_ids(tokenizer, opened.eos_ids),
-    args.temperature,
-    args.top_p,
-    args.seed,
-  )
+  engine = inference.Engine(params, opened.config, args.dtype)
+
+  def reply(prompts: Sequence[Sequence[int]]) -> Iterable[Sequence[int | None]]:
+    return engine.generate(
+      prompts, args.max_new_tokens, stops, args.temperature, args.top_p, args.seed
+    )
+
   try:
-    print_replies(args.prompt, steps, [TextStream(tokenizer) for _ in prompts])
+    if args.chat:
+      lines = chat.typed(sys.stdin)
+      chat.hold(lines, reply, tokenizer, args.system, opened.config.window)
+    else:
+      streams = [text_stream.TextStream(tokenizer) for _ in prompts]
+      print_replies(args.prompt, reply(prompts), streams)
   except errors.NotFiniteError as error:
-    prompt = args.prompt[error.row]
+    what = "in the conversation"
+    if not args.chat:
+      what = f"for the prompt {args.prompt[error.row][:40]!r}"
     raise errors.UserError(
-      f"{args.model}: its output for the prompt {prompt[:40]!r} is NaN or infinite; "
-      f"{errors.NOT_FINITE}"
+      f"{args.model}: its output {what} is NaN or infinite; {errors.NOT_FINITE}"
     ) from error
   return 0
+
+
+def _note_window(prompts: Sequence[Sequence[int]], new: int, window: int) -> None:
+  longest = max(map(len, prompts)) + new
+  if longest > window:
+    terminal.print_to_stderr(
+      f"note: {longest} tokens are more than the model's window of {window}"
+    )
 
 
 def print_replies(
   prompts: Sequence[str],
   steps: Iterable[Sequence[int | None]],
-  streams: Sequence["TextStream"],
+  streams: Sequence[text_stream.TextStream],
 ) -> None:
   """Prints a single reply while it is generated, several ones after the last token.
 
@@ -89,8 +104,7 @@ def encode(
   """
   if raw:
     return tokenizer.encode(prompt)
-  if not tokenizer.chat_template:
-    raise errors.UserError("this tokenizer has no chat template; use --raw")
+  _check_template(tokenizer)
   messages = [("system", system)] if system else []
   asked = dialogues.plain([*messages, ("user", prompt)])
   try:
@@ -99,23 +113,6 @@ def encode(
     raise errors.UserError(f"the prompt is {bad.reason}; use --raw") from bad
 
 
-class TextStream:
-  """Turns growing token lists into growing text, never half a character.
-
-  Attributes:
-    text: what is certain so far.
-  """
-
-  def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase):
-    self._tokenizer = tokenizer
-    self._ids: list[int] = []
-    self.text = ""
-
-  def add(self, token: int) -> str:
-    """The text that became certain with this token."""
-    self._ids.append(token)
-    text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-    if text.endswith("\ufffd"):  # bytes of a character are still missing
-      return ""
-    new, self.text = text[len(self.text) :], text
-    return new
+def _check_template(tokenizer: transformers.PreTrainedTokenizerBase) -> None:
+  if not tokenizer.chat_template:
+    raise errors.UserError("this tokenizer has no chat template; use --prompt --raw")

@@ -11,7 +11,7 @@ import tiny
 import tiny_subject
 
 from skipalign_jax import generate as skipalign_jax_generate
-from skipalign_jax.commands import generate
+from skipalign_jax.commands import generate, text_stream
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import export
 from skipalign_jax.model import backends, inference
@@ -126,7 +126,7 @@ def test_stream_never_splits_a_character(text):
   tokenizer = tokenizer_lib.byte_tokenizer()
   ids = tokenizer.encode(text)
   assert len(ids) == len(text.encode())
-  stream = generate.TextStream(tokenizer)
+  stream = text_stream.TextStream(tokenizer)
   pieces = [stream.add(token) for token in ids]
   assert [piece for piece in pieces if piece] == list(text)  # as soon as complete
   assert "".join(pieces) == tokenizer.decode(ids) == text
@@ -136,7 +136,7 @@ def test_stream_continues_after_bytes_that_are_not_a_character():
   tokenizer = tokenizer_lib.byte_tokenizer()
   ids = tokenizer.encode("a😀b")
   del ids[3:5]  # the character's second half
-  stream = generate.TextStream(tokenizer)
+  stream = text_stream.TextStream(tokenizer)
   pieces = [stream.add(token) for token in ids]
   assert pieces[:3] == ["a", "", ""]
   assert "".join(pieces) == tokenizer.decode(ids)

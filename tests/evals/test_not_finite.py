@@ -147,7 +147,9 @@ def test_generate_names_model_and_prompt(tmp_path, capsys):
   tensors = safetensors.numpy.load_file(folder / "model.safetensors")
   tensors["model.layers.1.self_attn.q_proj.weight"][3, 2] = np.nan
   safetensors.numpy.save_file(tensors, folder / "model.safetensors")
-  options = dict(raw=False, system="", max_new_tokens=3, temperature=0.0, top_p=1.0)
+  options = dict(
+    raw=False, chat=False, system="", max_new_tokens=3, temperature=0.0, top_p=1.0
+  )
   options["template_kwargs"] = ""
   for prompts in (["first"], ["first", "second"]):
     args = argparse.Namespace(
