@@ -72,6 +72,7 @@ class Splitter:
     """
     self._check_tools(dialogue)
     marked = _marked(dialogue)
+    self._check_arguments(marked)
     numbered = self._text_of(marked)
     thinking = list(map(thoughts.holes, _MARKS.split(numbered)[::2]))
     text = thoughts.without_numbers(numbered)
@@ -117,6 +118,24 @@ class Splitter:
     text = self._text_of(dataclasses.replace(dialogue, messages=(question,)))
     if not all(name in text for name in tool_calls.names_of(dialogue.tools)):
       raise dialogues.BadSample("key tools is not read by the chat template")
+
+  def _check_arguments(self, marked: dialogues.Dialogue) -> None:
+    """Raises BadSample if the template writes no arguments of calls without names."""
+    marks = map(template_text.MARK.format, itertools.count(len(marked.messages)))
+    probed, asked = [], []
+    for one in marked.messages:
+      calls = list(one.calls)
+      for i, call in enumerate(calls):
+        if tool_calls.is_nameless(call) and tool_calls.arguments_of(call):
+          asked.append(next(marks))
+          calls[i] = tool_calls.with_arguments(call, {"x": asked[-1]})
+      more = {**(one.more or {}), "tool_calls": calls} if calls else one.more
+      probed.append(one._replace(more=more))
+    if not asked:
+      return
+    text = self._render_numbered(dataclasses.replace(marked, messages=tuple(probed)))
+    if not all(mark in text for mark in asked):
+      raise dialogues.BadSample("tool_calls are not written by the chat template")
 
   def _part(
     self, marked: dialogues.Dialogue, text: str, part: str, before: int, after: int

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from skipalign_jax.data import dialogues, record_keys
+from skipalign_jax.data import dialogues, record_keys, tool_calls
 from skipalign_jax.hf import chat_template
 
 if TYPE_CHECKING:
@@ -132,12 +132,15 @@ def _readable(
   tokenizer: transformers.PreTrainedTokenizerFast, dialogue: dialogues.Dialogue
 ) -> dialogues.Dialogue:
   """The dialogue with calls as the template reads them; raises BadSample."""
-  if not any(one.calls for one in dialogue.messages):
+  calls = [call for one in dialogue.messages for call in one.calls]
+  if not calls:
     return dialogue
   has_tools = bool(dialogue.tools)
   form = _form_of_calls(tokenizer, str(tokenizer.chat_template), has_tools)
   if form is None:
-    raise dialogues.BadSample("tool_calls are not written by the chat template")
+    if not all(map(tool_calls.is_empty, calls)):
+      raise dialogues.BadSample("tool_calls are not written by the chat template")
+    form = (False, True)  # no call has anything to write, as in a reply without calls
   return _with_calls(dialogue, *form)
 
 
@@ -216,6 +219,8 @@ def _with_calls(
   return dataclasses.replace(dialogue, messages=tuple(messages))
 
 
-def _with_text(call: Mapping[str, Any]) -> dict[str, Any]:
-  arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
-  return dict(call) | {"function": call["function"] | {"arguments": arguments}}
+def _with_text(call: Mapping[str, Any]) -> Mapping[str, Any]:
+  if tool_calls.is_empty(call):
+    return call
+  arguments = tool_calls.arguments_of(call)
+  return tool_calls.with_arguments(call, json.dumps(arguments, ensure_ascii=False))

@@ -21,6 +21,7 @@ from skipalign_jax.data import (
   template_parts,
   template_text,
   thoughts,
+  tool_calls,
 )
 from skipalign_jax.runtime import errors
 
@@ -108,10 +109,12 @@ class Finder:
 
     Raises:
       BadSample: the template refuses this dialogue, does not write a part of it, or
-        removes a part of its last reply.
+        removes a part of its last reply; a call that is to be learned has no name.
       NoStopError: no special token follows a reply.
       UnusableError: the spans cannot be found.
     """
+    if self._learn_calls:
+      _check_names(dialogue)
     text = self._renderer.text(dialogue)
     parts = self._split(dialogue)
     numbers = [
@@ -325,6 +328,13 @@ class Finder:
       block_starts=tuple(starts),
       replies=(*rest, last._replace(begin=len(prompt), end=last.end + moved)),
     )
+
+
+def _check_names(dialogue: dialogues.Dialogue) -> None:
+  """Raises BadSample if a reply that is learned does not say what it calls."""
+  calls = (call for one in dialogue.messages if one.learned for call in one.calls)
+  if any(map(tool_calls.is_nameless, calls)):
+    raise dialogues.BadSample("a call without a name cannot be learned")
 
 
 def _is_whole(content: str, written: str, prompt: str) -> bool:

@@ -2,6 +2,7 @@
 
 That is transformers' form: {"type": "function", "function": {"name", "arguments"}}.
 Older data has `functions`, `function_call`, arguments as JSON text, or names alone.
+Calls may have lost their names, or all that they were; these are read, never learned.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,12 +49,13 @@ def calls_of(turn: Mapping[str, Any], ignored: frozenset[str]) -> list[dict[str,
     ignored: keys that the user has named.
 
   Raises:
-    BadSample: a call has no name, or its arguments are not an object.
+    BadSample: a call or its arguments are not an object, or its name is not text.
   """
   found = _set(CALL_KEYS, turn, ignored)
   if len(found) > 1:
     raise dialogues.BadSample("two lists of calls: tool_calls and function_call")
-  return calls_in(turn[found[0]], f"turn key {found[0]}") if found else []
+  value = _parsed(turn[found[0]]) if found else None
+  return calls_in(value, f"turn key {found[0]}") if record_keys.is_set(value) else []
 
 
 def _set(
@@ -75,23 +77,52 @@ def calls_in(value: Any, where: str) -> list[dict[str, Any]]:
   """
   calls = _parsed(value)
   calls = calls if isinstance(calls, list) else [calls]
-  if not calls or not all(map(_name_of, calls)):
-    raise dialogues.BadSample(f"{where} has a call without a name")
+  if not calls or not all(map(_is_call, calls)):
+    raise dialogues.BadSample(f"{where} has a call that is not a JSON object")
   return [_call(call, where) for call in calls]
 
 
 def names_of(calls: Any) -> list[str]:
-  """The functions' names of tools or calls."""
-  return [str(_name_of(call)) for call in calls]
+  """The functions' names of tools or calls, of those that have one."""
+  return [name for name in map(_name_of, calls) if name]
+
+
+def arguments_of(call: Mapping[str, Any]) -> Mapping[str, Any]:
+  """The arguments of a call of `calls_in`; {} if it has none."""
+  return _parsed((call.get("function") or {}).get("arguments")) or {}
+
+
+def is_nameless(call: Mapping[str, Any]) -> bool:
+  """Whether a call does not say what it calls."""
+  return _name_of(call) is None
+
+
+def is_empty(call: Mapping[str, Any]) -> bool:
+  """Whether a call has neither a name nor arguments: nothing that can be written."""
+  return is_nameless(call) and not arguments_of(call)
+
+
+def with_arguments(call: Mapping[str, Any], arguments: Any) -> dict[str, Any]:
+  """A call of `calls_in`, which has arguments, with others."""
+  return dict(call) | {"function": call["function"] | {"arguments": arguments}}
+
+
+def _is_call(call: Any) -> bool:
+  """Whether a value has the form of a call, which may be empty."""
+  return isinstance(call, Mapping) and isinstance(call.get("function") or {}, Mapping)
 
 
 def _call(call: Mapping[str, Any], where: str) -> dict[str, Any]:
   inner = ("name", "arguments")
   function = dict(call.get("function") or {k: call[k] for k in inner if k in call})
   outer = {key: value for key, value in call.items() if key not in inner}
+  if not isinstance(function.get("name") or "", str):
+    raise dialogues.BadSample(f"{where} has a name that is not text")
   arguments = _parsed(function.get("arguments") or {})
   if not isinstance(arguments, Mapping):
     raise dialogues.BadSample(f"{where} has arguments that are not a JSON object")
+  if not arguments and is_nameless({"function": function}):
+    return dict(call)
   function["arguments"] = dict(arguments)
   return {"type": "function"} | outer | {"function": function}
 

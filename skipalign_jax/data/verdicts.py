@@ -149,6 +149,8 @@ def _hints(reasons: Iterable[str]) -> list[str]:
       hints.append(f"data.ignore_keys={key} reads such chats without their thoughts.")
   if any(reason in ("no chosen reply", "no rejected reply") for reason in reasons):
     hints.append("loss.kind=sft learns from chats; dpo and simpo need both replies.")
+  if any("without a name" in reason for reason in reasons):
+    hints.append("data.learn_tool_calls=False reads calls without names.")
   if any("calls of tools" in reason for reason in reasons):
     hints.append("data.learn_tool_calls=True learns replies that call tools.")
   return hints

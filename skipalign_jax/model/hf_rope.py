@@ -18,6 +18,11 @@ _KEYS = {
   "high_freq_factor",
 }
 _ORIGINAL = "original_max_position_embeddings"
+# The fp32 number below 1, which stands for an attention_factor of 1 in what we write.
+# llama.cpp's converter writes one key for attention_factor and for YaRN's attn_factor,
+# which is 1 by default and means something else; so a 1 there says nothing. Readers
+# that multiply by this number get cos and sin to one unit in the last place of fp32.
+_ONE = 1 - 2.0**-24
 
 
 def read(hf: Mapping[str, Any], where: str, default_theta: float) -> rope.RopeConfig:
@@ -39,7 +44,6 @@ def read(hf: Mapping[str, Any], where: str, default_theta: float) -> rope.RopeCo
     )
   kind = given["rope_type"]
   original = _original_window(hf, given, where)
-  attention = given.get("attention_factor")
   return rope.RopeConfig(
     kind="none" if kind == "default" else kind,
     theta=float(given["rope_theta"]),
@@ -47,10 +51,22 @@ def read(hf: Mapping[str, Any], where: str, default_theta: float) -> rope.RopeCo
     original_window=original,
     beta_fast=float(given.get("beta_fast") or 32.0),
     beta_slow=float(given.get("beta_slow") or 1.0),
-    attention_factor=None if attention is None else float(attention),
+    attention_factor=_attention_factor(given.get("attention_factor")),
     low_freq_factor=float(given.get("low_freq_factor") or 1.0),
     high_freq_factor=float(given.get("high_freq_factor") or 4.0),
   )
+
+
+def written_attention_factor(factor: float) -> float:
+  """A yarn attention_factor as config.json gets it; `read` gives the factor back."""
+  return _ONE if factor == 1 else factor
+
+
+def _attention_factor(given: Any) -> float | None:
+  if given is None:
+    return None
+  factor = float(given)
+  return 1.0 if abs(factor - _ONE) < 2.0**-26 else factor
 
 
 def _one_spelling(

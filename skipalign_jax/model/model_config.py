@@ -160,7 +160,7 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
   if r.kind == "yarn":
     scaling |= {"beta_fast": r.beta_fast, "beta_slow": r.beta_slow}
     if r.attention_factor is not None:
-      scaling["attention_factor"] = r.attention_factor
+      scaling["attention_factor"] = hf_rope.written_attention_factor(r.attention_factor)
   if r.kind == "llama3":
     scaling |= {
       "low_freq_factor": r.low_freq_factor,

@@ -62,6 +62,7 @@ def turn(**keys):
     {"messages": [CHAT[0] | {"weight": 0}, CHAT[1] | {"weight": 1.0}]},
     {"messages": [*CHAT, {"role": "user", "content": "c"}]},
     turn(weight=1, train=True, tool_calls=None, name=None),
+    turn(tool_calls="[]"),
   ],
 )
 def test_shapes_that_are_the_plain_dialogue(record):
@@ -106,7 +107,10 @@ def test_a_system_key_is_the_system_prompt():
     (turn(train="false"), "turn key train is not 0 or 1"),
     ({"messages": [CHAT[0] | {"train": True}, CHAT[1]]}, "turn key train is 1"),
     ({"messages": [CHAT[0] | {"tool_calls": [CALL]}, CHAT[1]]}, "turn key tool_calls"),
-    (turn(tool_calls=[{"type": "function"}]), "turn key tool_calls has a call without"),
+    (turn(tool_calls=["f"]), "turn key tool_calls has a call that is not"),
+    (turn(tool_calls=[{"function": "f"}]), "turn key tool_calls has a call that"),
+    (turn(tool_calls="f"), "turn key tool_calls has a call that is not"),
+    (turn(tool_calls=[{"name": 1}]), "turn key tool_calls has a name that is not text"),
     (turn(function_call={"name": "f", "arguments": "x"}), "turn key function_call"),
     (turn(tool_calls=[CALL], function_call=CALL), "two lists of calls"),
     ({"messages": [{"role": "narrator\x1b", "content": "a"}, CHAT[1]]},
@@ -232,6 +236,15 @@ def test_the_refusal_names_the_keys_and_what_to_do(tmp_path):
   with pytest.raises(errors.UserError, match="no usable record: 3 x key mood"):
     prepared(path, tmp_path, max_bad_fraction=1.0)
   assert len(prepared(path, tmp_path, ignore_keys="mood, other").usable) == 3
+
+
+def test_a_call_without_a_name_is_refused_with_the_remedy(tmp_path):
+  path = tmp_path / "chats.jsonl"
+  path.write_text(json.dumps(turn(tool_calls=[{"type": "function"}])))
+  with pytest.raises(errors.UserError, match=r"(?s)1 x a call without.*=False reads"):
+    prepared(path, tmp_path, learn_tool_calls=True)
+  with pytest.raises(errors.UserError, match="nothing to learn: replies are calls"):
+    prepared(path, tmp_path)
 
 
 def test_what_is_not_to_be_learned_is_no_damage(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from skipalign_jax.data import chat, dialogues, rendering, schemas, spans
+from skipalign_jax.data import chat, dialogues, rendering, schemas, spans, templates
 from skipalign_jax.data import tokenizer as tokenizer_lib
 
 LOOP = "{% for m in messages %}"
@@ -296,6 +296,85 @@ def test_a_reply_whose_header_is_not_that_of_its_prompt_is_refused():
   thinking = HERMES.replace("{{ m.content or '' }}", "{{ m.thinking }}{{ m.content }}")
   (bad,) = chat.Encoder(make(thinking), 4096)([dialogue(messages, ())])
   assert bad.reason == "changed by the chat template"
+
+
+# Writes a call as it is, and a call that is nothing.
+ANY_CALL = (
+  LOOP
+  + HEAD
+  + "{{ m.content or '' }}{% for c in m.tool_calls %}"
+  + "{{ '<call>' + (c.function or {}) | tojson + '</call>' }}{% endfor %}"
+  + END
+  + "{% endfor %}"
+  + ASK
+)
+# Writes calls that have a name.
+NAMED_CALL = ANY_CALL.replace("{{ '<call>'", "{{ c.function.name and '<call>'")
+EMPTY_CALLS = (
+  {"type": "function"},
+  {"type": "function", "function": None},
+  {"type": "function", "function": {}, "id": "a"},
+  {"function": {"name": "", "arguments": "{}"}},
+  {"name": " ", "arguments": {}},
+  {},
+)
+
+
+def with_call(one, **keys):
+  return [
+    turn("user", "weather?"),
+    turn("assistant", "", tool_calls=[one], **keys),
+    turn("tool", "sunny"),
+    turn("assistant", "It is sunny."),
+  ]
+
+
+@pytest.mark.parametrize("template", ["tulu", tokenizer_lib.CHATML, ANY_CALL])
+@pytest.mark.parametrize("one", EMPTY_CALLS)
+def test_a_call_that_is_nothing_is_read_as_transformers_renders_it(template, one):
+  tokenizer = make(template)
+  if template == "tulu":
+    templates.set_template(tokenizer, template)
+  messages = with_call(one)
+  (sample,) = chat.Encoder(tokenizer, 4096)([dialogue(messages, ())])
+  theirs = tokenizer.apply_chat_template(messages)["input_ids"]
+  assert sample.tokens.tolist() == theirs
+  stop = tokenizer.eos_token if template == "tulu" else STOP
+  assert learned(tokenizer, sample) == [f"It is sunny.{stop}"]
+  assert (sample.calls, sample.turns) == (1, 1)
+
+
+@pytest.mark.parametrize(
+  "one",
+  [
+    {"type": "function", "function": {"arguments": '{"place": "Rome"}'}},
+    {"type": "function", "function": {"name": "", "arguments": {"place": "Rome"}}},
+    {"arguments": {"place": "Rome"}},
+  ],
+)
+def test_arguments_without_a_name_are_in_the_text(one):
+  tokenizer, sample = encode(ANY_CALL, dialogue(with_call(one), ()))
+  assert '"arguments": {"place": "Rome"}' in tokenizer.decode(sample.tokens)
+  assert learned(tokenizer, sample) == [f"It is sunny.{STOP}"]
+  for template in (tokenizer_lib.CHATML, NAMED_CALL):
+    _, bad = encode(template, dialogue(with_call(one), ()))
+    assert bad.reason == "tool_calls are not written by the chat template"
+
+
+def test_a_template_may_want_a_name():
+  for template in ("qwen", "llama", "text", "xml"):
+    _, bad = encode(template, dialogue(with_call({"type": "function"}), ()))
+    assert bad.reason.startswith("refused by the chat template: ")
+
+
+def test_a_call_without_a_name_is_not_learned():
+  for one in (EMPTY_CALLS[0], {"arguments": {"place": "Rome"}}):
+    _, bad = encode(ANY_CALL, dialogue(with_call(one), ()), learn_calls=True)
+    assert bad.reason == "a call without a name cannot be learned"
+    read = dialogue(with_call(one, weight=0), ())
+    tokenizer, sample = encode(ANY_CALL, read, learn_calls=True)
+    assert learned(tokenizer, sample) == [f"It is sunny.{STOP}"]
+    assert (sample.calls, sample.excluded) == (0, 1)
 
 
 def test_a_call_without_words_is_a_call_without_content():

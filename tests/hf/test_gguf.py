@@ -167,7 +167,7 @@ def test_the_band_of_yarn_is_read(tmp_path):
   assert gguf.GGUFFile(path).config.rope == expected
 
 
-@pytest.mark.parametrize("attention_factor", [None, 0.85, 1.2772588722239782])
+@pytest.mark.parametrize("attention_factor", [None, 1.0, 0.9, 1.2772588722239782])
 def test_an_export_with_yarn_survives_the_way_through_gguf(attention_factor, tmp_path):
   """With the keys that llama.cpp's converter writes for an export's config.json."""
   shape, params = tiny.config(), tiny.tensors(dtype=np.float32)
@@ -192,6 +192,8 @@ def test_an_export_with_yarn_survives_the_way_through_gguf(attention_factor, tmp
     jnp.ones(tokens_BL.shape, jnp.int32), "float32",
   )  # fmt: skip
   params = reference.load_params(opened)
+  scales = [np.float32(rope.inverse_frequencies(r, 8)[1]) for r in (found, yarn)]
+  assert scales[0] == scales[1]
   np.testing.assert_array_equal(
     logits(dataclasses.replace(shape, rope=found)), logits(shape)
   )
