@@ -2,8 +2,9 @@
 
 Shapes: L tokens of one sample, C blocks of one sample.
 
-Dialogues (see schemas.py) become text through the tokenizer's chat template; spans.py
-finds their spans in it, so that nothing that a user wrote is mistaken for a reply.
+Dialogues (see schemas.py) become text through the tokenizer's chat template
+(chat_texts.py); spans.py finds their spans in it, so that nothing that a user wrote is
+mistaken for a reply.
 Each instruction and each response is one block. A role header belongs to the block of
 its message, whitespace after a message to the block before it, and the system prompt,
 also one that the template inserts by itself, to the first block. Targets are a reply
@@ -12,7 +13,6 @@ and the special token that ends it.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -21,25 +21,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from skipalign_jax.data import (
-  beginnings,
+  chat_texts,
   chat_tokens,
-  rendering,
   spans,
-  template_parts,
   template_text,
-  thoughts,
   tokenization,
 )
 from skipalign_jax.data import dialogues as dialogues_lib
-from skipalign_jax.data import literals as literals_lib
 from skipalign_jax.data import overlong as overlong_lib
 
 if TYPE_CHECKING:
   import transformers
 
-_PLAIN = dialogues_lib.plain(
-  [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
-)
 _CHARACTERS = 4  # per token, about
 _SEARCHED = 1 << 20  # places that are looked up at a time
 _REPLIES = 8  # of a dialogue, encoded at a time
@@ -96,48 +89,11 @@ Result = Sample | dialogues_lib.BadSample
 
 
 @dataclasses.dataclass(frozen=True)
-class _Asked:
-  """A dialogue that is to be rendered.
-
-  Attributes:
-    dialogue: the whole one.
-    part: it, or its beginning, with the system prompt that it gets.
-    hidden: the part without names of special tokens, see `literals.py`.
-    names: what was hidden.
-    is_cut: whether the part is only the beginning.
-  """
-
-  dialogue: dialogues_lib.Dialogue
-  part: dialogues_lib.Dialogue
-  hidden: dialogues_lib.Dialogue
-  names: Sequence[str]
-  is_cut: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class _Work:
-  """A dialogue on its way to tokens.
-
-  Attributes:
-    dialogue: the whole one.
-    rendered: the text of its part.
-    holds: characters of the text that do not depend on what was left out; None if
-      nothing was.
-    rest: what was left out, if anything; `rendered` has a short reply in its place.
-  """
-
-  dialogue: dialogues_lib.Dialogue
-  rendered: spans.Rendered
-  holds: int | None
-  rest: overlong_lib.Rest | None
-
-
-@dataclasses.dataclass(frozen=True)
 class _Encoded:
   """A dialogue as tokens, with more than are kept.
 
   Attributes:
-    work: what was encoded.
+    text: what was encoded.
     tokens: int32 [L] ids.
     starts: [L] the first character of each.
     blocks: [L] its block.
@@ -145,7 +101,7 @@ class _Encoded:
     split: places of replies that are encoded apart from their headers.
   """
 
-  work: _Work
+  text: chat_texts.Text
   tokens: np.ndarray
   starts: np.ndarray
   blocks: np.ndarray
@@ -174,16 +130,12 @@ class Encoder:
     learn_calls: bool = False,
     overlong: str = "truncate",
   ):
-    self._tokenizer = tokenizer
-    self._seq_len = seq_len
-    self._system_prompt = system_prompt
+    self._seq_len, self._overlong = seq_len, overlong
     self._each = rewritten == "each"
-    self._learn_calls, self._overlong = learn_calls, overlong
-    self._find = spans.Finder(tokenizer, learn_calls)
-    self._markup = template_text.markup_tokens(tokenizer)
-    special = template_text.special_tokens(tokenizer) | self._markup
+    self._texts = chat_texts.Texts(tokenizer, system_prompt, learn_calls)
+    special = template_text.special_tokens(tokenizer)
+    special |= template_text.markup_tokens(tokenizer)
     self._special = list(special.values())
-    self._control = template_text.control_tokens(tokenizer)
     self._tokens = chat_tokens.Encoder(tokenizer)
 
   def samples(self, dialogues: Sequence[Dialogue]) -> list[list[Result]]:
@@ -224,26 +176,16 @@ class Encoder:
   def _samples(self, dialogues: Sequence[Dialogue]) -> list[list[Result]]:
     if not self._each:
       return [[one] for one in self(dialogues)]
+    characters = _CHARACTERS * self._seq_len
     return [
-      self._replies(one) if self._rewrites(one) else self([one])
+      self._replies(one) if self._texts.rewrites(one, characters) else self([one])
       for one in map(_dialogue, dialogues)
     ]
-
-  def _rewrites(self, dialogue: dialogues_lib.Dialogue) -> bool:
-    """Whether the template rewrites replies of a dialogue; False of an unusable one."""
-    try:
-      dialogue = self._whole(dialogue)
-      beginning = beginnings.of(dialogue, _CHARACTERS * self._seq_len)
-      longer = beginnings.longer(beginning) if beginning else dialogue
-      rendered = self._render(self._hide(dialogue, longer))
-    except (dialogues_lib.BadSample, template_parts.UnusableError):
-      return False
-    return any(reply.state == spans.REWRITTEN for reply in rendered.replies)
 
   def _replies(self, dialogue: dialogues_lib.Dialogue) -> list[Result]:
     """For each reply the dialogue up to it, of which only this reply is learned."""
     ends = [
-      i + 1 for i in range(len(dialogue.messages)) if self._may_learn(dialogue, i)
+      i + 1 for i in range(len(dialogue.messages)) if self._texts.may_learn(dialogue, i)
     ]
     if not ends:
       return self([dialogue])  # which says why
@@ -283,43 +225,32 @@ class Encoder:
     results: list[Any] = [None] * len(dialogues)
     left, characters = list(range(len(dialogues))), _CHARACTERS * self._seq_len * times
     while left:
-      works = self._works([dialogues[i] for i in left], characters, last_only)
-      for i, result in zip(left, self._encode(works), strict=True):
+      texts = self._texts.of([dialogues[i] for i in left], characters, last_only)
+      for i, result in zip(left, self._encode(texts), strict=True):
         results[i] = result
       left = [i for i in left if results[i] is None]
       characters *= 4
     return results
 
-  def _works(
-    self,
-    dialogues: Sequence[dialogues_lib.Dialogue],
-    characters: int,
-    last_only: bool,
-  ) -> list[_Work | dialogues_lib.BadSample]:
-    """The texts of dialogues, or of the beginnings of those with more characters."""
-    asked = [self._ask(one, characters) for one in dialogues]
-    self._find.render_ahead([one.hidden for one in asked if not _is_bad(one)])
-    return [one if _is_bad(one) else self._work(one, last_only) for one in asked]
-
   def _encode(
-    self, works: Sequence[_Work | dialogues_lib.BadSample]
+    self, texts: Sequence[chat_texts.Text | dialogues_lib.BadSample]
   ) -> list[_Encoded | dialogues_lib.BadSample | None]:
     """The tokens; None where the beginning of the dialogue was too short."""
-    results: list[Any] = list(works)
-    good = [i for i, work in enumerate(works) if not _is_bad(work)]
+    results: list[Any] = list(texts)
+    good = [i for i, text in enumerate(texts) if not _is_bad(text)]
     if not good:
       return results
-    found = self._tokens.of_texts([works[i].rendered.text for i in good])
+    found = self._tokens.of_texts([texts[i].rendered.text for i in good])
     for i in good:
       try:
-        tokens_L, places_L2, split = self._tokens_of(works[i].rendered, next(found))
+        tokens_L, places_L2, split = self._tokens_of(texts[i].rendered, next(found))
       except tokenization.UncutError:
         results[i] = dialogues_lib.BadSample(tokenization.UNCUT)
         continue
       results[i] = None
-      if self._is_enough(works[i], tokens_L, places_L2):
+      if self._is_enough(texts[i], tokens_L, places_L2):
         starts_L = places_L2[:, 0].astype(np.int32)
-        results[i] = self._encoded(works[i], tokens_L, starts_L, split)
+        results[i] = self._encoded(texts[i], tokens_L, starts_L, split)
     return results
 
   def _tokens_of(
@@ -341,113 +272,29 @@ class Encoder:
     return tokens_L, places_L2, split
 
   def _is_enough(
-    self, work: _Work, tokens_L: np.ndarray, places_L2: np.ndarray
+    self, text: chat_texts.Text, tokens_L: np.ndarray, places_L2: np.ndarray
   ) -> bool:
     """Whether the kept tokens do not depend on what was left out.
 
     They do not if a special token follows them in the text that holds: tokenizers
     encode what is before one by itself.
     """
-    if work.holds is None:
+    if text.holds is None:
       return True
-    holds_L = places_L2[:, 1] <= work.holds
+    holds_L = places_L2[:, 1] <= text.holds
     special_L = np.isin(tokens_L, self._special) & holds_L
     return bool(special_L[self._seq_len :].any())
 
-  def _ask(
-    self, dialogue: dialogues_lib.Dialogue, characters: int
-  ) -> _Asked | dialogues_lib.BadSample:
-    try:
-      whole = self._whole(dialogue)
-      beginning = beginnings.of(whole, characters)
-      asked = self._hide(dialogue, beginning or whole)
-      return dataclasses.replace(asked, is_cut=beginning is not None)
-    except dialogues_lib.BadSample as bad:
-      return bad
-
-  def _hide(
-    self, dialogue: dialogues_lib.Dialogue, part: dialogues_lib.Dialogue
-  ) -> _Asked:
-    template = str(self._tokenizer.chat_template)
-    hidden = literals_lib.hide(part, self._control, self._markup, template)
-    return _Asked(dialogue, part, *hidden)
-
-  def _whole(self, dialogue: dialogues_lib.Dialogue) -> dialogues_lib.Dialogue:
-    """With its system prompt, and thoughts where the template reads them."""
-    dialogue = thoughts.placed(self._tokenizer, dialogue)
-    if not self._system_prompt or dialogue.has_system:
-      return dialogue
-    system = dialogues_lib.Message("system", self._system_prompt)
-    return dataclasses.replace(dialogue, messages=(system, *dialogue.messages))
-
-  def _work(self, asked: _Asked, last_only: bool) -> _Work | dialogues_lib.BadSample:
-    try:
-      rendered = self._render(asked)
-    except dialogues_lib.BadSample as bad:
-      return bad
-    except template_parts.UnusableError:
-      # Some templates change some contents. If a plain dialogue can be read, the
-      # template is usable and only this dialogue is bad.
-      with contextlib.suppress(dialogues_lib.BadSample):  # it may want tools
-        self._find(_PLAIN)
-      return dialogues_lib.BadSample("changed by the chat template")
-    rendered = rendered.with_last_only() if last_only else rendered
-    holds = self._holds(rendered, asked.hidden) if asked.is_cut else None
-    rewrites = any(one.state == spans.REWRITTEN for one in rendered.replies)
-    rest = self._rest(asked, last_only or rewrites) if asked.is_cut else None
-    return _Work(asked.dialogue, rendered, holds, rest)
-
-  def _rest(self, asked: _Asked, last_only: bool) -> overlong_lib.Rest:
-    """What follows the beginning of a dialogue."""
-    before = asked.part.messages[:-1]
-    whole = self._whole(asked.dialogue)
-    numbers = range(len(before), len(whole.messages))
-    learned = [
-      self._may_learn(whole, i) and (not last_only or i == numbers[-1]) for i in numbers
-    ]
-    return overlong_lib.Rest(before, whole.messages[len(before) :], learned)
-
-  def _may_learn(self, dialogue: dialogues_lib.Dialogue, number: int) -> bool:
-    """Whether a message is a reply that is learned, if the template allows it."""
-    message = dialogue.messages[number]
-    is_left_out = dialogue.is_call(number) and not self._learn_calls
-    return message.role == "assistant" and message.learned and not is_left_out
-
-  def _holds(self, rendered: spans.Rendered, hidden: dialogues_lib.Dialogue) -> int:
-    """Characters of a beginning's text that stay when more messages follow."""
-    try:
-      more = rendering.render(self._tokenizer, beginnings.longer(hidden))
-    except dialogues_lib.BadSample:
-      return 0
-    return min(beginnings.shared(rendered.text, more), rendered.replies[-1].begin)
-
-  def _render(self, asked: _Asked) -> spans.Rendered:
-    """The part with its spans; names of special tokens in it are text.
-
-    Raises:
-      BadSample: as `spans.Finder`, or the template itself reads such a name.
-      UnusableError: as `spans.Finder`.
-    """
-    rendered, names = self._find(asked.hidden), asked.names
-    if not names:
-      return rendered
-    if literals_lib.spelled(rendered.text, names) != rendering.render(
-      self._tokenizer, asked.part
-    ):
-      raise dialogues_lib.BadSample("control token in content")
-    places = literals_lib.places(rendered.text, names)
-    return dataclasses.replace(rendered, literals=places)
-
   def _encoded(
     self,
-    work: _Work,
+    text: chat_texts.Text,
     tokens_L: np.ndarray,
     starts_L: np.ndarray,
     split: Sequence[int],
   ) -> _Encoded:
     # A token that is in two spans belongs to the one where it starts.
-    block_L = _last_begun(work.rendered.block_starts, starts_L)
-    replies = work.rendered.replies
+    block_L = _last_begun(text.rendered.block_starts, starts_L)
+    replies = text.rendered.replies
     end_R = np.array([one.end for one in replies], np.int32)
     learned_R = np.array([one.state == spans.LEARNED for one in replies])
     reply_L = _last_begun([one.begin for one in replies], starts_L)
@@ -457,16 +304,16 @@ class Encoder:
     stopped = ends[np.isin(tokens_L[ends], self._special)]
     if len(np.unique(reply_L[stopped])) < learned_R.sum():
       raise spans.NoStopError()
-    return _Encoded(work, tokens_L, starts_L, block_L, target_L, split)
+    return _Encoded(text, tokens_L, starts_L, block_L, target_L, split)
 
   def _lost(self, encoded: _Encoded, kept: int) -> dialogues_lib.Lost:
     """What is lost if only the first `kept` tokens are not."""
-    work, targets_L = encoded.work, encoded.targets
-    if work.rest is None:
+    text, targets_L = encoded.text, encoded.targets
+    if text.rest is None:
       lost = len(encoded.tokens) - kept, int(targets_L[kept:].sum())
       return dialogues_lib.Lost(*lost)
-    rendered = int(np.searchsorted(encoded.starts, work.rendered.replies[-1].begin))
-    more = work.rest.count(self._tokens, rendered)
+    rendered = int(np.searchsorted(encoded.starts, text.rendered.replies[-1].begin))
+    more = text.rest.count(self._tokens, rendered)
     targets = int(targets_L[kept:rendered].sum()) + more.targets
     return dialogues_lib.Lost(rendered - kept + more.tokens, targets)
 
@@ -475,7 +322,7 @@ class Encoder:
     if _is_bad(encoded):
       return encoded
     tokens_L, starts_L, block_L = encoded.tokens, encoded.starts, encoded.blocks
-    work, replies = encoded.work, encoded.work.rendered.replies
+    text, replies = encoded.text, encoded.text.rendered.replies
     kept, is_long = slice(0, self._seq_len), len(tokens_L) > self._seq_len
     if is_long and self._overlong == overlong_lib.DROP:
       return dialogues_lib.BadSample(overlong_lib.DROPPED, self._lost(encoded, 0))
@@ -491,7 +338,7 @@ class Encoder:
       block_ids=block_L[kept],
       is_response=block_L[kept] % 2 == 1,
       targets=encoded.targets[kept],
-      sample_id=work.dialogue.id(),
+      sample_id=text.dialogue.id(),
       turns=states.count(spans.LEARNED) + rewritten,
       truncated=is_long,
       lost=self._lost(encoded, min(self._seq_len, len(tokens_L))),
