@@ -22,6 +22,7 @@ from skipalign_jax.hf import (
   gguf,
   gguf_tokenizer,
   hub,
+  locations,
   native,
   peft_adapter,
   peft_config,
@@ -36,41 +37,11 @@ from skipalign_jax.runtime import errors, escape, files, paths
 if TYPE_CHECKING:
   import transformers
 
-FORMS = """a model reference is one of
-  hub:org/name[@revision]   a model on the Hugging Face hub; org/name will do where
-                            there is no local org
-  path/to/folder            an HF folder (config.json, *.safetensors)
-  path/to/model.gguf        a GGUF file
-  path/to/workdir[@step]    a training or import folder; latest step if none
-  path/to/adapter[@base]    an adapter in PEFT's format; base: a reference, by default
-                            the one in adapter_config.json"""
-
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
-
 # Creates one parameter: (path, shape, dtype, read), where read(index) returns
 # the block of the parameter at a tuple of slices, already as dtype.
 Place = Callable[
   [str, tuple[int, ...], np.dtype, Callable[[weights.Index], np.ndarray]], jax.Array
 ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Location:
-  """The file or folder of a reference.
-
-  Attributes:
-    kind: "hf", "gguf", "workdir" or "adapter".
-    path: local folder or file.
-    step: checkpoint step of a workdir, None elsewhere.
-    base: reference of the model below an adapter, if the user named it.
-    hub_id: ORG/NAME or ORG/NAME@REVISION of a model on the hub, "" elsewhere.
-  """
-
-  kind: str
-  path: pathlib.Path
-  step: int | None = None
-  base: str = ""
-  hub_id: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +58,7 @@ class Model:
   """
 
   reference: str
-  location: Location
+  location: locations.Location
   config: model_config.ModelConfig
   hf_config: dict[str, Any] | None
   generation_config: dict[str, Any] | None
@@ -112,108 +83,6 @@ class Model:
     )
 
 
-def locate(reference: str) -> Location:
-  """Finds the file or folder of a reference; downloads a hub model.
-
-  Raises:
-    UserError: it does not exist or is not a model; lists the accepted forms.
-  """
-  if not reference:
-    raise errors.UserError(f"the model reference is empty; {FORMS}")
-  if not reference.startswith(hub.PREFIX):
-    with errors.of_storage(f"{reference}: "):
-      if found := _locate_path(reference):
-        return found
-  if hub_id := hub.model_id(reference):
-    folder = _download(hub_id)
-    kind = "adapter" if _is_adapter(folder) else "hf"
-    return Location(kind, folder, hub_id=hub_id)
-  hint = ""
-  if hub.is_id(reference.partition("@")[0]):
-    hint = f". For a model on the hub, give {hub.PREFIX}{reference}"
-  raise errors.UserError(f"{reference}: no such file or folder{hint}; {FORMS}")
-
-
-def _locate_path(reference: str) -> Location | None:
-  """The location of a local file or folder; None where there is none."""
-  if paths.problem(reference):
-    return None
-  path = paths.given(reference, reference)
-  if path.is_file():
-    if path.suffix == ".gguf":
-      return Location("gguf", path)
-    raise errors.UserError(f"{reference}: is a file but not a .gguf; {FORMS}")
-  if path.is_dir():
-    return _locate_folder(path, None)
-  if adapter := _locate_adapter(reference):
-    return adapter
-  folder, _, step = reference.rpartition("@")
-  if not folder or not (path := paths.given(folder, reference)).is_dir():
-    return None
-  if not step.isdecimal():
-    raise errors.UserError(
-      f"{reference}: the step after @ must be an integer, not {step!r}"
-    )
-  return _locate_folder(path, int(step))
-
-
-def _locate_adapter(reference: str) -> Location | None:
-  """The location of ADAPTER@BASE; BASE may have an @, too."""
-  for at in (i for i, character in enumerate(reference) if character == "@"):
-    folder, base = reference[:at], reference[at + 1 :]
-    path = paths.given(folder, reference) if folder else None
-    if path and base and path.is_dir() and not native.is_workdir(path):
-      if _is_adapter(path):
-        return Location("adapter", path, base=base)
-  return None
-
-
-def _is_adapter(folder: pathlib.Path) -> bool:
-  """Whether a folder has an adapter; UserError if it has whole weights, too."""
-  if not peft_config.is_adapter(folder):
-    return False
-  if safetensors_files.has_weights(folder):
-    raise errors.UserError(
-      f"{folder}: has an adapter (adapter_config.json) and whole weights. If these are "
-      "merged, remove adapter_config.json in a copy; else remove the whole weights"
-    )
-  return True
-
-
-def _locate_folder(path: pathlib.Path, step: int | None) -> Location:
-  if native.is_workdir(path):
-    native.check_path(path, str(path))
-    return Location("workdir", path, native.find_step(path, step))
-  if step is not None:
-    raise errors.UserError(
-      f"{path}@{step}: only a training folder has steps; this is not one; {FORMS}"
-    )
-  if _is_adapter(path):
-    return Location("adapter", path)
-  if (path / "config.json").is_file():
-    return Location("hf", path)
-  inside = sorted(p.name for p in path.glob("*.gguf"))
-  hint = f" Did you mean {path / escape.line(inside[0])}?" if inside else ""
-  raise errors.UserError(f"{path}: has no config.json.{hint} {FORMS}")
-
-
-def _download(hub_id: str) -> pathlib.Path:
-  import huggingface_hub  # here and below: libraries that take long to load
-
-  name, _, revision = hub_id.partition("@")
-  with hub.downloading(
-    f"{hub_id}: it is not a local path and", f"name a local folder. {FORMS}"
-  ):
-    folder = huggingface_hub.snapshot_download(
-      name,
-      revision=revision or None,
-      allow_patterns=_HUB_FILES,
-      # The second is the same model again, in Mistral's own format.
-      ignore_patterns=["*/*", "consolidated*"],
-    )
-  return pathlib.Path(folder)
-
-
 def open_model(reference: str) -> Model:
   """Opens a model without reading its weights.
 
@@ -225,7 +94,7 @@ def open_model(reference: str) -> Model:
 
 def _open(reference: str, above: tuple[pathlib.Path, ...]) -> Model:
   """`above`: the folders whose adapters have this model as their base."""
-  location = locate(reference)
+  location = locations.locate(reference)
   if location.kind == "adapter":
     return _open_adapter(reference, location, above)
   generation = None
@@ -286,7 +155,9 @@ class _CircularBaseError(errors.UserError):
 
 
 def _open_checkpoint(
-  location: Location, described: native.Description, above: tuple[pathlib.Path, ...]
+  location: locations.Location,
+  described: native.Description,
+  above: tuple[pathlib.Path, ...],
 ) -> dict[str, weights.Parameter]:
   """A checkpoint's weights; with adapters, those of its base plus their product."""
   shape, trained = described.model_config, adapters.config_of(described)
@@ -301,7 +172,7 @@ def _open_checkpoint(
 
 
 def _open_adapter(
-  reference: str, location: Location, above: tuple[pathlib.Path, ...]
+  reference: str, location: locations.Location, above: tuple[pathlib.Path, ...]
 ) -> Model:
   """An adapter on its base."""
   adapter = peft_adapter.open_adapter(location.path)
@@ -322,7 +193,7 @@ def open_adapter(reference: str) -> peft_adapter.Adapter:
   Raises:
     UserError: not found, damaged, or not supported.
   """
-  location = locate(reference)
+  location = locations.locate(reference)
   if location.kind != "adapter":
     raise errors.UserError(
       f"lora.init_from={reference}: is not an adapter in PEFT's format (a folder with "
@@ -331,7 +202,7 @@ def open_adapter(reference: str) -> peft_adapter.Adapter:
   return peft_adapter.open_adapter(location.path)
 
 
-def _base_of(location: Location) -> str:
+def _base_of(location: locations.Location) -> str:
   """The reference of the base of an adapter; UserError if nothing names it."""
   if name := location.base or peft_config.read(location.path).base:
     return name
@@ -439,7 +310,7 @@ def _tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
   folder = None if paths.problem(reference) else paths.given(reference, reference)
   if not (folder and os.path.isfile(folder / "tokenizer.json")):
     # Otherwise the reference is only a tokenizer.
-    location = locate(reference)
+    location = locations.locate(reference)
     if location.kind == "gguf":
       return gguf_tokenizer.build(
         gguf.read_metadata(location.path), where=str(location.path)

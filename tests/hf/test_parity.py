@@ -8,7 +8,7 @@ import make_goldens
 import numpy as np
 import pytest
 
-from skipalign_jax.hf import names, reference, weights
+from skipalign_jax.hf import locations, names, reference, weights
 from skipalign_jax.model import decoder, model_config
 
 GOLDENS = np.load(make_goldens.FOLDER / "logits.npz")
@@ -36,7 +36,7 @@ def tiny(name):
   seed = list(make_goldens.MODELS).index(name)
   source = DictSource(make_goldens.weights(names.hf_shapes(config), seed))
   opened = reference.Model(
-    name, reference.Location("hf", None), config, {}, None,
+    name, locations.Location("hf", None), config, {}, None,
     weights.stacked(config, source),
   )  # fmt: skip
   return config, reference.load_params(opened)

@@ -14,7 +14,7 @@ from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
 from skipalign_jax import convert
-from skipalign_jax.hf import adapters, names, native, reference
+from skipalign_jax.hf import adapters, locations, names, native, reference
 from skipalign_jax.model import lora, model_config, rope
 from skipalign_jax.runtime import errors
 from skipalign_jax.training import checkpoint, run
@@ -115,7 +115,7 @@ def test_the_base_may_be_named_after_the_folder(base, tmp_path):
 
 def test_an_adapter_of_the_hub(base, tmp_path, monkeypatch):
   folder = write(tmp_path / "a", base)
-  monkeypatch.setattr(reference, "_download", lambda hub_id: folder)
+  monkeypatch.setattr(locations, "_download", lambda hub_id: folder)
   opened = reference.open_model("hub:org/adapter")
   assert (opened.kind, opened.origin) == ("adapter", "hub:org/adapter")
   assert_close(weights_of("hub:org/adapter"), expected(base, drawn()))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
-from skipalign_jax.hf import reference, weights
+from skipalign_jax.hf import locations, reference, weights
 from skipalign_jax.model import decoder, sharding
 from skipalign_jax.runtime import compile_cache
 
@@ -71,7 +71,7 @@ def check_initial_weights(run):
       return value[index].astype(dtype)
 
     parameters[path] = weights.Parameter(path, value.shape, value.dtype, read)
-  location = reference.Location("hf", pathlib.Path())
+  location = locations.Location("hf", pathlib.Path())
   opened = reference.Model("stub", location, shape, {}, None, parameters)
   jax.tree.map(compare, initial_weights.full(opened, shape, 3, shardings), given)
   for path, at in ((sharding.path_of(p), x) for p, x in
