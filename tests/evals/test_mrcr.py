@@ -19,23 +19,14 @@ PROSE = " ".join(
 )
 
 
-def draws(seed=0):
-  return np.random.default_rng(seed)
-
-
-@pytest.fixture(scope="module")
-def book(tmp_path_factory):
-  path = tmp_path_factory.mktemp("books") / "book.txt"
-  path.write_text(PROSE)
-  return str(path)
-
-
 def made(book, **options):
   return mrcr.items(mrcr.Options(haystack=book, **options), SUBJECT)
 
 
 def test_replies_are_runs_of_sentences_that_share_none():
-  found = mrcr_chats.replies_of(books.Books(tuple(books.split(PROSE))), draws())
+  found = mrcr_chats.replies_of(
+    books.Books(tuple(books.split(PROSE))), np.random.default_rng(0)
+  )
   lines = [line for reply in found for line in books.split(reply)]
   assert len(lines) == len(set(lines)) > 890 and set(lines) <= set(books.split(PROSE))
   counts = collections.Counter(len(books.split(reply)) for reply in found)
@@ -43,7 +34,7 @@ def test_replies_are_runs_of_sentences_that_share_none():
   numbers = [int(re.match(r"Number (\d+)", reply)[1]) for reply in found]
   assert (np.diff(numbers) < 0).sum() == 1  # once round
   long = books.Books(tuple(f"{'word ' * 60}end {i}." for i in range(30)))
-  assert mrcr_chats.replies_of(long, draws()) == []
+  assert mrcr_chats.replies_of(long, np.random.default_rng(0)) == []
 
 
 @pytest.mark.parametrize("needles", [1, 2, 4, 8])
@@ -51,7 +42,7 @@ def test_a_chat_repeats_one_request_among_similar_ones(needles):
   replies = [f"Reply {i}." for i in range(60)]
   places, wanted, shared = [], set(), collections.Counter()
   for seed in range(30):
-    chat = mrcr_chats.make(replies, draws(seed), needles, 40)
+    chat = mrcr_chats.make(replies, np.random.default_rng(seed), needles, 40)
     assert [reply for _, reply in chat.turns if reply in replies[:40]]
     assert len({reply for _, reply in chat.turns}) == 40
     asks = [request for request, _ in chat.turns]
@@ -69,7 +60,7 @@ def test_a_chat_repeats_one_request_among_similar_ones(needles):
     assert f"Reply with {chat.code} and" in chat.ask
     assert re.fullmatch("[A-Za-z0-9]{10}", chat.code)
     assert chat.gold == chat.code + chat.turns[chat.wanted][1]
-    more = mrcr_chats.make(replies, draws(seed), needles, 50)
+    more = mrcr_chats.make(replies, np.random.default_rng(seed), needles, 50)
     assert (more.gold, more.ask) == (chat.gold, chat.ask)
     places += chat.needles
     wanted.add(nth)
@@ -79,7 +70,7 @@ def test_a_chat_repeats_one_request_among_similar_ones(needles):
 
 
 def test_messages_alternate_and_the_example_is_first():
-  chat = mrcr_chats.make(["A a.", "B b.", "C c."], draws(), 2, 3)
+  chat = mrcr_chats.make(["A a.", "B b.", "C c."], np.random.default_rng(0), 2, 3)
   roles = [role for role, _ in chat.messages]
   assert roles == ["user", "assistant"] * 3 + ["user"]
   assert chat.messages[0][1] == mrcr_chats.EXAMPLE + chat.turns[0][0]
@@ -147,7 +138,9 @@ def test_frequent_characters_are_junk_as_in_difflibs_default():
 
 
 def test_floors_are_expectations_over_replies():
-  chat = mrcr_chats.make([f"{c * 8}." for c in "abcdef"], draws(), 2, 6)
+  chat = mrcr_chats.make(
+    [f"{c * 8}." for c in "abcdef"], np.random.default_rng(0), 2, 6
+  )
   answer = chat.turns[chat.wanted][1]
   each = [
     difflib.SequenceMatcher(None, reply, answer).ratio() for _, reply in chat.turns

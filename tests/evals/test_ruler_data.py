@@ -21,17 +21,6 @@ PROSE = " ".join(f"Line {i} of the book is plain." for i in range(90))
 NUMBER, UUID = r"[1-9]\d{6}", r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f-]{21}"
 
 
-def draws(seed=0):
-  return np.random.default_rng(seed)
-
-
-@pytest.fixture(scope="module")
-def book(tmp_path_factory):
-  path = tmp_path_factory.mktemp("books") / "book.txt"
-  path.write_text(PROSE)
-  return str(path)
-
-
 def squad():
   asks = lambda i, answers, **more: dict(
     question=f"What is {i}?", answers=[{"text": a} for a in answers], id=str(i), **more
@@ -107,7 +96,7 @@ def test_needles_of_each_task(book, name, keys, values, asked, kind, form):
   assert task.max_new_tokens == 128
   starts, shares = set(), set()
   for seed in range(25):
-    question = task.make(draws(seed), 400, 0)
+    question = task.make(np.random.default_rng(seed), 400, 0)
     _, text, ask = question.text.split("\n\n")
     found = re.findall(rf"secret {kind}s? of ([a-z]+-[a-z]+) is ({form})\.", text)
     assert len(found) == keys * values == len({value for _, value in found})
@@ -134,7 +123,7 @@ def test_needles_have_different_depths_of_forty(book):
   """The places are those of the formula: before sentence ⌊n·d/100⌋."""
   task = essays.task("niah_multiquery", books_lib.read(book))
   for seed in range(10):
-    text = task.make(draws(seed), 600, 0).text.split("\n\n")[1]
+    text = task.make(np.random.default_rng(seed), 600, 0).text.split("\n\n")[1]
     lines = books_lib.split(text)
     at = [i for i, line in enumerate(lines) if "secret" in line]
     n = len(lines) - len(at)
@@ -174,7 +163,7 @@ def test_documents_are_needed_ones_then_near_ones_then_others(qa, units):
   assert (task.min_units, task.max_new_tokens) == (2, 32)
   first_places = set()
   for seed in range(8):
-    question = task.make(draws(seed), units, 0)
+    question = task.make(np.random.default_rng(seed), units, 0)
     found = re.findall(r"Document (\d+): (\w)(\d)\n", question.text)
     assert [int(number) for number, _, _ in found] == list(range(1, units + 1))
     own = [name for _, name, i in found if i == "2"]
