@@ -175,7 +175,9 @@ def test_an_export_with_yarn_survives_the_way_through_gguf(attention_factor, tmp
     "yarn", 1e4, 16.0, 4, beta_fast=8.0, attention_factor=attention_factor
   )
   shape = dataclasses.replace(shape, rope=yarn, window=64)
-  exported = model_config.to_hf(shape)["rope_parameters"]
+  exported = model_config.to_hf(shape)
+  assert model_config.from_hf(exported, "config.json") == shape
+  exported = exported["rope_parameters"]
   metadata = {f"llama.rope.scaling.{key}": exported[name] for key, name in {
     "type": "rope_type", "factor": "factor",
     "original_context_length": "original_max_position_embeddings",
