@@ -9,6 +9,9 @@ import functools
 import os
 import pathlib
 import re
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 
 from skipalign_jax.runtime import errors
@@ -79,6 +82,25 @@ def public_id(reference: str) -> str:
   return found if is_cached(name) and not is_local(name) else ""
 
 
+@functools.cache
+def is_reachable() -> bool:
+  """Whether the hub's address is known, or a proxy looks it up.
+
+  The library asks several times, for half a minute, and only then looks in its cache.
+  Downloads get `local_files_only` where this is False.
+  """
+  import huggingface_hub
+
+  if "https" in urllib.request.getproxies():
+    return True
+  host = urllib.parse.urlsplit(huggingface_hub.constants.ENDPOINT).hostname
+  try:
+    socket.getaddrinfo(host, None)
+  except OSError:
+    return False
+  return True
+
+
 @contextlib.contextmanager
 def downloading(what: str, otherwise: str) -> Iterator[None]:
   """Turns whatever the download in the block raises into a UserError.
@@ -91,10 +113,15 @@ def downloading(what: str, otherwise: str) -> Iterator[None]:
     yield
   # The libraries raise their own errors, those of their HTTP client and OSError.
   except Exception as error:
+    import huggingface_hub
+
+    reason = errors.first_line(error)
+    if isinstance(error, huggingface_hub.errors.LocalEntryNotFoundError):
+      reason = "it cannot be reached, and its cache does not have this"
     raise errors.UserError(
-      f"{what} could not be downloaded from the Hugging Face hub "
-      f"({errors.first_line(error)}). Check the name and the network; gated "
-      f"repositories need 'hf auth login'. Otherwise {otherwise}"
+      f"{what} could not be downloaded from the Hugging Face hub ({reason}). Check "
+      "the name and the network; gated repositories need 'hf auth login'. Otherwise "
+      f"{otherwise}"
     ) from error
 
 

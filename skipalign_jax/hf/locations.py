@@ -134,6 +134,7 @@ def _download(hub_id: str) -> pathlib.Path:
     folder = huggingface_hub.snapshot_download(
       name,
       revision=revision or None,
+      local_files_only=not hub.is_reachable(),
       allow_patterns=_HUB_FILES,
       # The second is the same model again, in Mistral's own format.
       ignore_patterns=["*/*", "consolidated*"],

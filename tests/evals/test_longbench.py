@@ -10,6 +10,7 @@ import types
 import zipfile
 from unittest import mock
 
+import huggingface_hub
 import pytest
 import tiny
 from rich import console as rich_console
@@ -374,17 +375,24 @@ def test_gzip_and_zip_have_the_same_records(subject, options, tmp_path, monkeypa
   with pytest.raises(errors.UserError, match=r"no lcc\.jsonl"):
     data.records(str(archive), "lcc", 0)
 
+  monkeypatch.setattr(data.hub, "is_reachable", lambda: True)
   calls = []
   download = lambda *args, **kwargs: calls.append((args, kwargs)) or str(archive)
   monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
   assert data.records("hub", "qasper", 2) == expected[:2]
-  assert calls == [(("THUDM/LongBench", "data.zip"), {"repo_type": "dataset"})]
+  asked = {"repo_type": "dataset", "local_files_only": False}
+  assert calls == [(("THUDM/LongBench", "data.zip"), asked)]
 
   def offline(*args, **kwargs):
     raise ConnectionError("no route\nto host")
 
   monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
   with pytest.raises(errors.UserError, match=r"data.zip could.*\(no route\).*network"):
+    data.records("hub", "qasper", 2)
+  monkeypatch.undo()
+  monkeypatch.setattr(data.hub, "is_reachable", lambda: False)
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "no"))
+  with pytest.raises(errors.UserError, match=r"data.zip could.*cannot be reached"):
     data.records("hub", "qasper", 2)
 
 

@@ -110,7 +110,12 @@ def _download() -> pathlib.Path:
     f"--data=hub: {REPOSITORY}/{ARCHIVE}",
     "give --data=FOLDER with the .jsonl files of the sets, or the .zip file",
   ):
-    path = huggingface_hub.hf_hub_download(REPOSITORY, ARCHIVE, repo_type="dataset")
+    path = huggingface_hub.hf_hub_download(
+      REPOSITORY,
+      ARCHIVE,
+      repo_type="dataset",
+      local_files_only=not hub.is_reachable(),
+    )
   return pathlib.Path(path)
 
 
