@@ -183,8 +183,9 @@ class Log:
       lines.append(
         f"done       {self._folder}: metrics.jsonl, checkpoints/, tensorboard/"
       )
-      lines.append(
-        f"next       python -m skipalign_jax.generate --model={self._folder} "
-        "--prompt='Hello'"
-      )
+      # Random weights have not learned to reply after a few steps.
+      command = f"analyze training {self._folder}"
+      if self._config.model.init_from:
+        command = f"generate --model={self._folder} --prompt='Hello'"
+      lines.append(f"next       python -m skipalign_jax.{command}")
     return "\n".join(lines)

@@ -1,5 +1,7 @@
 """Rates and times of a step, the devices' peaks, and traces of steps."""
 
+import io
+import re
 import types
 
 import jax
@@ -9,8 +11,8 @@ import tiny_train
 
 from skipalign_jax.method import long_short
 from skipalign_jax.model import flops
-from skipalign_jax.runtime import errors, hardware
-from skipalign_jax.training import throughput, trace
+from skipalign_jax.runtime import errors, hardware, terminal
+from skipalign_jax.training import run, throughput, trace
 
 
 class Time:
@@ -123,11 +125,20 @@ def test_a_trace_ends_with_a_run_that_stops_early(monkeypatch, tmp_path):
   assert calls == ["start", "stop"]
 
 
-def test_a_run_records_its_times_and_writes_a_trace(cache_dir, tmp_path, capsys):
+def test_a_run_records_its_times_and_writes_a_trace(cache_dir, tmp_path):
   c = tiny_train.load("llama2_ntk")
   c.data.cache_dir, c.data.eval, c.steps, c.profile = cache_dir, "", 2, "2:2"
   c.batch_size, c.data.seq_len = 2, 128
-  assert tiny_train.run(c, tmp_path / "run") == 0
+  console = terminal.Console(file=io.StringIO(), soft_wrap=True)
+  assert run.run(c, tmp_path / "run", console) == 0
+  printed = console.file.getvalue()
+  assert "step 2: the trace is in" in printed
+  assert re.search(
+    r"speed      [\d,]+ tok/s per device, \d+% of a step waits for data, \d+% is host "
+    r"work, peak memory \d+\.\d\d GiB",
+    printed,
+  )
+  assert f"skipalign_jax.analyze training {tmp_path / 'run'}" in printed
   assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
   records = tiny.metrics.read(tmp_path / "run" / "metrics.jsonl")
   for record in records:
