@@ -1,7 +1,10 @@
 """What a run reports before its first step."""
 
 import jax
+import transformers
 
+from skipalign_jax import config as config_lib
+from skipalign_jax.hf import reference
 from skipalign_jax.method import distillation, long_short, positions, preference
 from skipalign_jax.model import lora, quantized
 from skipalign_jax.runtime import terminal
@@ -43,6 +46,7 @@ def describe(setup: setup_lib.Setup, start: int) -> str:
       *describe_distillation(recipe.distill),
       *describe_preference(recipe.loss),
       *(f"data       {line}" for line in data.report.splitlines()),
+      *describe_template(config, setup.tokenizer),
       f"batch      {config.batch_size} rows x {config.data.seq_len} tokens"
       f"{', packed' if config.data.packing else ''}"
       f"{'' if config.data.packing_mask else ' without a mask'}, "
@@ -77,6 +81,28 @@ def describe_positions(p: positions.PositionConfig) -> str:
   if p.limits:
     text += f", limits {', '.join(f'{limit:,}' for limit in p.limits)} over the run"
   return text + ("" if p.resample == "never" else ", drawn again each epoch")
+
+
+def describe_template(
+  config: config_lib.ConfigDict, used: transformers.PreTrainedTokenizerFast
+) -> list[str]:
+  """A note on a model's own chat template that another one replaces; else empty.
+
+  Args:
+    config: of the run.
+    used: its tokenizer, with the template of the run.
+  """
+  source = config.data.tokenizer or config.model.init_from
+  if config.data.template == "model" or source == "bytes":
+    return []
+  own = reference.load_tokenizer(source).chat_template
+  if own in (None, used.chat_template):
+    return []
+  return [
+    f"data       NOTE: data.template={config.data.template} replaces the chat template "
+    f"of {source}; a model that was trained with its own keeps what it learned with "
+    "data.template=model"
+  ]
 
 
 def describe_distillation(distill: distillation.DistillConfig) -> list[str]:

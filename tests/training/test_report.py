@@ -1,10 +1,14 @@
 """What a run says of itself before it starts."""
 
 import dataclasses
+import json
 
 import pytest
 import tiny
+import tiny_subject
 
+from skipalign_jax import config as config_lib
+from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.method import long_short
 from skipalign_jax.training import report
 
@@ -37,3 +41,29 @@ def test_a_strong_regulariser_is_reported(alpha, lines):
   assert len(reported) == lines
   assert all(f"alpha {alpha}" in line for line in reported[:1])
   assert all("NOTE" in line and "worse" in line for line in reported[1:])
+
+
+@pytest.mark.parametrize(
+  ("template", "own", "noted"),
+  [("tulu", True, True), ("model", True, False), ("tulu", False, False)],
+)
+def test_a_template_that_replaces_the_models_own_is_noted(
+  tmp_path, template, own, noted
+):
+  folder = tiny_subject.folder(tmp_path / "model")
+  if not own:  # a base model
+    path = folder / "tokenizer_config.json"
+    kept = json.loads(path.read_text()) | {"chat_template": None}
+    path.write_text(json.dumps(kept))
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+  c = config_lib.default()
+  c.model.init_from, c.data.template = str(folder), template
+  found = report.describe_template(c, tokenizer_lib.resolve(c))
+  assert len(found) == noted
+  assert all("data.template=tulu replaces the chat template" in line for line in found)
+
+
+def test_a_run_that_was_trained_with_the_same_template_is_not_noted():
+  c = config_lib.default()
+  c.data.tokenizer, c.data.template = "bytes", "tulu"
+  assert report.describe_template(c, tokenizer_lib.resolve(c)) == []
