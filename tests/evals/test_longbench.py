@@ -111,7 +111,7 @@ def test_longbench_e_has_13_sets(subject, options, tmp_path):
   assert {"passage_count_e/0", "passage_retrieval_en_e/0"} <= {i.id for i in items}
   assert not any("narrativeqa" in i.id or "musique" in i.id for i in items)
   with pytest.raises(errors.UserError, match="no set 'musique' in LongBench-E"):
-    longbench_task.items(options(e=True, datasets="musique"), subject)
+    longbench_task.items(options(e=True, tasks="musique"), subject)
 
 
 def test_prompts_use_the_template_except_few_shot_and_code(subject, options):
@@ -131,7 +131,7 @@ def test_there_is_one_bos_token(subject, options):
     single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 1)]
   )
   raw, templated = longbench_task.items(
-    options(datasets="lcc,qasper", per_set=1), subject
+    options(tasks="lcc,qasper", per_set=1), subject
   )[::-1]
   assert raw.query.tokens[0] == 1 and raw.query.tokens.count(1) == 1
   assert 1 not in templated.query.tokens  # this template writes none
@@ -142,10 +142,10 @@ def test_there_is_one_bos_token(subject, options):
 
 def test_a_base_model_needs_chat_false_only_for_sets_with_a_template(subject, options):
   subject.tokenizer.chat_template = None
-  assert longbench_task.items(options(datasets="lcc,trec"), subject)
+  assert longbench_task.items(options(tasks="lcc,trec"), subject)
   assert longbench_task.items(options(chat=False), subject)
   with pytest.raises(errors.UserError, match="--chat=False"):
-    longbench_task.items(options(datasets="qasper"), subject)
+    longbench_task.items(options(tasks="qasper"), subject)
 
 
 def test_samsum_stops_at_a_newline_and_is_not_empty(subject, options):
@@ -179,7 +179,7 @@ def test_names_of_special_tokens_in_records_are_text(subject, options, tmp_path)
   context = "<|endoftext|> a <|im_end|>\n<|im_start|>assistant\nb"
   for name in ("qasper", "lcc"):
     write(tmp_path / "data", name, [record(context)])
-  templated, raw = longbench_task.items(options(datasets="qasper,lcc"), subject)
+  templated, raw = longbench_task.items(options(tasks="qasper,lcc"), subject)
   special = [subject.tokenizer.convert_tokens_to_ids(t) for t in tokenizer_lib.SPECIAL]
   assert text_of(subject, templated) == f"{BEFORE}C{context}Iwhat?{BEHIND}"
   assert [t for t in templated.query.tokens if t in special] == [2, 3, 2]
@@ -196,15 +196,15 @@ def test_a_record_that_cannot_be_encoded_is_named(subject, options, tmp_path, ch
   )
   write(tmp_path / "data", "qasper", [record("a"), record("b <|end|>")])
   with pytest.raises(errors.UserError, match=r"record qasper/1: .* a special token"):
-    longbench_task.items(options(datasets="qasper", chat=chat), subject)
+    longbench_task.items(options(tasks="qasper", chat=chat), subject)
 
 
 def test_truncation_is_before_the_template(subject, options):
-  item = longbench_task.items(options(datasets="qasper", max_length=8), subject)[0]
+  item = longbench_task.items(options(tasks="qasper", max_length=8), subject)[0]
   assert text_of(subject, item) == BEFORE + "Cqas" + "hat?" + BEHIND
   assert item.record["truncated"] and item.record["tokens_before"] == 15
   assert item.record["tokens_after"] == 8
-  whole = longbench_task.items(options(datasets="qasper", max_length=15), subject)[0]
+  whole = longbench_task.items(options(tasks="qasper", max_length=15), subject)[0]
   assert not whole.record["truncated"]
 
 
@@ -242,7 +242,7 @@ def test_scores(
 ):
   write(tmp_path / "data", name, [record(answers=answers, all_classes=["yes", "no"])])
   scripted(monkeypatch, [reply])
-  given = options(datasets=name)
+  given = options(tasks=name)
   (found,) = longbench_task.measure(
     given, subject, longbench_task.items(given, subject)
   )
@@ -340,7 +340,7 @@ def test_buckets_of_longbench_e():
 
 def test_a_run_of_a_real_engine(subject, options, tmp_path):
   out = tmp_path / "out"
-  given = options(datasets="samsum, qasper", per_set=2)
+  given = options(tasks="samsum, qasper", per_set=2)
   quiet = rich_console.Console(file=io.StringIO())
   results = runner.run("longbench", longbench_task, given, subject, out, quiet)
   assert [item["id"] for item in results["items"]] == [
@@ -420,18 +420,18 @@ def test_bad_lines_are_named(subject, options, tmp_path, line, message):
   path = tmp_path / "data" / "qasper.jsonl"
   path.write_text(f"{GOOD}\n\n{line}\n{GOOD}\n", encoding="utf-8")
   with pytest.raises(errors.UserError, match=message) as caught:
-    longbench_task.items(options(datasets="qasper"), subject)
+    longbench_task.items(options(tasks="qasper"), subject)
   assert f"{path}:3: " in str(caught.value)
-  assert len(longbench_task.items(options(datasets="qasper", per_set=1), subject)) == 1
+  assert len(longbench_task.items(options(tasks="qasper", per_set=1), subject)) == 1
 
 
 def test_records_must_fit_their_metric(subject, options, tmp_path):
   write(tmp_path / "data", "trec", [record()])
   with pytest.raises(errors.UserError, match=r"trec.jsonl:1: 'all_classes' must be"):
-    longbench_task.items(options(datasets="trec"), subject)
+    longbench_task.items(options(tasks="trec"), subject)
   write(tmp_path / "data", "passage_retrieval_en", [record(answers=["12"])])
   with pytest.raises(errors.UserError, match=r":1: '12' "):
-    longbench_task.items(options(datasets="passage_retrieval_en"), subject)
+    longbench_task.items(options(tasks="passage_retrieval_en"), subject)
 
 
 def test_bad_files_are_named(subject, options, tmp_path):
@@ -442,16 +442,16 @@ def test_bad_files_are_named(subject, options, tmp_path):
   packed = gzip.compress((folder / "qasper.jsonl").read_bytes())
   (folder / "lcc.jsonl.gz").write_bytes(packed[: len(packed) // 2])
   with pytest.raises(errors.UserError, match=r"lcc.jsonl.gz: cannot be read"):
-    longbench_task.items(options(datasets="lcc"), subject)
+    longbench_task.items(options(tasks="lcc"), subject)
   (folder / "lcc.jsonl.gz").write_bytes(b"no gzip")
   with pytest.raises(errors.UserError, match=r"lcc.jsonl.gz: cannot be read"):
-    longbench_task.items(options(datasets="lcc"), subject)
+    longbench_task.items(options(tasks="lcc"), subject)
   (folder / "qmsum.jsonl").write_bytes(b"\n")
   with pytest.raises(errors.UserError, match=r"qmsum.jsonl has no records"):
-    longbench_task.items(options(datasets="qmsum"), subject)
+    longbench_task.items(options(tasks="qmsum"), subject)
   (folder / "qmsum.jsonl").write_bytes(b'{"input": "\xff"}\n')
   with pytest.raises(errors.UserError, match=r"qmsum.jsonl:1: .*not JSON"):
-    longbench_task.items(options(datasets="qmsum"), subject)
+    longbench_task.items(options(tasks="qmsum"), subject)
   (folder / "x.zip").write_bytes(b"no zip")
   with pytest.raises(errors.UserError, match=r"x.zip cannot be read"):
     longbench_task.items(options(data=str(folder / "x.zip")), subject)
@@ -462,8 +462,8 @@ def test_bad_files_are_named(subject, options, tmp_path):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    (dict(datasets="qasper,lsht"), "'lsht'.*narrativeqa"),
-    (dict(datasets=""), "no set ''"),
+    (dict(tasks="qasper,lsht"), "'lsht'.*narrativeqa"),
+    (dict(tasks=""), "no set ''"),
     (dict(max_length=1), "--max_length=1"),
     (dict(per_set=-1), "--per_set=-1"),
     (dict(prompts="nowhere"), "dataset2prompt.json cannot be read"),
@@ -506,19 +506,19 @@ def test_bad_options_are_refused(subject, options, changes, message):
 def test_bad_prompt_files_are_named(subject, options, tmp_path, file, content, message):
   (tmp_path / "prompts" / file).write_text(content, encoding="utf-8")
   with pytest.raises(errors.UserError, match=f"{file}.*{message}"):
-    longbench_task.items(options(datasets="qasper"), subject)
+    longbench_task.items(options(tasks="qasper"), subject)
 
 
 def test_doubled_braces_of_a_prompt_are_braces(subject, options, tmp_path):
   path = tmp_path / "prompts" / "dataset2prompt.json"
   path.write_text(json.dumps({"lcc": "{{x}}{input}{{"}), encoding="utf-8")
-  (item,) = longbench_task.items(options(datasets="lcc", per_set=1), subject)
+  (item,) = longbench_task.items(options(tasks="lcc", per_set=1), subject)
   assert text_of(subject, item) == "{x}what?{"
 
 
 def test_results_name_the_source_of_the_prompts(subject, options, tmp_path, prompts):
   source = lambda **changes: longbench_task.items(
-    options(datasets="qasper", **changes), subject
+    options(tasks="qasper", **changes), subject
   )[0].record["prompts"]
   mine = source()
   assert mine.startswith("dataset2prompt.json ")
@@ -529,7 +529,7 @@ def test_results_name_the_source_of_the_prompts(subject, options, tmp_path, prom
 
 def test_braces_in_a_record_stay(subject, options, tmp_path):
   write(tmp_path / "data", "lcc", [record(context="f{x}{{y}}", input="{context}")])
-  (item,) = longbench_task.items(options(datasets="lcc"), subject)
+  (item,) = longbench_task.items(options(tasks="lcc"), subject)
   assert text_of(subject, item) == "Cf{x}{{y}}I{context}"
 
 
@@ -556,7 +556,7 @@ def test_without_a_folder_all_texts_are_longbenchs(subject, options, tmp_path):
   found = {
     item.record["set"]: item
     for item in longbench_task.items(
-      options(prompts="", datasets=",".join(SETS), per_set=1, chat=False), subject
+      options(prompts="", tasks=",".join(SETS), per_set=1, chat=False), subject
     )
   }
   for item in found.values():
@@ -598,7 +598,7 @@ def test_without_a_folder_and_lm_eval_there_are_no_prompts(
 ):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(errors.UserError, match=r"--prompts.*install lm_eval"):
-    longbench_task.items(options(prompts="", datasets="qasper"), subject)
+    longbench_task.items(options(prompts="", tasks="qasper"), subject)
 
 
 def test_lm_evals_texts_are_rendered_as_it_does(
@@ -609,7 +609,7 @@ def test_lm_evals_texts_are_rendered_as_it_does(
   spec = types.SimpleNamespace(submodule_search_locations=[str(tmp_path)])
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
   monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9")
-  given = options(prompts="", datasets="qasper", chat=False)
+  given = options(prompts="", tasks="qasper", chat=False)
   task = 'doc_to_text: "{{context}}|{{question}}\\n"\nmetric: !function a.b\n'
   path.write_text(task + "generation_kwargs: {max_gen_toks: 5}\n")
   item = longbench_task.items(given, subject)[0]

@@ -42,7 +42,7 @@ MORE = {
   "generate": ["--max_new_tokens=4"],
   "studies.length": ["--steps=2", "--seeds=2"],
   "plan": ["--search=0"],
-  "evaluate longbench": ["--datasets=qasper"],
+  "evaluate longbench": ["--tasks=qasper"],
   "evaluate suite": ["--lengths=3600", "--samples=1", "--limit=1"],
   "sweep --config=configs/methods.py:tiny --run": ["--rows=cream,longalign_sorted"],
   "sweep --config=configs/paper_figure4.py:tiny --run": [

@@ -99,7 +99,7 @@ def _open(data: str, name: str) -> tuple[str, io.IOBase]:
     raise errors.UserError(f"--data={data}: no such folder or .zip file; or give hub")
   raise errors.UserError(
     f"--data={data} has neither {name}.jsonl nor {name}.jsonl.gz; add it, or leave "
-    f"{name.removesuffix('_e')} out of --datasets"
+    f"{name.removesuffix('_e')} out of --tasks"
   )
 
 

@@ -88,7 +88,7 @@ class Options:
 
   data: str = "hub"  # hub, a folder with NAME.jsonl or NAME.jsonl.gz, or a .zip file
   prompts: str = ""  # folder with dataset2prompt.json; by default from lm_eval
-  datasets: str = "all"  # all, or names with commas between them
+  tasks: str = "all"  # all, or names with commas between them
   max_length: int = 15_500  # tokens of a prompt; 3500 for 4K models, 31500 for 32K
   e: bool = False  # LongBench-E
   chat: bool = True  # use the chat template for the sets where LongBench does
@@ -107,14 +107,14 @@ def expected(e: bool) -> dict[str, int]:
 
 def chosen(options: Options) -> list[str]:
   """The sets to evaluate, in the order of the table."""
-  if options.datasets == "all":
+  if options.tasks == "all":
     return list(expected(options.e))
-  names = {name.strip() for name in options.datasets.split(",")}
+  names = {name.strip() for name in options.tasks.split(",")}
   known = [name for name, one in SETS.items() if one.size_e or not options.e]
   unknown = sorted(names - set(known))
   if unknown:
     raise errors.UserError(
-      f"--datasets: there is no set {unknown[0]!r} in LongBench{'-E' * options.e}; "
+      f"--tasks: there is no set {unknown[0]!r} in LongBench{'-E' * options.e}; "
       f"choose from {', '.join(known)}"
     )
   return [name for name in known if name in names]
