@@ -212,7 +212,9 @@ def distances(
   far = {name: s["beyond"]["pairs"] for name, s in record["strategies"].items()}
   console.print(
     f"Pairs at {seq_len:,} positions and beyond: their share of all pairs, the share "
-    "of each tenth of the way to L, and the distance from uniform (KS, TV)"
+    "of each tenth of the way to L, and the distance from the uniform distribution "
+    "(KS: the largest difference of the distribution functions; TV: half the sum of "
+    "the differences over 200 bins)"
   )
   headings = ("strategy", "share, %", "tenths, %", "KS", "TV")
   console.print(

@@ -50,11 +50,11 @@ def describe(setup: setup_lib.Setup, start: int) -> str:
       f"batch      {config.batch_size} rows x {config.data.seq_len} tokens"
       f"{', packed' if config.data.packing else ''}"
       f"{'' if config.data.packing_mask else ' without a mask'}, "
-      f"{config.grad_accum} microbatch(es), {data.steps} steps",
+      f"microbatches {config.grad_accum}, steps {data.steps}",
       f"memory     {terminal.size(quantized.num_bytes(state))} weights and optimizer "
       f"state ({config.optim.kind}), "
-      f"{terminal.size(4 * trained)} gradients, over {mesh.devices.size} {kind} "
-      f"device(s){hosts} ({axes})",
+      f"{terminal.size(4 * trained)} gradients, over {mesh.devices.size} x {kind}"
+      f"{hosts} ({axes})",
       f"workdir    {setup.folder}"
       + (f": continuing after step {start}" if start else ": a new run"),
     ]

@@ -133,7 +133,7 @@ def by_two(whole, cache_dir):
 def test_a_signal_to_one_process_stops_both_at_the_same_step(by_two):
   folder, printed, status = by_two
   assert status == 128 + signal.SIGTERM, printed
-  assert "4 cpu device(s) of 2 processes" in printed
+  assert "4 x cpu of 2 processes" in printed
   assert printed.count("run the same command again to resume") == 1
   last = tiny.records(folder)[-1]["step"]
   assert 4 <= last < 10
