@@ -36,9 +36,9 @@ from skipalign_jax.training import metrics
 STEPS, PART = 20, 5  # steps of a run; those of a mean at each end
 COMMON = {
   "steps": STEPS,
-  "batch_size": 2,
+  "batch_size": 1,
   "data.seq_len": 512,
-  "data.eval": "holdout:16",
+  "data.eval": "holdout:8",
   "eval.every": 0,
   "checkpoint.every": 0,
 }

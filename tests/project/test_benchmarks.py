@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import itertools
+import json
 import pathlib
 import sys
 
@@ -122,6 +123,69 @@ def test_templates_are_compared_with_transformers(tmp_path):
     "text": "transformers' ends with `!` more",
     "prompts": "transformers' ends with `m o r e` more",
   }
+
+
+def test_the_page_of_methods_is_made_of_records(tmp_path):
+  methods = load("methods_real")
+  sweep = methods.table("chats.jsonl", "books")
+  assert {"SkipAlign", "DPO", "SkipAlign, muon"} < sweep.runs.keys()
+  assert "base" not in sweep.runs  # a model that is not trained
+  assert sweep.runs["DPO"].changes["data.train"] == methods.PAIRS
+  assert sweep.runs["PoSE, cropped, on books"].changes["data.train"] == "books"
+  folder = tmp_path / "rows/dpo"
+  folder.mkdir(parents=True)
+  steps = [
+    {
+      "step": i,
+      "loss": 2 - i / 20 + 0.1 * (-1) ** i,
+      "tokens": 512,
+      "tokens_per_second": 256.0,
+      "largest_position": 700,
+      "rewards/margin": i / 10,
+    }
+    for i in range(1, 21)
+  ]
+  records = [
+    {"step": 0, "eval_loss": 2.0},
+    *steps,
+    {"step": 20, "eval_loss": 1.5},
+  ]
+  (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in records))
+  (folder / "done.json").write_text("{}")
+  methods.write_page(sweep, tmp_path)
+  lines = (tmp_path / "table.md").read_text().splitlines()
+  (row,) = [line for line in lines if line.startswith("| DPO |")]
+  assert "| 1.830 | 1.120 | 0.105 (+10.7) | 2.000 → 1.500 | 2.0 |" in row
+  assert "margin 0.300 → 1.800; largest position 700" in row
+  assert len(lines) == 2 + len(sweep.runs)
+  assert sum("| not run |" in line for line in lines) == len(sweep.runs) - 1
+
+
+def test_replies_are_compared_token_after_token(tmp_path):
+  parity = load("eval_parity")
+  assert parity.spread(list(range(10)), 4) == [0, 3, 6, 9]
+  assert parity.spread([5], 3) == [5]
+  differ = parity.first_difference
+  assert differ([1, 2], [1, 2]) is None
+  assert (differ([1, 2], [1, 3]), differ([1], [1, 2])) == (1, 1)
+  replies = {"a": ([1, 2], [1, 2]), "b": ([1, 2, 3], [1, 5])}
+  worker = lambda method, **given: {
+    "prompt": lambda: {"prompt": [7], "max_new_tokens": 9, "stop_ids": [0]},
+    "reply": lambda: replies[given["id"]][0],
+    "score": lambda: [1.0, 0.5],
+  }[method]()
+  calls = []
+
+  def other(method, **given):
+    calls.append(given)
+    return 0.25 if method == "gap" else replies["b" if len(calls) > 1 else "a"][1]
+
+  found = [parity.compare(worker, other, "mrcr", id) for id in "ab"]
+  assert [one["differ_at"] for one in found] == [None, 1]
+  assert calls[-1] == {"tokens": [7, 1], "one": 5, "other": 2}
+  lines = [json.dumps(one) for one in found]
+  (tmp_path / "mrcr.jsonl").write_text("\n".join(lines))
+  assert "b: token 1, gap 0.2500" in parity.table(tmp_path, ["mrcr"])
 
 
 @pytest.mark.slow
