@@ -37,12 +37,12 @@ STEPS, PART = 20, 5  # steps of a run; those of a mean at each end
 COMMON = {
   "steps": STEPS,
   "batch_size": 1,
-  "data.seq_len": 512,
-  "data.eval": "holdout:8",
+  "data.seq_len": 256,
+  "data.eval": "holdout:4",
   "eval.every": 0,
   "checkpoint.every": 0,
 }
-PAIRS = "builtin:pairs:300"
+PAIRS = "builtin:pairs:60"
 CONFIG = "configs/smollm2_ntk.py"
 BOOKS = "BOOKS"  # stands for --books
 MORE = {
@@ -59,7 +59,7 @@ MORE = {
   },
   "PoSE, cropped, on books": {
     "data.train": BOOKS,
-    "data.text_window": 2048,
+    "data.text_window": 1024,
     "positions.strategy": "pose",
   },
   "SkipAlign, adafactor": {"optim.kind": "adafactor"},
