@@ -9,6 +9,7 @@
 # make lint        ruff, as in CI
 # make lock        write requirements.lock, exact versions of the ranges in pyproject.toml and requirements.txt
 # make test-ranges a part of the tests with the lowest versions of these ranges and with the newest
+# make neighbours what vllm, unsloth, trl and others ask of packages that we share (asks the index)
 # make audit       look for known vulnerabilities of the locked packages (pypi.org)
 
 PYTHON ?= python3
@@ -21,7 +22,7 @@ RANGES := tests/method tests/model/test_decoder.py tests/commands/test_train.py 
 # The build for CPUs; the ranges of the extra parity allow others.
 TORCH := torch==2.13.0
 
-.PHONY: setup test test-plan test-ranges colabs docs lint lock audit weights quickstart parity \
+.PHONY: setup test test-plan test-ranges colabs docs lint lock neighbours audit weights quickstart parity \
   study-a study-b
 .DELETE_ON_ERROR:
 
@@ -76,6 +77,12 @@ lock: setup
 	$(BIN)/uv pip compile --quiet --generate-hashes --python-platform=linux \
 	  --python-version=3.11 --extra=dev --custom-compile-command="make lock" $(UPGRADE) \
 	  --output-file=requirements.lock pyproject.toml
+
+# pip reads the requirements of a wheel without the wheel, from 23.3 on.
+neighbours: setup
+	@$(BIN)/pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(BIN)/uv run --quiet --no-project --python=$(BIN)/python --with=pip==26.3 \
+	  --with=uv==0.13.9 --with=packaging --with=pytest tests/project/neighbours.py
 
 audit: setup
 	@$(BIN)/pip install --quiet --disable-pip-version-check pip-audit==2.10.1

@@ -66,6 +66,7 @@ class Data:
   def train_iterator(self, state: dict[str, int] | None = None) -> TrainIterator:
     """Batches from the first step, or from the place that `state` describes."""
     import grain
+    import grain.multiprocessing
 
     start = TrainIterator.next_batch(state)
     index, count = self._share
@@ -81,7 +82,7 @@ class Data:
       # Grain reads its absl flags, which no command here parses.
       if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-      options = grain.MultiprocessingOptions(
+      options = grain.multiprocessing.MultiprocessingOptions(
         num_workers=self._workers, per_worker_buffer_size=2
       )
       dataset = dataset.mp_prefetch(options, worker_init_fn=_live_with_parent)

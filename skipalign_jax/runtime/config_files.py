@@ -41,5 +41,5 @@ def find(reference: str, function: str) -> pathlib.Path:
       return packaged
   raise errors.UserError(
     f"--config={reference}: there is no such file; give a path, or a config of the "
-    f"package: {', '.join(names(function))}"
+    f"package: {', '.join(names(function))}; NAME:tiny tries one with a tiny model"
   )

@@ -71,9 +71,11 @@ class Sweep:
 # The paper's tests: LongBench of at most 15,500 tokens ("16K"), and short tasks.
 LONGBENCH = {"task": "longbench"}
 SHORT = {"task": "lm_eval", "tasks": "mmlu,bbh,tydiqa_gold,humaneval"}
+# A text that every installation has.
+TEXT = str(config_files.folder() / "methods.py")
 # The byte-level models of :tiny are evaluated with these, which only try the path.
 TINY = {
-  "perplexity": dict(task="perplexity", files="README.md", length=256, documents=2),
+  "perplexity": dict(task="perplexity", files=TEXT, length=256, documents=2),
   "needle": dict(task="needle", lengths="384,512", depths=2, max_new_tokens=8),
 }
 

@@ -201,7 +201,8 @@ CLOSED = LOOP + HEAD + "{{ '<think>\n</think>\n' if m.role == 'assistant' }}"
     (
       LOOP + HEAD
       + "{% if m.role == 'assistant' and (not loop.last or messages | length == 2) %}"
-      + WRITE % "thinking" + "{% endif %}{{ m.content or '' }}" + CALLS + END + ASK,
+      + WRITE % "reasoning_content" + "{% endif %}{{ m.content or '' }}" + CALLS + END
+      + ASK,
       BOTH, "turn key reasoning_content is not written by the chat template",
     ),
     # A mode without thoughts (SmolLM3, Qwen3 with enable_thinking=false).

@@ -53,17 +53,22 @@ def test_the_script_and_the_licence_exist():
     assert (tiny.ROOT / name).is_file()
 
 
-@pytest.mark.slow
-def test_the_wheel_has_the_package_and_nothing_else(tmp_path):
-  """Built from what git has, as setuptools builds it."""
-  archive = ["git", "archive", "--format=tar", f"--output={tmp_path}/a.tar", "HEAD"]
+def build(folder):
+  """The wheel, in `folder`, of what git has, as setuptools builds it."""
+  archive = ["git", "archive", "--format=tar", f"--output={folder}/a.tar", "HEAD"]
   subprocess.run(archive, cwd=tiny.ROOT, check=True)
-  source = tmp_path / "source"
+  source = folder / "source"
   source.mkdir()
   subprocess.run(["tar", "-xf", "../a.tar"], cwd=source, check=True)
-  build = "from setuptools import build_meta; build_meta.build_wheel('..')"
-  subprocess.run([sys.executable, "-c", build], cwd=source, check=True)
-  (wheel,) = tmp_path.glob("*.whl")
+  code = "from setuptools import build_meta; build_meta.build_wheel('..')"
+  subprocess.run([sys.executable, "-c", code], cwd=source, check=True)
+  (wheel,) = folder.glob("*.whl")
+  return wheel
+
+
+@pytest.mark.slow
+def test_the_wheel_has_the_package_and_nothing_else(tmp_path):
+  wheel = build(tmp_path)
   with zipfile.ZipFile(wheel) as file:
     names = {name for name in file.namelist() if ".dist-info/" not in name}
     (place,) = [name for name in file.namelist() if name.endswith("/METADATA")]

@@ -1,0 +1,32 @@
+# skipalign for NVIDIA GPUs with CUDA 13, and the versions of requirements.lock. In the
+# root of a clone:
+#
+#   docker build -f launch/docker/cuda13.Dockerfile -t skipalign:cuda13 .
+#   docker run --rm --init --user "$(id -u)" --gpus=all --ipc=host \
+#     -v "$PWD:/work" -v skipalign_cache:/home/skipalign/.cache skipalign:cuda13 \
+#     train --config=llama2_ntk:tiny --workdir=runs/tiny
+#
+# The host needs NVIDIA's driver, 580 or newer, and its container toolkit; CUDA is in
+# the image.
+
+FROM python:3.11-slim-bookworm AS build
+RUN pip install --no-cache-dir uv==0.13.9
+WORKDIR /source
+COPY pyproject.toml requirements.txt requirements.lock README.md LICENSE ./
+COPY configs configs
+COPY skipalign_jax skipalign_jax
+RUN uv venv /opt/skipalign && VIRTUAL_ENV=/opt/skipalign uv pip install --no-cache \
+  --constraints requirements.lock --build-constraints requirements.lock \
+  --compile-bytecode ".[all,cuda13]"
+
+FROM python:3.11-slim-bookworm
+COPY --from=build /opt/skipalign /opt/skipalign
+ENV HOME=/home/skipalign USER=skipalign PATH=/opt/skipalign/bin:$PATH
+# Any user may write here: --user takes every number.
+RUN install -d -m 1777 /home/skipalign /home/skipalign/.cache /work
+# Tokenized samples, compiled programs, what comes from the hub.
+VOLUME /home/skipalign/.cache
+WORKDIR /work
+USER 1000:1000
+ENTRYPOINT ["skipalign"]
+CMD ["--help"]
