@@ -31,7 +31,7 @@ def get_config(variant=""):
     c.lora.rank, c.lora.targets = 2, "q,up"
   if variant == "pairs":
     c.data.train, c.loss.kind = "builtin:pairs:6", "dpo"
-    c.loss.beta = 0.1
+    c.loss.beta, c.data.seq_len = 0.1, 512
   return c
 """,
   "sweep.py": """

@@ -103,7 +103,10 @@ class Trial:
         self._storage.begin(after)  # to the end of the process
       errors.run_command(main)
 
-    return forked(work, self._printed)
+    try:
+      return forked(work, self._printed)
+    finally:
+      self._storage.stop()
 
   def _undisturbed(self):
     """(what the command leaves, its calls)."""

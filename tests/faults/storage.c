@@ -1,10 +1,11 @@
 /* Makes storage fail, as a full disk does. Loaded with LD_PRELOAD.
 
-   Every call that changes files below FAULT_BELOW is counted. From the FAULT_AFTER-th on
-   they fail with the error number FAULT_ERRNO; with FAULT_ONCE only that one does, with
-   FAULT_ONLY only calls of these kinds do (as in "write sync"). FAULT_LOG gets a line for
-   each call: its number, kind and path. FAULT_COUNT is a file of four zero bytes, in which
-   processes count together. Deleting and reading always work. */
+   Every call that changes files below FAULT_BELOW is counted. From the A-th on they fail
+   with the error number FAULT_ERRNO; with FAULT_ONCE only that one does, with FAULT_ONLY
+   only calls of these kinds do (as in "write sync"). FAULT_LOG gets a line for each call:
+   its number, kind and path. FAULT_STATE is a file of two ints: the number of calls, which
+   processes count together, and A. With A = 0 calls are only counted, with A = -1 nothing
+   happens. Deleting and reading always work. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -23,16 +24,16 @@
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
 static const char *NEVER[] = {"/dev/null", "/proc/", "/memfd:", NULL}; /* no disk */
-static int *count;
 
-/* The number of this call. */
-static int next(void) {
-  if (!count) {
-    int file = REAL(open)(getenv("FAULT_COUNT"), O_RDWR);
-    count = mmap(NULL, sizeof *count, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+/* The number of calls, and of the first one that fails. */
+static volatile int *state(void) {
+  static volatile int *found;
+  if (!found) {
+    int file = REAL(open)(getenv("FAULT_STATE"), O_RDWR);
+    found = mmap(NULL, 2 * sizeof *found, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     REAL(close)(file);
   }
-  return __sync_add_and_fetch(count, 1);
+  return found;
 }
 
 static void note(const char *log, int number, const char *kind, const char *path) {
@@ -47,7 +48,7 @@ static void note(const char *log, int number, const char *kind, const char *path
 /* Whether this call fails; errno is set then. */
 static int fails(const char *kind, const char *path) {
   const char *below = getenv("FAULT_BELOW"), *log = getenv("FAULT_LOG");
-  const char *after = getenv("FAULT_AFTER"), *only = getenv("FAULT_ONLY");
+  const char *only = getenv("FAULT_ONLY");
   char whole[2 * PATH_MAX];
   if (!below || !path) return 0;
   if (path[0] != '/') {
@@ -59,11 +60,12 @@ static int fails(const char *kind, const char *path) {
   if (strncmp(path, below, strlen(below))) return 0;
   for (const char **one = NEVER; *one; one++)
     if (!strncmp(path, *one, strlen(*one))) return 0;
-  int saved = errno, number = next();
-  if (log) note(log, number, kind, path);
+  int saved = errno, after = state()[1];
+  int number = after < 0 ? 0 : __sync_add_and_fetch(&state()[0], 1);
+  if (log && number) note(log, number, kind, path);
   errno = saved;
-  if (!after || number < atoi(after)) return 0;
-  if (getenv("FAULT_ONCE") && number > atoi(after)) return 0;
+  if (after < 1 || number < after) return 0;
+  if (getenv("FAULT_ONCE") && number > after) return 0;
   if (only && !strstr(only, kind)) return 0;
   errno = atoi(getenv("FAULT_ERRNO"));
   return 1;

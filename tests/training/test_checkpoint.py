@@ -1,4 +1,5 @@
 import io
+import logging
 import shutil
 import threading
 
@@ -164,3 +165,24 @@ def test_a_save_that_fails_is_reported_and_leaves_the_others(tmp_path, monkeypat
   assert [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if
           p.name.isdecimal()] == [1]  # fmt: skip
   assert restore(tmp_path, 1)[1] == {"next": 1}
+
+
+TASK = "Task exception was never retrieved\nfuture: <Task coro=<x() at {}.py:1>>"
+
+
+@pytest.mark.parametrize(
+  ("path", "text", "failed", "shown"),
+  [
+    ("/lib/asyncio/events.py", TASK.format("/lib/orbax/a"), True, False),
+    ("/lib/asyncio/events.py", TASK.format("/lib/other/a"), True, True),
+    ("/lib/orbax/a.py", "it failed", True, False),
+    ("/lib/orbax/a.py", "Metadata file does not exist: /x", False, False),
+    ("/lib/orbax/a.py", "the disk is slow", False, True),
+    ("/lib/other/a.py", "it failed", True, True),
+  ],
+)
+def test_what_orbax_raises_is_not_logged_too(path, text, failed, shown):
+  error = ValueError("full")
+  raised = (ValueError, error, None) if failed else None
+  record = logging.LogRecord("x", logging.ERROR, path, 1, text, (), raised)
+  assert checkpoint._is_not_raised(record) == shown
