@@ -18,7 +18,8 @@ BIN := $(VENV)/bin
 WEIGHTS := .cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 RUN := runs/quickstart
 RANGES := tests/method tests/model/test_decoder.py tests/commands/test_train.py \
-  tests/hf/test_convert.py tests/data
+  tests/hf/test_convert.py tests/data tests/hf/test_gguf.py tests/evals/test_lm_eval.py \
+  tests/training/test_checkpoint.py
 # The build for CPUs; the ranges of the extra parity allow others.
 TORCH := torch==2.13.0
 
