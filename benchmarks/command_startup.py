@@ -40,6 +40,7 @@ CASES = [
   *(f"evaluate {task}" for task in TASKS),
   *(f"evaluate {task} --model=m --limt=1" for task in TASKS),
   *("evaluate compare --help", "evaluate compare", "evaluate compare a --ot=b"),
+  *("check_device --help", "check_device --siez=small"),
   *("plan --help", "plan", "plan CONFIG", "plan CONFIG --topologi=h100:8"),
   "plan CONFIG --topology=h100:8 --config.sed=1",
   *("analyze --help", "analyze", "analyze coverge"),

@@ -14,6 +14,7 @@ COMMANDS = {
   "generate": "reply to a prompt",
   "evaluate": "needle, keys, ruler, longbench, perplexity and more; compare results",
   "convert": "import from and export to Hugging Face folders and GGUF; verify",
+  "check_device": "whether all is right on this machine's devices, and how fast",
   "plan": "memory and time of a config on GPUs and TPUs that are not here",
   "analyze": "what positions train: distances, coverage, rope; a run's training",
   "sweep": "train and evaluate a table of runs",
@@ -30,7 +31,7 @@ def main() -> int:
 
       return command.main()
     return importlib.import_module(f"skipalign_jax.{name}").main()
-  listed = "\n".join(f"  {each:9} {what}" for each, what in COMMANDS.items())
+  listed = "\n".join(f"  {each:12} {what}" for each, what in COMMANDS.items())
   text = (
     "usage: skipalign COMMAND … (or python -m skipalign_jax.COMMAND …)\n\n"
     f"{listed}\n\nskipalign COMMAND --help shows the flags of a command."

@@ -55,7 +55,7 @@ def test_every_command_has_cases():
   files = (tiny.ROOT / "skipalign_jax").glob("*.py")
   runnable = {p.stem for p in files if "__main__" in p.read_text(encoding="utf-8")}
   runnable.remove("__main__")  # runs the others
-  assert len(runnable) == 7 and runnable < commands
+  assert len(runnable) == 8 and runnable < commands
 
 
 def test_choices_of_command_lines_are_those_of_the_work():

@@ -3,6 +3,16 @@
 import ast
 import pathlib
 
+COMMANDS = {
+  "analyze",
+  "check_device",
+  "convert",
+  "evaluate",
+  "generate",
+  "plan",
+  "show",
+  "train",
+}
 GROUPS = (
   {"runtime"},
   {"config_keys"},
@@ -15,7 +25,7 @@ GROUPS = (
   {"planning"},
   {"analysis", "sweep"},
   {"commands"},
-  {"__main__", "analyze", "convert", "evaluate", "generate", "plan", "show", "train"},
+  COMMANDS | {"__main__"},
   {"studies"},
 )
 ROOT = pathlib.Path(__file__).parents[2]
@@ -77,5 +87,4 @@ def test_a_modules_local_name_is_its_name():
 
 def test_the_root_of_the_package_holds_the_commands_and_their_config():
   found = {path.stem for path in (ROOT / "skipalign_jax").glob("*.py")} - {"__init__"}
-  commands = {"analyze", "convert", "evaluate", "generate", "plan", "show", "train"}
-  assert found == commands | {"cli", "config", "config_keys", "__main__"}
+  assert found == COMMANDS | {"cli", "config", "config_keys", "__main__"}

@@ -1,0 +1,144 @@
+"""The check of a machine's devices: it runs whole, and finds what is wrong."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from skipalign_jax import check_device as skipalign_jax_check_device
+from skipalign_jax.commands import check_device
+from skipalign_jax.model import attention, backends, sharding
+from skipalign_jax.planning import attention_errors, device_report, timed_programs
+from skipalign_jax.runtime import hardware
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """(status, folder) of the command on this CPU."""
+  folder = tmp_path_factory.mktemp("check") / "out"
+  with pytest.MonkeyPatch.context() as patched:
+    patched.setattr(sys, "argv", ["check_device", f"--out={folder}"])
+    return skipalign_jax_check_device.main(), folder
+
+
+def test_it_runs_whole_in_small(whole):
+  status, folder = whole
+  found = json.loads((folder / "report.json").read_text())
+  assert status == 0 and found["passed"] and found["size"] == "small"
+  assert found["versions"]["jax"] == jax.__version__
+  assert found["positions"]["equal"] and found["positions"]["largest"] > 1000
+  tried = {(one["backend"], one["dtype"]) for one in found["attention"]}
+  kinds = ("bfloat16", "float32")
+  assert tried == {(name, kind) for name in ("xla", "blockwise") for kind in kinds}
+  narrow = [o["error"] for o in found["attention"] if o["dtype"] == "bfloat16"]
+  assert len(found["attention"]) == 8 and min(narrow) > 1e-4
+  (program,) = found["programs"]
+  assert program["train"]["losses"][-1] < program["train"]["losses"][0]
+  assert program["train"]["tokens_per_second"] > 0 < program["prefill_seconds"]
+  assert program["train"]["executed_flops"] > 0 < program["decode_seconds_per_token"]
+
+
+def test_the_report_has_each_check(whole):
+  text = (whole[1] / "report.md").read_text()
+  for words in ("All checks hold", "blockwise float32  head  64 packed", "tok/s"):
+    assert words in text
+  assert "FAILS" not in text
+
+
+@pytest.mark.parametrize(("packed", "fails"), [(True, True), (False, False)])
+def test_a_wrong_backend_is_found(monkeypatch, packed, fails):
+  """One that lets packed samples see each other."""
+
+  def leaks(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL):
+    return attention.blockwise(q_BLNH, k_BLKH, v_BLKH, segment_ids_BL > 0)
+
+  case = attention_errors.Case("blockwise", "bfloat16", 64, packed)
+  monkeypatch.setitem(backends.BACKENDS, "blockwise", leaks)
+  error = attention_errors.error(case, 128)
+  assert (error > attention_errors.bound(case, "cpu")) == fails
+
+
+GOOD = {
+  "positions": {"equal": True, "largest": 9},
+  "attention": [{"holds": True}, {"refused": "not on this GPU"}],
+  "losses": {"holds": True},
+}
+
+
+@pytest.mark.parametrize(
+  ("change", "passed"),
+  [
+    ({}, True),
+    ({"positions": {"skipped": "no CPU"}}, True),
+    ({"positions": {"equal": False, "largest": 9}}, False),
+    ({"attention": [{"holds": False}]}, False),
+    ({"losses": {"holds": False}}, False),
+  ],
+)
+def test_each_check_counts(change, passed):
+  assert all(device_report.checks(GOOD | change)) == passed
+
+
+def test_other_losses_on_more_devices_fail(monkeypatch):
+  found = {1: [3.0, 2.9], 2: [3.0, 2.91], 4: [3.0, 2.95]}
+  some = lambda run, counts: {count: found[count] for count in counts}
+  monkeypatch.setattr(timed_programs, "losses_by_devices", some)
+  assert check_device.check_losses(3)["holds"]  # 1 and 2
+  four = check_device.check_losses(4)
+  assert not four["holds"] and four["difference"] == pytest.approx(0.05)
+  monkeypatch.setitem(found, 1, [np.nan, 2.9])
+  assert not check_device.check_losses(1)["holds"]
+
+
+class Device:
+  device_kind, platform = "NVIDIA A100-SXM4-80GB", "gpu"
+
+  def memory_stats(self):
+    return {"bytes_limit": 60 * 2**30, "peak_bytes_in_use": 2**30}
+
+
+def test_a_known_device_has_ratios_and_the_models_that_fit(monkeypatch):
+  mesh = sharding.make_mesh(dict(data=1, fsdp=-1, tensor=1, context=1))
+  one_b, seven_b = (
+    timed_programs.job(run, "train", mesh, "gpu") for run in timed_programs.FULL
+  )
+  assert timed_programs.fits(one_b, Device())
+  assert not timed_programs.fits(seven_b, Device())
+  flops = 10**15
+  measured = {
+    "peak_memory_gib": 40.0,
+    "compiled_gib": 32.0,
+    "executed_flops": flops,
+    "seconds": {"median": 9.0},
+  }
+  monkeypatch.setattr(jax, "devices", lambda: [Device()])
+  found = timed_programs.ratios(measured, one_b)
+  assert found["memory_by_compiled"] == 1.25
+  shortest, longest = found["estimated_seconds"]
+  assert shortest >= flops / hardware.HARDWARE["a100-80gb"].flops / 0.75
+  assert found["time_by_shortest"] == pytest.approx(9 / shortest)
+  assert found["time_by_longest"] == pytest.approx(9 / longest)
+
+
+def test_a_model_that_does_not_fit_is_named(monkeypatch):
+  large = dataclasses.replace(timed_programs.FULL[1], name="large")
+  monkeypatch.setattr(timed_programs, "FULL", (large,))
+  found = check_device.time_programs("full", Device())
+  assert "needs about" in found[0]["skipped"]
+  assert "not run: needs about" in device_report.section(
+    "programs", {"programs": found}
+  )
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_four_devices(tmp_path):
+  command = [sys.executable, "-m", "skipalign_jax.check_device", f"--out={tmp_path}"]
+  subprocess.run(command, env=tiny.environment(devices=4), cwd=tiny.ROOT, check=True)
+  found = json.loads((tmp_path / "report.json").read_text())
+  assert list(found["losses"]["by_devices"]) == ["1", "2", "4"]
