@@ -3,7 +3,7 @@
 #
 #   docker build -f launch/docker/cuda12.Dockerfile -t skipalign:cuda12 .
 #   docker run --rm --init --user "$(id -u)" --gpus=all --ipc=host \
-#     -v "$PWD:/work" -v skipalign_cache:/home/skipalign/.cache skipalign:cuda12 \
+#     -v "$PWD:/project" -v skipalign_cache:/home/skipalign/.cache skipalign:cuda12 \
 #     train --config=llama2_ntk:tiny --workdir=runs/tiny
 #
 # The host needs NVIDIA's driver, 525 or newer, and its container toolkit; CUDA is in
@@ -23,10 +23,10 @@ FROM python:3.11-slim-bookworm
 COPY --from=build /opt/skipalign /opt/skipalign
 ENV HOME=/home/skipalign USER=skipalign PATH=/opt/skipalign/bin:$PATH
 # Any user may write here: --user takes every number.
-RUN install -d -m 1777 /home/skipalign /home/skipalign/.cache /work
+RUN install -d -m 1777 /home/skipalign /home/skipalign/.cache /project
 # Tokenized samples, compiled programs, what comes from the hub.
 VOLUME /home/skipalign/.cache
-WORKDIR /work
+WORKDIR /project
 USER 1000:1000
 ENTRYPOINT ["skipalign"]
 CMD ["--help"]

@@ -2,7 +2,7 @@
 #
 #   docker build -f launch/docker/tpu.Dockerfile -t skipalign:tpu .
 #   docker run --rm --init --user "$(id -u)" --privileged --network=host \
-#     -v "$PWD:/work" -v skipalign_cache:/home/skipalign/.cache skipalign:tpu \
+#     -v "$PWD:/project" -v skipalign_cache:/home/skipalign/.cache skipalign:tpu \
 #     train --config=llama2_ntk:tiny --workdir=runs/tiny
 #
 # On a TPU VM; its devices are seen by a privileged container only.
@@ -21,10 +21,10 @@ FROM python:3.11-slim-bookworm
 COPY --from=build /opt/skipalign /opt/skipalign
 ENV HOME=/home/skipalign USER=skipalign PATH=/opt/skipalign/bin:$PATH
 # Any user may write here: --user takes every number.
-RUN install -d -m 1777 /home/skipalign /home/skipalign/.cache /work
+RUN install -d -m 1777 /home/skipalign /home/skipalign/.cache /project
 # Tokenized samples, compiled programs, what comes from the hub.
 VOLUME /home/skipalign/.cache
-WORKDIR /work
+WORKDIR /project
 USER 1000:1000
 ENTRYPOINT ["skipalign"]
 CMD ["--help"]

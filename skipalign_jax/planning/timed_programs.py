@@ -89,7 +89,7 @@ def job(run: Run, kind: str, mesh: jax.sharding.Mesh, platform: str) -> estimate
 
 
 def fits(planned: estimate.Job, device: jax.Device) -> bool:
-  """Whether the estimate is below the device's memory; True where it is not told."""
+  """Whether the estimate is below the device's memory; True where it does not say."""
   limit = (device.memory_stats() or {}).get("bytes_limit")
   return limit is None or needed_bytes(planned) <= limit
 

@@ -60,7 +60,7 @@ def test_empty_lines_say_nothing_and_new_begins_again():
 
 def test_an_interrupted_reply_stays_as_far_as_it_was_printed(capsys):
   model = Model("Hello there.", "x", interrupt_after=5)
-  assert hold(model, "Hi!", "Go on.")[1] == prompt("Hi!", "Hello", "Go on.")
+  assert hold(model, "Hi!", "More.")[1] == prompt("Hi!", "Hello", "More.")
   assert capsys.readouterr().out.startswith("Hello\n")
 
 
