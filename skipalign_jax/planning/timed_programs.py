@@ -11,7 +11,7 @@ import numpy as np
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import packing
-from skipalign_jax.model import decoder, inference, model_config, rope, sharding
+from skipalign_jax.model import decoder, inference, known_models, model_config, sharding
 from skipalign_jax.planning import estimate, executed_flops, programs
 from skipalign_jax.runtime import hardware
 from skipalign_jax.training import initial_weights, optimizer, resolve, throughput
@@ -41,31 +41,30 @@ class Run:
   repeats: int
 
 
-def _shape(
-  vocab_size, layers, dim, ffn_dim, heads, kv_heads
+_7B = known_models.KNOWN["meta-llama/Llama-2-7b-hf"]
+
+
+def _smaller(
+  layers: int, dim: int, ffn_dim: int, heads: int, kv_heads: int, **others: int
 ) -> model_config.ModelConfig:
-  return model_config.ModelConfig(
-    vocab_size=vocab_size,
+  """Another shape of the same family."""
+  return dataclasses.replace(
+    _7B,
     num_layers=layers,
     embed_dim=dim,
     ffn_dim=ffn_dim,
     num_heads=heads,
     num_kv_heads=kv_heads,
     head_dim=dim // heads,
-    norm_eps=1e-5,
-    tie_embeddings=False,
-    attention_bias=False,
-    mlp_bias=False,
-    window=4096,
-    rope=rope.RopeConfig("none", 1e4),
+    **others,
   )
 
 
-SMALL = (Run("small", _shape(512, 2, 128, 256, 4, 2), 2, 256, 3),)
+SMALL = (Run("small", _smaller(2, 128, 256, 4, 2, vocab_size=512), 2, 256, 3),)
 # In the order of their memory: a device tells only the peak of all so far.
 FULL = (
-  Run("1B", _shape(32_000, 16, 2048, 8192, 32, 8), 4, 4096, 10),
-  Run("7B", _shape(32_000, 32, 4096, 11_008, 32, 32), 1, 4096, 10),
+  Run("1B", _smaller(16, 2048, 8192, 32, 8), 4, 4096, 10),
+  Run("7B", _7B, 1, 4096, 10),
 )
 
 
