@@ -14,6 +14,7 @@ from skipalign_jax.training import (
   checkpoint,
   initial_weights,
   loop,
+  picture,
   preview,
   reference_log_probs,
   report,
@@ -83,6 +84,10 @@ def train(setup: setup_lib.Setup) -> int:
     training = loop.Loop(setup, state, iterator, log, saved, trace)
     status = training.run(start, stop)
   training.report_saved()
+  if not status and distributed.is_first():
+    recipe = setup.recipe.positions
+    skips = recipe.strategy != "contiguous"
+    picture.draw_at_end(folder, recipe.max_position if skips else 0, setup.console)
   setup.console.print(log.summary())
   return status
 

@@ -7,7 +7,7 @@ workdir/
   tokenizer/     as transformers saves it
   checkpoints/   see checkpoint.py
   evals/         NAME/STEP/: results of config.evals
-  metrics.jsonl, tensorboard/, positions.png
+  metrics.jsonl, tensorboard/, positions.png, training.png
   starts.jsonl   see starts.py
   reference.safetensors  see reference_log_probs.py
   loggers.json   see loggers.py; wandb/ is its own

@@ -96,7 +96,8 @@ def test_run_leaves_what_it_promises(finished):
   held_out = {r["step"]: r["eval_loss"] for r in found if "eval_loss" in r}
   assert list(held_out) == [0, 10, 20, 30]
   assert held_out[30] < held_out[0] - 0.5
-  assert (finished / "positions.png").read_bytes().startswith(b"\x89PNG")
+  for name in ("positions.png", "training.png"):
+    assert (finished / name).read_bytes().startswith(b"\x89PNG"), name
   assert list((finished / "tensorboard").iterdir())
   assert (finished / "tokenizer" / "tokenizer.json").exists()
   kept = sorted(int(p.name) for p in (finished / "checkpoints").iterdir())
