@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 from skipalign_jax.runtime import files
-from skipalign_jax.training import board, loggers
+from skipalign_jax.training import loggers
 
 Record = dict[str, float | int | bool]
 
@@ -41,6 +41,9 @@ class Writer:
       resume_step: steps that a checkpoint holds; -1 starts from nothing.
       others: get each record once, also if its step runs twice.
     """
+    # tensorboardX loads torch, where that is installed, which takes seconds.
+    from skipalign_jax.training import board
+
     path = workdir / "metrics.jsonl"
     self._others, self._sent = others, set()
     if path.exists():
