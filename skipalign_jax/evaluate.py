@@ -45,7 +45,9 @@ def _parser() -> arguments.Parser:
     _add_options(command, module.Options)
   command = commands.add_parser("compare", help="tables and maps of several folders")
   command.add_argument("folders", nargs="+", help="with a results.json each")
-  command.add_argument("--out", default="", help="folder for compare.md, .json, .png")
+  command.add_argument(
+    "--out", default="", help="folder for compare.html, .md, .json, needle.png"
+  )
   return parser
 
 

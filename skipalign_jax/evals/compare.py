@@ -8,7 +8,7 @@ table.
 from collections.abc import Sequence
 from typing import Any
 
-from skipalign_jax.evals import compare_table, heatmap, keys, needle
+from skipalign_jax.evals import compare_page, compare_table, heatmap, keys, needle
 from skipalign_jax.evals.longbench import task as longbench_task
 from skipalign_jax.runtime import (
   errors,
@@ -36,7 +36,7 @@ def run(folders: Sequence[str], out: str, console: terminal.Console) -> dict[str
 
   Args:
     folders: of evaluations.
-    out: folder for compare.md, compare.json and, with results of needle or keys,
+    out: folder for compare.html, .md, .json and, with results of needle or keys,
       needle.png; empty to write nothing.
     console: for the tables.
 
@@ -56,19 +56,20 @@ def run(folders: Sequence[str], out: str, console: terminal.Console) -> dict[str
   if out:
     panels = [_panel(one) for one in results if one.task in MAPS]
     folder = paths.output(out, f"--out={out}")
-    picture, pictures = folder / "needle.png", ""
+    picture, written = folder / "needle.png", "compare.html, .md, .json"
     try:
       folder.mkdir(parents=True, exist_ok=True)
+      files.write_text(folder / "compare.html", compare_page.page(found, panels))
       files.write_text(folder / "compare.md", text + "\n")
       files.write_json(folder / "compare.json", content)
       if panels and plotting.possible(console, picture):
         heatmap.draw(panels, picture)
-        pictures = " and needle.png"
+        written += " and needle.png"
     except OSError as error:
       raise errors.UserError(
         f"--out={out} cannot be written: {storage.explain(error)}"
       ) from error
-    console.print(f"written to {folder}: compare.md, compare.json{pictures}")
+    console.print(f"written to {folder}: {written}")
   return content
 
 

@@ -168,7 +168,7 @@ def markdown(table: Table) -> str:
     lines.append(
       [
         escape.markdown(row.name),
-        *(_shown(row.cells.get(c), table.form) for c in table.columns),
+        *(shown(row.cells.get(c), table.form) for c in table.columns),
       ]
     )
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -183,7 +183,8 @@ def markdown(table: Table) -> str:
   return "\n".join([title, "", *rows, *([""] if notes else []), *notes])
 
 
-def _shown(cell: Cell | None, form: str) -> str:
+def shown(cell: Cell | None, form: str) -> str:
+  """A cell as text: "-" without a result, * after a number over a part of the data."""
   return "-" if cell is None else f"{cell.value:{form}}" + "*" * bool(cell.partial)
 
 

@@ -1,7 +1,7 @@
 """Heat maps of a score over prompt length and depth."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,8 +49,8 @@ def draw(panels: Sequence[dict[str, Any]], path: pathlib.Path) -> pathlib.Path:
   return path
 
 
-def _panel(axes, panel):
-  cells = panel["cells"]
+def grid(cells: Sequence[Mapping[str, Any]]) -> tuple[list, list, np.ndarray]:
+  """Lengths and depths of a map, and score_DL: the means of its cells, NaN for none."""
   lengths = sorted({cell["length"] for cell in cells})
   depths = sorted({cell["depth"] for cell in cells})
   score_DL = np.full((len(depths), len(lengths)), np.nan)
@@ -61,6 +61,11 @@ def _panel(axes, panel):
       ]
       if found:
         score_DL[d, n] = np.mean(found)
+  return lengths, depths, score_DL
+
+
+def _panel(axes, panel):
+  lengths, depths, score_DL = grid(panel["cells"])
   image = axes.imshow(score_DL, cmap=COLORS, vmin=0, vmax=1, aspect="auto")
   for (d, n), score in np.ndenumerate(score_DL):
     if np.isfinite(score):

@@ -273,7 +273,7 @@ def test_other_tasks_and_heat_maps(tmp_path):
     tables[OTHERS]
   ]
   assert "|      12.35 |" in text
-  assert f"written to {written}: compare.md, compare.json and needle.png\n" in text
+  assert f"written to {written}: compare.html, .md, .json and needle.png\n" in text
 
 
 def test_nothing_is_written_without_out(tmp_path, monkeypatch):
@@ -361,4 +361,7 @@ def test_names_and_notes_are_text_in_every_format(tmp_path):
   rows = [line for line in written.splitlines() if line.startswith("| ")]
   assert {line.replace("\\|", "").count("|") for line in rows} == {4}
   assert not any(line.startswith("# c") for line in written.splitlines())
+  page = (tmp_path / "out/compare.html").read_text()
+  assert "\x1b" not in page and "<img" not in page
+  assert page.count("a|b&lt;img src=x&gt;\\n# c\\x1b[2J[d](e)") == 3  # twice a name
   assert evil in values(tables[OTHERS])  # JSON has the name itself
