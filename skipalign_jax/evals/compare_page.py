@@ -23,8 +23,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line);
   text-align: right; white-space: nowrap; }
 th { font-weight: 600; background: var(--head); }
-.models th:first-child { text-align: left; white-space: normal; min-width: 7rem;
-  max-width: 18rem; overflow-wrap: anywhere; }
+.models th:first-child { position: sticky; left: 0; min-width: 7rem; max-width: 18rem;
+  text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .map td { text-align: center; border: 1px solid var(--ground); }
 .map .beyond { border-left: 3px dashed var(--ink); }
 .maps { display: flex; flex-wrap: wrap; gap: 1.5rem; }
