@@ -7,7 +7,8 @@ measures what the model finds and not how it words its answer: a key counts if e
 its tokens is the likeliest one, which is what greedy decoding would write. The
 log-probability of the key is reported too; it changes before hits do. With `rivals`,
 each question is also scored with the text's other keys: a model may find keys at any
-distance and not know whose they are.
+distance and not know whose they are. The owner margin says how much it knows: log p of
+a key after its own question minus the mean log p of it after the others.
 """
 
 import bisect
@@ -199,6 +200,29 @@ def whose(records: Sequence[items_lib.Record]) -> list[dict[str, Any]]:
   ]
 
 
+def owner_margins(record: items_lib.Record) -> list[float]:
+  """How much each question raises the log p of its own key, in nats.
+
+  The log p of a key after its own question minus its mean log p after the text's other
+  questions. A model that does not know whose a key is has 0, however well it finds
+  keys; so has one that finds none.
+
+  Args:
+    record: of a text with rivals and at least two keys.
+  """
+  log_p_QK = np.array(record["log_p_of_keys"])
+  own_K = np.diag(log_p_QK)
+  others_K = (log_p_QK.sum(axis=0) - own_K) / (len(own_K) - 1)
+  return (own_K - others_K).tolist()
+
+
+def _margin_of_text(record: items_lib.Record) -> dict[str, Any]:
+  return {
+    "length": record["length"],
+    "owner_margin": float(np.mean(owner_margins(record))),
+  }
+
+
 def _name(record: items_lib.Record) -> str:
   return " ".join(record["keys"])
 
@@ -206,7 +230,8 @@ def _name(record: items_lib.Record) -> str:
 def summarize(options: Options, records: Sequence[items_lib.Record]) -> dict[str, Any]:
   """The share of keys found, 0 to 1, and by length; mean log p in nats per key.
 
-  With rivals also any_key and own_key by length, as in `whose`.
+  With rivals also any_key and own_key by length, as in `whose`, and the owner margin in
+  nats, whose interval is over texts.
   """
   found = cells(records)
   overall = intervals.of_scores([cell["score"] for cell in found])
@@ -222,6 +247,11 @@ def summarize(options: Options, records: Sequence[items_lib.Record]) -> dict[str
       "any_key": intervals.by("length", scored, "any_key", intervals.of_shares),
       "own_key": intervals.by("length", scored, "own_key"),
     }
+    if all(len(record["keys"]) > 1 for record in records):
+      margins = [_margin_of_text(record) for record in records]
+      summary["owner_margin"] = intervals.by(
+        "length", margins, "owner_margin", intervals.of_values
+      )
   return summary
 
 

@@ -127,7 +127,18 @@ def test_a_model_that_finds_keys_but_not_whose_they_are():
   summary = keys.summarize(options, [record | {"log_p_of_keys": half}])
   assert summary["any_key"]["900"]["mean"] == pytest.approx(0.75)
   assert summary["own_key"]["900"]["mean"] == 0.5
+  assert summary["owner_margin"]["900"]["mean"] == pytest.approx(0)
   assert "own_key" not in keys.summarize(OPTIONS, [record])
+
+
+def test_the_owner_margin_is_what_a_key_gains_by_its_own_question():
+  log_p_QK = [[-1.0, -5.0, -9.0], [-3.0, -2.0, -7.0], [-4.0, -2.0, -7.0]]
+  record = {"length": 900, "depths": [0, 0.5, 1], "keys": ["1", "2", "3"]}
+  record |= {"found": [0.0] * 3, "log_p": [-1, -2, -7], "log_p_of_keys": log_p_QK}
+  assert keys.owner_margins(record) == [2.5, 1.5, 1.0]
+  options = dataclasses.replace(OPTIONS, rivals=True)
+  margin = keys.summarize(options, [record, record])["owner_margin"]["900"]
+  assert (margin["mean"], margin["n"]) == (pytest.approx(5 / 3), 2)  # texts, not keys
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,57 @@
+"""What is made from results is on the pages, as it is made; prose has its numbers."""
+
+import numpy as np
+import pytest
+
+from studies import pages
+from studies.needles import parts
+from studies.smollm2 import longer, margins
+
+
+def test_a_part_is_replaced_and_read():
+  page = "a\n<!-- x: make x -->\n\nold\n\n<!-- end of x -->\nb\n"
+  new = pages.with_part(page, "x", pages.table(["a"], [["\\1"]]))
+  assert pages.part(new, "x") == "| a |\n| --- |\n| \\1 |\n"
+  assert pages.with_part(new, "x", "old\n") == page
+  with pytest.raises(AssertionError, match="no part y"):
+    pages.with_part(page, "y", "")
+
+
+def test_study_a_has_the_owner_margins_of_its_results():
+  page = margins.PAGE.read_text(encoding="utf-8")
+  found = margins.load()
+  assert pages.part(page, "margins") == margins.of_runs(found)
+  assert pages.part(page, "margin_differences") == margins.of_pairs(found)
+  far = {name: np.mean(margins.of_lengths(t, margins.FAR)) for name, t in found.items()}
+  with_ntk = [margin for name, margin in far.items() if name != "base"]
+  assert f"{min(with_ntk):+.1f} to {max(with_ntk):+.1f} nats" in page
+
+
+def test_study_a_says_what_its_longer_texts_show():
+  page = longer.PAGE.read_text(encoding="utf-8")
+  assert pages.part(page, "longer_texts") == longer.table()
+  found = longer.leads()
+  assert len(found) == 8
+  assert f"{100 * longer.share_of_far_keys():.0f} %," in page
+  at_guessing = [x for one in found for x in one["log_p_K"][:2]]
+  assert [round(x) for x in (min(at_guessing), max(at_guessing))] == [-14, -7]
+  assert round(-np.log(90_000), 1) == -11.4
+  assert sum(one["lead_K"][4] < 0 for one in found) == 5
+  assert sum(one["p_K"][0][4] < one["p_K"][1][4] for one in found) == 6
+  ours, theirs = (
+    [100 * one["p_K"][i][3] for one in found if one["tokens"] == 32_768] for i in (0, 1)
+  )
+  assert [round(x) for x in (min(ours), max(ours))] == [6, 20]
+  assert [round(x) for x in (min(theirs), max(theirs))] == [1, 9]
+
+
+def test_study_b_has_the_parts_of_its_answers():
+  page = parts.PAGE.read_text(encoding="utf-8")
+  content = parts.load()
+  assert pages.part(page, "parts") == parts.of_runs(content)
+  assert pages.part(page, "part_differences") == parts.of_pairs(content)
+  results = (parts.PAGE.parents[2] / "docs/results.md").read_text(encoding="utf-8")
+  lines = [line.split(" | ") for line in parts.of_pairs(content).splitlines()[2:]]
+  for planned, added in zip(lines[:2], lines[2:], strict=True):
+    for a, b in zip(planned[1:], added[1:], strict=True):
+      assert f"{a}; {b}".replace(" |", "") in results
