@@ -6,6 +6,7 @@
 # make docs        build the documentation site in build/site
 # make study-a     study A: SmolLM2-135M fine-tuned in many ways and tested (hours; resumes where it stopped)
 # make study-b     study B: a tiny model, many seeds (hours; resumes where it stopped)
+# make study-pages  the parts of the studies' pages that are made from their results (seconds)
 # make lint        ruff, as in CI
 # make lock        write requirements.lock, exact versions of the ranges in pyproject.toml and requirements.txt
 # make test-ranges a part of the tests with the lowest versions of these ranges and with the newest
@@ -24,7 +25,7 @@ RANGES := tests/method tests/model/test_decoder.py tests/commands/test_train.py 
 TORCH := torch==2.13.0
 
 .PHONY: setup test test-plan test-ranges colabs docs lint lock neighbours audit weights quickstart parity \
-  study-a study-b
+  study-a study-b study-pages
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -111,6 +112,11 @@ study-a: setup weights
 	$(BIN)/python -m skipalign_jax.sweep --config=studies/smollm2/study_a.py --run \
 	  $(if $(ROWS),--rows=$(ROWS))
 	$(BIN)/python -m skipalign_jax.sweep --config=studies/smollm2/study_a.py --collect
+
+study-pages: setup
+	$(BIN)/python -m studies.smollm2.margins
+	$(BIN)/python -m studies.smollm2.longer
+	$(BIN)/python -m studies.needles.parts
 
 parity: setup weights
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[parity]' $(TORCH)

@@ -1,6 +1,6 @@
 """Parts of a study's page that a command makes from its results.
 
-Such a part is between `<!-- NAME: COMMAND -->` and `<!-- end of NAME -->`.
+Such a part is between `<!-- NAME: made by … -->` and `<!-- end of NAME -->`.
 """
 
 import pathlib
