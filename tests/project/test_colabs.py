@@ -20,6 +20,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 GGUF = ROOT / ".cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
 
+# Where Colab asks for a repository: the notebooks do not know the address of theirs.
+BADGE = (
+  "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+  "(https://colab.research.google.com/github/)"
+)
 # Notebook → its `%env` lines as CI runs it, and a file that must be there then.
 MODEL = {"MODEL": str(GGUF)}
 SMALL = {
@@ -33,6 +38,10 @@ SMALL = {
   "05_long_short": (
     MODEL | {"STEPS": "2", "SAMPLES": "2"},
     "runs/evals/alpha_0.1/results.json",
+  ),
+  "06_instruct_lora": (
+    MODEL | {"STEPS": "1", "LENGTHS": "256", "DEPTHS": "2"},
+    "runs/adapter/adapter_model.safetensors",
   ),
 }
 
@@ -65,11 +74,19 @@ def test_stored_clean(path):
     if cell["cell_type"] == "code":
       assert cell["outputs"] == [] and cell["execution_count"] is None, cell["id"]
   assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
-  # No folder or host of whoever wrote it, no address but those of papers.
+  # No folder or host of whoever wrote it, no address but those of papers and Colab.
   assert not re.findall(r"/(?:home|root|tmp|work|Users|content|mnt|opt)\b", text)
   assert not re.findall(r"localhost|127\.0\.0\.1|[A-Z]:\\\\", text)
   addresses = set(re.findall(r"https?://[^\s)\"\\]+", text))
-  assert all(a.startswith("https://arxiv.org/abs/") for a in addresses), addresses
+  known = ("https://arxiv.org/abs/", "https://colab.research.google.com/")
+  assert all(address.startswith(known) for address in addresses), addresses
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_first_cell_has_the_badge_of_colab(path):
+  first = source(read(path)["cells"][0])
+  assert f"{BADGE} and choose colabs/{path.name} of this repository" in first
+  assert path.name in (ROOT / "docs/notebooks.md").read_text(encoding="utf-8")
 
 
 def test_install_cells_are_one():
@@ -101,13 +118,13 @@ def missing(monkeypatch):
 
 def test_install_is_from_the_clone_around_the_notebook(missing, monkeypatch):
   monkeypatch.chdir(ROOT / "colabs")
-  assert missing() == f"{ROOT}[gpu]"
+  assert missing() == f"{ROOT}[plots,hub,gguf,lora,gpu]"
 
 
 def test_install_is_from_the_repository_that_is_named(missing, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   address = "https://example.org/skipalign_jax"
-  assert missing(address) == f"skipalign_jax[gpu] @ git+{address}"
+  assert missing(address) == f"skipalign_jax[plots,hub,gguf,lora,gpu] @ git+{address}"
 
 
 def test_install_says_what_to_fill_in(missing, tmp_path, monkeypatch):
