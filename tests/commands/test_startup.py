@@ -1,6 +1,7 @@
 """Command lines that end before any work load no library that loads slowly."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -61,3 +62,30 @@ def test_every_command_has_cases():
 def test_choices_of_command_lines_are_those_of_the_work():
   assert convert.DTYPES == export.DTYPES
   assert analyze.MEASUREMENTS == tuple(commands_analyze.MEASUREMENTS)
+
+
+# In place of a library that every command imports: Ctrl-C comes while it loads.
+STOPS = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+SCRIPT = "import sys\nfrom skipalign_jax.__main__ import script\nsys.exit(script())\n"
+
+
+@pytest.mark.parametrize("command", ["-m skipalign_jax.train", "-m skipalign_jax", ""])
+def test_ctrl_c_while_a_command_imports_is_one_line(tmp_path, command):
+  (tmp_path / "rich.py").write_text(STOPS)
+  script = tmp_path / "skipalign"  # as pip writes it
+  script.write_text(SCRIPT)
+  done = subprocess.run(
+    [sys.executable, *(command.split() or [script])],
+    env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{tiny.ROOT}"},
+    capture_output=True,
+    text=True,
+  )
+  assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_the_package_in_another_program_leaves_its_signals():
+  program = (
+    "import signal, skipalign_jax\n"
+    "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+  )
+  subprocess.run([sys.executable, "-c", program], check=True, cwd=tiny.ROOT)
