@@ -20,8 +20,8 @@ LIMIT = 1.2  # seconds
 OLD_STUDIES = {"needles": "needle_study", "length": "length_study"}
 CONFIG, SWEEP = "--config=configs/quickstart.py", "--config=configs/paper_table1.py"
 TASKS = (
-  "needle keys longbench longbench_v2 ruler babilong mrcr misalignment perplexity "
-  "lm_eval suite"
+  "needle keys facts longbench longbench_v2 ruler babilong mrcr misalignment "
+  "perplexity lm_eval suite"
 ).split()
 CASES = [
   *("train --help", "train", "train CONFIG", "train CONFIG --wrkdir=w"),

@@ -8,7 +8,14 @@ table.
 from collections.abc import Sequence
 from typing import Any
 
-from skipalign_jax.evals import compare_page, compare_table, heatmap, keys, needle
+from skipalign_jax.evals import (
+  compare_page,
+  compare_table,
+  facts,
+  heatmap,
+  keys,
+  needle,
+)
 from skipalign_jax.evals.longbench import task as longbench_task
 from skipalign_jax.runtime import (
   errors,
@@ -27,7 +34,7 @@ SHORT = {
   "TydiQA": "tydiqa_gold",
   "Codex-Eval (HumanEval)": "humaneval",
 }
-MAPS = {"needle": needle, "keys": keys}  # tasks with a heat map
+MAPS = {"needle": needle, "keys": keys, "facts": facts}  # tasks with a heat map
 METRICS = ("acc", "f1", "pass@1", "exact_match")  # the first one of a task is shown
 
 

@@ -11,9 +11,7 @@ distance and not know whose they are. The owner margin says how much it knows: l
 a key after its own question minus the mean log p of it after the others.
 """
 
-import bisect
 import dataclasses
-import itertools
 import math
 import pathlib
 from collections.abc import Sequence
@@ -21,7 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from skipalign_jax.evals import haystack, heatmap, intervals, needle, option_values
+from skipalign_jax.evals import (
+  haystack,
+  heatmap,
+  intervals,
+  needle,
+  option_values,
+  read_once,
+)
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.runtime import errors
@@ -48,22 +53,6 @@ class Options:
   seed: int = 0  # of keys, owners and generated text
 
 
-@dataclasses.dataclass(frozen=True)
-class Text:
-  """A text with keys, and the questions after it.
-
-  Attributes:
-    shared: token ids of the text and of what comes before it.
-    tails: for each question and each key that is scored after it, in this order, token
-      ids of the question and the reply, key included.
-    starts: for each tail, the index at which the key begins.
-  """
-
-  shared: tuple[int, ...]
-  tails: tuple[tuple[int, ...], ...]
-  starts: tuple[int, ...]
-
-
 def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item]:
   """One text per length and sample.
 
@@ -86,58 +75,55 @@ def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item
 
 def _item(options, subject, text, length, depths, sample) -> items_lib.Item:
   rng = np.random.default_rng([options.seed, length, sample])
-  owners = [OWNERS[i] for i in rng.permutation(len(OWNERS))[: len(depths)]]
-  keys = rng.permutation(np.arange(10_000, 100_000))[: len(depths)].astype(str)
-  pairs = list(zip(owners, keys, strict=True))
-  scored = itertools.product(owners, keys) if options.rivals else pairs
-  tails = [_tail(options, subject, owner) + key for owner, key in scored]
+  pairs = draw_pairs(rng, len(depths))
+  tails = asked(subject, pairs, options.rivals, options.chat)
   needles = [KEY.format(owner=owner, key=key) for owner, key in pairs]
   head, _ = subject.around(options.chat)
   head += needle.BEFORE
-  longest = max(tails, key=lambda tail: len(subject.encode(tail)))
+  longest = max(map("".join, tails), key=lambda tail: len(subject.encode(tail)))
   needles = list(zip(depths, needles, strict=True))
   hay, _ = text.fill(length, head, needles, longest, options.chat)
-  query = _split(subject, head + hay, tails, len(keys[0]), options.chat)
-  tokens = len(query.shared) + max(map(len, query.tails))
+  query = read_once.split("keys", subject, head + hay, tails, options.chat)
   return items_lib.Item(
     id=f"{length}/{sample}",
-    places=tokens,
+    places=query.tokens,
     query=query,
-    record={"tokens": tokens, "length": length, "depths": depths, "keys": list(keys)},
+    record={
+      "tokens": query.tokens,
+      "length": length,
+      "depths": depths,
+      "keys": [key for _, key in pairs],
+    },
   )
 
 
-def _tail(options, subject, owner: str) -> str:
-  """What follows the text, before the key: the question and the reply's beginning."""
-  _, after = subject.around(options.chat, REPLY.format(owner=owner))
-  return needle.AFTER.format(question=QUESTION.format(owner=owner)) + after
+def draw_pairs(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
+  """So many different owners, each with its key."""
+  owners = [OWNERS[i] for i in rng.permutation(len(OWNERS))[:count]]
+  keys = rng.permutation(np.arange(10_000, 100_000))[:count].astype(str)
+  return list(zip(owners, keys, strict=True))  # digests have the type of these keys
 
 
-def _split(
-  subject: subject_lib.Subject, text: str, tails: list[str], digits: int, chat: bool
-) -> Text:
-  """The tokens of the text with each tail, divided where the text ends.
+def asked(
+  subject: subject_lib.Subject,
+  pairs: Sequence[tuple[str, str]],
+  rivals: bool,
+  chat: bool,
+) -> list[tuple[str, str]]:
+  """What follows the text up to a key, and the key, for each key that is scored.
 
-  Each tail ends with a key of so many digits. Tokens of both the text and a tail belong
-  to the tail, and tokens of both question and key to the key.
-
-  Raises:
-    UserError: the tokens of the text depend on the question.
+  Args:
+    subject: whose chat template is used.
+    pairs: owners and keys.
+    rivals: all keys after each owner's question; otherwise the owner's own.
+    chat: whether to use the chat template.
   """
-  shared: list[int] | None = None
-  parts, starts = [], []
-  for tail in tails:
-    ids, ends = subject.encode_prompt(text + tail, chat)
-    n = bisect.bisect_right(ends, len(text))
-    shared = ids[:n] if shared is None else shared
-    if ids[:n] != shared:
-      raise errors.UserError(
-        "keys: with this tokenizer the tokens of a text depend on the question after "
-        "it, so that the text cannot be read once for all questions; use needle"
-      )
-    parts.append(tuple(ids[n:]))
-    starts.append(bisect.bisect_right(ends, len(text + tail) - digits) - n)
-  return Text(tuple(shared or ()), tuple(parts), tuple(starts))
+  keys = [key for _, key in pairs]
+  return [
+    (needle.asked(subject, QUESTION, REPLY, chat, owner=owner), other)
+    for owner, key in pairs
+    for other in (keys if rivals else [key])
+  ]
 
 
 def measure(
@@ -146,21 +132,21 @@ def measure(
   """Which keys of each text were found, and the log-probability of each."""
   records = []
   for row, item in enumerate(batch):
-    text = item.query
-    try:
-      scored = subject.engine.score_after(text.shared, text.tails, text.starts)
-    except errors.NotFiniteError as error:
-      raise errors.NotFiniteError(row) from error
-    log_p = [round(float(log_p.sum()), 4) for log_p, _ in scored]
-    found = [float(likeliest.all()) for _, likeliest in scored]
-    record = {"found": found, "log_p": log_p}
-    if options.rivals:
-      K = math.isqrt(len(scored))
-      own = slice(None, None, K + 1)  # the diagonal: each question's own key
-      record = {"found": found[own], "log_p": log_p[own]}
-      record["log_p_of_keys"] = [log_p[q * K : (q + 1) * K] for q in range(K)]
-    records.append(record)
+    log_p, found = read_once.score(subject, item.query, row)
+    rivals = with_rivals(log_p, found) if options.rivals else {}
+    records.append({"found": found, "log_p": log_p} | rivals)
   return records
+
+
+def with_rivals(log_p: list[float], found: list[float]) -> items_lib.Record:
+  """The record of K questions after each of which all K keys were scored."""
+  K = math.isqrt(len(log_p))
+  own = slice(None, None, K + 1)  # the diagonal: each question's own key
+  return {
+    "found": found[own],
+    "log_p": log_p[own],
+    "log_p_of_keys": [log_p[q * K : (q + 1) * K] for q in range(K)],
+  }
 
 
 def cells(records: Sequence[items_lib.Record]) -> list[dict[str, Any]]:

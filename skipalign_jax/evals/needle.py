@@ -71,6 +71,22 @@ def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item
   ]
 
 
+def asked(
+  subject: subject_lib.Subject, question: str, reply: str, chat: bool, **names: str
+) -> str:
+  """What follows a text up to an answer: the question, and the reply's beginning.
+
+  Args:
+    subject: whose chat template is used.
+    question: with names in braces.
+    reply: its beginning, with names in braces.
+    chat: whether to use the chat template.
+    names: what stands for them.
+  """
+  _, after = subject.around(chat, reply.format(**names))
+  return AFTER.format(question=question.format(**names)) + after
+
+
 def _item(options, subject, text, length, depth, sample) -> items_lib.Item:
   if options.variant == "passkey":
     answer = _key(options.seed, length, depth, sample)

@@ -15,6 +15,7 @@ from skipalign_jax.runtime import errors
 TASKS = {
   "needle": "skipalign_jax.evals.needle",
   "keys": "skipalign_jax.evals.keys",
+  "facts": "skipalign_jax.evals.facts",
   "longbench": "skipalign_jax.evals.longbench.task",
   "longbench_v2": "skipalign_jax.evals.longbench_v2",
   "ruler": "skipalign_jax.evals.ruler.task",
