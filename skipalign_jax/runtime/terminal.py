@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any
 
+from rich import cells
 from rich import console as rich_console
 from rich import table as rich_table
 from rich import text as rich_text
@@ -75,7 +76,17 @@ class Console(rich_console.Console):
     if self.is_terminal:
       from rich import markdown  # takes as long to load as the rest of rich
 
-      super().print(markdown.Markdown(escape.controls(text)))
+      class Whole(markdown.TableElement):
+        """A table whose words are whole."""
+
+        def __rich_console__(self, *_):
+          rows = [self.header.row, *(self.body.rows if self.body else ())]
+          yield Table([[cell.content.plain for cell in row.cells] for row in rows])
+
+      class Text(markdown.Markdown):
+        elements = markdown.Markdown.elements | {"table_open": Whole}
+
+      super().print(Text(escape.controls(text)))
     else:
       self.print(text)
 
@@ -184,16 +195,59 @@ def text(plain: str, style: str = "") -> rich_text.Text:
   return rich_text.Text(escape.line(plain), style)
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> rich_table.Table:
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> "Table":
   """A table to print: its first column aligned left, the others right."""
-  drawn = rich_table.Table()
-  first, *others = headings
-  drawn.add_column(first, no_wrap=True)
-  for heading in others:
-    drawn.add_column(heading, justify="right", overflow="fold")
-  for row in rows:
-    drawn.add_row(*row)
-  return drawn
+  return Table([[escape.controls(cell) for cell in row] for row in (headings, *rows)])
+
+
+class Table:
+  """Cells that are printed without breaking a word, at any width.
+
+  Columns become narrower down to their longest word. Where that is not enough, each
+  row is a list with a line per cell.
+  """
+
+  def __init__(self, rows: Sequence[Sequence[str]]):
+    """`rows`: the headings, then the cells of each row; escaped."""
+    self._headings, *self._rows = rows
+    self._columns = list(zip(*rows, strict=True))
+
+  def __rich_console__(
+    self, console: rich_console.Console, options: rich_console.ConsoleOptions
+  ) -> Iterator[rich_table.Table | rich_text.Text]:
+    borders = 3 * len(self._columns) + 1
+    widths = self._widths(options.max_width - borders)
+    if widths is None:
+      yield rich_text.Text(self._listed(options.max_width), overflow="fold")
+      return
+    drawn = rich_table.Table()
+    for i, (heading, width) in enumerate(zip(self._headings, widths, strict=True)):
+      drawn.add_column(heading, width=width, justify="right" if i else "left")
+    for row in self._rows:
+      drawn.add_row(*row)
+    yield drawn
+
+  def _widths(self, room: int) -> list[int] | None:
+    """Widths of the columns whose sum is at most `room`; None: too little room."""
+    widest = lambda texts: max(map(cells.cell_len, texts), default=0)
+    words = [widest(" ".join(column).split()) for column in self._columns]
+    widths = [widest("\n".join(column).split("\n")) for column in self._columns]
+    if sum(words) > room:
+      return None
+    while sum(widths) > room:
+      wide = [i for i, width in enumerate(widths) if width > words[i]]
+      widths[max(wide, key=lambda i: widths[i])] -= 1
+    return widths
+
+  def _listed(self, width: int) -> str:
+    """The rows as lists of "heading  value"."""
+    names = [" ".join(heading.split()) for heading in self._headings[1:]]
+    room = min(max(map(len, names), default=0), width // 2)
+    lines = []
+    for first, *others in self._rows:
+      lines.append(first)
+      lines += [f"  {n:<{room}}  {x}" for n, x in zip(names, others, strict=True)]
+    return fold("\n".join(lines), width)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import re
 import subprocess
 import sys
 
@@ -24,7 +25,7 @@ HELP = {
 
 
 def printed(*objects, markdown=False, **options):
-  console = terminal.Console(file=io.StringIO(), width=80, **options)
+  console = terminal.Console(file=io.StringIO(), **{"width": 80} | options)
   for one in objects:
     console.print_markdown(one) if markdown else console.print(one)
   return console.file.getvalue()
@@ -72,11 +73,30 @@ def test_tables_are_drawn_on_a_terminal_and_markdown_in_a_pipe():
   assert "a*b" in drawn and "|" not in drawn and "─" in drawn
 
 
-def test_tables_fit():
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+@pytest.mark.parametrize("markdown", [False, True])
+def test_tables_fit_without_breaking_a_word(width, markdown):
   long = ["strategy", *(f"a long heading of column {i}" for i in range(5))]
-  rows = [["skip_outer/uniform", *5 * ["12.4 12.6 12.3"]]]
-  lines = printed(terminal.table(long, rows)).splitlines()
-  assert max(map(cells.cell_len, lines)) <= 80
+  row = ["skip_outer/uniform", *(f"12.{i} 12.6 samples" for i in range(5))]
+  table = terminal.table(long, [row, row])
+  if markdown:
+    line = lambda cells: f"| {' | '.join(cells)} |"
+    table = "\n".join(map(line, [long, ["---"] * 6, row, row]))
+  options = dict(width=width, force_terminal=True, color_system=None)
+  text = printed(table, markdown=markdown, **options)
+  assert max(map(cells.cell_len, text.splitlines())) <= width
+  words = [word for cell in [*long[1:], *row] for word in cell.split()]
+  assert not {*words} - {*re.split(r"[\s┃│]+", text)}
+  assert ("┃" in text) == (width > 60)  # below that, lines "heading  value"
+  assert text.count("12.4 12.6") >= (2 if width == 200 else 0)
+
+
+def test_a_cell_per_line_has_its_heading():
+  shown = printed(
+    terminal.table(["", "x", "a name"], [["one", "1", 70 * "b"]]), width=60
+  )
+  assert shown.splitlines()[:2] == ["one", "  x       1"]
+  assert shown.count("b") == 70  # a word that is longer than a line
 
 
 @pytest.mark.parametrize(
