@@ -8,6 +8,8 @@ through the rotated queries and keys only, so skipped positions leave the mask
 bit-identical.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,14 +87,15 @@ def cached(
 ) -> jax.Array:
   """Attention of L new places to a cache that holds them and all before them.
 
-  Equal to `plain` under the causal segment mask. Reads the cache in blocks of keys
-  with a running softmax (FlashAttention, 2205.14135), and nothing after the new
-  places: one program serves every part of a prompt. No gradient.
+  Equal to `plain` under the causal segment mask, for queries that are no padding.
+  Reads the cache in blocks of keys with a running softmax (FlashAttention, 2205.14135),
+  and nothing after the new places: one program serves every part of a prompt. Blocks
+  that all queries see whole are not masked. No gradient.
 
   Args:
     q_BLNH: rotated queries.
     k_ABSKH, v_ABSKH: the cache, which may hold bits (`cpu.to_bits`); `block` divides S.
-    query_segments_BL, key_segments_BS: int32.
+    query_segments_BL, key_segments_BS: int32; 0 is padding.
     start: place of the first query.
     layer: which of the cache's layers.
     block: keys whose scores exist at one time.
@@ -103,19 +106,25 @@ def cached(
   q_BKTH = q_BLNH.reshape(B, L, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, T, H)
   places_L = start + jnp.arange(L)
 
-  def add_block(i, carry):
-    top_BKT1, sum_BKT1, out_BKTH = carry
-    at = (layer, 0, i * block, 0, 0)
-    take = lambda x: cpu.from_bits(jax.lax.dynamic_slice(x, at, (1, B, block, K, H))[0])
+  def mask_block(i, score_BKTS):
     segments_BS = jax.lax.dynamic_slice(key_segments_BS, (0, i * block), (B, block))
-    score_BKTS = products.einsum("bkth,bskh->bkts", q_BKTH, take(k_ABSKH)) * H**-0.5
     may_attend_BLS = mask(places_L - i * block, query_segments_BL, segments_BS)
     score_BKGLS = score_BKTS.reshape(B, K, G, L, block)
     score_BKGLS = jnp.where(may_attend_BLS[:, None, None], score_BKGLS, MASKED)
-    score_BKTS = score_BKGLS.reshape(B, K, T, block)
+    return score_BKGLS.reshape(B, K, T, block)
+
+  def add_block(masked, i, carry):
+    top_BKT1, sum_BKT1, out_BKTH = carry
+    at = (layer, 0, i * block, 0, 0)
+    take = lambda x: cpu.from_bits(jax.lax.dynamic_slice(x, at, (1, B, block, K, H))[0])
+    score_BKTS = products.einsum("bkth,bskh->bkts", q_BKTH, take(k_ABSKH))
+    if masked:
+      score_BKTS = mask_block(i, score_BKTS)
     new_top_BKT1 = jnp.maximum(top_BKT1, jnp.max(score_BKTS, axis=-1, keepdims=True))
-    weight_BKTS = _once(jnp.exp(score_BKTS - new_top_BKT1).astype(q_BLNH.dtype))
-    shrink_BKT1 = jnp.exp(top_BKT1 - new_top_BKT1)
+    # Scaled here and not before: the largest score needs no pass of its own so.
+    exp = lambda x: jnp.exp((x - new_top_BKT1) * H**-0.5)
+    weight_BKTS = _once(exp(score_BKTS).astype(q_BLNH.dtype))
+    shrink_BKT1 = exp(top_BKT1)
     block_sum_BKT1 = jnp.sum(weight_BKTS, axis=-1, keepdims=True, dtype=jnp.float32)
     return (
       new_top_BKT1,
@@ -125,11 +134,39 @@ def cached(
     )
 
   zeros_BKT1, zeros_BKTH = (jnp.zeros((B, K, T, n), jnp.float32) for n in (1, H))
-  empty = jnp.full_like(zeros_BKT1, MASKED), zeros_BKT1, zeros_BKTH
+  carry = jnp.full_like(zeros_BKT1, MASKED), zeros_BKT1, zeros_BKTH
+  first, last = _seen_whole(query_segments_BL, key_segments_BS, start, block)
   blocks = (start + L + block - 1) // block
-  _, sum_BKT1, out_BKTH = jax.lax.fori_loop(0, blocks, add_block, empty)
+  for begin, end, masked in (
+    (0, first, True),
+    (first, last, False),
+    (last, blocks, True),
+  ):
+    carry = jax.lax.fori_loop(begin, end, functools.partial(add_block, masked), carry)
+  _, sum_BKT1, out_BKTH = carry
   out_BKGLH = (out_BKTH / sum_BKT1).reshape(B, K, G, L, H)
   return out_BKGLH.transpose(0, 3, 1, 2, 4).reshape(B, L, N, H).astype(q_BLNH.dtype)
+
+
+def _seen_whole(
+  query_segments_BL: jax.Array, key_segments_BS: jax.Array, start: jax.Array, block: int
+) -> tuple[jax.Array, jax.Array]:
+  """The longest run of whole blocks up to `start` that all queries see all of.
+
+  Queries of segment 0 are padding, whose result is not used.
+
+  Returns:
+    Its first block and the one after its last; equal if there is none.
+  """
+  segment_B1 = jnp.max(query_segments_BL, axis=1, keepdims=True)
+  alike_B1 = jnp.all(
+    (query_segments_BL == segment_B1) | (query_segments_BL == 0), axis=1, keepdims=True
+  )
+  seen_S = jnp.all((key_segments_BS == segment_B1) & alike_B1, axis=0)
+  places_S = jnp.arange(len(seen_S))
+  hidden = jnp.max(jnp.where(seen_S | (places_S >= start), -1, places_S))  # the last
+  last = start // block
+  return jnp.minimum((hidden + block) // block, last), last
 
 
 @jax.custom_vjp

@@ -151,3 +151,41 @@ def test_large_scores_do_not_overflow(monkeypatch, longest):
   large = (100 * q_BLNH, 100 * k_BLKH, v_BLKH)
   got = with_gradients(attention.blockwise, large, segments_BL, d_out_BLNH)
   assert all(np.all(np.isfinite(x)) for x in got)
+
+
+cached = jax.jit(attention.cached, static_argnums=7)
+KEY_SEGMENTS = {  # of two rows of 24 places, blocks of 4
+  "one sample": [[1] * 24, [1] * 24],
+  "padding before it": [[0] * 5 + [1] * 19, [0] * 9 + [1] * 15],
+  "samples one after the other": [[1] * 7 + [2] * 17, [1] * 16 + [2] * 8],
+  "another sample in between": [[2] * 4 + [1] * 4 + [2] * 16, [2] * 24],
+  "queries of two samples": [[1] * 18 + [2] * 6, [1] * 24],
+}
+
+
+@pytest.mark.parametrize("padding", [0, 2], ids=["queries", "and padding"])
+@pytest.mark.parametrize("start", [0, 3, 8, 17])
+@pytest.mark.parametrize("keys", KEY_SEGMENTS)
+def test_cached_equals_plain(keys, start, padding):
+  L, block = 7, 4
+  segments_BS = np.array(KEY_SEGMENTS[keys], np.int32)
+  places_L = start + np.arange(L)
+  query_segments_BL = segments_BS[:, places_L].copy()
+  if padding:  # behind the queries, as of short tails
+    query_segments_BL[:, -padding:] = 0
+  (q_BSNH, k_BSKH, v_BSKH), *_ = inputs(24, heads=4, kv_heads=2)
+  q_BLNH = q_BSNH[:, places_L]
+  may_attend_BLS = attention.mask(places_L, query_segments_BL, segments_BS)
+  cache = (jnp.stack([jnp.full_like(x, jnp.nan), x]) for x in (k_BSKH, v_BSKH))
+  out_BLNH = cached(q_BLNH, *cache, query_segments_BL, segments_BS, start, 1, block)
+  used_BL = query_segments_BL > 0
+  want_BLNH = attention.plain(q_BLNH, k_BSKH, v_BSKH, may_attend_BLS)
+  np.testing.assert_allclose(out_BLNH[used_BL], want_BLNH[used_BL], atol=1e-5)
+
+  first, last = attention._seen_whole(
+    jnp.array(query_segments_BL), jnp.array(segments_BS), jnp.int32(start), block
+  )
+  seen = lambda i: may_attend_BLS[:, :, i * block : (i + 1) * block]
+  whole = [bool(jnp.all(seen(i) | ~used_BL[..., None])) for i in range(start // block)]
+  assert all(whole[first:last])
+  assert (first == last == start // block) or first == 0 or not whole[first - 1]
