@@ -4,13 +4,12 @@ import dataclasses
 import json
 import math
 import os
-import re
 
 import jax
 import ml_collections
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.data import tokenizer
+from skipalign_jax.data import sources, tokenizer
 from skipalign_jax.hf import hub, reference
 from skipalign_jax.model import decoder, known_models, model_config, sharding
 from skipalign_jax.planning import (
@@ -155,8 +154,9 @@ def _plan(job, topology, searching, steps, note, console) -> plan_json.Record:
     advice = [f"the compiler reports: {p['refused']}" for p in parts if p["refused"]]
     hopeless = _too_large(job, topology)
     advice += hopeless
-    if compiles and searching and not hopeless:
-      searched, more = _search(build, jobs, parts, show)
+    if searching and not hopeless:
+      tries = build if compiles else search.Arithmetic(topology)
+      searched, more = _search(tries, jobs, parts, show)
       advice += more
   advice += plan_json.allocator_advice(parts, topology)
   duration = None
@@ -190,6 +190,7 @@ def _too_large(job, topology) -> list[str]:
 def _search(build, jobs, parts, show) -> tuple[plan_json.Record, list[str]]:
   """The largest microbatch, and what to change if the config does not fit."""
   advice, tried, rows = [], [], None
+  how = "by arithmetic" if isinstance(build, search.Arithmetic) else "compiled"
   for job, part in zip(jobs, parts, strict=True):
     if job.kind == "train":
       rows, tried = search.largest_microbatch(build, job, show)
@@ -200,7 +201,7 @@ def _search(build, jobs, parts, show) -> tuple[plan_json.Record, list[str]]:
         change = " ".join(f"--config.{k}={v}" for k, v in found.settings.items())
         advice.append(
           f"{part['program']} does not fit; it does with {change} "
-          f"({found.needed / hardware.GIB:.1f} GiB with the reserve, compiled)"
+          f"({found.needed / hardware.GIB:.1f} GiB with the reserve, {how})"
         )
       else:
         advice.append(
@@ -228,22 +229,31 @@ def run_steps(
   """
   if config.steps:
     return config.steps, ""
-  samples = samples or _builtin_samples(config)
+  samples, note = (samples, "") if samples else _local_samples(config)
   if not samples:
     return None, (
-      "how long the run takes depends on the number of samples: add --samples=N "
+      f"how long the run takes depends on the number of samples: {note}add --samples=N "
       f"(allenai/tulu-v2-sft-mixture has {TULU_SAMPLES:,})"
     )
-  steps = math.ceil(config.epochs * samples / config.batch_size)
-  note = "packing puts several samples into a row, so the run takes fewer steps"
-  return steps, note if config.data.packing else ""
+  if config.data.packing:
+    note += "packing puts several samples into a row, so the run takes fewer steps"
+  return math.ceil(config.epochs * samples / config.batch_size), note
 
 
-def _builtin_samples(config) -> int:
-  """Training samples of a built-in source; 0 for any other."""
-  source = config.data.train
-  found = re.fullmatch(r"builtin:recall(?::(\d+))?", str(source))
-  if not found:
-    return 0
-  samples = int(found[1] or 1000)
-  return samples - config_lib.held_out(config.data, samples)
+def _local_samples(config) -> tuple[int, str]:
+  """Training samples of an epoch in files of this machine, and a note about them.
+
+  0 if some are elsewhere. Records that a run would leave out or cut into several are
+  counted as one.
+  """
+  try:
+    found = sources.parse(config.data.train)
+    if any(source.name.startswith(hub.PREFIX) for source in found):
+      return 0, ""
+    counts = [sum(1 for _ in source.records()) for source in found]
+  except errors.UserError as error:
+    return 0, f"{errors.first_line(error)}; "
+  different = sum(counts)
+  share = 1 - config_lib.held_out(config.data, different) / max(1, different)
+  repeated = sum(n * source.weight for n, source in zip(counts, found, strict=True))
+  return round(repeated * share), f"data.train has {different:,} records; "

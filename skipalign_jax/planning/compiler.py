@@ -191,7 +191,9 @@ def read(
     peak=memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes,
     refused="",
     executed=executed,
-    traffic=hlo.traffic(compiled.as_text(), topology.devices_per_host),
+    traffic=hlo.traffic(
+      compiled.as_text(), topology.devices_per_host, topology.hardware
+    ),
     seconds=seconds,
   )
 

@@ -57,7 +57,7 @@ def _show_collectives(record: Record, p: Record, console: terminal.Console) -> N
     console.print(
       f"  {c['kind']:<18} {c['dtype']:<5} {c['count']:>6} x  "
       f"{c['payload_bytes'] / 1e9:9.2f} GB whole, {c['sent_bytes'] / 1e9:9.2f} GB sent"
-      f"  {where}"
+      f" ({_share(c, 'hidden_bytes')} hidden)  {where}"
     )
   if small:
     console.print(f"  and {small} kinds below {SMALL:.1%}")
@@ -66,6 +66,20 @@ def _show_collectives(record: Record, p: Record, console: terminal.Console) -> N
       f"  {p['loops_of_unknown_length']} loop(s) with collectives run as often as the "
       "data needs; counted once"
     )
+
+
+def _share(collective: Record, key: str) -> str:
+  return f"{collective[key] / collective['sent_bytes']:.0%}"
+
+
+def _hidden(p: Record) -> str:
+  sums = [
+    sum(c[key] for c in p["collectives"] or ())
+    for key in ("sent_bytes", "asynchronous_bytes", "hidden_bytes")
+  ]
+  if not sums[0]:
+    return "-"
+  return f"{sums[2] / sums[0]:.0%} ({sums[1] / sums[0]:.0%} asynchronous)"
 
 
 def _gib(value: float | None) -> str:
@@ -127,6 +141,7 @@ ROWS: tuple[tuple[str, Callable[[Record, Record], str]], ...] = (
   ("at least: arithmetic", lambda r, p: _time(p["bounds_seconds"]["arithmetic"])),
   ("at least: memory", lambda r, p: _time(p["bounds_seconds"]["memory"])),
   ("at least: interconnect", lambda r, p: _time(p["bounds_seconds"]["interconnect"])),
+  ("traffic behind products", lambda r, p: _hidden(p)),
   ("estimate: seconds", lambda r, p: _range(p["estimate"]["seconds"], _time)),
   ("estimate: MFU", lambda r, p:
     _range(p["estimate"]["mfu"], lambda x: f"{x:.0%}")),

@@ -7,6 +7,7 @@ from skipalign_jax.planning import compiler, estimate
 from skipalign_jax.runtime import hardware
 
 MAX_COMPILES = 12  # per topology, all searches together
+MAX_SIZES = 5  # of a microbatch that are tried, the config's own included
 MIN_LOSS_CHUNK = 128  # tokens; with fewer, products of the vocabulary head are slow
 
 
@@ -37,9 +38,22 @@ def fit(kind: hardware.Hardware, peak: int, refused: str = "") -> Fit:
   return Fit(needed, kind.memory, not refused and needed <= kind.memory)
 
 
+class Arithmetic:
+  """Stands in for a compiler that is not installed: the memory of a job, estimated."""
+
+  def __init__(self, topology: hardware.Topology):
+    self.topology = topology
+    self.compiled: dict[estimate.Job, compiler.Measured] = {}  # stays empty
+
+  def measure(self, job: estimate.Job) -> compiler.Measured:
+    """What `plan` reports of a job without compiling it."""
+    peak = estimate.state_bytes(job) + estimate.activation_bytes(job)
+    return compiler.Measured(0, 0, peak, "", 0, None, 0.0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Tried:
-  """One compiled alternative.
+  """One alternative.
 
   Attributes:
     settings: config key → value, where it differs from the config.
@@ -66,7 +80,7 @@ def with_micro_rows(job: estimate.Job, rows: int) -> estimate.Job:
 
 
 def largest_microbatch(
-  build: compiler.Compiler, job: estimate.Job, show: Callable[[str], None]
+  build: compiler.Compiler | Arithmetic, job: estimate.Job, show: Callable[[str], None]
 ) -> tuple[int, list[Tried]]:
   """The largest power-of-two multiple (or part) of the microbatch that fits.
 
@@ -85,12 +99,11 @@ def largest_microbatch(
     tried.append(found)
     return found.fits
 
-  max_compiles = len(build.compiled) + 4
   if fits(rows):
-    while len(build.compiled) < max_compiles and fits(2 * rows):
+    while len(tried) < MAX_SIZES and fits(2 * rows):
       rows *= 2
     return rows, tried
-  while rows > 1 and len(build.compiled) < max_compiles:
+  while rows > 1 and len(tried) < MAX_SIZES:
     rows //= 2
     if fits(rows):
       return rows, tried
@@ -98,7 +111,7 @@ def largest_microbatch(
 
 
 def remedy(
-  build: compiler.Compiler, job: estimate.Job, show: Callable[[str], None]
+  build: compiler.Compiler | Arithmetic, job: estimate.Job, show: Callable[[str], None]
 ) -> tuple[Tried | None, list[Tried]]:
   """The first change of settings with which the job fits, and all that was tried."""
   tried: list[Tried] = []
@@ -168,7 +181,7 @@ def differences(job: estimate.Job, original: estimate.Job) -> dict[str, int | st
 
 def _try(build, job, original, show) -> Tried:
   changed = differences(job, original)
-  if job not in build.compiled:
+  if isinstance(build, compiler.Compiler) and job not in build.compiled:
     settings = " ".join(f"{key}={value}" for key, value in changed.items())
     show(f"compiling {build.topology.name} with {settings or 'the config as it is'}")
   measured = build.measure(job)

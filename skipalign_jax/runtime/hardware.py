@@ -30,6 +30,7 @@ class Hardware:
     reserve: what a run needs in addition to the program: name → bytes.
     target: fields of XLA's GPU description that differ by GPU; {} on TPUs.
     dimensions: of a slice, as 2 in 4x8; 0 for GPUs.
+    devices_per_chip: JAX devices; every other number is that of one device.
   """
 
   name: str
@@ -43,6 +44,7 @@ class Hardware:
   reserve: dict[str, int]
   target: dict[str, float]
   dimensions: int
+  devices_per_chip: int = 1
 
 
 # An assumption, not a measurement: XLA's memory analysis includes none of it.
@@ -88,6 +90,29 @@ _H100 = dict(
   major=9,
   minor=0,
 )
+_B200 = dict(
+  core_count=148,
+  fpus_per_core=128,
+  shared_memory_per_core=233_472,
+  shared_memory_per_block_optin=232_448,
+  l2_cache_size=132_644_864,
+  clock_rate_ghz=1.965,
+  threads_per_core_limit=2048,
+  major=10,
+  minor=0,
+)
+_L4 = dict(
+  core_count=58,
+  fpus_per_core=128,
+  shared_memory_per_core=102_400,
+  shared_memory_per_block_optin=101_376,
+  l2_cache_size=50_331_648,
+  clock_rate_ghz=2.04,
+  threads_per_core_limit=1536,
+  major=8,
+  minor=9,
+)
+_L40S = _L4 | dict(core_count=142, l2_cache_size=100_663_296, clock_rate_ghz=2.52)
 
 
 def _gpu(name, kind, flops, memory, bandwidth, link, network, target):
@@ -106,7 +131,7 @@ def _gpu(name, kind, flops, memory, bandwidth, link, network, target):
   )
 
 
-def _tpu(name, kind, flops, memory_gib, bandwidth, link, dimensions):
+def _tpu(name, kind, flops, memory_gib, bandwidth, link, dimensions, per_chip=1):
   return Hardware(
     name=name,
     platform="tpu",
@@ -119,37 +144,52 @@ def _tpu(name, kind, flops, memory_gib, bandwidth, link, dimensions):
     reserve=TPU_RESERVE,
     target={},
     dimensions=dimensions,
+    devices_per_chip=per_chip,
   )
 
 
-# GPU peaks and memory bandwidth: NVIDIA's A10, A100 and H100 (SXM) data sheets, without
-# sparsity. NVLink: 600 and 900 GB/s per GPU both ways, so 300 and 450 one way; an A10
-# has PCIe 4.0 only, 64 GB/s both ways.
-# Network: one adapter per GPU as in DGX A100 (200 Gbit/s) and DGX H100 (400 Gbit/s);
-# 25 Gbit/s for an A10, as clouds offer it.
-# Memory: the device's total as the driver reports it; of an A10's 23028 MiB, what NVML
-# calls free on an idle card.
+# GPU peaks and memory bandwidth: NVIDIA's data sheets of A10, L4, L40S, A100, H100 and
+# H200 (SXM) and DGX B200, without sparsity (half of what is printed with it).
+# NVLink: 600 (A100), 900 (H100, H200) and 1800 GB/s (B200) per GPU both ways, so half
+# of that one way; A10, L4 and L40S have PCIe 4.0 only, 64 GB/s both ways.
+# Network: one adapter per GPU as in DGX A100 (200 Gbit/s) and DGX H100, H200 and B200
+# (400 Gbit/s); 25 Gbit/s for A10 and L4, 100 Gbit/s for L40S, as clouds offer them.
+# Memory: the device's total as the driver reports it (H200, B200: in XLA's files of GPU
+# descriptions; L4, L40S: in CUDA's deviceQuery); of an A10's 23028 MiB, what NVML calls
+# free on an idle card.
 # TPUs: Google Cloud's system architecture pages; "link" is their interchip bandwidth
-# of a chip (v4 2400, v5e 1600, v5p 4800, v6e 3584 Gbit/s), all links together.
+# of a chip (v4 2400, v5e 1600, v5p 4800, v6e 3584, tpu7x 4800 Gbit/s), all links
+# together. A tpu7x chip (2307 TFLOP/s, 7380 GB/s) is two devices for JAX.
 # Memory: the available memory in messages of libtpu 0.0.42's TPU compiler.
 HARDWARE = {
   hardware.name: hardware
   for hardware in (
     _gpu("a10", "NVIDIA A10", 125e12, 23_604_690_944, 0.6e12, 32e9, 3.125e9, _A10),
+    _gpu("l4", "NVIDIA L4", 121e12, 23_612_293_120, 0.3e12, 32e9, 3.125e9, _L4),
+    _gpu("l40s", "NVIDIA L40S", 362e12, 47_576_711_168, 0.864e12, 32e9, 12.5e9, _L40S),
     _gpu("a100-40gb", "NVIDIA A100-SXM4-40GB", 312e12, 42_298_834_944, 1.555e12,
          300e9, 25e9, _A100),
     _gpu("a100-80gb", "NVIDIA A100-SXM4-80GB", 312e12, 84_987_740_160, 2.039e12,
          300e9, 25e9, _A100),
     _gpu("h100", "NVIDIA H100 80GB HBM3", 989e12, 84_942_979_072, 3.352e12,
          450e9, 50e9, _H100),
+    _gpu("h200", "NVIDIA H200", 989e12, 151_397_597_184, 4.8e12, 450e9, 50e9, _H100),
+    _gpu("b200", "NVIDIA B200", 2250e12, 191_514_411_008, 7.672e12, 900e9, 50e9,
+         _B200),
     _tpu("v4", "TPU v4", 275e12, 30.75, 1.228e12, 300e9, 3),
     _tpu("v5e", "TPU v5e", 197e12, 15.75, 0.819e12, 200e9, 2),
     _tpu("v5p", "TPU v5p", 459e12, 95.74, 2.765e12, 600e9, 3),
     _tpu("v6e", "TPU v6e", 918e12, 31.25, 1.640e12, 448e9, 2),
+    _tpu("tpu7x", "TPU7x", 1153.5e12, 94.75, 3.690e12, 300e9, 3, per_chip=2),
   )
 }  # fmt: skip
 # JAX's names of devices that are not the manufacturer's.
-_JAX_NAMES = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
+_JAX_NAMES = {
+  "TPU v5 lite": "v5e",
+  "TPU v5": "v5p",
+  "TPU v6 lite": "v6e",
+  "NVIDIA H200 141GB HBM3e": "h200",
+}
 
 
 def of_device(device_kind: str) -> Hardware | None:
@@ -159,9 +199,10 @@ def of_device(device_kind: str) -> Hardware | None:
 
 
 SPELLINGS = (
-  "a topology is a GPU and how many of it (a10:1, a100-40gb:8, a100-80gb:8, "
-  "a100-80gb:64, h100:8) or a TPU slice by its chips along each axis (v4:2x2x2, "
-  "v5e:2x4, v5e:4x8, v5p:2x2x2, v6e:2x4); several are separated by commas"
+  "a topology is a GPU and how many of it (a10:1, l4:1, l40s:8, a100-40gb:8, "
+  "a100-80gb:64, h100:8, h200:8, b200:8) or a TPU slice by its chips along each axis "
+  "(v4:2x2x2, v5e:2x4, v5e:4x8, v5p:2x2x2, v6e:2x4, tpu7x:2x2x1); several are "
+  "separated by commas"
 )
 
 
@@ -181,8 +222,8 @@ class Topology:
 
   @property
   def devices(self) -> int:
-    """Chips; each is one JAX device."""
-    return math.prod(self.shape)
+    """JAX devices."""
+    return math.prod(self.shape) * self.hardware.devices_per_chip
 
   @property
   def devices_per_host(self) -> int:

@@ -68,20 +68,25 @@ def test_a_local_model_comes_before_a_known_name(tmp_path, monkeypatch):
 
 
 def test_topologies():
-  found = hardware.parse("a100-80gb:64, V5E:4x8,v5p:2x2x2,h100:2")
+  found = hardware.parse("a100-80gb:64, V5E:4x8,v5p:2x2x2,h100:2,tpu7x:2x2x1,b200:16")
   assert [(t.name, t.devices, t.devices_per_host) for t in found] == [
     ("a100-80gb:64", 64, 8),
     ("v5e:4x8", 32, 32),
     ("v5p:2x2x2", 8, 8),
     ("h100:2", 2, 2),
+    ("tpu7x:2x2x1", 8, 8),  # a chip is two devices
+    ("b200:16", 16, 8),
   ]
+  for name in ("l4:1", "l40s:4", "h200:8"):
+    (topology,) = hardware.parse(name)
+    assert hardware.of_device(topology.hardware.kind) is topology.hardware
 
 
 @pytest.mark.parametrize(
   ("text", "message"),
   [
     ("", "is missing; a topology is"),
-    ("b200:8", "unknown topology 'b200:8'"),
+    ("b300:8", "unknown topology 'b300:8'"),
     ("a100-80gb", "has no number of chips"),
     ("h100:0", "has no number of chips"),
     ("a100-80gb:2x4", "GPUs take one number"),
@@ -89,6 +94,7 @@ def test_topologies():
     ("v5e:8", "have 2 axes, as in v5e:2x2"),
     ("v5p:4x4", "have 3 axes"),
     ("v6e:1x4", "first two axes must be even"),
+    ("tpu7x:2x2", "have 3 axes"),
   ],
 )
 def test_unknown_topologies_are_errors(text, message):
@@ -178,7 +184,8 @@ KEYS = {
   "flops": "model executed recompute_factor",
   "bounds_seconds": "arithmetic memory interconnect",
   "estimate": "seconds mfu tokens_per_second",
-  "collective": "kind dtype crosses_hosts count payload_bytes sent_bytes",
+  "collective": "kind dtype crosses_hosts count payload_bytes sent_bytes "
+  "asynchronous_bytes hidden_bytes",
 }
 
 
@@ -251,6 +258,44 @@ def test_steps_of_the_whole_run(changes, samples, steps):
   found, note = commands_plan.run_steps(config, samples)
   assert found == steps
   assert ("--samples" in note) == (steps is None)
+
+
+def test_samples_are_counted_in_local_files(tmp_path):
+  names = []
+  for count in (30, 70):
+    path = tmp_path / f"{count}.jsonl"
+    path.write_text('{"text": "x"}\n' * count)
+    names.append(str(path))
+  changes = {"data.train": f"{names[0]},{names[1]}*2", "batch_size": 8}
+  steps, note = commands_plan.run_steps(llama(**changes, **{"data.eval": ""}), 0)
+  assert steps == math.ceil(2 * (30 + 2 * 70) / 8)
+  assert note == "data.train has 100 records; "
+  held = llama(**changes, **{"data.eval": "holdout:10", "data.packing": True})
+  steps, note = commands_plan.run_steps(held, 0)
+  assert steps == math.ceil(2 * 170 * 0.9 / 8) and "packing" in note
+  absent = llama(**{"data.train": str(tmp_path / "none.jsonl")})
+  steps, note = commands_plan.run_steps(absent, 0)
+  assert steps is None and "none.jsonl" in note and "--samples" in note
+
+
+@pytest.mark.parametrize(
+  ("gpus", "change"),
+  [
+    (8, "--config.grad_accum=2 "),
+    (4, "--config.grad_accum=4 "),
+    (2, "weights, optimizer state and gradients alone need 3 such devices"),
+  ],
+)
+def test_without_a_compiler_the_first_setting_that_fits_is_named(
+  no_compiler, gpus, change
+):
+  shorter = llama(**{"data.seq_len": 1024, "batch_size": 64 * gpus})
+  (record,), text = run(shorter, topology=f"a100-40gb:{gpus}", search=1)
+  assert not record["programs"][0]["fits"] and change in text
+  if gpus > 2:
+    assert "by arithmetic" in text
+    tried = record["search"]["tried"]
+    assert tried[-1]["fits"] and "grad_accum" in tried[-1]["settings"]
 
 
 class FakeCompiler:

@@ -1,0 +1,132 @@
+"""Communication behind products, in schedules as XLA writes them."""
+
+import dataclasses
+
+import pytest
+
+from skipalign_jax.planning import hlo, hlo_text, overlap
+from skipalign_jax.runtime import hardware
+
+GATHERED = 8 * 128 * 128 * 2 * 7 / 8  # bytes that a device sends
+PRODUCT = 2 * 128 * 1024 * 128
+
+# One gather before a product, one beside it, one that no one waits for separately.
+GPU = """HloModule m, is_scheduled=true
+
+ENTRY %main (x: bf16[128,1024], a: bf16[128,128]) -> bf16[1024,128] {
+  %x = bf16[128,1024]{1,0} parameter(0)
+  %a = bf16[128,128]{1,0} parameter(1)
+  %before = (bf16[128,128]{1,0}, bf16[1024,128]{1,0}) all-gather-start(%a), \
+channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}
+  %before_done = bf16[1024,128]{1,0} all-gather-done(%before)
+  %first = (bf16[128,128]{1,0}, bf16[1024,128]{1,0}) all-gather-start(%a), \
+channel_id=2, replica_groups=[1,8]<=[8], dimensions={0}
+  %second = (bf16[128,128]{1,0}, bf16[1024,128]{1,0}) all-gather-start(%a), \
+channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}
+  %product = bf16[128,128]{1,0} dot(%x, %before_done), lhs_contracting_dims={1}, \
+rhs_contracting_dims={0}
+  %first_done = bf16[1024,128]{1,0} all-gather-done(%first)
+  %second_done = bf16[1024,128]{1,0} all-gather-done(%second)
+  ROOT %whole = bf16[1024,128]{1,0} all-gather(%product), channel_id=4, \
+replica_groups=[1,8]<=[8], dimensions={0}
+}
+"""
+
+
+def device(seconds_of_products):
+  """Links send one gather in a second; products of GPU take so many."""
+  peak = PRODUCT / seconds_of_products / overlap.HIGHEST
+  a100 = hardware.HARDWARE["a100-80gb"]
+  return dataclasses.replace(a100, flops=peak, link=GATHERED)
+
+
+def shares(text, seconds):
+  computations, _ = hlo_text.parse(text)
+  return overlap.shares(computations, 8, device(seconds))
+
+
+@pytest.mark.parametrize(
+  ("seconds", "first", "second"), [(0.5, 0.5, 0), (1.25, 1, 0.25), (9, 1, 1)]
+)
+def test_a_product_hides_one_gather_after_another(seconds, first, second):
+  found = shares(GPU, seconds)
+  expected = {"1": 0, "2": first, "3": second}  # 4 has no start and end
+  assert found == pytest.approx(expected)
+
+
+def test_the_share_is_part_of_the_traffic():
+  (gather,) = hlo.traffic(GPU, 8, device(1.5)).collectives
+  assert gather.sent_bytes == 4 * GATHERED
+  assert gather.asynchronous_bytes == 3 * GATHERED
+  assert gather.hidden_bytes == pytest.approx(1.5 * GATHERED)
+  (unknown,) = hlo.traffic(GPU, 8).collectives
+  assert unknown.asynchronous_bytes == 3 * GATHERED and unknown.hidden_bytes == 0
+
+
+# A TPU's compiler puts pieces of one gather into the products that run beside it.
+TPU = """HloModule m, is_scheduled=true
+
+%begin (p: bf16[128,128]) -> bf16[1024,128] {
+  %p = bf16[128,128]{1,0} parameter(0)
+  ROOT %g1 = bf16[1024,128]{1,0} all-gather(%p), channel_id=7, \
+replica_groups=[1,8]<=[8], dimensions={0}, frontend_attributes={chain_id="0"}
+}
+
+%beside (q: bf16[128,128], r: bf16[128,1024], s: bf16[1024,128]) -> f32[128,128] {
+  %q = bf16[128,128]{1,0} parameter(0)
+  %r = bf16[128,1024]{1,0} parameter(1)
+  %s = bf16[1024,128]{1,0} parameter(2)
+  %g2 = bf16[1024,128]{1,0} all-gather(%q), channel_id=7, \
+replica_groups=[1,8]<=[8], dimensions={0}, frontend_attributes={chain_id="0"}
+  ROOT %c = f32[128,128]{1,0} convolution(%r, %s), dim_labels=bf_io->bf
+}
+
+%end (t: bf16[128,128]) -> bf16[1024,128] {
+  %t = bf16[128,128]{1,0} parameter(0)
+  ROOT %g3 = bf16[1024,128]{1,0} all-gather(%t), channel_id=7, \
+replica_groups=[1,8]<=[8], dimensions={0}, frontend_attributes={chain_id="0"}
+}
+
+ENTRY %main (a: bf16[128,128], x: bf16[128,1024], w: bf16[1024,128]) -> bf16[1024,128] {
+  %a = bf16[128,128]{1,0} parameter(0)
+  %x = bf16[128,1024]{1,0} parameter(1)
+  %w = bf16[1024,128]{1,0} parameter(2)
+  %start = bf16[1024,128]{1,0} fusion(%a), kind=kCustom, calls=%begin
+  %middle = f32[128,128]{1,0} fusion(%a, %x, %w), kind=kOutput, calls=%beside
+  ROOT %done = bf16[1024,128]{1,0} fusion(%a), kind=kCustom, calls=%end
+}
+"""
+
+
+def test_a_gather_that_runs_inside_products():
+  assert shares(TPU, 0.5) == pytest.approx({"7": 0.5})
+  (gather,) = hlo.traffic(TPU, 8, device(0.5)).collectives
+  assert gather.sent_bytes == gather.asynchronous_bytes == GATHERED
+  assert gather.hidden_bytes == pytest.approx(0.5 * GATHERED)
+
+
+def product(text):
+  lines = (
+    "ENTRY %main (x: f32[2]) -> f32[2] {\n"
+    "  %x = bf16[6,2,4]{2,1,0} parameter(0)\n"
+    "  %w = bf16[5,2,4]{2,1,0} parameter(1)\n"
+    f"  ROOT %p = {text}\n"
+    "}\n"
+  )
+  computations, _ = hlo_text.parse(lines)
+  return overlap.flops(computations["main"][-1], computations["main"])
+
+
+def test_flops_of_convolutions():
+  """Products of [6, 2 · 4] and [2 · 4, 5]; of two pairs of [6, 4] and [4, 5]."""
+  joined = "f32[6,1,5]{2,1,0} convolution(%x, %w), window={size=2}, dim_labels="
+  assert product(joined + "b0f_o0i->b0f") == 2 * 6 * 8 * 5
+  padded = (
+    "f32[6,3,5]{2,1,0} convolution(%x, %w), window={size=2 pad=1_1 rhs_reversal=1}, "
+  )
+  assert product(padded + "dim_labels=b0f_o0i->b0f") == 2 * 6 * 4 * 5 * (1 + 2 + 1)
+  spread = (
+    "f32[6,2,5]{2,1,0} convolution(%x, %w), "
+    "window={size=2 stride=1 pad=0_1 lhs_dilate=2}, dim_labels="
+  )
+  assert product(spread + "b0f_o0i->b0f") == 2 * 6 * 4 * 5 * 2
