@@ -6,6 +6,7 @@
 # make docs        build the documentation site in build/site
 # make study-a     study A: SmolLM2-135M fine-tuned in many ways and tested (hours; resumes where it stopped)
 # make study-b     study B: a tiny model, many seeds (hours; resumes where it stopped)
+# make study-far   the planned study inside and beyond the window (days; resumes); GATE=1, STATUS=1, MINUTES=N, COMMIT=1
 # make study-pages  the parts of the studies' pages that are made from their results (seconds)
 # make lint        ruff, as in CI
 # make lock        write requirements.lock, exact versions of the ranges in pyproject.toml and requirements.txt
@@ -25,7 +26,7 @@ RANGES := tests/method tests/model/test_decoder.py tests/commands/test_train.py 
 TORCH := torch==2.13.0
 
 .PHONY: setup test test-plan test-ranges colabs docs lint lock neighbours audit weights quickstart parity \
-  study-a study-b study-pages
+  study-a study-b study-far study-pages
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -113,10 +114,15 @@ study-a: setup weights
 	  $(if $(ROWS),--rows=$(ROWS))
 	$(BIN)/python -m skipalign_jax.sweep --config=studies/smollm2/study_a.py --collect
 
+study-far: setup weights
+	$(BIN)/python -m studies.smollm2_far $(if $(STATUS),--status) $(if $(GATE),--gate) \
+	  $(if $(MINUTES),--minutes=$(MINUTES)) $(if $(COMMIT),--commit)
+
 study-pages: setup
 	$(BIN)/python -m studies.smollm2.margins
 	$(BIN)/python -m studies.smollm2.longer
 	$(BIN)/python -m studies.needles.parts
+	$(BIN)/python -m studies.smollm2_far.page
 
 parity: setup weights
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[parity]' $(TORCH)

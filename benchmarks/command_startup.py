@@ -53,6 +53,7 @@ CASES = [
   "analyze draw --help",
   *("sweep --help", "sweep", "sweep SWEEP --runn"),
   *("studies.needles --help", "studies.needles", "studies.needles --out=o --mirco"),
+  *("studies.smollm2_far --help", "studies.smollm2_far --sttus"),
   *("studies.length --help", "studies.length", "studies.length --out=o --sedes=2"),
 ]
 

@@ -125,6 +125,17 @@ def bootstrap(d_ST: np.ndarray, draws: int = 10_000, seed: int = 0) -> list[floa
   return np.quantile(means_N, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
 
 
+def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
+  """Spearman's, with mean ranks of equal values; NaN where all are equal."""
+  ranks = []
+  for values in (x, y):
+    _, at, counts = np.unique(values, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(counts) - (counts - 1) / 2)[at]
+    ranks.append(rank - rank.mean())
+  size = math.sqrt(np.prod([rank @ rank for rank in ranks]))
+  return float(ranks[0] @ ranks[1] / size) if size else math.nan
+
+
 def holm(ps: Sequence[float]) -> list[float]:
   """p of several tests, corrected: the chance of any false one is at most p."""
   found, worst = [0.0] * len(ps), 0.0

@@ -112,6 +112,13 @@ def test_the_bootstrap_redraws_both():
   assert crossed.bootstrap(np.full((6, 4), 2.0)) == pytest.approx([2, 2])
 
 
+def test_rank_correlations_are_spearmans():
+  x, y = np.random.default_rng(0).integers(0, 4, (2, 12)).astype(float)
+  expected = stats.spearmanr(x, y).statistic
+  assert crossed.rank_correlation(x, y) == pytest.approx(expected)
+  assert np.isnan(crossed.rank_correlation(x, np.ones(12)))
+
+
 def test_holm_corrects_from_the_smallest():
   assert crossed.holm([0.04, 0.01]) == [0.04, 0.02]
   assert crossed.holm([0.02, 0.03]) == [0.04, 0.04]

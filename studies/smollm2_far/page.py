@@ -1,0 +1,211 @@
+"""The results on README.md here, and three pictures (`make study-pages`).
+
+Everything is made from the committed files; an arm that is not complete is not read.
+"""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from skipalign_jax.runtime import files, plotting, terminal
+from studies import pages
+from studies.smollm2_far import analysis, decision, plan, units
+
+PAGE = pathlib.Path(__file__).parent / "README.md"
+NAMES = {plan.ARM_1: "Arm I", plan.ARM_2: "Arm II"}
+MEASURES = {
+  "gain": "gain, nats",
+  "owner_margin": "owner margin, nats",
+  "hit": "hits, %",
+}
+
+
+def _interval(one: dict[str, Any]) -> str:
+  return "{mean:+.2f} ({low:+.2f} to {high:+.2f})".format(**one)
+
+
+def made(content: dict[str, Any], report: dict[str, Any] | None) -> str:
+  """The page's part.
+
+  Args:
+    content: as of `analysis.collect`.
+    report: of the gate, as in gate.json; None before.
+  """
+  if report is None:
+    return "Not run.\n"
+  parts = [gate_report(report)]
+  for folder, arm in content["arms"].items():
+    name = f"{NAMES[folder.split('_')[0]]} ({folder})"
+    done = f"{arm['done']} of {arm['units']} units are done"
+    if not arm["complete"]:
+      parts.append(f"**{name}**: {done}; its numbers are not read before all are.\n")
+      continue
+    parts.append(f"**{name}**, {done}.\n\n{rows(arm)}")
+    if found := arm["misalignment"]:
+      parts.append(
+        f"Misalignment (SCE) against gain far: rank correlation {_interval(found)}, "
+        f"{found['models']} models, redrawing seeds.\n"
+      )
+  if content["contrasts"]:
+    parts.append(contrasts(content["contrasts"]))
+  return "\n".join(parts)
+
+
+def gate_report(report: dict[str, Any]) -> str:
+  """What the gate found and decided."""
+  numbers, decided = report["numbers"], report["decided"]
+  by_target = numbers["gain_by_target"].items()
+  targets = ", ".join(f"{int(target):,}: {gain:.2f}" for target, gain in by_target)
+  passed = "passed" if report["passed"] else "not passed; the study ends here"
+  widths = ", ".join(f"{n}: {x:.2f}" for n, x in numbers["half_widths"].items())
+  return (
+    f"**Gate: {passed}.** The base finds {100 * numbers['base_hits']:.0f} % of its "
+    f"facts inside the window. Mean gain far by target: {targets}; lead "
+    f"{numbers['lead_of_the_first']:.2f} ± {numbers['error_of_the_lead']:.2f} "
+    f"(standard error). Normal-SFT gains {numbers['normal_far']:.2f} nats far and "
+    f"{numbers['normal_near']:.2f} near. Half-widths by number of texts: {widths}. "
+    f"Decided: targets {', '.join(f'{t:,}' for t in decided['targets'])}; "
+    f"{decided['far_texts']} texts of {decided['far_length']:,} tokens; four of five "
+    f"studies see {numbers['detectable']:.2f} nats.\n"
+  )
+
+
+def rows(arm: dict[str, Any]) -> str:
+  """Means of each row, near and far."""
+  lengths = arm["lengths"]
+  columns = ["row"] + [
+    f"{name} at {lengths[which]:,}"
+    for name in MEASURES.values()
+    for which in (plan.NEAR, plan.FAR)
+  ]
+  lines = []
+  for row, found in arm["rows"].items():
+    cells = [
+      f"{100 * found[m][w]:.0f}" if m == "hit" else f"{found[m][w]:+.2f}"
+      for m in MEASURES
+      for w in (plan.NEAR, plan.FAR)
+    ]
+    lines.append([row, *cells])
+  return pages.table(columns, lines)
+
+
+def contrasts(found: list[dict[str, Any]]) -> str:
+  """All contrasts, the primary ones first."""
+  columns = ["contrast", "far", "near", "far - near", "p", "sign flip", "bootstrap"]
+  columns += ["by seed, far", "says"]
+  lines = []
+  for one in sorted(found, key=lambda c: not c["primary"]):
+    far = one[plan.FAR]
+    p = f"{one['p_holm']:.3f} (Holm)" if "p_holm" in one else f"{far['p']:.3f}"
+    says = one["words"]
+    if "holds" in says and one["primary"]:
+      says += "; of long contexts" if one["long_context"] else "; not of long contexts"
+    lines.append(
+      [
+        f"{_claim(one)}: {one['one']} - {one['other']}, {MEASURES[one['measure']]} "
+        f"({one['folder']})",
+        *(_interval(one[part]) for part in (plan.FAR, plan.NEAR, "slope")),
+        p,
+        f"{far['sign_flip']:.3f}",
+        "{:+.2f} to {:+.2f}".format(*far["bootstrap"]),
+        ", ".join(f"{x:+.2f}" for x in far["by_seed"]),
+        says,
+      ]
+    )
+  return pages.table(columns, lines)
+
+
+def _claim(one: dict[str, Any]) -> str:
+  if "p_holm" in one:
+    return f"**{one['claim']}**"
+  return f"{one['claim']}, {'other target' if one['primary'] else 'exploratory'}"
+
+
+def draw(study: units.Study, content: dict[str, Any]) -> list[pathlib.Path]:
+  """contrasts.png, distance.png and depth.png, of complete arms."""
+  if not content["contrasts"]:
+    return []
+  plt = plotting.pyplot()
+  found = content["contrasts"]
+  figure, axes = plt.subplots(figsize=(8, 0.9 + 0.55 * len(found)))
+  for i, one in enumerate(found):
+    for j, part in enumerate((plan.FAR, plan.NEAR, "slope")):
+      cell, y = one[part], -i - 0.22 * (j - 1)
+      axes.plot([cell["low"], cell["high"]], [y, y], color=f"C{j}")
+      label = ("far", "near", "far - near")[j] if i == 0 else None
+      axes.plot(cell["mean"], y, "o", color=f"C{j}", label=label)
+  axes.axvline(0, color="0.5", linewidth=0.8)
+  axes.axvspan(-plan.MARGIN, plan.MARGIN, color="0.9", zorder=0)
+  labels = [f"{c['claim']}: {c['one']} - {c['other']}" for c in found]
+  axes.set_yticks([-i for i in range(len(found))], labels)
+  axes.set_xlabel("difference, nats; the band is the margin of equivalence")
+  axes.legend()
+  return [_save(plt, figure, study, "contrasts"), *_by_place(plt, study)]
+
+
+def _by_place(plt: Any, study: units.Study) -> list[pathlib.Path]:
+  """Gain by distance, a line per seed; hits by length and depth."""
+  arms = analysis.folders(study)
+  loaded = {name: analysis.load(study, name, arm) for name, arm in arms.items()}
+  loaded = {name: found for name, found in loaded.items() if found}
+  shape = dict(squeeze=False, layout="constrained")
+  lines, line_axes = plt.subplots(1, len(loaded), figsize=(5 * len(loaded), 4), **shape)
+  maps, map_axes = plt.subplots(1, len(loaded), figsize=(5 * len(loaded), 4), **shape)
+  for name, line, depth in zip(loaded, line_axes[0], map_axes[0], strict=True):
+    found = loaded[name]
+    rows = [r for r, row in arms[name].rows.items() if row.planned and row.seeds]
+    for i, row in enumerate(rows):
+      for seed in analysis.seeds_of(found, row):
+        x, y = _gain_by_distance(found[row, seed, plan.FAR]["texts"])
+        label = row if seed == plan.SEEDS[0] else None
+        line.plot(x, y, color=f"C{i}", alpha=0.6, label=label)
+      for which, style in ((plan.NEAR, "--"), (plan.FAR, "-")):
+        hits = [
+          np.mean([t["hit"] for t in found[row, s, which]["texts"]], axis=0)
+          for s in analysis.seeds_of(found, row)
+        ]
+        depths = found[row, plan.SEEDS[0], which]["texts"][0]["depths"]
+        length = arms[name].texts[which].length
+        label = f"{row}, {length:,}"
+        depth.plot(depths, np.mean(hits, axis=0), style, color=f"C{i}", label=label)
+    line.set(title=name, xlabel="tokens back", ylabel="gain, nats")
+    depth.set(title=name, xlabel="depth", ylabel="facts found", ylim=(0, 1))
+    line.legend()
+    depth.legend()
+  return [_save(plt, lines, study, "distance"), _save(plt, maps, study, "depth")]
+
+
+def _gain_by_distance(texts: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+  back = [(1 - depth) * texts[0]["tokens"] for depth in texts[0]["depths"]]
+  gains = np.mean([text["gain"] for text in texts], axis=0)
+  return back, gains.tolist()
+
+
+def _save(plt: Any, figure: Any, study: units.Study, name: str) -> pathlib.Path:
+  path = study.results / f"{name}.png"
+  plotting.save(figure, path, dpi=100, bbox_inches="tight")
+  plt.close(figure)
+  return path
+
+
+def main(study: units.Study | None = None, page: pathlib.Path = PAGE) -> None:
+  """Writes analysis.json, the pictures and the page's part."""
+  study = study or units.Study()
+  path = decision.path(study)
+  report = None
+  if decision.gate_is_done(study):
+    decision.decide(study)
+    report = files.read_json(path)
+    content = analysis.collect(study)
+    files.write_json(study.results / "analysis.json", content)
+    content = files.read_json(study.results / "analysis.json")
+    if plotting.possible(terminal.Console(), study.results / "contrasts.png"):
+      draw(study, content)
+  else:
+    content = {"arms": {}, "contrasts": []}
+  pages.write(page, results=made(content, report))
+
+
+if __name__ == "__main__":
+  main()
