@@ -18,12 +18,12 @@ const EXAMPLES = {
 };
 const [LEFT, RIGHT, BINS, DRAWS] = [46, 14, 100, 400];
 let WIDTH = 1000; // of the pictures, in units of a pixel or so
-const [MOST_TOKENS, MOST_POSITIONS] = [8192, 200000];
+const MOST_TOKENS = 8192;
 const at = (id) => document.getElementById(id);
 const told = (n) => Math.round(n).toLocaleString("en-US");
 const exact = (n) => n.toLocaleString("en-US", { maximumFractionDigits: 3 });
 
-// One block a line; a line that names nobody goes on with the block before it.
+// One block per line; a line that names nobody continues the block before it.
 function parse(text) {
   const blocks = [];
   for (const line of text.split("\n")) {
@@ -52,6 +52,7 @@ const TOLD = {
   skip_outer: "Instructions after the first may jump: the paper's default.",
   pose: "PoSE: two chunks, cut anywhere; the second jumps.",
   endprompt: "EndPrompt: the last turn moves to the end of L.",
+  logo: "LOGO: the last turn at the end of L; what is before it in two chunks, anywhere.",
   randpos: "RandPos: any of the L positions, in order; every token stands alone.",
   cream: "CREAM: a head at 0, a tail at the end of L, a middle anywhere between.",
 };
@@ -65,18 +66,33 @@ function lengthOf(slider) {
 }
 
 function settings() {
-  const whole = (id, most) =>
-    Math.min(most, Math.max(0, Math.floor(Number(at(id).value)) || 0));
   return {
     strategy: at("strategy").value,
     gaps: at("gaps").value,
     probPer: at("probPer").value,
     p: Number(at("p").value),
-    L: Math.max(1, whole("L", MOST_POSITIONS)),
     chunks: 2,
-    seed: whole("seed", 2 ** 31 - 1),
-    sampleId: whole("sampleId", 2 ** 32 - 1),
+    ...numbers,
   };
+}
+
+// The whole numbers as they were when they last were allowed: field → number.
+const numbers = { L: 100000, seed: 0, sampleId: 22 };
+const NAMES = { L: "L", seed: "Seed", sampleId: "Sample id" };
+
+// Takes the whole numbers that are allowed; says which are not, and what is drawn.
+function check() {
+  const wrong = [];
+  for (const [id, name] of Object.entries(NAMES)) {
+    const { value, min, max } = at(id);
+    const number = Number(value);
+    const good = value.trim() !== "" && Number.isInteger(number) && number >= min && number <= max;
+    if (good) numbers[id] = number;
+    else wrong.push(`${name} must be a whole number from ${told(min)} to ${told(max)}; ` +
+      `the pictures show ${told(numbers[id])}.`);
+    at(id).setAttribute("aria-invalid", String(!good));
+  }
+  at("wrong").textContent = wrong.join(" ");
 }
 
 function svg(id, height, parts) {
@@ -254,23 +270,23 @@ function drawTable(runs) {
     tokens += run.size;
     return row(cells);
   });
-  const head = row(["block", "role", "tokens", "positions", "bias u", "gap before"], "th");
+  const head = row(["block", "role", "tokens", "positions", "moved by (u)", "gap before"], "th");
   at("table").innerHTML = head + rows.join("");
 }
 
 // Name in the address → control. The dialogue is there as `example` or as `text`.
 const SHARED = {
-  strategy: "strategy", L: "L", p: "p", gaps: "gaps", coin: "probPer",
+  strategy: "strategy", L: "L", p: "p", gaps: "gaps", prob_per: "probPer",
   seed: "seed", sample: "sampleId",
 };
 const OWN = "Your own";
-let shown = ""; // the part of the address behind #, as this page wrote it
+let shown = ""; // the part of the address after #, as this page wrote it
 
 const exampleOf = (text) => Object.keys(EXAMPLES).find((name) => EXAMPLES[name] === text);
 
 function writeAddress() {
   const chosen = new URLSearchParams();
-  for (const [name, id] of Object.entries(SHARED)) chosen.set(name, at(id).value);
+  for (const [name, id] of Object.entries(SHARED)) chosen.set(name, numbers[id] ?? at(id).value);
   const example = exampleOf(at("text").value);
   chosen.set(...(example ? ["example", example] : ["text", at("text").value]));
   shown = `#${chosen}`;
@@ -291,11 +307,12 @@ function readAddress() {
 }
 
 function redraw() {
-  writeAddress();
   draw();
+  writeAddress();
 }
 
 function draw() {
+  check();
   WIDTH = Math.max(320, Math.min(1000, document.querySelector("main").clientWidth));
   const config = settings();
   at("pShown").textContent = config.p.toFixed(2);
@@ -360,8 +377,9 @@ function main() {
   at("play").addEventListener("click", () => {
     clearInterval(timer);
     timer = timer ? 0 : setInterval(next, 900);
-    at("play").setAttribute("aria-pressed", String(timer !== 0));
+    at("play").textContent = timer ? "Pause" : "Play";
   });
+  at("more").open = innerWidth > 720; // on a phone the pictures come first
   readAddress();
   draw();
 }

@@ -50,7 +50,7 @@ const skipalign = (() => {
     skip_inner: (block) => block.response,
     skip_outer: (block) => !block.response,
   };
-  const STRATEGIES = [...Object.keys(DO_SKIP), "pose", "randpos", "cream", "endprompt"];
+  const STRATEGIES = [...Object.keys(DO_SKIP), "pose", "randpos", "cream", "endprompt", "logo"];
 
   // Runs of contiguous positions of a sample: {block, response, first, size}.
   //   blocks: [{tokens, response}] in order
@@ -66,6 +66,7 @@ const skipalign = (() => {
       return cut(blocks, randpos(base, m, config.L));
     }
     if (config.strategy === "cream" && moves) return cut(blocks, cream(base, m, config.L));
+    if (config.strategy === "logo" && moves) return cut(blocks, logo(blocks, base, m, config));
     const skips = DO_SKIP[config.strategy] || DO_SKIP.contiguous;
     const p = round(config.p);
     const chosen = blocks.map((block, i) => {
@@ -96,10 +97,16 @@ const skipalign = (() => {
 
   // All blocks from the terminal one on take the whole room, or a random part of it.
   function endpromptBiases(blocks, base, room, { terminal = "turn", terminalAt = "end" }) {
-    let start = blocks.findLastIndex((block) => block.response);
-    if (terminal === "turn" && start > 0) start = blocks[start - 1].response ? -1 : start - 1;
+    const start = terminalStart(blocks, terminal);
     const u = terminalAt === "random" ? randint(foldIn(base, 1), 0, room + 1) : room;
     return blocks.map((_, i) => (start > 0 && i >= start ? u : 0));
+  }
+
+  // The last response, or its instruction before it too; at most 0 if there is none.
+  function terminalStart(blocks, terminal) {
+    const last = blocks.findLastIndex((block) => block.response);
+    if (terminal === "response" || last < 1) return last;
+    return blocks[last - 1].response ? -1 : last - 1;
   }
 
   // Floyd's algorithm draws k of R + k slots; the r-th smallest minus r is a bias.
@@ -134,6 +141,24 @@ const skipalign = (() => {
       steps.push([start, u]);
     }
     return steps;
+  }
+
+  // The context in chunks, each in a slot of its own of the room before the end.
+  function logo(blocks, base, m, { L, chunks, terminal = "turn" }) {
+    const start = terminalStart(blocks, terminal);
+    if (start < 1) return [[0, 0]];
+    const before = blocks.slice(0, start).reduce((sum, block) => sum + block.tokens, 0);
+    const c = Math.ceil(before / chunks);
+    const slot = Math.floor((L - m + before) / chunks);
+    const starts = Math.ceil(slot / c);
+    const steps = [];
+    for (let j = 0; j * c < before; j++) {
+      const i = randint(foldIn(base, j), 0, Math.max(starts, 1));
+      const share = round(i / Math.max(starts - 1, 1));
+      const offset = j ? Math.min(Math.trunc(round(share * (slot - c))), slot - c) : 0;
+      steps.push([j * c, slot >= c ? j * slot + offset - j * c : 0]);
+    }
+    return [...steps, [before, L - m]];
   }
 
   function randpos(base, m, L) {

@@ -91,6 +91,7 @@ def test_random_numbers_are_those_of_jax(js, seed):
     ("randpos", 300, "block", "sequential"),
     ("cream", 3000, "block", "sequential"),
     ("endprompt", 3000, "block", "sequential"),
+    ("logo", 3000, "block", "sequential"),
   ],
 )
 def test_positions_are_those_of_training(js, strategy, L, prob_per, gaps):
@@ -122,6 +123,21 @@ def test_endprompt_is_that_of_training(js, terminal, place):
   config = dict(
     strategy="endprompt", L=3000, p=1, seed=SEED, terminal=terminal, terminalAt=place
   )
+  batch = next(iter(dialogue_batches()))
+  arrays = {name: x_BL for name, x_BL in batch.items() if name != "is_text"}
+  drawn_BL = np.asarray(preview.draw_positions(recipe, SEED, arrays))
+  for sample_id, blocks, wanted in samples(batch, drawn_BL):
+    runs = js("synthesize", blocks, config | {"sampleId": sample_id})
+    assert expand(runs) == wanted
+
+
+@pytest.mark.parametrize("terminal", ["turn", "response"])
+@pytest.mark.parametrize(("L", "chunks"), [(3000, 3), (3000, 7), (300, 4)])
+def test_logo_is_that_of_training(js, terminal, L, chunks):
+  recipe = positions.PositionConfig(
+    "logo", L, 1, "block", "never", "uniform", terminal=terminal, chunks=chunks
+  )
+  config = dict(strategy="logo", L=L, p=1, seed=SEED, terminal=terminal, chunks=chunks)
   batch = next(iter(dialogue_batches()))
   arrays = {name: x_BL for name, x_BL in batch.items() if name != "is_text"}
   drawn_BL = np.asarray(preview.draw_positions(recipe, SEED, arrays))

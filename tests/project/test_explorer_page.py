@@ -124,7 +124,7 @@ def test_every_strategy_is_shown_as_drawn(page, strategy):
 
 def test_controls_move_the_blocks_and_the_address(page):
   open_at(page, example="Four turns, lengths only", strategy="skip_outer", L=100_000,
-          p=0.5, gaps="sequential", coin="block", seed=0, sample=22)  # fmt: skip
+          p=0.5, gaps="sequential", prob_per="block", seed=0, sample=22)  # fmt: skip
   recipe = {}
   assert shown(page) == drawn(FIRST_EXAMPLE)
 
@@ -166,9 +166,13 @@ def test_controls_move_the_blocks_and_the_address(page):
 
 def test_play_draws_on_and_stops(page):
   open_at(page, sample=100)
+  button = "document.getElementById('play').textContent"
+  assert page.run(button) == "Play"
   page.click("play")
+  assert page.run(button) == "Pause"
   page.run("new Promise(done => setTimeout(done, 1100))")
   page.click("play")
+  assert page.run(button) == "Play"
   now = page.run("document.getElementById('sampleId').value")
   assert int(now) > 100
   page.run("new Promise(done => setTimeout(done, 1000))")
@@ -192,3 +196,58 @@ def test_nothing_sticks_out(page, width):
   page.run("new Promise(done => setTimeout(done, 50))")
   assert page.run("document.documentElement.scrollWidth") <= width
   page.resize(1100, 900)
+
+
+@pytest.mark.parametrize("wrong", ["0", "-5", "300000", "2.5", ""])
+def test_a_number_that_is_not_allowed_is_reported(page, wrong):
+  message = "document.getElementById('wrong').textContent"
+  open_at(page, strategy="skip_outer", L=5000, p=0.5, gaps="sequential", seed=0,
+          prob_per="block", sample=22, text="u: 5\na: 6\nu: 7\na: 8")  # fmt: skip
+  before = shown(page)
+  page.choose("L", wrong)
+  assert "whole number from 1 to 200,000; the pictures show 5,000" in page.run(message)
+  assert shown(page) == before and "L=5000" in page.run("location.hash")
+  page.choose("L", "6000")
+  assert page.run(message) == "" and shown(page) == drawn(
+    (5, 6, 7, 8), max_position=6000
+  )
+
+
+def top(page, what):
+  return page.run(f"document.getElementById('{what}').getBoundingClientRect().top")
+
+
+def test_pictures_are_near_the_top_of_a_phone():
+  with browser.Page(ADDRESS, width=390, height=844) as phone:
+    assert top(phone, "blocks") < 300
+    assert top(phone, "spans") < 1000  # after the controls
+    phone.run("scrollTo(0, 400)")
+    assert 0 <= top(phone, "blocks") < 100  # it stays in view while controls are used
+    assert phone.mistakes == []
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_colours_are_those_of_the_figures(dark):
+  fill = "getComputedStyle(document.querySelector('{}')).fill"
+  with browser.Page(ADDRESS, dark=dark) as page:
+    for what, rgb in {
+      "#blocks .instruction": "rgb(0, 114, 178)",
+      "#blocks .response": "rgb(230, 159, 0)",
+      "#histogram .now": "rgb(230, 159, 0)",
+    }.items():
+      assert page.run(fill.format(what)) == rgb, what
+    opacity = "getComputedStyle(document.querySelector('.now')).opacity"
+    assert page.run(opacity) == "1"  # on a dark page it would turn brown
+
+
+def test_figures_of_the_site_keep_their_colours_on_a_dark_page(tmp_path):
+  style = (pathlib.Path(__file__).parents[2] / "docs/site.css").read_text()
+  html = f"""<style>{style}</style><body data-md-color-scheme="slate">
+    <div class="md-typeset"><img src="images/strategies.png"></div>"""
+  (tmp_path / "page.html").write_text(html)
+  with browser.Page((tmp_path / "page.html").as_uri()) as site:
+    found = site.run(
+      "(x => [x.filter, x.backgroundColor])"
+      "(getComputedStyle(document.querySelector('img')))"
+    )
+  assert found == ["none", "rgb(255, 255, 255)"]
