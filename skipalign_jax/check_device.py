@@ -2,7 +2,7 @@
 
 Needs no download, and one process. Checks the attention backends against the
 definition, positions against a CPU, and losses on one device against several; then
-times training, prefill and decoding of models with random weights, beside what `plan`
+times training, prefill and decoding of models with random weights, next to what `plan`
 estimates. Exit status 1 if a check fails.
 """
 

@@ -121,7 +121,7 @@ class Page:
     self.call("Input.insertText", text=text)
 
   def choose(self, field: str, value: str) -> None:
-    """Sets a list or a slider, which then tell the page."""
+    """Sets a list or a slider, which then report it to the page."""
     self.run(
       f"(x => {{ x.value = {json.dumps(value)};"
       "for (const what of ['input', 'change'])"

@@ -167,8 +167,8 @@ def _rope(figure, record: Record) -> None:
 def _training(figure, record: Record) -> None:
   """A panel per number, a line per run."""
   names = {
-    "loss": "training loss, nats a target",
-    "eval_loss": "held-out loss, nats a target",
+    "loss": "training loss, nats per target",
+    "eval_loss": "held-out loss, nats per target",
     "grad_norm": "gradient norm",
     "learning_rate": "learning rate",
   }

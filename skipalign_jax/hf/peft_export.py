@@ -81,7 +81,7 @@ def _adapters_of(model: reference.Model) -> tuple[native.Description, lora.Confi
   if config is None:
     raise errors.UserError(
       f"{model.reference}: --format=peft writes the adapters of a run (lora.rank above "
-      "0), and this is none; use --format=hf"
+      "0), and this is not one; use --format=hf"
     )
   if described.base is None:
     raise errors.UserError(

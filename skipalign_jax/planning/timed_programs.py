@@ -61,7 +61,7 @@ def _smaller(
 
 
 SMALL = (Run("small", _smaller(2, 128, 256, 4, 2, vocab_size=512), 2, 256, 3),)
-# In the order of their memory: a device tells only the peak of all so far.
+# In the order of their memory: a device reports only the peak of all so far.
 FULL = (
   Run("1B", _smaller(16, 2048, 8192, 32, 8), 4, 4096, 10),
   Run("7B", _7B, 1, 4096, 10),
@@ -203,7 +203,7 @@ def losses_by_devices(run: Run, device_counts: list[int]) -> dict[int, list[floa
 
 
 def ratios(measured: Record, planned: estimate.Job) -> Record:
-  """Measured by planned memory and time, where the device tells or is known.
+  """Measured by planned memory and time, where the device reports it or is known.
 
   Args:
     measured: what `train` returned.

@@ -33,7 +33,7 @@ class Log:
 
   Attributes:
     eval_losses: step → held-out loss.
-    clock: of the steps; the loop tells it what it waits for.
+    clock: of the steps; the loop reports to it what it waits for.
   """
 
   def __init__(

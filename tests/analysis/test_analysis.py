@@ -51,7 +51,7 @@ def recipe(strategy, gaps="sequential"):
 
 
 def naive(some, chosen):
-  """Counters of everything, token by token, one sample a row."""
+  """Counters of everything, token by token, one sample per row."""
   found = collections.defaultdict(collections.Counter)
   row_of = lambda sample: packing.assemble_row([sample], SEQ_LEN, 0)
   rows = [row_of(sample) for sample in samples_of(some)]

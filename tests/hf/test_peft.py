@@ -395,7 +395,7 @@ def test_what_peft_cannot_have_is_refused_or_noted(finished, base, tmp_path, cap
     f"--model={ref}",
     f"--out={tmp_path}/o",
   ]
-  with pytest.raises(errors.UserError, match="this is none; use --format=hf"):
+  with pytest.raises(errors.UserError, match="this is not one; use --format=hf"):
     convert.main(argv(base))
   copy = tmp_path / "copy"
   shutil.copytree(folder, copy)

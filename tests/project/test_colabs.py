@@ -1,4 +1,4 @@
-"""The notebooks in colabs/: stored without outputs, and running as they are told.
+"""The notebooks in colabs/: stored without outputs, and running as documented.
 
 `make colabs` executes them on the CPU with fewer steps and the local weights.
 """

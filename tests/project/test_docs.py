@@ -93,7 +93,7 @@ def found(folder):
 
 
 class Parsed(Exception):  # noqa: N818
-  """Stops a command behind its command line."""
+  """Stops a command after its command line."""
 
 
 @pytest.fixture
