@@ -220,6 +220,9 @@ class Engine:
   ) -> list[tuple[np.ndarray, np.ndarray]]:
     """`score` of several sequences that begin alike; the beginning is read once.
 
+    Tails that are equal up to where they are scored, as a question with several
+    answers, are read together up to there.
+
     Args:
       shared: token ids of the beginning, at least one.
       tails: token ids after it, at least two each.
@@ -231,34 +234,55 @@ class Engine:
     """
     assert all(0 < s < len(x) for x, s in zip(tails, starts, strict=True))
     batch = self._batch([shared])
-    T = bucket(max(map(len, tails)) - 1, 1)
-    cache = self._empty(batch, T)
+    # The last token before an answer is read with the answer: it predicts its first.
+    questions: dict[tuple[int, ...], list[int]] = {}
+    for i, (tail, start) in enumerate(zip(tails, starts, strict=True)):
+      questions.setdefault(tuple(tail[: start - 1]), []).append(i)
+    Q = bucket(max(1, *map(len, questions)), 1)
+    T = bucket(max(len(x) - s for x, s in zip(tails, starts, strict=True)), 1)
+    cache = self._empty(batch, Q + T)
     for at in self._parts(batch):
       _, cache = self._run(self._programs.read, batch, at, cache)
     end = cache.length + 0  # a copy: caches are donated
-    B = len(batch["tokens"])
-    found = []
-    for tail, start in zip(tails, starts, strict=True):
-      n = len(tail) - 1
-      tokens_BT, targets_BT, used_BT = (np.zeros((B, T), np.int32) for _ in range(3))
-      tokens_BT[:, :n], targets_BT[:, :n], used_BT[:, :n] = tail[:-1], tail[1:], 1
-      tail_rows = {
-        "tokens": tokens_BT,
-        "positions": np.tile(len(shared) + np.arange(T, dtype=np.int32), (B, 1)),
-        "segment_ids": used_BT,
-      }
-      # Overwrites the tail before it.
-      cache = dataclasses.replace(cache, length=end + 0)
-      hidden_BTD, cache = self._run(
-        self._programs.read, tail_rows, slice(None), cache, from_cache=True
-      )
-      with self.on_mesh():
-        log_p_BT, likeliest_BT = score_targets(
-          self.params, self.config, hidden_BTD, self._place(targets_BT)
+    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for question, same in questions.items():
+      if question:
+        _, cache = self._read_after(question, Q, len(shared), end + 0, cache)
+      n = len(question)
+      for i in same:
+        answer = tails[i][n:]
+        hidden_BTD, cache = self._read_after(
+          answer[:-1], T, len(shared) + n, end + n, cache
         )
-      row = slice(start - 1, n)
-      found.append((np.asarray(log_p_BT)[0, row], np.asarray(likeliest_BT)[0, row]))
-    return _finite(found)
+        targets_BT = _row(answer[1:], T, len(batch["tokens"]))
+        with self.on_mesh():
+          log_p_BT, likeliest_BT = score_targets(
+            self.params, self.config, hidden_BTD, self._place(targets_BT)
+          )
+        row = slice(len(answer) - 1)
+        found[i] = np.asarray(log_p_BT)[0, row], np.asarray(likeliest_BT)[0, row]
+    return _finite(found[i] for i in range(len(tails)))
+
+  def _read_after(
+    self,
+    tokens: Sequence[int],
+    places: int,
+    position: int,
+    length: jax.Array,
+    cache: decoder.Cache,
+  ) -> tuple[jax.Array, decoder.Cache]:
+    """hidden_BTD of tokens that follow `length` places of the cache, in all rows.
+
+    T is `places`: the rest is padding. Overwrites what is in the cache after `length`.
+    """
+    B = len(cache.segment_ids)
+    tail = {
+      "tokens": _row(tokens, places, B),
+      "positions": np.tile(position + np.arange(places, dtype=np.int32), (B, 1)),
+      "segment_ids": _row([1] * len(tokens), places, B),
+    }
+    cache = dataclasses.replace(cache, length=length)
+    return self._run(self._programs.read, tail, slice(None), cache, from_cache=True)
 
   def score_next(
     self, prompts: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]
@@ -381,6 +405,13 @@ def cast(params: decoder.Params, dtype: str, layers_as_bits: bool) -> decoder.Pa
   if layers_as_bits:
     params["layers"] = jax.tree.map(cpu.to_bits, params["layers"])
   return params
+
+
+def _row(tokens: Sequence[int], places: int, B: int) -> np.ndarray:
+  """int32 [B, places]: the tokens and then zeros, in each row."""
+  row = np.zeros(places, np.int32)
+  row[: len(tokens)] = tokens
+  return np.tile(row, (B, 1))
 
 
 def _check_sampling(

@@ -76,6 +76,31 @@ def test_a_beginning_in_common_is_read_once_and_changes_nothing(part):
     np.testing.assert_array_equal(likeliest, want_likeliest)
 
 
+def test_a_question_with_several_answers_is_read_once(monkeypatch):
+  engine = inference.Engine(PARAMS, CONFIG, "float32", part=8)
+  shared, question = SEQUENCES[0], SEQUENCES[1]
+  answers = [[7], [3, 9, 4, 4, 8], [7, 2]]
+  tails = [[*question, *answer] for answer in answers]
+  tails.insert(1, SEQUENCES[2])  # another question in between
+  starts = [len(question), 5, len(question), len(question)]
+  whole = engine.score(
+    [[*shared, *tail] for tail in tails], [len(shared) + start for start in starts]
+  )
+  read, lengths = engine._programs.read, []
+
+  def count(params, tokens_BL, *rest, **options):
+    lengths.append(tokens_BL.shape[1])
+    return read(params, tokens_BL, *rest, **options)
+
+  monkeypatch.setattr(engine, "_programs", engine._programs._replace(read=count))
+  scored = engine.score_after(shared, tails, starts)
+  for (log_p, likeliest), (want, want_likeliest) in zip(scored, whole, strict=True):
+    np.testing.assert_allclose(log_p, want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(likeliest, want_likeliest)
+  parts = -(-len(shared) // 8)
+  assert len(lengths) == parts + 2 + 4  # of the text, two questions, four answers
+
+
 def test_hidden_states_end_at_the_right():
   engine = inference.Engine(PARAMS, CONFIG, "float32", part=8)
   hidden_BLD = engine.hidden(SEQUENCES)
