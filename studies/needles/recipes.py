@@ -131,8 +131,13 @@ ROWS = {
 }
 
 # The claims are also tested for rows that differ from those above in one thing: replies
-# of five words instead of three, or twice the training.
-FOLLOW_UPS = {"two facts": {"per_question": 2}, "2 x steps": {"steps": 2.0}}
+# of five words instead of three, twice the training, or that at a tenth of the rate of
+# pretraining (planned; see README.md here).
+FOLLOW_UPS = {
+  "two facts": {"per_question": 2},
+  "2 x steps": {"steps": 2.0},
+  "2 x steps, rate / 5": {"steps": 2.0, "rate": 0.2},
+}
 FOLLOWED = (NORMAL, OUTER, "Skip-Inner", "PackedSFT", "Skip-Outer + LSA")
 FOLLOW_UP_ROWS = {
   f"{name}, {change}": dataclasses.replace(ROWS[name], **fields)

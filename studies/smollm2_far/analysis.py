@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from skipalign_jax.evals import fact_kinds, intervals
 from skipalign_jax.runtime import files, json_limits
 from studies.smollm2_far import crossed, decision, plan, units
 
@@ -75,8 +76,6 @@ def contrast(found: Found, one: plan.Contrast) -> dict[str, Any]:
 
 def losses(found: Found, one: str, other: str) -> dict[str, Any]:
   """Held-out loss, one − other, nats per token, paired by seed."""
-  from skipalign_jax.evals import intervals
-
   seeds = seeds_of(found, one, other)
   read = lambda row, seed: found[row, seed, plan.FAR].get("eval_loss")
   pairs = [(read(one, s), read(other, s)) for s in seeds]
@@ -133,6 +132,37 @@ def collect(study: units.Study) -> dict[str, Any]:
   return {"arms": arms, "contrasts": shown}
 
 
+def examples(found: Found, texts: int = 3) -> list[dict[str, Any]]:
+  """Three random far texts of an arm: each fact's depth, question and answer.
+
+  Returns:
+    text (its id) and facts: depth, question, answer, and gain: row → mean over seeds.
+  """
+  of = {
+    row: [k for k in found if k[0] == row and k[2] == plan.FAR] for row, *_ in found
+  }
+  first = found[next(iter(of.values()))[0]]["texts"]
+  kinds = {kind.name: kind for kind in fact_kinds.KINDS}
+  chosen = np.random.default_rng(0).permutation(len(first))[:texts]
+  shown = []
+  for i in sorted(map(int, chosen)):
+    gains = {
+      row: np.mean([found[key]["texts"][i]["gain"] for key in keys], axis=0).tolist()
+      for row, keys in of.items()
+    }
+    of_text = [
+      {
+        "depth": first[i]["depths"][j],
+        "question": kinds[first[i]["kinds"][j]].question,
+        "answer": first[i]["answers"][j],
+        "gain": {row: values[j] for row, values in gains.items()},
+      }
+      for j in range(len(first[i]["kinds"]))
+    ]
+    shown.append({"text": first[i]["id"], "facts": of_text})
+  return shown
+
+
 def _arm(study, folder: str, arm: plan.Arm, found: Found) -> dict[str, Any]:
   ours = units.of_arm(folder, arm)
   rows = {
@@ -154,17 +184,15 @@ def _arm(study, folder: str, arm: plan.Arm, found: Found) -> dict[str, Any]:
     }
     for row in dict.fromkeys(row for row, _, _ in found)
   }
-  losses_of = {
-    "Skip-Outer - Normal-SFT": losses(found, plan.OUTER, plan.NORMAL) if found else {}
-  }
   return {
     "complete": bool(found),
     "done": sum(study.is_done(unit) for unit in ours),
     "units": len(ours),
     "lengths": {which: texts.length for which, texts in arm.texts.items()},
     "rows": rows,
-    "held_out_loss": losses_of,
+    "held_out_loss": losses(found, plan.OUTER, plan.NORMAL) if found else {},
     "misalignment": misalignment(found, "gain") if found else {},
+    "examples": examples(found) if found else [],
   }
 
 

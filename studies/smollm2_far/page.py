@@ -47,8 +47,14 @@ def made(content: dict[str, Any], report: dict[str, Any] | None) -> str:
         f"Misalignment (SCE) against gain far: rank correlation {_interval(found)}, "
         f"{found['models']} models, redrawing seeds.\n"
       )
+    if found := arm["held_out_loss"]:
+      parts.append(
+        "Held-out response loss, Skip-Outer - Normal-SFT, nats per token: "
+        f"{found['mean']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f}).\n"
+      )
+    parts += [example(one) for one in arm["examples"]]
   if content["contrasts"]:
-    parts.append(contrasts(content["contrasts"]))
+    parts.insert(1, contrasts(content["contrasts"]))
   return "\n".join(parts)
 
 
@@ -88,6 +94,18 @@ def rows(arm: dict[str, Any]) -> str:
     ]
     lines.append([row, *cells])
   return pages.table(columns, lines)
+
+
+def example(one: dict[str, Any]) -> str:
+  """A text's questions and answers, with the gain of each row."""
+  names = list(one["facts"][0]["gain"])
+  lines = [
+    [f"{100 * fact['depth']:.0f} %", fact["question"], fact["answer"]]
+    + [f"{fact['gain'][row]:+.1f}" for row in names]
+    for fact in one["facts"]
+  ]
+  table = pages.table(["depth", "question", "answer", *names], lines)
+  return f"Text {one['text']}, gain in nats, mean over seeds:\n\n{table}"
 
 
 def contrasts(found: list[dict[str, Any]]) -> str:

@@ -249,6 +249,8 @@ def test_known_effects_are_found_and_the_page_has_them(machine, monkeypatch):
   report = files.read_json(decision.path(study))
   assert part == page.made(content, report).strip("\n") + "\n"
   assert "| Skip-Inner |" in part and "rank correlation" in part
+  assert part.count("| In which city is the next meeting") == 6 * 8
+  assert "Skip-Outer - Normal-SFT, nats per token: +0.000" in part
   assert all(c["claim"] in part for c in content["contrasts"])
 
 
