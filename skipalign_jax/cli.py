@@ -1,6 +1,7 @@
 """Command lines of the form `--config=FILE[:variant] --config.some.key=value`."""
 
 import dataclasses
+import re
 import textwrap
 from typing import Any
 
@@ -103,6 +104,8 @@ def _read_file(argv: list[str], usage: str) -> tuple[config_lib.ConfigDict, list
       named += [following] if (following := next(arguments, "")) else []
     elif arg.startswith("--config="):
       named.append(arg.removeprefix("--config="))
+    elif rest and re.fullmatch(r"--config\.[\w.]+", rest[-1]) and arg[:2] != "--":
+      rest[-1] += f"={arg}"  # so is the value of a key
     else:
       rest.append(arg)
   if not named:

@@ -341,8 +341,8 @@ def _ends(
   """A line on where the run ends, if that is inside an epoch or a batch."""
   if config.epochs is None and (rest := rows.not_reached(used)):
     return [
-      f"steps={config.steps} end before the last {rest:,} of {used + rest:,} rows of "
-      "these epochs; with epochs in place of steps all are read"
+      f"steps={config.steps} end inside epoch {rows.epochs:,}: {rest:,} of its rows "
+      "are not read; with epochs in place of steps all are"
     ]
   if empty := len(rows) - rows.filled:
     return [

@@ -41,6 +41,11 @@ class TrainRows:
     return len(self._rows)
 
   @property
+  def epochs(self) -> int:
+    """Number of epochs that were added, of which the last may be reached in part."""
+    return self._epochs
+
+  @property
   def filled(self) -> int:
     """Number of rows that have samples; the others are the last ones."""
     return len(self._rows) - self._empty

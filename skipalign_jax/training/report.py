@@ -55,10 +55,18 @@ def describe(setup: setup_lib.Setup, start: int) -> str:
       f"state ({config.optim.kind}), "
       f"{terminal.size(4 * trained)} gradients, over {mesh.devices.size} x {kind}"
       f"{hosts} ({axes})",
-      f"workdir    {setup.folder}"
-      + (f": continuing after step {start}" if start else ": a new run"),
+      f"workdir    {setup.folder}" + describe_start(start, data.steps),
     ]
   )
+
+
+def describe_start(start: int, steps: int) -> str:
+  """What is done in the workdir of a run that has trained `start` steps."""
+  if not start:
+    return ": a new run"
+  if start == steps:
+    return f": complete, all {steps:,} steps are trained"
+  return f": continuing after step {start}"
 
 
 def describe_positions(p: positions.PositionConfig) -> str:

@@ -100,6 +100,16 @@ def test_configs_of_the_package_are_found_from_any_folder(args, monkeypatch, tmp
   assert c.data.tokenizer == "bytes" and c.rope.kind == "ntk"
 
 
+def test_the_value_of_a_key_may_follow_it():
+  c, _ = parse(
+    "--config=llama2_ntk:tiny", "--config.data.train", "my chats.jsonl",
+    "--config.mesh.fsdp", "-1", "--config.data.packing", "--config.steps", "3",
+    "--config.data.packing_mask", "False", "--workdir", "w",
+  )  # fmt: skip
+  assert c.data.train == "my chats.jsonl" and (c.mesh.fsdp, c.steps) == (-1, 3)
+  assert c.data.packing is True and c.data.packing_mask is False
+
+
 def test_a_file_of_the_user_comes_before_one_of_the_package(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "configs").mkdir()

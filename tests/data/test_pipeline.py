@@ -248,9 +248,9 @@ def test_the_end_of_a_run_inside_a_batch_or_an_epoch_is_reported(cache):
   c.epochs = 4
   assert "empty" not in build(c).report
   c.steps, c.epochs = 3, None
-  assert "before the last 2 of 14 rows" in build(c).report
+  assert "inside epoch 2: 2 of its rows" in build(c).report
   c.steps = 7
-  assert "before the last" not in build(c).report
+  assert "inside epoch" not in build(c).report
 
 
 def test_a_run_of_steps_reads_what_it_read_before(cache):

@@ -67,3 +67,11 @@ def test_a_run_that_was_trained_with_the_same_template_is_not_noted():
   c = config_lib.default()
   c.data.tokenizer, c.data.template = "bytes", "tulu"
   assert report.describe_template(c, tokenizer_lib.resolve(c)) == []
+
+
+@pytest.mark.parametrize(
+  ("start", "reported"),
+  [(0, "a new run"), (3, "continuing after step 3"), (8, "all 8 steps are trained")],
+)
+def test_a_run_says_where_it_begins(start, reported):
+  assert reported in report.describe_start(start, 8)
