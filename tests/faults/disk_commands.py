@@ -25,6 +25,7 @@ def get_config(variant=""):
   c = config.tiny(config.default())
   c.data.train, c.data.eval, c.data.seq_len = "builtin:recall:6", "", 128
   c.batch_size, c.steps, c.checkpoint.every = 2, 2, 0
+  c.positions.strategy = "contiguous"  # takes least to compile
   if variant == "adapters":
     c.model, c.rope = config.default().model, config.default().rope
     c.data.tokenizer = ""
@@ -56,6 +57,13 @@ def files(folder: pathlib.Path) -> Content:
   """Path → digest of each file."""
   found = sorted(path for path in folder.rglob("*") if path.is_file())
   return {str(p.relative_to(folder)): digest(p.read_bytes()) for p in found}
+
+
+def state(folder: pathlib.Path) -> Content:
+  """Path → digest of each file, but of locks, which name a process; its folders."""
+  found = {str(path.relative_to(folder)): "" for path in folder.rglob("*")}
+  whole = files(folder).items()
+  return found | {name: one for name, one in whole if not name.endswith(".lock")}
 
 
 def arrays(item: pathlib.Path) -> Content:

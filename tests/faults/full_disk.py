@@ -1,18 +1,22 @@
 """Commands whose N-th change of a file fails, alone or with all that follow.
 
-python full_disk.py FOLDER COMMAND [--errors=ENOSPC,EIO:once] [--every=N] [--first=N]
-    [--calls=N,N…]
+python full_disk.py FOLDER COMMAND… [--errors=ENOSPC,EIO:once] [--in_turn] [--first=N]
+    [--every=N]
 
-With storage.c loaded. COMMAND is one of `disk_commands.COMMANDS`; all that it writes is
-below FOLDER/box. The first line says how many calls it makes. The first ones, every
-`every`-th one and those in `calls` are tried; each is a line of JSON: the error, the
-call's number, the call, and "message" or "complete", or what is wrong. After a message
-the same command runs again without a fault, and must leave what an undisturbed one
-leaves.
+With storage.c loaded. Each COMMAND is one of `disk_commands.COMMANDS`; all that it
+writes is below FOLDER/box. One call of each kind is tried (see `kind`) that no command
+of the same module had before, or the first N calls; of these every N-th; with each of
+the errors, or with one of them in turn. After a message the same command runs again
+without a fault, and must leave what an undisturbed one leaves.
+
+A line of JSON for each try: the command, the error, the call's number, the call, and
+"message" or "complete", or what is wrong. Before them one for each command, with the
+number of its calls; at the end one with the seconds of computing.
 """
 
 import argparse
 import atexit
+import collections
 import errno
 import faulthandler
 import importlib
@@ -29,7 +33,8 @@ import failing_saves
 
 from skipalign_jax.runtime import errors
 
-SECONDS = 60  # for a command
+SECONDS = 200  # for a command, on a machine with other work
+WITHIN = ("checkpoints", "rows", "xla")  # folders where a file's name does not matter
 MODULES = (  # loaded once; each command is a fork, made before JAX has a device
   *("train", "convert", "generate", "evaluate", "plan", "analyze", "show"),
   *("sweep.__main__", "sweep.collect", "sweep.execute", "training.run"),
@@ -37,9 +42,8 @@ MODULES = (  # loaded once; each command is a fork, made before JAX has a device
   *("commands.plan", "commands.show", "evals.needle", "evals.heatmap"),
 )
 LIBRARIES = (
-  "matplotlib.figure",
-  "matplotlib.backends.backend_agg",
-  "safetensors.numpy",
+  *("grain.python", "pandas", "pyarrow.compute", "safetensors.numpy"),
+  *("matplotlib.figure", "matplotlib.backends.backend_agg"),
 )
 
 
@@ -84,6 +88,7 @@ class Trial:
     self._command = disk_commands.COMMANDS[name]
     self.fail_with("ENOSPC")
     self._box = disk_commands.Box(folder, self._run)
+    self._worked = []  # what was there before a second try that worked
     self.whole, self.calls = self._undisturbed()
     assert self._undisturbed()[0] == self.whole, "it does not repeat itself"
 
@@ -134,8 +139,19 @@ class Trial:
     calls = self._storage.calls()
     if after > len(calls):
       return "", "not reached"
-    call = re.sub(r"[0-9a-f]{8,}|\.\d{10,}\S*", "#", calls[after - 1])
-    return call.replace(str(self._box.path), ""), self._outcome(status, out, err)
+    return self.short(calls[after - 1]), self._outcome(status, out, err)
+
+  def kinds(self):
+    """Kind → number of its first call."""
+    found = {}
+    for number, call in enumerate(self.calls, 1):
+      found.setdefault(kind(self.short(call)), number)
+    return found
+
+  def short(self, call):
+    """A call without what differs from try to try."""
+    call = call.replace(str(self._box.path), "")
+    return re.sub(r"[0-9a-f]{8,}|\.\d{10,}\S*", "#", call)
 
   def _outcome(self, status, out, err):
     if status not in (0, self._command.status):
@@ -147,10 +163,25 @@ class Trial:
       return "complete" if same else "status 0, but another output"
     if wrong := self._wrong_part():
       return f"after {err}: {wrong}"
+    if (left := disk_commands.state(self._box.path)) in self._worked:
+      return "message"
     status, out, again = self._box.run(self._command)
     if status or (found := self._content(out)) != self.whole:
       return f"after {err}: not as undisturbed: {again or found}, {self.whole}"
+    self._worked.append(left)
     return "message"
+
+
+def kind(call):
+  """What a call does, and the name of its file; not its number in the name.
+
+  In some folders what it does is enough: all calls of a checkpoint are those of
+  `failing_saves`.
+  """
+  what, path = call.split(" ", 1)
+  for name in WITHIN:
+    path = re.sub(f"/{name}/.*", f"/{name}/", path)
+  return f"{what} {re.sub('[0-9]+', '#', path)}"
 
 
 def not_one_message(status, printed, number, box):
@@ -169,31 +200,48 @@ def not_one_message(status, printed, number, box):
   return ""
 
 
+def chosen(trial, first, seen):
+  """Numbers of calls to try; `seen`: the kinds of earlier commands, which grow."""
+  if first:
+    return range(1, min(first, len(trial.calls)) + 1)
+  kinds = trial.kinds()
+  new = kinds.keys() - seen
+  seen |= new
+  return sorted(kinds[one] for one in new)
+
+
+def tries(calls, names, in_turn):
+  """(error, number of a call) of each try."""
+  for place, after in enumerate(calls):
+    for name in [names[place % len(names)]] if in_turn else names:
+      yield name, after
+
+
 def main(argv):
   parser = argparse.ArgumentParser()
   parser.add_argument("folder", type=pathlib.Path)
-  parser.add_argument("command", choices=disk_commands.COMMANDS)
+  parser.add_argument("commands", choices=disk_commands.COMMANDS, nargs="+")
   parser.add_argument("--errors", default="ENOSPC")
-  parser.add_argument("--every", type=int, default=10**6)
+  parser.add_argument("--in_turn", action="store_true")
   parser.add_argument("--first", type=int, default=0)
-  parser.add_argument("--calls", default="")
+  parser.add_argument("--every", type=int, default=1)
   args = parser.parse_args(argv)
-  folder = args.folder.absolute()
+  folder, seen = args.folder.absolute(), collections.defaultdict(set)
   box = folder / "box"
   places = {"HOME": box / "home", "TMPDIR": box / "tmp"}
   places["MPLCONFIGDIR"] = folder / "matplotlib"
   os.environ |= {name: str(path) for name, path in places.items()}
   for name in (*(f"skipalign_jax.{one}" for one in MODULES), *LIBRARIES):
     importlib.import_module(name)
-  trial = Trial(folder, args.command)
-  count = len(trial.calls)
-  print(json.dumps({"calls": count}))
-  chosen = {*range(1, args.first + 1), *range(args.every, count + 1, args.every)}
-  chosen |= {int(one) for one in args.calls.split(",") if one}
-  for error in args.errors.split(","):
-    trial.fail_with(error)
-    for after in sorted(chosen & set(range(1, count + 1))):
-      print(json.dumps([error, after, *trial.attempt(after)]), flush=True)
+  for command in args.commands:
+    trial = Trial(folder, command)
+    print(json.dumps({"command": command, "calls": len(trial.calls)}), flush=True)
+    before = seen[disk_commands.COMMANDS[command].words.split()[0]]
+    calls = chosen(trial, args.first, before)[args.every - 1 :: args.every]
+    for error, after in tries(calls, args.errors.split(","), args.in_turn):
+      trial.fail_with(error)
+      print(json.dumps([command, error, after, *trial.attempt(after)]), flush=True)
+  print(json.dumps({"seconds": round(sum(os.times()[:4]))}))
 
 
 if __name__ == "__main__":

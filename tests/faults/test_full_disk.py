@@ -8,6 +8,7 @@ import contextlib
 import errno
 import io
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -60,25 +61,17 @@ def test_files_that_may_not_grow_are_one_message(name, box, monkeypatch):
     assert command.prints or box.content(command)
 
 
-# Some of the first calls are tried, and every N-th.
-TRIED = {
-  "train": (f"--calls={','.join(map(str, range(1, 60, 4)))}", "--every=90"),
-  "train, caches at home": ("--first=3", "--every=200"),
-  "train, adapters": ("--every=160",),
-  "train, pairs": ("--every=90",),
-  "resume": ("--every=90",),
-  "import": ("--first=10", "--every=50"),
-  "generate": ("--every=18",),
-  "sweep --run": ("--every=300",),
-}
-OFTEN = ("--first=3", "--every=4")
 MODES = "ENOSPC,ENOSPC:once"
 OTHERS = "EROFS,EDQUOT,EACCES,EIO"
+# Each try of these takes seconds, of the others a tenth of it.
+RUNS = ("train", "resume", "import", "generate", "evaluate", "sweep")
+LONG = [name for name in disk_commands.COMMANDS if re.split("[, ]", name)[0] in RUNS]
+SHORT = [name for name in disk_commands.COMMANDS if name not in LONG]
 
 
 @pytest.fixture(scope="module")
 def tried(tmp_path_factory):
-  """(command, errors, *flags) → the outcomes of full_disk.py, as it prints them."""
+  """(commands, *flags) → counts of the outcomes of full_disk.py per command."""
   library = failing_saves.build(tmp_path_factory.mktemp("storage"))
   if library is None:
     pytest.skip("there is no C compiler")
@@ -88,40 +81,45 @@ def tried(tmp_path_factory):
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
 
-  def run(name, errors, *flags):
+  def run(names, *flags):
     with tempfile.TemporaryDirectory(dir=failing_saves.MEMORY) as folder:
       done = subprocess.run(
-        [
-          sys.executable,
-          full_disk.__file__,
-          folder,
-          name,
-          f"--errors={errors}",
-          *flags,
-        ],
+        [sys.executable, full_disk.__file__, folder, *names, *flags],
         env=variables,
         capture_output=True,
         text=True,
       )
     assert done.returncode == 0, done.stderr
-    _, *found = map(json.loads, done.stdout.splitlines())
-    counts = collections.Counter(outcome for *_, outcome in found)
-    print(f"{name}: {done.stdout.splitlines()[0]}, {errors}: {dict(counts)}")
-    assert counts.keys() <= {"message", "complete", "not reached"}, found
+    lines = list(map(json.loads, done.stdout.splitlines()))
+    found = [line for line in lines if isinstance(line, list)]
+    print(*flags, *(line for line in lines if line not in found))
+    counts = collections.defaultdict(collections.Counter)
+    for command, *_, outcome in found:
+      counts[command][outcome] += 1
+    for command, outcomes in counts.items():
+      print(f"{command}: {dict(outcomes)}")
+    wrong = [line for line in found if line[-1] not in FINE]
+    assert not wrong, wrong
     return counts
 
   return run
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", disk_commands.COMMANDS)
-def test_a_full_disk_at_the_calls_of_a_command(name, tried):
-  counts = tried(name, MODES, *TRIED.get(name, OFTEN))
-  assert counts["complete" if name == "generate" else "message"] > 1
+FINE = ("message", "complete", "not reached")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["train", "export", "evaluate", "distances"])
-def test_other_errors_at_some_calls_of_a_command(name, tried):
-  counts = tried(name, OTHERS, "--every=120" if name == "train" else "--every=9")
-  assert counts["message"] > 3
+@pytest.mark.parametrize(("names", "how"), [(LONG, ["--in_turn"]), (SHORT, [])])
+def test_a_full_disk_at_a_call_of_each_kind(names, how, tried):
+  counts = tried(names, f"--errors={MODES}", *how)
+  assert all(counts[name]["message"] > 1 for name in SHORT if name in names)
+  assert sum(map(collections.Counter.total, counts.values())) > 90
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("names", "every"), [(["train", "evaluate"], 12), (["export", "distances"], 3)]
+)
+def test_other_errors_at_some_calls(names, every, tried):
+  counts = tried(names, f"--errors={OTHERS}", "--in_turn", f"--every={every}")
+  assert sum(outcomes["message"] for outcomes in counts.values()) > 3
