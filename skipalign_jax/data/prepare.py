@@ -115,12 +115,14 @@ def prepare(
 
   name = _fingerprint(source, config, tokenizer, pairs)
   write = lambda new: _write(new, source, config, tokenizer, console, pairs)
+  folder = None
   try:
-    path = token_cache.file_of(_cache(config.cache_dir, name), name, write, console)
+    folder = _cache(config.cache_dir, name)
+    path = token_cache.file_of(folder, name, write, console)
   except OSError as error:
     raise errors.UserError(
       f"data.cache_dir={config.cache_dir or caches.HOME} cannot be used: "
-      f"{storage.explain(error)}"
+      f"{storage.explain(error, folder)}"
     ) from error
   try:
     rows = token_table.Rows(path)

@@ -51,14 +51,19 @@ def _origin(error: BaseException) -> tuple[BaseException, int | None]:
   return error, found if found in _REMEDIES else None
 
 
-def explain(error: BaseException) -> str:
-  """What failed, where, and what to do, in a line; any other error as it is."""
+def explain(error: BaseException, folder: pathlib.Path | None = None) -> str:
+  """What failed, where, and what to do, in a line; any other error as it is.
+
+  Args:
+    error: of any library.
+    folder: where it was, for an error that names no file.
+  """
   origin, number = _origin(error)
   if number is None:
     return str(error)
   if _TEMPORARY in str(origin):
     return f"{origin.strerror}; free some space there, or set TMPDIR to another folder"
-  if (where := _where(origin)) is None:
+  if (where := _where(origin) or folder) is None:
     return f"{os.strerror(number)}; {_REMEDIES[number]}"
   free = _free(pathlib.Path(where)) if number == errno.ENOSPC else ""
   return f"{where}: {os.strerror(number)}{free}; {_REMEDIES[number]}"

@@ -1,6 +1,7 @@
 """Sources to batches: counts, cache, held-out data, order, resume."""
 
 import ast
+import errno
 import io
 import json
 import pathlib
@@ -498,6 +499,17 @@ def test_unusable_cache_folder(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(errors.UserError, match=r"data\.cache_dir"):
     prepare_in(tmp_path / "file")
+
+
+def test_a_cache_in_the_home_folder_is_named_by_its_path(tmp_path, monkeypatch):
+  """Also by an error that names no file, as of one that is closed."""
+  monkeypatch.setenv("HOME", str(tmp_path))
+  failing = mock.Mock(side_effect=OSError(errno.ENOSPC, "x"))
+  monkeypatch.setattr(token_cache, "file_of", failing)
+  with pytest.raises(
+    errors.UserError, match=rf"{tmp_path}/.cache\S*: No space .* left"
+  ):
+    prepare_in("")
 
 
 def flipped(whole, at):

@@ -71,6 +71,9 @@ def test_a_message_says_where_and_how_much_is_left(tmp_path):
   text = f"Failed: \"{tmp_path}/a/b\": No space left on device [os_error_code='28']"
   for inside in (error, wrapped(error), ValueError(text)):
     assert storage.explain(inside) == storage.explain(error)
+  nameless = OSError(errno.ENOSPC, "of a file that is closed")
+  assert storage.explain(nameless, tmp_path / "a" / "b") == storage.explain(error)
+  assert storage.explain(error, tmp_path / "c") == storage.explain(error)
 
 
 @pytest.mark.parametrize(
