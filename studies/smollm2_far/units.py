@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from skipalign_jax.evals import facts
+from skipalign_jax.hf import native
 from skipalign_jax.runtime import errors, files, json_limits
 from skipalign_jax.sweep import runs
-from skipalign_jax.training import metrics
+from skipalign_jax.training import metrics, workdir
 from studies.smollm2_far import plan
 
 TRAIN, EVALUATE = "skipalign_jax.train", "skipalign_jax.evaluate"
@@ -85,6 +86,12 @@ class Study:
   def workdir(self, unit: Unit) -> pathlib.Path:
     """Of its training."""
     return self.out / "rows" / unit.name
+
+  def is_trained(self, unit: Unit) -> bool:
+    """Whether the last step of its training is saved."""
+    folder = self.workdir(unit)
+    saved, steps = native.steps(folder), workdir.read_steps(folder)
+    return bool(saved) and steps is not None and saved[-1] >= steps
 
   def evaluation(self, unit: Unit, name: str) -> pathlib.Path:
     """The folder of one of its evaluations."""
@@ -211,8 +218,8 @@ def _steps(study: Study, unit: Unit) -> Iterator[tuple[str, list[str]]]:
   """Names and commands of what a unit lacks."""
   done = lambda name: (study.evaluation(unit, name) / "results.json").exists()
   missing = [name for name in study.evaluations(unit) if not done(name)]
-  if unit.seed is not None and missing:
-    yield "train", study.train_command(unit)  # ends at once where it is complete
+  if unit.seed is not None and missing and not study.is_trained(unit):
+    yield "train", study.train_command(unit)
   for name in missing:
     yield name, study.evaluate_command(unit, name)
 

@@ -43,6 +43,7 @@ MORE = {
   "studies.length": ["--steps=2", "--seeds=2"],
   "plan": ["--search=0"],
   "evaluate longbench": ["--tasks=qasper"],
+  "evaluate facts": ["--lengths=3000", "--samples=1"],
   "evaluate suite": ["--lengths=3600", "--samples=1", "--limit=1"],
   "sweep --config=configs/methods.py:tiny --run": ["--rows=cream,longalign_sorted"],
   "sweep --config=configs/paper_figure4.py:tiny --run": [

@@ -327,3 +327,12 @@ def test_a_tiny_unit_runs_the_real_commands(tmp_path):
   content = files.read_json(made[0])
   assert len(content["texts"]) == 2 and np.isfinite(content["eval_loss"])
   assert content["misalignment"]["sce"] > 0
+  shutil.rmtree(study.evaluation(unit, plan.NEAR))  # it is stopped after training
+  commands = []
+
+  def call(command):
+    commands.append(command[2:4])
+    return execute.call(command)
+
+  units.make(study, unit, call)
+  assert commands == [[units.EVALUATE, "facts"]]
