@@ -54,7 +54,8 @@ def draw(
   if max_position:
     right.axhline(max_position, color="black", linestyle="--", linewidth=1, label="L")
   right.set(xlabel="step", ylabel="position id")
-  right.set_ylim(bottom=0)
+  largest = max([max_position, *(r.get("largest_position", 0) for r in records)])
+  right.set_ylim(0, 1.05 * max(largest, 1))
   right.yaxis.set_major_formatter("{x:,.0f}")
   for axes in (left, right):
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))

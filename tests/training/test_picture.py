@@ -44,6 +44,7 @@ def test_draws_losses_and_positions(folder, capsys, monkeypatch):
   assert list(held_out.get_xdata()) == [0, 2] and list(held_out.get_ydata()) == [3, 2.5]
   assert list(right.get_lines()[0].get_ydata()) == [900, 1000]
   assert right.get_lines()[1].get_ydata()[0] == 1024
+  assert right.get_ylim() == pytest.approx((0, 1.05 * 1024))
   assert sorted(p.name for p in folder.iterdir()) == ["metrics.jsonl", picture.NAME]
 
 
