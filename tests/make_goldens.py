@@ -1,6 +1,7 @@
 """Writes tests/goldens/{rope,logits}.npz from transformers' own PyTorch code.
 
 python tests/make_goldens.py     (needs torch and transformers, half a minute)
+python tests/make_goldens.py --device   (only what check_device has of them)
 
 The goldens are what this project's rope and model are tested against without
 torch: angles and logits that another implementation computed. Weights are not
@@ -9,11 +10,16 @@ stored; both sides draw them from `weights`.
 
 import json
 import pathlib
+import sys
 
 import numpy as np
 
+from skipalign_jax.planning import goldens
+
 FOLDER = pathlib.Path(__file__).parent / "goldens"
-LENGTH = 20
+LENGTH = goldens.LENGTH
+tokens, weights = goldens.tokens, goldens.draw_weights
+OF_DEVICE = ("llama2_gqa", "llama3", "qwen2", "qwen3", "smollm3")  # for check_device
 
 # Several orders of magnitude, the paper's scales, and an odd head size.
 ROPES = {
@@ -147,29 +153,36 @@ MODELS = {
 }
 
 
-def weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
-  """fp32 tensors by HF name, the same on every machine; norms lie around one."""
-  rng = np.random.default_rng(seed)
-  drawn = {}
-  for name in sorted(shapes):
-    values = rng.standard_normal(shapes[name]).astype(np.float32)
-    drawn[name] = 1 + values / 8 if "norm" in name else values / 6
-  return drawn
-
-
 def positions(kind: str, window: int) -> np.ndarray:
   """positions_L: contiguous, or three runs whose last token ends the window."""
-  positions_L = np.arange(LENGTH)
-  if kind == "skipped":
-    spare = window - LENGTH
-    positions_L[7:] += spare // 3
-    positions_L[12:] += spare - spare // 3
-  return positions_L
+  return goldens.skipped(window) if kind == "skipped" else np.arange(LENGTH)
 
 
-def tokens(vocab_size: int) -> np.ndarray:
-  """tokens_BL of the logits goldens."""
-  return np.random.default_rng(1).integers(0, vocab_size, (1, LENGTH))
+def of_device() -> dict:
+  """What skipalign_jax/planning/goldens.json has."""
+  logits, models = np.load(FOLDER / "logits.npz"), {}
+  for name in OF_DEVICE:
+    logits_LV = logits[f"{name}/skipped"][0]
+    models[name] = {
+      "config": MODELS[name],
+      "seed": list(MODELS).index(name),
+      "logits": [float(f"{x:.7g}") for x in logits_LV[-1]],
+      "loss": goldens.loss(logits_LV),
+    }
+  drawn = {name: goldens.drawn(name).tolist() for name in goldens.STRATEGIES}
+  return {"positions": drawn, "models": models}
+
+
+def write_of_device() -> None:
+  """Writes goldens.json, a line per golden."""
+  path = pathlib.Path(goldens.__file__).with_suffix(".json")
+  sections = [
+    f'"{section}": {{\n'
+    + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in values.items())
+    + "\n}"
+    for section, values in of_device().items()
+  ]
+  path.write_text("{\n" + ",\n".join(sections) + "\n}\n")
 
 
 def main() -> None:
@@ -227,4 +240,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  main()
+  if sys.argv[1:] != ["--device"]:
+    main()
+  write_of_device()

@@ -11,7 +11,12 @@ import numpy as np
 from skipalign_jax import config as config_lib
 from skipalign_jax.method import positions
 from skipalign_jax.model import sharding
-from skipalign_jax.planning import attention_errors, device_report, timed_programs
+from skipalign_jax.planning import (
+  attention_errors,
+  device_report,
+  goldens,
+  timed_programs,
+)
 from skipalign_jax.runtime import compile_cache, errors, files, paths, storage, terminal
 
 Record = dict[str, Any]
@@ -41,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
   console.print(device_report.heading(record))
   steps = {
     "positions": check_positions,
+    "goldens": lambda: list(goldens.check(device.platform)),
     "attention": lambda: check_attention(device.platform, *ATTENTION[size]),
     "losses": lambda: check_losses(jax.device_count()),
     "programs": lambda: time_programs(size, device),

@@ -12,6 +12,8 @@ def checks(record: Record) -> Iterator[bool]:
   """Each check that ran: whether it holds."""
   if "equal" in record["positions"]:
     yield record["positions"]["equal"]
+  for one in record["goldens"]:
+    yield one["holds"]
   for one in record["attention"]:
     if "holds" in one:
       yield one["holds"]
@@ -59,6 +61,14 @@ def _positions(found: Record) -> Iterator[str]:
     return
   verdict = "equal" if found["equal"] else "NOT equal"
   yield f"positions  {verdict} to a CPU's, up to {found['largest']:,}"
+
+
+def _goldens(found: list[Record]) -> Iterator[str]:
+  yield "goldens    error of positions, logits (by the largest) and losses (nats)"
+  for one in found:
+    verdict = "" if one["holds"] else "  FAILS"
+    error = f"{one['error']:.1e} (at most {one['bound']:.0e})"
+    yield f"  {one['golden']:20}  {error}{verdict}"
 
 
 def _attention(found: list[Record]) -> Iterator[str]:
@@ -127,6 +137,7 @@ def _training(train: Record, plan: Record) -> Iterator[str]:
 
 _SECTIONS = {
   "positions": _positions,
+  "goldens": _goldens,
   "attention": _attention,
   "losses": _losses,
   "programs": _programs,

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from skipalign_jax.model import lora
-from skipalign_jax.planning import compiler, estimate, hlo, search
+from skipalign_jax.planning import anchors, compiler, estimate, hlo, search
 from skipalign_jax.runtime import hardware
 
 PREALLOCATED = 0.75  # share of a GPU that JAX's allocator takes by default
@@ -154,6 +154,7 @@ def topology(
     "search": searched,
     "duration": duration,
     "advice": advice,
+    "published": anchors.lines(where.hardware.name) if job.kind == "train" else [],
     "assumptions": assumptions(where),
   }  # fmt: skip
 

@@ -31,7 +31,7 @@ def show(records: Sequence[Record], console: terminal.Console) -> None:
     if len(records) > 1 and all(line in record["assumptions"] for record in records)
   ]
   for record in records:
-    lines = [*record["advice"], *record["assumptions"]]
+    lines = [*record["advice"], *record["published"], *record["assumptions"]]
     own = [line for line in lines if line not in shared]
     _show_list(record["topology"], own, console)
   _show_list("all of them", shared, console)

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import pathlib
 import subprocess
 import sys
 
 import jax
+import make_goldens
 import numpy as np
 import pytest
 import tiny
@@ -13,7 +15,12 @@ import tiny
 from skipalign_jax import check_device as skipalign_jax_check_device
 from skipalign_jax.commands import check_device
 from skipalign_jax.model import attention, backends, sharding
-from skipalign_jax.planning import attention_errors, device_report, timed_programs
+from skipalign_jax.planning import (
+  attention_errors,
+  device_report,
+  goldens,
+  timed_programs,
+)
 from skipalign_jax.runtime import hardware
 
 
@@ -35,6 +42,7 @@ def test_it_runs_whole_in_small(whole):
   tried = {(one["backend"], one["dtype"]) for one in found["attention"]}
   kinds = ("bfloat16", "float32")
   assert tried == {(name, kind) for name in ("xla", "blockwise") for kind in kinds}
+  assert [one["holds"] for one in found["goldens"]] == [True] * (6 + 2 * 5)
   narrow = [o["error"] for o in found["attention"] if o["dtype"] == "bfloat16"]
   assert len(found["attention"]) == 8 and min(narrow) > 1e-4
   (program,) = found["programs"]
@@ -45,7 +53,12 @@ def test_it_runs_whole_in_small(whole):
 
 def test_the_report_has_each_check(whole):
   text = (whole[1] / "report.md").read_text()
-  for words in ("All checks hold", "blockwise float32  head  64 packed", "tok/s"):
+  for words in (
+    "All checks hold",
+    "blockwise float32  head  64 packed",
+    "tok/s",
+    "logits qwen3",
+  ):
     assert words in text
   assert "FAILS" not in text
 
@@ -65,6 +78,7 @@ def test_a_wrong_backend_is_found(monkeypatch, packed, fails):
 
 GOOD = {
   "positions": {"equal": True, "largest": 9},
+  "goldens": [{"holds": True}, {"holds": True}],
   "attention": [{"holds": True}, {"refused": "not on this GPU"}],
   "losses": {"holds": True},
 }
@@ -76,12 +90,40 @@ GOOD = {
     ({}, True),
     ({"positions": {"skipped": "no CPU"}}, True),
     ({"positions": {"equal": False, "largest": 9}}, False),
+    ({"goldens": [{"holds": True}, {"holds": False}]}, False),
     ({"attention": [{"holds": False}]}, False),
     ({"losses": {"holds": False}}, False),
   ],
 )
 def test_each_check_counts(change, passed):
   assert all(device_report.checks(GOOD | change)) == passed
+
+
+def test_goldens_are_those_of_the_script():
+  """The file has what transformers computed, and positions that skip."""
+  stored = json.loads(pathlib.Path(goldens.__file__).with_suffix(".json").read_text())
+  logits = np.load(make_goldens.FOLDER / "logits.npz")
+  for name, model in stored["models"].items():
+    expected = logits[f"{name}/skipped"][0, -1]
+    np.testing.assert_allclose(model["logits"], expected, rtol=1e-6)
+  for name, rows in stored["positions"].items():
+    drawn = np.array(rows)
+    assert drawn.max() > 1000, name
+    assert (np.diff(drawn, axis=1) > 0).all() and (drawn[0] != drawn[1]).any()
+
+
+def test_a_wrong_rope_and_a_wrong_draw_are_found(monkeypatch):
+  stored = json.loads(pathlib.Path(goldens.__file__).with_suffix(".json").read_text())
+  few = {
+    "positions": {"skip_outer": stored["positions"]["skip_outer"]},
+    "models": {"qwen2": stored["models"]["qwen2"]},
+  }
+  monkeypatch.setattr(goldens.json, "loads", lambda text: few)
+  monkeypatch.setattr(goldens, "skipped", lambda window: np.arange(goldens.LENGTH))
+  draw = goldens.positions.synthesize
+  later = lambda recipe, seed, batch: draw(recipe, seed + 1, batch)
+  monkeypatch.setattr(goldens.positions, "synthesize", later)
+  assert [one["holds"] for one in goldens.check("cpu")] == [False] * 3
 
 
 def test_other_losses_on_more_devices_fail(monkeypatch):

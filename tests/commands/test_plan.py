@@ -16,6 +16,7 @@ from skipalign_jax import plan
 from skipalign_jax.commands import plan as commands_plan
 from skipalign_jax.model import known_models
 from skipalign_jax.planning import (
+  anchors,
   compiler,
   hlo,
   plan_json,
@@ -146,6 +147,15 @@ def test_seven_billion_by_arithmetic(no_compiler):
   assert record["duration"]["steps"] == math.ceil(2 * commands_plan.TULU_SAMPLES / 128)
   low, high = step["estimate"]["mfu"]
   assert 0.3 < low < high < 0.75
+  assert "Llama-2-7B, 4,096 tokens, 128 GPUs: 3,700 tokens/s a device, MFU 57 %" in text
+
+
+def test_anchors_are_of_known_hardware(no_compiler):
+  names = {name for anchor in anchors.ANCHORS for name in anchor.hardware}
+  assert names < hardware.HARDWARE.keys()
+  assert len(anchors.lines("h100")) == 2 and anchors.lines("l4") == []
+  (record,), _ = run(small(), job="generate", length=256, topology="h100:8")
+  assert record["published"] == []
 
 
 def test_adapters_by_arithmetic(no_compiler):
@@ -175,7 +185,7 @@ def test_known_shapes_need_no_files_and_no_network(no_compiler, monkeypatch):
 
 KEYS = {
   "": "topology device devices mode job mesh parameters settings programs search "
-  "duration advice assumptions",
+  "duration advice published assumptions",
   "program": "program compiled refused compile_seconds rows length new rows_per_device "
   "bytes_per_device fits flops collectives loops_of_unknown_length "
   "sent_bytes_per_device bounds_seconds estimate",
