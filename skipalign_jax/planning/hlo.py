@@ -119,8 +119,8 @@ class _Sums:
         self._add(instruction, name, times, fused)
       elif instruction.opcode == "while":
         found |= self._visit_loop(instruction, name, times)
-      elif instruction.opcode in ("call", "fusion", "conditional", "async-start"):
-        inner = fused or instruction.opcode in ("fusion", "async-start")
+      elif instruction.opcode in ("call", "conditional", *overlap.PARTS):
+        inner = fused or instruction.opcode in overlap.PARTS
         for called in hlo_text.called(instruction):
           found |= self.visit(called, times, inner)
     return found

@@ -25,6 +25,8 @@ KINDS = (
   "collective-broadcast",
   "ragged-all-to-all",
 )
+# What runs another computation as a part of itself, or starts it and goes on.
+PARTS = ("fusion", "async-start", "call-start")
 HIGHEST = 0.75  # share of the peak; as in estimate.PRODUCT_EFFICIENCY
 
 
@@ -179,7 +181,7 @@ class _Schedule:
       return {number}, 0
     if instruction.opcode in ("dot", "convolution"):
       return set(), flops(instruction, self._computations[name])
-    if instruction.opcode not in ("fusion", "async-start"):
+    if instruction.opcode not in PARTS:
       return set(), 0
     found: set[str] = set()
     total = 0

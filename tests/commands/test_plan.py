@@ -384,7 +384,11 @@ def test_advice_for_a_gpu_that_needs_more_than_jax_takes():
 
 
 @pytest.mark.plan
-@pytest.mark.parametrize("name", ["a100-80gb:8", "a100-40gb:2", "h100:16", "v5e:2x4"])
+@pytest.mark.parametrize(
+  "name",
+  ["a100-80gb:8", "a100-40gb:2", "h100:16", "v5e:2x4", "h200:8", "b200:8", "l4:4",
+   "l40s:8", "tpu7x:2x2x1"],
+)  # fmt: skip
 def test_the_tiny_step_compiles(name):
   assert compiler.available(hardware.parse(name)[0].hardware), compiler.INSTALL
   sizes = {"batch_size": 16, "model.compute_dtype": "bfloat16"}
@@ -399,6 +403,10 @@ def test_the_tiny_step_compiles(name):
   moved = sum(c["payload_bytes"] for (_, dtype), c in found.items() if dtype == "bf16")
   assert moved >= 2 * weights
   assert any(c["crosses_hosts"] for c in step["collectives"]) == (name == "h100:16")
+  for c in step["collectives"]:
+    assert 0 <= c["hidden_bytes"] <= c["asynchronous_bytes"] <= c["sent_bytes"]
+    gpu = hardware.parse(name)[0].hardware.platform == "cuda"
+    assert c["asynchronous_bytes"] == c["sent_bytes"] or not gpu
 
 
 @pytest.mark.plan

@@ -105,6 +105,26 @@ def test_a_gather_that_runs_inside_products():
   assert gather.hidden_bytes == pytest.approx(0.5 * GATHERED)
 
 
+def test_a_gather_that_another_core_runs():
+  """As on a tpu7x, whose sparse cores gather while the others compute."""
+  text = TPU.replace(
+    "%start = bf16[1024,128]{1,0} fusion(%a), kind=kCustom, calls=%begin",
+    "%start = ((bf16[128,128]{1,0}), bf16[1024,128]{1,0}) call-start(%a), "
+    'async_execution_thread="sparsecore", to_apply=%begin',
+  )
+  product = "f32[128,128]{1,0} convolution(%x, %w), dim_labels=bf_io->bf"
+  text = text.replace(
+    "f32[128,128]{1,0} fusion(%a, %x, %w), kind=kOutput, calls=%beside", product
+  )
+  done = "ROOT %done = bf16[1024,128]{1,0} "
+  text = text.replace(
+    f"{done}fusion(%a), kind=kCustom, calls=%end", f"{done}call-done(%start)"
+  )
+  assert shares(text, 0.5) == pytest.approx({"7": 0.5})
+  (gather,) = hlo.traffic(text, 8, device(0.5)).collectives
+  assert gather.sent_bytes == gather.asynchronous_bytes == GATHERED
+
+
 def product(text):
   lines = (
     "ENTRY %main (x: f32[2]) -> f32[2] {\n"
