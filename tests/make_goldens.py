@@ -19,7 +19,7 @@ from skipalign_jax.planning import goldens
 FOLDER = pathlib.Path(__file__).parent / "goldens"
 LENGTH = goldens.LENGTH
 tokens, weights = goldens.tokens, goldens.draw_weights
-OF_DEVICE = ("llama2_gqa", "llama3", "qwen2", "qwen3", "smollm3")  # for check_device
+OF_DEVICE = ("llama3", "qwen2", "qwen3", "smollm3")  # for check_device
 
 # Several orders of magnitude, the paper's scales, and an odd head size.
 ROPES = {

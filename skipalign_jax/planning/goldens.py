@@ -22,7 +22,7 @@ from skipalign_jax.model import decoder, model_config
 
 Record = dict[str, Any]
 LENGTH = 20  # tokens of the models' texts
-STRATEGIES = ("skip_outer", "skip_inner", "skip_all", "pose", "randpos", "cream")
+STRATEGIES = ("skip_outer", "pose", "cream")
 # Largest error of logits by the largest logit, and of a loss in nats. Products in fp32
 # with all bits; sines of large angles differ a little between devices.
 BOUND = {"cpu": 1e-5}

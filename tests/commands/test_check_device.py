@@ -42,7 +42,7 @@ def test_it_runs_whole_in_small(whole):
   tried = {(one["backend"], one["dtype"]) for one in found["attention"]}
   kinds = ("bfloat16", "float32")
   assert tried == {(name, kind) for name in ("xla", "blockwise") for kind in kinds}
-  assert [one["holds"] for one in found["goldens"]] == [True] * (6 + 2 * 5)
+  assert [one["holds"] for one in found["goldens"]] == [True] * (3 + 2 * 4)
   narrow = [o["error"] for o in found["attention"] if o["dtype"] == "bfloat16"]
   assert len(found["attention"]) == 8 and min(narrow) > 1e-4
   (program,) = found["programs"]
@@ -114,16 +114,14 @@ def test_goldens_are_those_of_the_script():
 
 def test_a_wrong_rope_and_a_wrong_draw_are_found(monkeypatch):
   stored = json.loads(pathlib.Path(goldens.__file__).with_suffix(".json").read_text())
-  few = {
-    "positions": {"skip_outer": stored["positions"]["skip_outer"]},
-    "models": {"qwen2": stored["models"]["qwen2"]},
-  }
+  few = stored | {"models": {"qwen2": stored["models"]["qwen2"]}}
   monkeypatch.setattr(goldens.json, "loads", lambda text: few)
   monkeypatch.setattr(goldens, "skipped", lambda window: np.arange(goldens.LENGTH))
-  draw = goldens.positions.synthesize
-  later = lambda recipe, seed, batch: draw(recipe, seed + 1, batch)
-  monkeypatch.setattr(goldens.positions, "synthesize", later)
-  assert [one["holds"] for one in goldens.check("cpu")] == [False] * 3
+  drawn = {name: np.array(rows) for name, rows in stored["positions"].items()}
+  drawn["pose"][1, -1] += 1
+  monkeypatch.setattr(goldens, "drawn", drawn.get)
+  found = [one["holds"] for one in goldens.check("cpu")]
+  assert found == [name != "pose" for name in drawn] + [False] * 2
 
 
 def test_other_losses_on_more_devices_fail(monkeypatch):
