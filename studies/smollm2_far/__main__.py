@@ -39,7 +39,9 @@ def main(argv: list[str] | None = None) -> int:
     return status
   report = decision.decide(study)
   if not report.passed:
-    console.print("the base finds too few facts inside its window; the study ends here")
+    console.print(
+      "the base chooses too few answers inside its window; the study ends here"
+    )
     return 0
   if args.gate:
     console.print(f"the gate is done: {decision.path(study)}")

@@ -25,7 +25,7 @@ def decide(study: units.Study) -> gate.Report:
     content = files.read_json(path(study))
     given = content["decided"] | {"targets": tuple(content["decided"]["targets"])}
     return gate.Report(content["passed"], plan.Decided(**given), content["numbers"])
-  gains, base_hits = {}, 0.0
+  gains, base_choices = {}, 0.0
   for unit in units.of_gate():
     for which in unit.arm.texts:
       texts = files.read_json(study.result(unit, which))["texts"]
@@ -33,8 +33,8 @@ def decide(study: units.Study) -> gate.Report:
         target = unit.arm.rope["rope.target_length"]
         gains[unit.row, target, which] = [float(np.mean(t["gain"])) for t in texts]
       elif which == plan.FAR:
-        base_hits = float(np.mean([text["hit"] for text in texts]))
-  report = gate.decide(base_hits, gains)
+        base_choices = float(np.mean([text["choice"] for text in texts]))
+  report = gate.decide(base_choices, gains)
   files.write_json(path(study), dataclasses.asdict(report))
   return report
 

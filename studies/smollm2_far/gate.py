@@ -2,8 +2,8 @@
 
 Rules, in order; each is applied once:
 
-1. The base finds BASE_HITS of its facts inside the window, or the instrument is too
-   hard and the study ends here.
+1. The base chooses the answers of BASE_CHOICES of its facts inside the window, or the
+   instrument is too hard and the study ends here.
 2. Target: the better one by the mean gain of both pilots' 40 far facts, five texts.
    Both methods count, so that it is tuned for neither. Within one paired standard error
    over the texts both are carried, the better one first.
@@ -41,11 +41,11 @@ class Report:
   numbers: dict[str, Any]
 
 
-def decide(base_hits: float, gains: Gains) -> Report:
+def decide(base_choices: float, gains: Gains) -> Report:
   """Applies the rules.
 
   Args:
-    base_hits: share of the base's facts found inside the window.
+    base_choices: share of the base's facts inside the window that it chooses.
     gains: of Normal-SFT and Skip-Outer at both targets.
   """
   by_target = {
@@ -70,14 +70,14 @@ def decide(base_hits: float, gains: Gains) -> Report:
   enough = [n for n, width in widths.items() if width <= plan.MARGIN]
   texts = enough[0] if enough else plan.TEXT_COUNTS[-1]
   return Report(
-    passed=base_hits >= plan.BASE_HITS,
+    passed=base_choices >= plan.BASE_CHOICES,
     decided=plan.Decided(
       targets=(first, second) if close else (first,),
       far_length=plan.LENGTHS[length],
       far_texts=texts,
     ),
     numbers={
-      "base_hits": base_hits,
+      "base_choices": base_choices,
       "gain_by_target": {t: float(x.mean()) for t, x in by_target.items()},
       "lead_of_the_first": float(lead.mean()),
       "error_of_the_lead": error,

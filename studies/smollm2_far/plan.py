@@ -30,7 +30,7 @@ L_BEYOND = 65_536
 TARGETS = (32_768, 65_536)
 
 MARGIN = 0.3  # nats; a difference within is equivalent
-BASE_HITS = 0.8  # of the base's facts inside the window
+BASE_CHOICES = 0.8  # of the base's facts inside the window, by choice
 ROOM = (0.5, 0.7)  # least gain far, nats; and most, as a share of the gain near
 LENGTHS = {"first": 20_480, "shorter": 16_384, "longer": 24_576}
 TEXT_COUNTS = (4, 6, 8)  # far texts of arm II: the first that suffices

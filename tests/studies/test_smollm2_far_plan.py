@@ -38,7 +38,7 @@ def test_the_page_has_the_numbers_of_the_plan():
   assert "seeds 0 to 5" in PAGE and plan.SEEDS == tuple(range(6))
   assert "seeds 0\nto 2" in PAGE and plan.FEW == (0, 1, 2)
   assert f"pilot seed ({plan.PILOT})" in PAGE
-  assert f"at least {100 * plan.BASE_HITS:.0f} %" in PAGE
+  assert f"at least {100 * plan.BASE_CHOICES:.0f} %" in PAGE
   assert "above {} nats and below {} of".format(*plan.ROOM) in PAGE
   for length in plan.LENGTHS.values():
     assert f"{length:,}" in PAGE
