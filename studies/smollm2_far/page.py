@@ -66,8 +66,8 @@ def gate_report(report: dict[str, Any]) -> str:
   passed = "passed" if report["passed"] else "not passed; the study ends here"
   widths = ", ".join(f"{n}: {x:.2f}" for n, x in numbers["half_widths"].items())
   return (
-    f"**Gate: {passed}.** The base chooses {100 * numbers['base_choices']:.0f} % of its "
-    f"answers inside the window. Mean gain far by target: {targets}; lead "
+    f"**Gate: {passed}.** The base chooses {100 * numbers['base_choices']:.0f} % of "
+    f"its answers inside the window. Mean gain far by target: {targets}; lead "
     f"{numbers['lead_of_the_first']:.2f} ± {numbers['error_of_the_lead']:.2f} "
     f"(standard error). Normal-SFT gains {numbers['normal_far']:.2f} nats far and "
     f"{numbers['normal_near']:.2f} near. Half-widths by number of texts: {widths}. "
