@@ -265,12 +265,13 @@ def run(
 
 
 def _write(task, options, results, folder, console) -> None:
+  """Pictures, then results.json, which says to a sweep that all is there."""
   name = results["protocol"]["task"]
   try:
-    files.write_json(folder / "results.json", results)
     if hasattr(task, "draw") and plotting.possible(console, folder / f"{name}.png"):
       for picture in task.draw(options, results, folder):
         console.print(f"{name}: drawn in {picture}")
+    files.write_json(folder / "results.json", results)
   except OSError as error:
     raise errors.UserError(
       f"results cannot be written to {folder} ({storage.explain(error)}). All items "

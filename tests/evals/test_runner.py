@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import types
+from unittest import mock
 
 import pytest
 import tiny_subject
@@ -136,6 +137,15 @@ def test_full_disk_loses_nothing(tmp_path, monkeypatch):
     run(folder)
   monkeypatch.undo()
   assert run(folder)["summary"]["interval"]["n"] == 6
+
+
+def test_without_its_picture_an_evaluation_is_not_finished(tmp_path, monkeypatch):
+  """A sweep evaluates again where there is no results.json."""
+  failing = mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+  monkeypatch.setattr(needle, "draw", failing)
+  with pytest.raises(errors.UserError, match=r"No space left.*items are saved"):
+    run(tmp_path / "full")
+  assert not (tmp_path / "full" / "results.json").exists()
 
 
 def test_limit_and_no_items(tmp_path):
