@@ -4,11 +4,15 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from skipalign_jax.runtime import terminal
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Seconds in which signals count as one: `make`, `timeout` and job schedulers pass a
+# signal on that the whole group of processes has got already.
+TOGETHER = 0.5
 
 
 class Stopped(KeyboardInterrupt):
@@ -48,7 +52,7 @@ def as_exceptions() -> Iterator[None]:
   """
 
   def stop(number: int, _) -> None:
-    _let_the_next_end_the_process()
+    _leave_the_next_to_the_thread()
     raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
 
   with _handled(stop):
@@ -59,8 +63,8 @@ class Stop:
   """Notes SIGINT, SIGTERM and SIGHUP, so that a loop can save and end.
 
   The second signal ends the process at once, whatever it waits for. It leaves the same
-  files as a kill, and the next start handles them. A terminal that is closed may send
-  several SIGHUPs, which count as one.
+  files as a kill, and the next start handles them. Signals within `TOGETHER` seconds
+  count as one, and so do all SIGHUPs, of which a closed terminal may send several.
 
   Attributes:
     status: exit status, 0 or 128 + the signal's number.
@@ -86,7 +90,7 @@ class Stop:
 
   def _note(self, number: int, _) -> None:
     self.status = 128 + number
-    _let_the_next_end_the_process()
+    _leave_the_next_to_the_thread()
     if self._announce:
       console = terminal.Console()
       # A progress bar hides the cursor, and nothing shows it after a second signal.
@@ -115,20 +119,21 @@ def _handled(handler: Callable[[int, object], None]) -> Iterator[None]:
     os.close(writing)  # which ends the thread
 
 
-def _let_the_next_end_the_process() -> None:
+def _leave_the_next_to_the_thread() -> None:
   """For the time after the first signal; another SIGHUP changes nothing."""
   for number in _SIGNALS:
     ignored = number == signal.SIGHUP
-    signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    signal.signal(number, signal.SIG_IGN if ignored else lambda *_: None)
 
 
 def _end_at_second(reading: int) -> None:
   """Ends the process at the second signal that comes through the pipe."""
-  first = 0
+  first = None
   with os.fdopen(reading, "rb", buffering=0) as pipe:
     while number := pipe.read(1):
       if number[0] not in _SIGNALS:
         continue
-      if first and number[0] != signal.SIGHUP:
+      now = time.monotonic()
+      first = now if first is None else first
+      if now - first > TOGETHER and number[0] != signal.SIGHUP:
         os._exit(128 + number[0])
-      first = first or number[0]
