@@ -32,8 +32,9 @@ COMMANDS = (*MEASUREMENTS, "training", "draw")
 OUT = "runs/analysis"
 
 
-def main(argv: Sequence[str] = sys.argv) -> int:
-  """Runs one command; returns the exit status."""
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one command, by default that of sys.argv; returns the exit status."""
+  argv = sys.argv if argv is None else argv
   what, rest = (argv[1], list(argv[2:])) if len(argv) > 1 else ("", [])
   if what in ("", "-h", "--help") or {"-h", "--help"} & set(rest):
     terminal.Console().print(f"{__doc__}\nusage: {USAGE}")

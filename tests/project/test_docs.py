@@ -128,7 +128,7 @@ def parse(monkeypatch):
     if importlib.util.find_spec(name).submodule_search_locations:
       name += ".__main__"
     argv = sys.argv[:]
-    sys.argv[:] = [module, *words]  # in place: `analyze` has it as a default
+    sys.argv[:] = [module, *words]
     try:
       importlib.import_module(name).main()
     except Parsed:
