@@ -25,7 +25,7 @@ KINDS = (
   "collective-broadcast",
   "ragged-all-to-all",
 )
-# What runs another computation as a part of itself, or starts it and goes on.
+# What runs another computation as a part of itself, or starts it and continues.
 PARTS = ("fusion", "async-start", "call-start")
 HIGHEST = 0.75  # share of the peak; as in estimate.PRODUCT_EFFICIENCY
 

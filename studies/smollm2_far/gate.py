@@ -31,7 +31,7 @@ class Report:
   """The decision, and the numbers that it is based on.
 
   Attributes:
-    passed: whether the study goes on.
+    passed: whether the study continues.
     decided: about arm II.
     numbers: for the page; JSON.
   """

@@ -171,7 +171,7 @@ def test_cached_equals_plain(keys, start, padding):
   segments_BS = np.array(KEY_SEGMENTS[keys], np.int32)
   places_L = start + np.arange(L)
   query_segments_BL = segments_BS[:, places_L].copy()
-  if padding:  # behind the queries, as of short tails
+  if padding:  # after the queries, as of short tails
     query_segments_BL[:, -padding:] = 0
   (q_BSNH, k_BSKH, v_BSKH), *_ = inputs(24, heads=4, kv_heads=2)
   q_BLNH = q_BSNH[:, places_L]
