@@ -711,7 +711,7 @@ def tiny(c: ConfigDict) -> ConfigDict:
   m.family, m.nope_layers = "llama", ()
   c.rope.theta = 10_000.0
   c.data.tokenizer, c.data.template = "bytes", "model"
-  c.data.train, c.data.eval = _small(c.data.train), "holdout:8"
+  c.data.train, c.data.eval = _small(c.data.train), "holdout"
   short = min(c.data.seq_len, 512)
   c.data.text_window = c.data.text_window * short // c.data.seq_len
   c.data.seq_len = short

@@ -5,6 +5,7 @@ environment. See `child_side` for what they do themselves.
 """
 
 import os
+import pathlib
 import select
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import threading
 from skipalign_jax.runtime import child_side, errors, interpreter
 
 _START_SECONDS = 600  # on a slow network disk
+_PACKAGES = str(pathlib.Path(__file__).parents[2])  # the folder of skipalign_jax
 
 
 class TooSlowError(Exception):
@@ -32,8 +34,9 @@ def start(program: str, purpose: str, remedy: str) -> subprocess.Popen[bytes]:
   """
   # Not by a parent's end but by that of its thread the kernel ends a child.
   is_main = threading.current_thread() is threading.main_thread()
-  path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-  # Without site, whose work is done: the child takes the parent's path.
+  # Without site, whose work is done: the child takes the parent's path. An editable
+  # install is not on it: site finds the package by a hook.
+  path = os.pathsep.join([*map(os.path.abspath, sys.path), _PACKAGES])
   command = [sys.executable, "-s", "-S", "-P", program, str(os.getpid()), str(is_main)]
   try:
     child = subprocess.Popen(

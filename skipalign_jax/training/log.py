@@ -149,8 +149,11 @@ class Log:
     self._writer.flush()
 
   def _speed(self) -> str:
-    """Medians over the steps, and the peak memory."""
-    median = {name: np.median(x) for name, x in self._history.items()}
+    """Medians over the steps after the first, which compiles, and the peak memory."""
+    peak = f"peak memory {self._history['peak_memory_gib'][-1]:.2f} GiB"
+    if len(self._history["loss"]) == 1:
+      return f"not known from one step, which compiles; {peak}"
+    median = {name: np.median(x[1:]) for name, x in self._history.items()}
     whole = median["step_seconds"]
     parts = [f"{median['tokens_per_second_per_device']:,.0f} tok/s per device"]
     if "mfu" in median:
@@ -158,7 +161,7 @@ class Log:
     parts += [
       f"{median['data_seconds'] / whole:.0%} of a step waits for data",
       f"{median['host_seconds'] / whole:.0%} is host work",
-      f"peak memory {self._history['peak_memory_gib'][-1]:.2f} GiB",
+      peak,
     ]
     return ", ".join(parts)
 

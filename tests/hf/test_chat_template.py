@@ -1,6 +1,7 @@
 """Texts of templates are those of transformers, also of the process that makes them."""
 
 import os
+import pathlib
 import random
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 import hypothesis
 import jinja2
 import pytest
+import tiny
 from hypothesis import strategies as st
 
 from skipalign_jax.data import templates
@@ -180,6 +182,13 @@ def test_a_process_that_was_ended_is_started_again(process):
   assert asked(process, a="c") == [{"text": "c"}] and process.pid() == first
   os.kill(first, signal.SIGKILL)
   assert asked(process, a="d") == [{"text": "d"}] and process.pid() != first
+
+
+def test_a_package_that_is_not_on_the_path_is_found(process, monkeypatch):
+  """An editable install is imported by a hook."""
+  is_elsewhere = lambda entry: pathlib.Path(entry).resolve() != tiny.ROOT
+  monkeypatch.setattr(sys, "path", list(filter(is_elsewhere, sys.path)))
+  assert asked(process, a="b") == [{"text": "b"}]
 
 
 def test_limits_of_a_process(process):
