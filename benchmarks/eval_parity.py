@@ -1,4 +1,4 @@
-"""Replies of our evaluations beside those of transformers, on the same prompts.
+"""Replies of our evaluations next to those of transformers, on the same prompts.
 
 python benchmarks/eval_parity.py --model=FOLDER --books=FILES [--items=10]
   [--lengths=2048,4096] [--tasks=ruler,babilong,mrcr] --out=FOLDER

@@ -63,13 +63,16 @@ class Worker:
 
   `Worker(Ours, length=1024)` builds `Ours(length=1024)` there, and
   `worker("step", x=1)` returns what its `step(x=1)` returns. Arguments and
-  results travel as JSON, so contenders make their own arrays.
+  results travel as JSON, so contenders make their own arrays. `variables` are those
+  of its environment that differ from ours.
 
   Raises (here and in calls):
     Failed: the contender raised, or its process died (of memory, say).
   """
 
-  def __init__(self, contender: type, **settings: Any):
+  def __init__(
+    self, contender: type, variables: Mapping[str, str] | None = None, **settings: Any
+  ):
     script = inspect.getfile(contender)
     search = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     self._process = subprocess.Popen(
@@ -81,7 +84,8 @@ class Worker:
       | {
         "PYTHONPATH": os.pathsep.join(filter(None, search)),
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several may share a GPU
-      },
+      }
+      | (variables or {}),
     )
     self._name = contender.__name__
     try:
@@ -375,6 +379,12 @@ def dialogue(name: str, length: int, seed: int = 0) -> dict[str, np.ndarray]:
     "epochs": np.zeros(length, np.int32),
   }
   return {name: values[None] for name, values in row.items()}
+
+
+def dialogue_rows(name: str, length: int, rows: int) -> dict[str, np.ndarray]:
+  """A batch of different rows of `dialogue`."""
+  each = [dialogue(name, length, seed) for seed in range(rows)]
+  return {key: np.concatenate([row[key] for row in each]) for key in each[0]}
 
 
 def cut_into_samples(batch: dict[str, np.ndarray], turns: int) -> dict[str, np.ndarray]:

@@ -7,10 +7,12 @@ the table of records that were written before.
 
 import argparse
 import json
+import os
 import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GIB = 2**30
@@ -66,13 +68,16 @@ PLANS = {
 }
 
 
-def plan(arguments: tuple[str, ...]) -> dict:
-  """The record of one plan."""
+def plan(
+  arguments: tuple[str, ...], variables: Mapping[str, str] | None = None
+) -> dict:
+  """The record of one plan; `variables` are those of the environment that differ."""
   with tempfile.TemporaryDirectory() as folder:
     subprocess.run(
       [sys.executable, "-m", "skipalign_jax.plan", *arguments, "--search=0",
        f"--out={folder}"],
       cwd=ROOT,
+      env=os.environ | (variables or {}),
       check=True,
       stdout=subprocess.DEVNULL,
     )  # fmt: skip

@@ -1,17 +1,25 @@
 """The training step against transformers + PyTorch and against google-tunix.
 
-python benchmarks/train_step.py [--lengths=1024,2048] [--dtypes=bfloat16,float32]
-  [--rounds=5] [--contenders=ours,torch,tunix] [--out=FILE]
+python benchmarks/train_step.py [--lengths=1024,2048] [--rows=1]
+  [--dtypes=bfloat16,float32] [--rounds=5] [--out=FILE]
+  [--contenders=ours,skip_outer,torch,torch_huge,tunix]
 
-One row of one long dialogue, the same tokens and weights for all; loss on replies.
+Each turn is two steps, of which the second is timed: while a process waits for the
+others, the machine may take back the memory that it has freed.
+
+Each row is one long dialogue, the same tokens and weights for all; loss on replies.
+Several rows are read one after the other, with one update (grad_accum).
 AdamW with the same settings, gradients clipped at norm 1; no recomputation except as
 noted below.
 
 ours        step.compile_steps, as `train` runs it; fp32 masters and moments,
-            products in --dtypes; positions contiguous and skip_outer; remat "dots":
-            norms, rotations and the gate's activation are computed again
+            products in --dtypes; positions contiguous; remat "dots":
+            norms, rotations and the gate's activation are computed again; arrays in
+            huge pages (HUGE_PAGES), as `make quickstart` sets them
+skip_outer  the same with the positions of SkipAlign
 torch       LlamaForCausalLM, sdpa, eager; fp32 masters and moments; bfloat16 is
             autocast; AdamW by --torch_adamw, fused by default
+torch_huge  the same with huge pages too
 tunix       its Llama3 and the compiled step of its PeftTrainer. It has no compute
             dtype: with bfloat16, weights and moments are bfloat16 too, which is
             less work than ours. Its Llama3 ignores rope_theta (always 1e6).
@@ -22,13 +30,14 @@ peak        a product of two 2048² matrices in XLA and in torch, for comparison
             bf16 products accumulate in fp32
 
 All first losses are checked: torch's against ours, tunix's against ours at its
-theta. Needs benchmarks/requirements.txt; missing contenders are left out.
+theta. tunix reads one row only. Needs benchmarks/requirements.txt; missing contenders
+are left out.
 """
 
 import dataclasses
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import harness
 import jax
@@ -40,7 +49,8 @@ from skipalign_jax.hf import reference, weights
 from skipalign_jax.model import decoder, model_config
 from skipalign_jax.training import step
 
-STRATEGIES = {"ours": "contiguous", "ours, skip_outer": "skip_outer"}
+STRATEGIES = {"ours": "contiguous", "skip_outer": "skip_outer"}
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 TUNIX_THETA = 1e6  # of its Llama3, for every config
 PEAK_SIZE = 2048
 # Maximum difference of the first losses: rounding, at losses of about 1 to 3.
@@ -48,9 +58,13 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
 class Ours:
-  def __init__(self, model: str, length: int, dtype: str):
-    self._steps = harness.Steps(model, dtype, "dots", STRATEGIES.values())
-    self._batch = harness.dialogue(model, length)
+  def __init__(self, model: str, length: int, dtype: str, rows: int):
+    variants = {
+      name: {"positions.strategy": name, "batch_size": rows, "grad_accum": rows}
+      for name in STRATEGIES.values()
+    }
+    self._steps = harness.Steps(model, dtype, "dots", **variants)
+    self._batch = harness.dialogue_rows(model, length, rows)
     self._left = self._right = None
     self._dtype = dtype
 
@@ -91,7 +105,7 @@ class Ours:
 
 
 class Torch:
-  def __init__(self, model: str, length: int, dtype: str, adamw: str):
+  def __init__(self, model: str, length: int, dtype: str, rows: int, adamw: str):
     import torch
     import transformers
 
@@ -119,29 +133,38 @@ class Torch:
       ),
     )
     self._clip_norm = c.clip_norm
-    batch = harness.dialogue(model, length)
+    batch = harness.dialogue_rows(model, length, rows)
     tokens = torch.tensor(batch["tokens"], dtype=torch.long)
     learned = torch.tensor(batch["loss_weight"] > 0)
-    self._inputs = {
-      "input_ids": tokens,
-      "labels": torch.where(learned, tokens, -100),
-      "attention_mask": torch.ones_like(tokens),
-      "position_ids": torch.arange(length)[None],
-    }
+    labels = torch.where(learned, tokens, -100)
+    self._learned = int((labels[:, 1:] != -100).sum())
+    self._rows = [
+      {
+        "input_ids": tokens[i : i + 1],
+        "labels": labels[i : i + 1],
+        "attention_mask": torch.ones_like(tokens[:1]),
+        "position_ids": torch.arange(length)[None],
+      }
+      for i in range(rows)
+    ]
     self._dtype = getattr(torch, dtype)
 
   def step(self) -> tuple[float, float]:
     import torch
 
     begin = time.perf_counter()
-    mixed = self._dtype == torch.bfloat16
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
-      loss = self._model(**self._inputs, use_cache=False).loss
-    loss.backward()
+    mixed, total = self._dtype == torch.bfloat16, 0.0
+    for row in self._rows:
+      with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+        loss = self._model(
+          **row, use_cache=False, num_items_in_batch=self._learned
+        ).loss
+      loss.backward()
+      total += loss.item()
     torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._clip_norm)
     self._optimizer.step()
     self._optimizer.zero_grad(set_to_none=True)
-    return time.perf_counter() - begin, loss.item()
+    return time.perf_counter() - begin, total
 
   def peak(self) -> float:
     """FLOP/s of torch's product."""
@@ -228,29 +251,33 @@ def best_rate(run) -> float:
 def measure(args, length: int, dtype: str) -> dict:
   """All contenders at one length and dtype."""
   common = dict(model=args.model, length=length, dtype=dtype)
+  of_rows = common | {"rows": args.rows}
   tunix_remat = args.tunix_remat
   if tunix_remat == "auto":
     tunix_remat = "none" if length <= 1024 else "decoder"
   make = {
-    "ours": lambda: harness.Worker(Ours, **common),
-    "torch": lambda: harness.Worker(Torch, **common, adamw=args.torch_adamw),
+    "ours": lambda: harness.Worker(Ours, HUGE_PAGES, **of_rows),
+    "torch": lambda: harness.Worker(Torch, **of_rows, adamw=args.torch_adamw),
+    "torch_huge": lambda: harness.Worker(
+      Torch, HUGE_PAGES, **of_rows, adamw=args.torch_adamw
+    ),
     "tunix": lambda: harness.Worker(Tunix, **common, remat=tunix_remat),
   }
   wanted = args.contenders.split(",")
-  workers = harness.start({name: make[name] for name in wanted})
+  workers = harness.start({name: make[name] for name in make if name in wanted})
   running = {n: w for n, w in workers.items() if isinstance(w, harness.Worker)}
   errors = {n: w for n, w in workers.items() if isinstance(w, str)}
   ours = running["ours"]
   try:
     compile_seconds = ours("compile")
     other_theta = ours("loss_at_theta", theta=TUNIX_THETA) if "tunix" in running else 0
-    turns = steps_of(running)
+    turns = steps_of(running, wanted)
     # Not timed: the first round compiles, the second uses all memory once.
     first, failed = harness.rounds(turns, 2)
     losses = {name: results[0][1] for name, results in first.items()}
     print(f"losses before the first update: {losses}", flush=True)
-    if "torch" in losses:
-      check_loss("torch", losses["torch"], losses["ours"], dtype)
+    for name in losses.keys() & {"torch", "torch_huge"}:
+      check_loss(name, losses[name], losses["ours"], dtype)
     if "tunix" in losses:
       check_loss("tunix", losses["tunix"], other_theta, dtype)
     measured = {name: turn for name, turn in turns.items() if name in first}
@@ -268,6 +295,7 @@ def measure(args, length: int, dtype: str) -> dict:
   }
   seconds = {name: [s for s, _ in turns] for name, turns in results.items()}
   return {
+    "rows": args.rows,
     "length": length,
     "dtype": dtype,
     "tunix_remat": tunix_remat,
@@ -285,17 +313,26 @@ def measure(args, length: int, dtype: str) -> dict:
   }
 
 
-def steps_of(running: dict[str, harness.Worker]) -> dict[str, Callable]:
-  """Name → a call of one step, of our strategies and of each peer."""
+def steps_of(
+  running: dict[str, harness.Worker], wanted: Sequence[str]
+) -> dict[str, Callable]:
+  """Name → two steps: seconds of the second, and the loss before the first."""
   steps = {
     name: lambda strategy=strategy: running["ours"]("step", strategy=strategy)
     for name, strategy in STRATEGIES.items()
+    if name in wanted
   }
-  return steps | {
+  steps |= {
     name: lambda worker=worker: worker("step")
     for name, worker in running.items()
     if name != "ours"
   }
+
+  def twice(step):
+    (_, loss), (seconds, _) = step(), step()
+    return seconds, loss
+
+  return {name: lambda step=step: twice(step) for name, step in steps.items()}
 
 
 def check_loss(name: str, theirs: float, ours: float, dtype: str) -> None:
@@ -308,23 +345,23 @@ def check_loss(name: str, theirs: float, ours: float, dtype: str) -> None:
 
 def show(config: model_config.ModelConfig, result: dict) -> None:
   """Prints one length and dtype."""
-  length, dtype = result["length"], result["dtype"]
-  work = harness.flops(config, length)
+  rows, length, dtype = result["rows"], result["length"], result["dtype"]
+  work = {name: rows * n for name, n in harness.flops(config, length).items()}
   peaks = result["peak_flops"]
   peak = max(peaks.values())
-  rows = []
+  cells = []
   for name, seconds in result["seconds"].items():
     rate = lambda flops, s=seconds["median"]: 100 * flops / s / peak
-    rows.append(
+    cells.append(
       [
         name,
         harness.show(seconds),
-        f"{length / seconds['median']:.0f}",
+        f"{rows * length / seconds['median']:.0f}",
         f"{rate(work['products']):.1f} %",
         f"{rate(sum(work.values())):.1f} %",
       ]
     )
-  print(f"\n1 x {length} tokens, {dtype}")
+  print(f"\n{rows} x {length} tokens, {dtype}")
   head = [
     "contender",
     "seconds per step",
@@ -332,7 +369,7 @@ def show(config: model_config.ModelConfig, result: dict) -> None:
     "6ND / peak",
     "with attention / peak",
   ]
-  print(harness.table(head, rows))
+  print(harness.table(head, cells))
   for name, ratio in result["ratios"].items():
     print(f"  {name}: {ratio['text']}")
   rates = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in peaks.items())
@@ -346,9 +383,10 @@ def show(config: model_config.ModelConfig, result: dict) -> None:
 def main() -> None:
   parser = harness.arguments(__doc__)
   parser.add_argument("--lengths", default="1024,2048")
+  parser.add_argument("--rows", type=int, default=1)
   parser.add_argument("--dtypes", default="bfloat16,float32")
   parser.add_argument("--rounds", type=int, default=5)
-  parser.add_argument("--contenders", default="ours,torch,tunix")
+  parser.add_argument("--contenders", default="ours,skip_outer,torch,tunix")
   parser.add_argument(
     "--torch_adamw", default="fused", choices=("fused", "foreach", "loop")
   )

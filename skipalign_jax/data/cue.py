@@ -65,7 +65,7 @@ def tokens_of(
   """int32 [b], the cue of a config; none unless EndPrompt appends one.
 
   Raises:
-    UserError: there is no text, or `data.seq_len` has no room beside it.
+    UserError: there is no text, or `data.seq_len` has no room next to it.
   """
   p = config.positions
   if p.strategy != "endprompt" or p.terminal != "cue":

@@ -352,7 +352,7 @@ def _check_missing(dialogue: dialogues.Dialogue, missing: set[int]) -> None:
     raise dialogues.BadSample("turns of tool are not written by the chat template")
   if found and all(one.calls for one in found):
     raise dialogues.BadSample(
-      "content beside tool_calls is not written by the chat template"
+      "content next to tool_calls is not written by the chat template"
     )
 
 

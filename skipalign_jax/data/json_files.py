@@ -10,7 +10,7 @@ from skipalign_jax.data import record_keys, schemas
 from skipalign_jax.runtime import json_limits, untrusted
 
 _MAX_VALUES = 8_000_000  # of one object with all records, about 1 GiB in memory
-# Keys beside the list of records that say what the file is.
+# Keys next to the list of records that say what the file is.
 _ABOUT = frozenset(
   "author citation count description homepage info length num_rows size total "
   "version".split()

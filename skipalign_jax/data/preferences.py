@@ -58,7 +58,7 @@ def _without_copies(record: Mapping[str, Any]) -> dict[str, Any]:
   """The record without a dialogue that is the chosen one again (UltraFeedback)."""
   for column in schemas.CHAT_COLUMNS:
     if record.get(column) not in (None, record[CHOSEN]):
-      raise dialogues.BadSample(f"{column} beside chosen and rejected")
+      raise dialogues.BadSample(f"{column} next to chosen and rejected")
   return {k: v for k, v in record.items() if k not in schemas.CHAT_COLUMNS}
 
 

@@ -1,4 +1,4 @@
-"""Keys of records and turns beside the dialogue: what each may say.
+"""Keys of records and turns next to the dialogue: what each may say.
 
 A key is used, known to be neutral, named by the user, or makes the record unusable:
 what is not understood may change what is to be learned.

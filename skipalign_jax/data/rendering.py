@@ -184,7 +184,7 @@ def _form_of_calls(
   Args:
     tokenizer: carries the template.
     template: for the cache; a tokenizer's template can be changed.
-    has_tools: whether the dialogue has tools beside its messages.
+    has_tools: whether the dialogue has tools next to its messages.
 
   Returns:
     None if the template writes calls in no form.

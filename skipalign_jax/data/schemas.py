@@ -60,7 +60,7 @@ def parse_line(line: bytes) -> Any:
 
 
 def has_dialogue(record: Mapping[str, Any]) -> bool:
-  """Whether a record has a column of a dialogue, beside which `text` means nothing."""
+  """Whether a record has a column of a dialogue, next to which `text` means nothing."""
   return any(record.get(column) is not None for column in _DIALOGUE_COLUMNS)
 
 

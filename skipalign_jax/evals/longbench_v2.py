@@ -73,8 +73,8 @@ def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item
     text, before, after = longbench_task.truncate(
       subject, fill(template, record), options.max_length
     )
-    ahead, behind = subject.around(options.chat)
-    tokens, _ = subject.encode_prompt(ahead + text + behind, options.chat)
+    prefix, suffix = subject.around(options.chat)
+    tokens, _ = subject.encode_prompt(prefix + text + suffix, options.chat)
     found.append(
       items_lib.of_prompt(
         str(index),

@@ -54,7 +54,7 @@ def _attention_factor(keys: Keys, value: float, where: str) -> float:
   llama.cpp's converter copies config.json's attention_factor into it: all that
   multiplies cos and sin. Without one it copies attn_factor, as vLLM and YaRN's first
   code call a factor that multiplies 0.1 ln(factor) + 1; it is 1 by default, and
-  extrapolation_factor is written beside it. So our exports have another number for an
+  extrapolation_factor is written next to it. So our exports have another number for an
   attention_factor of 1, see `hf_rope`. llama.cpp itself reads the key for none of our
   architectures. Source: conversion/base.py and src/llama-context.cpp of llama.cpp.
 

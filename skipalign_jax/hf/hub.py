@@ -14,9 +14,9 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, paths
 
-PREFIX = "hub:"
+PREFIX = paths.HUB
 _ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 _REVISION = re.compile(r"\w[\w./-]*", re.ASCII)
 

@@ -21,6 +21,7 @@ from skipalign_jax.model import cpu, products
 # TILE keys.
 BLOCK, LONG, TILE = 128, 1024, 256
 MASKED = -1e30
+SHARED = 1  # segment of a cache's places that all segments of the row follow
 KEPT = "attention"  # name of what the backward pass needs, for remat policies
 
 
@@ -34,6 +35,21 @@ def mask(
   causal_LS = query_index_L[:, None] >= key_index_S[None, :]
   same_BLS = query_segments_BL[:, :, None] == key_segments_BS[:, None, :]
   return causal_LS[None] & same_BLS
+
+
+def mask_of_cache(
+  query_index_L: jax.Array,
+  query_segments_BL: jax.Array,
+  key_segments_BS: jax.Array,
+) -> jax.Array:
+  """may_attend_BLS: as `mask`, but keys of segment `SHARED` are for all segments.
+
+  So several continuations of one text, each a segment, share its places.
+  """
+  causal_LS = query_index_L[:, None] >= jnp.arange(key_segments_BS.shape[1])
+  key_B1S = key_segments_BS[:, None, :]
+  visible_BLS = (query_segments_BL[:, :, None] == key_B1S) | (key_B1S == SHARED)
+  return causal_LS[None] & visible_BLS
 
 
 def plain(
@@ -87,7 +103,7 @@ def cached(
 ) -> jax.Array:
   """Attention of L new places to a cache that holds them and all before them.
 
-  Equal to `plain` under the causal segment mask, for queries that are no padding.
+  Equal to `plain` under `mask_of_cache`, for queries that are no padding.
   Reads the cache in blocks of keys with a running softmax (FlashAttention, 2205.14135),
   and nothing after the new places: one program serves every part of a prompt. Blocks
   that all queries see whole are not masked. No gradient.
@@ -108,7 +124,7 @@ def cached(
 
   def mask_block(i, score_BKTS):
     segments_BS = jax.lax.dynamic_slice(key_segments_BS, (0, i * block), (B, block))
-    may_attend_BLS = mask(places_L - i * block, query_segments_BL, segments_BS)
+    may_attend_BLS = mask_of_cache(places_L - i * block, query_segments_BL, segments_BS)
     score_BKGLS = score_BKTS.reshape(B, K, G, L, block)
     score_BKGLS = jnp.where(may_attend_BLS[:, None, None], score_BKGLS, MASKED)
     return score_BKGLS.reshape(B, K, T, block)
@@ -162,7 +178,8 @@ def _seen_whole(
   alike_B1 = jnp.all(
     (query_segments_BL == segment_B1) | (query_segments_BL == 0), axis=1, keepdims=True
   )
-  seen_S = jnp.all((key_segments_BS == segment_B1) & alike_B1, axis=0)
+  own_BS = (key_segments_BS == segment_B1) & alike_B1
+  seen_S = jnp.all(own_BS | (key_segments_BS == SHARED), axis=0)
   places_S = jnp.arange(len(seen_S))
   hidden = jnp.max(jnp.where(seen_S | (places_S >= start), -1, places_S))  # the last
   last = start // block

@@ -137,7 +137,7 @@ def attend_cache(
 ) -> jax.Array:
   """out_BLNH: see `attention.cached`; on meshes, each device its own heads."""
   if not how.block:
-    may_attend_BLS = attention.mask(
+    may_attend_BLS = attention.mask_of_cache(
       start + jnp.arange(q_BLNH.shape[1]), query_segments_BL, key_segments_BS
     )
     k_BSKH, v_BSKH = _layer(k_ABSKH, layer), _layer(v_ABSKH, layer)

@@ -18,7 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from skipalign_jax.model import backends, cpu, decoder, losses, model_config, sharding
+from skipalign_jax.model import (
+  attention,
+  backends,
+  cpu,
+  decoder,
+  losses,
+  model_config,
+  sharding,
+)
 from skipalign_jax.runtime import errors
 
 PART = 256  # places of a prompt that a CPU reads at a time
@@ -220,8 +228,8 @@ class Engine:
   ) -> list[tuple[np.ndarray, np.ndarray]]:
     """`score` of several sequences that begin alike; the beginning is read once.
 
-    Tails that are equal up to where they are scored, as a question with several
-    answers, are read together up to there.
+    Of tails that are equal up to where they are scored, as a question with several
+    answers, that part is read once, and then all answers together.
 
     Args:
       shared: token ids of the beginning, at least one.
@@ -238,48 +246,64 @@ class Engine:
     questions: dict[tuple[int, ...], list[int]] = {}
     for i, (tail, start) in enumerate(zip(tails, starts, strict=True)):
       questions.setdefault(tuple(tail[: start - 1]), []).append(i)
+    places = lambda same: sum(len(tails[i]) - starts[i] for i in same)
     Q = bucket(max(1, *map(len, questions)), 1)
-    T = bucket(max(len(x) - s for x, s in zip(tails, starts, strict=True)), 1)
+    T = bucket(max(map(places, questions.values())), 1)
     cache = self._empty(batch, Q + T)
     for at in self._parts(batch):
       _, cache = self._run(self._programs.read, batch, at, cache)
     end = cache.length + 0  # a copy: caches are donated
     found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for question, same in questions.items():
-      if question:
-        _, cache = self._read_after(question, Q, len(shared), end + 0, cache)
       n = len(question)
-      for i in same:
-        answer = tails[i][n:]
-        hidden_BTD, cache = self._read_after(
-          answer[:-1], T, len(shared) + n, end + n, cache
+      if question:
+        _, cache = self._read_after(
+          [question], attention.SHARED, Q, len(shared), end + 0, cache
         )
-        targets_BT = _row(answer[1:], T, len(batch["tokens"]))
-        with self.on_mesh():
-          log_p_BT, likeliest_BT = score_targets(
-            self.params, self.config, hidden_BTD, self._place(targets_BT)
-          )
-        row = slice(len(answer) - 1)
-        found[i] = np.asarray(log_p_BT)[0, row], np.asarray(likeliest_BT)[0, row]
+      answers = [tails[i][n:] for i in same]
+      hidden_BTD, cache = self._read_after(
+        [answer[:-1] for answer in answers],
+        attention.SHARED + 1,
+        T,
+        len(shared) + n,
+        end + n,
+        cache,
+      )
+      targets = [token for answer in answers for token in answer[1:]]
+      targets_BT = _row(targets, T, len(batch["tokens"]))
+      with self.on_mesh():
+        scored = score_targets(
+          self.params, self.config, hidden_BTD, self._place(targets_BT)
+        )
+      log_p_T, likeliest_T = (np.asarray(x)[0] for x in scored)
+      ends = np.cumsum([len(answer) - 1 for answer in answers])
+      for i, last, answer in zip(same, ends, answers, strict=True):
+        at = slice(last - len(answer) + 1, last)
+        found[i] = log_p_T[at], likeliest_T[at]
     return _finite(found[i] for i in range(len(tails)))
 
   def _read_after(
     self,
-    tokens: Sequence[int],
+    parts: Sequence[Sequence[int]],
+    first: int,
     places: int,
     position: int,
     length: jax.Array,
     cache: decoder.Cache,
   ) -> tuple[jax.Array, decoder.Cache]:
-    """hidden_BTD of tokens that follow `length` places of the cache, in all rows.
+    """hidden_BTD of parts that each follow `length` places of the cache, in all rows.
 
-    T is `places`: the rest is padding. Overwrites what is in the cache after `length`.
+    Parts are segments, from `first` on; T is `places`: the rest is padding. Overwrites
+    what is in the cache after `length`.
     """
     B = len(cache.segment_ids)
+    joined = lambda of_part: _row(
+      [x for i, part in enumerate(parts) for x in of_part(i, part)], places, B
+    )
     tail = {
-      "tokens": _row(tokens, places, B),
-      "positions": np.tile(position + np.arange(places, dtype=np.int32), (B, 1)),
-      "segment_ids": _row([1] * len(tokens), places, B),
+      "tokens": joined(lambda i, part: part),
+      "positions": position + joined(lambda i, part: range(len(part))),
+      "segment_ids": joined(lambda i, part: [first + i] * len(part)),
     }
     cache = dataclasses.replace(cache, length=length)
     return self._run(self._programs.read, tail, slice(None), cache, from_cache=True)

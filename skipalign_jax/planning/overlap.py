@@ -1,4 +1,4 @@
-"""How much of a program's communication hides behind its products.
+"""How much of a program's communication is hidden by its products.
 
 The text of a compiled program is its schedule. A collective that starts in one place
 and ends in another leaves the devices free to compute what is between; one that does

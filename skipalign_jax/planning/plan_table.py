@@ -141,7 +141,7 @@ ROWS: tuple[tuple[str, Callable[[Record, Record], str]], ...] = (
   ("at least: arithmetic", lambda r, p: _time(p["bounds_seconds"]["arithmetic"])),
   ("at least: memory", lambda r, p: _time(p["bounds_seconds"]["memory"])),
   ("at least: interconnect", lambda r, p: _time(p["bounds_seconds"]["interconnect"])),
-  ("traffic behind products", lambda r, p: _hidden(p)),
+  ("traffic hidden by products", lambda r, p: _hidden(p)),
   ("estimate: seconds", lambda r, p: _range(p["estimate"]["seconds"], _time)),
   ("estimate: MFU", lambda r, p:
     _range(p["estimate"]["mfu"], lambda x: f"{x:.0%}")),

@@ -6,7 +6,7 @@ from skipalign_jax.runtime import errors
 
 
 def folder() -> pathlib.Path:
-  """Where the package's own configs are: inside it, or beside it in a checkout."""
+  """Where the package's own configs are: inside it, or next to it in a checkout."""
   package = pathlib.Path(__file__).parents[1]
   inside = package / "configs"
   return inside if inside.is_dir() else package.parent / "configs"

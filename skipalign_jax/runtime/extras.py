@@ -49,7 +49,7 @@ def need(package: str, what: str, otherwise: str = "") -> None:
 
 
 def command(*extras: str) -> str:
-  """The command that installs extras: in a checkout, or beside an installed package."""
+  """The command that installs extras, in a checkout or of an installed package."""
   checkout = pathlib.Path(__file__).parents[2] / "pyproject.toml"
   names = f"[{','.join(extras)}]"
   if checkout.is_file():

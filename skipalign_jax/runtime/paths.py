@@ -9,6 +9,7 @@ import pathlib
 
 from skipalign_jax.runtime import errors
 
+HUB = "hub:"  # begins a name of the Hugging Face hub
 _MAX_NAME, _MAX_PATH = 255, 4095  # bytes, of Linux
 _OURS_IN_NAME, _OURS_IN_PATH = 32, 320  # for the longest names that are written inside
 
@@ -39,18 +40,23 @@ def given(text: str | os.PathLike[str], flag: str) -> pathlib.Path:
 def _plain(path: pathlib.Path) -> pathlib.Path:
   """The same path without "..", which libraries refuse or resolve differently.
 
-  It means the same when it is given again: it does not begin with ~.
+  It means the same when it is given again: it begins neither with ~ nor with `HUB`.
   """
   if ".." in path.parts:
     found = pathlib.Path()
     for part in path.parts:  # of a symbolic link, .. is the parent of its target
       found = found.resolve().parent if part == ".." else found / part
     path = found
-  return path.absolute() if str(path).startswith("~") else path
+  return path.absolute() if str(path).startswith(("~", HUB)) else path
 
 
 def output(text: str | os.PathLike[str], flag: str) -> pathlib.Path:
   """As `given`, for a folder that is written: the names inside it must fit too."""
+  if os.fspath(text).startswith(HUB):
+    raise errors.UserError(
+      f"{flag}: {HUB} begins a name of the Hugging Face hub, where nothing is written; "
+      f"write ./{text} for a folder of this name"
+    )
   path = given(text, flag)
   if len(os.fsencode(path.name)) + _OURS_IN_NAME > _MAX_NAME:
     raise errors.UserError(f"{flag}: this name is too long; give a shorter one")

@@ -51,7 +51,8 @@ def run(
   with workdir.writing(folder):
     status = train(setup)
   if lock is not None:
-    lock.close()
+    with contextlib.suppress(OSError):  # nothing was written there
+      lock.close()
   return status
 
 

@@ -28,7 +28,7 @@ def texts(run: str) -> list[dict[str, Any]]:
 
 
 def leads() -> list[dict[str, Any]]:
-  """SkipAlign beside Normal-SFT, per text and seed.
+  """SkipAlign next to Normal-SFT, per text and seed.
 
   Returns:
     text (its number), seed, tokens; any: the probability of any key, of both; of each

@@ -1,7 +1,7 @@
 """Everything that the study fixes beforehand: README.md here says it in words.
 
 An arm has rows (a method each), seeds, and two sets of texts: `far`, about which its
-claim is, and `near`, beside which a lead counts. The gate decides three numbers of the
+claim is, and `near`, next to which a lead counts. The gate decides three numbers of the
 second arm (`Decided`), on validation texts, by rules that are fixed here.
 """
 

@@ -81,7 +81,7 @@ def test_shapes(record, prompt):
     ),
     (
       {"chosen": [USER, GOOD], "rejected": [USER, BAD], "messages": [USER, BAD]},
-      "messages beside",
+      "messages next to",
     ),
     (
       {"prompt": "Hi", "chosen": [turn("assistant", "a", weight=0)], "rejected": "b"},

@@ -179,7 +179,7 @@ def test_text_beside_a_call(learn):
   expected = [*([first] if learn else []), f"No.{STOP}", f"Bye.{STOP}"]
   assert learned(tokenizer, sample) == expected
   _, bad = encode("llama", dialogue(messages), learn_calls=learn)
-  assert bad.reason == "content beside tool_calls is not written by the chat template"
+  assert bad.reason == "content next to tool_calls is not written by the chat template"
 
 
 @pytest.mark.parametrize("learn", [False, True])

@@ -29,7 +29,7 @@ CONFIG = tiny.config(vocab_size=260)
 PARAMS = tiny.params(CONFIG)
 SETS = list(longbench_task.SETS)
 RAW = ["trec", "triviaqa", "samsum", "lcc", "repobench-p"]
-BEFORE, BEHIND = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+BEFORE, AFTER = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +118,7 @@ def test_prompts_use_the_template_except_few_shot_and_code(subject, options):
   for item in longbench_task.items(options(per_set=1), subject):
     name = item.record["set"]
     plain = f"C{name} 0Iwhat?"
-    wanted = plain if name in RAW else BEFORE + plain + BEHIND
+    wanted = plain if name in RAW else BEFORE + plain + AFTER
     assert text_of(subject, item) == wanted
     assert item.record["tokens"] == len(item.query.tokens)
     assert item.record["tokens_before"] == item.record["tokens_after"] == len(plain)
@@ -181,7 +181,7 @@ def test_names_of_special_tokens_in_records_are_text(subject, options, tmp_path)
     write(tmp_path / "data", name, [record(context)])
   templated, raw = longbench_task.items(options(tasks="qasper,lcc"), subject)
   special = [subject.tokenizer.convert_tokens_to_ids(t) for t in tokenizer_lib.SPECIAL]
-  assert text_of(subject, templated) == f"{BEFORE}C{context}Iwhat?{BEHIND}"
+  assert text_of(subject, templated) == f"{BEFORE}C{context}Iwhat?{AFTER}"
   assert [t for t in templated.query.tokens if t in special] == [2, 3, 2]
   assert text_of(subject, raw) == f"C{context}Iwhat?"
   assert not set(raw.query.tokens) & set(special)
@@ -201,7 +201,7 @@ def test_a_record_that_cannot_be_encoded_is_named(subject, options, tmp_path, ch
 
 def test_truncation_is_before_the_template(subject, options):
   item = longbench_task.items(options(tasks="qasper", max_length=8), subject)[0]
-  assert text_of(subject, item) == BEFORE + "Cqas" + "hat?" + BEHIND
+  assert text_of(subject, item) == BEFORE + "Cqas" + "hat?" + AFTER
   assert item.record["truncated"] and item.record["tokens_before"] == 15
   assert item.record["tokens_after"] == 8
   whole = longbench_task.items(options(tasks="qasper", max_length=15), subject)[0]

@@ -107,7 +107,7 @@ def parquet(folder, column):
 
 
 def parquet_bomb_of_nulls(folder, count, rows=1):
-  """A chat beside a list of nulls, in each row."""
+  """A chat next to a list of nulls, in each row."""
   chat = json.loads(GOOD)["messages"]
   offsets = pyarrow.array([0, count], pyarrow.int32())
   column = pyarrow.ListArray.from_arrays(offsets, pyarrow.nulls(count, pyarrow.int32()))

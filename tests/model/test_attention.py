@@ -159,7 +159,12 @@ KEY_SEGMENTS = {  # of two rows of 24 places, blocks of 4
   "padding before it": [[0] * 5 + [1] * 19, [0] * 9 + [1] * 15],
   "samples one after the other": [[1] * 7 + [2] * 17, [1] * 16 + [2] * 8],
   "another sample in between": [[2] * 4 + [1] * 4 + [2] * 16, [2] * 24],
-  "queries of two samples": [[1] * 18 + [2] * 6, [1] * 24],
+  "samples of their own": [[2] * 7 + [3] * 17, [3] * 16 + [2] * 8],
+  "queries of two samples": [[2] * 18 + [3] * 6, [1] * 24],
+  "continuations of one text": [
+    [1] * 9 + [2] * 4 + [3] * 11,
+    [1] * 12 + [2] * 8 + [3] * 4,
+  ],
 }
 
 
@@ -175,7 +180,9 @@ def test_cached_equals_plain(keys, start, padding):
     query_segments_BL[:, -padding:] = 0
   (q_BSNH, k_BSKH, v_BSKH), *_ = inputs(24, heads=4, kv_heads=2)
   q_BLNH = q_BSNH[:, places_L]
-  may_attend_BLS = attention.mask(places_L, query_segments_BL, segments_BS)
+  same_BLS = query_segments_BL[:, :, None] == segments_BS[:, None]
+  visible_BLS = same_BLS | (segments_BS[:, None] == attention.SHARED)
+  may_attend_BLS = jnp.array(visible_BLS & (np.arange(24) <= places_L[:, None]))
   cache = (jnp.stack([jnp.full_like(x, jnp.nan), x]) for x in (k_BSKH, v_BSKH))
   out_BLNH = cached(q_BLNH, *cache, query_segments_BL, segments_BS, start, 1, block)
   used_BL = query_segments_BL > 0

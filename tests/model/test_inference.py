@@ -76,7 +76,7 @@ def test_a_beginning_in_common_is_read_once_and_changes_nothing(part):
     np.testing.assert_array_equal(likeliest, want_likeliest)
 
 
-def test_a_question_with_several_answers_is_read_once(monkeypatch):
+def test_a_question_and_its_answers_are_read_once(monkeypatch):
   engine = inference.Engine(PARAMS, CONFIG, "float32", part=8)
   shared, question = SEQUENCES[0], SEQUENCES[1]
   answers = [[7], [3, 9, 4, 4, 8], [7, 2]]
@@ -98,7 +98,7 @@ def test_a_question_with_several_answers_is_read_once(monkeypatch):
     np.testing.assert_allclose(log_p, want, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(likeliest, want_likeliest)
   parts = -(-len(shared) // 8)
-  assert len(lengths) == parts + 2 + 4  # of the text, two questions, four answers
+  assert len(lengths) == parts + 2 + 2  # of the text, two questions, their answers
 
 
 def test_hidden_states_end_at_the_right():

@@ -248,7 +248,7 @@ def test_bounds_and_estimate():
   assert bounds.arithmetic == pytest.approx(1)
   assert bounds.interconnect == pytest.approx(2)
   best, worst = estimate.seconds(bounds)
-  assert best == pytest.approx(2)  # hidden behind the links
+  assert best == pytest.approx(2)  # hidden by the links
   assert worst == pytest.approx(2 + 2 + bounds.memory)
   assert np.isclose(bounds.memory * kind.memory_bandwidth,
                     estimate.min_memory_traffic(whole))  # fmt: skip

@@ -1,4 +1,4 @@
-"""Communication behind products, in schedules as XLA writes them."""
+"""Communication that products hide, in schedules as XLA writes them."""
 
 import dataclasses
 

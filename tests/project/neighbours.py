@@ -1,4 +1,4 @@
-"""Reads what packages that users have beside ours ask for; writes neighbours.json.
+"""Reads what packages that users have next to ours ask for; writes neighbours.json.
 
   make neighbours
 

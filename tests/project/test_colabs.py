@@ -101,15 +101,17 @@ def test_install_does_nothing_where_the_package_is():
 
 @pytest.fixture
 def missing(monkeypatch):
-  """The install cell where the package is missing: what pip is told."""
-  cell, told = source(only(NOTEBOOKS[0], "install")), []
+  """The install cell where the package is missing: the arguments of pip."""
+  cell, commands = source(only(NOTEBOOKS[0], "install")), []
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-  monkeypatch.setattr(subprocess, "run", lambda command, check: told.append(command))
+  monkeypatch.setattr(
+    subprocess, "run", lambda command, check: commands.append(command)
+  )
   monkeypatch.setattr(shutil, "which", lambda name: name)
 
   def run(repository=""):
     exec(cell.replace('REPOSITORY = ""', f"REPOSITORY = {repository!r}", 1), {})
-    ((_, *pip, wanted),) = told
+    ((_, *pip, wanted),) = commands
     assert pip == ["-m", "pip", "install", "-q"]
     return wanted
 

@@ -219,7 +219,7 @@ def files(tmp_path_factory):
 def test_runs(files, tmp_path, command):
   for path in files.iterdir():
     os.symlink(path, tmp_path / path.name)
-  if any(word.startswith("docs/") for word in command):  # it writes beside a file
+  if any(word.startswith("docs/") for word in command):  # it writes next to a file
     (tmp_path / "docs").unlink()
     shutil.copytree(files / "docs", tmp_path / "docs")
   said = call(tmp_path, command)

@@ -108,8 +108,8 @@ def test_flags_are_explained(path):
     for flag in flags(line):
       key = flag.split("=")[0]
       above = i > 0 and lines[i - 1].lstrip().startswith("#")
-      told = any(key + ":" in other for other in lines if other.lstrip()[:1] == "#")
-      assert above or told, f"{path.name}: {flag} is not explained"
+      inside = any(key + ":" in other for other in lines if other.lstrip()[:1] == "#")
+      assert above or inside, f"{path.name}: {flag} is not explained"
 
 
 def test_xla_takes_the_flags():

@@ -1,4 +1,4 @@
-"""Our ranges leave room for the packages that users have beside ours.
+"""Our ranges leave room for the packages that users have next to ours.
 
 neighbours.json has what those packages publish; `make neighbours` reads it again.
 """
@@ -127,7 +127,7 @@ def test_overlaps(one, other, fits):
 
 
 def test_a_range_that_shuts_a_neighbour_out_is_noticed():
-  """As our exact versions did: no newer vllm could be installed beside them."""
+  """As our exact versions did: no newer vllm could be installed next to them."""
   ours = {"numpy": [requirements.Requirement("numpy>=99")]}
   vllm = ["numpy<3", 'numpy>=1; extra == "a"', "torch==2.9"]
   assert conflicts(ours, vllm, "3.11") == ["numpy<3 against our numpy>=99"]

@@ -35,7 +35,7 @@ def home(monkeypatch, tmp_path_factory):
 
 def may_be_refused(name):
   return (
-    re.search(r"[\[*?\\\0\ud800-\udfff]|gs:/|gs:$|^~", name)
+    re.search(r"[\[*?\\\0\ud800-\udfff]|gs:/|gs:$|^~|^hub:", name)
     or max(len(part.encode()) for part in name.split("/")) > 200
     or not name
   )
@@ -50,13 +50,15 @@ def test_a_path_means_the_same_when_it_is_given_again(tmp_path, monkeypatch):
   expected = {
     "a": "a", "./a": "a", "a//b/": "a/b", "~/a": home / "a", "~": home,
     "./~x": tmp_path / "~x", "../a": tmp_path.parent / "a", "b/../a": tmp_path / "a",
-    "link/../a": home / "a",
+    "link/../a": home / "a", "./hub:a": tmp_path / "hub:a",
   }  # fmt: skip
   for text, path in expected.items():
     assert str(paths.given(text, text)) == str(path)
     assert paths.given(paths.given(text, text), text) == pathlib.Path(path)
   with pytest.raises(errors.UserError, match=r"write the whole path, or \./~nobody_/a"):
     paths.given("~nobody_/a", "--out=~nobody_/a")
+  with pytest.raises(errors.UserError, match=r"write \./hub:a/b for a folder"):
+    paths.output("hub:a/b", "--out=hub:a/b")
 
 
 def files_below(base):
@@ -213,7 +215,9 @@ def hf_folder(tmp_path_factory):
   return str(tiny_files.hf_folder(tmp_path_factory.mktemp("hf") / "model"))
 
 
-@pytest.mark.parametrize("name", ["-e\u0301 {\n}$'\"|%2F#", "gs:[a*]", "a\\b"])
+@pytest.mark.parametrize(
+  "name", ["-e\u0301 {\n}$'\"|%2F#", "gs:[a*]", "a\\b", "hub:a/b", "./hub:a"]
+)
 def test_convert_takes_a_name_as_it_is(name, tmp_path, hf_folder):
   convert_both_ways(name, tmp_path, hf_folder)
 

@@ -1,4 +1,4 @@
-"""A workdir has one writer, and tells what its storage does."""
+"""A workdir has one writer, and reports what its storage does."""
 
 import errno
 import io

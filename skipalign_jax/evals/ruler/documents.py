@@ -5,7 +5,7 @@ FOLDER/
   hotpot_dev_distractor_v1.json or hotpotqa.json      HotpotQA, distractor, as published
 and the same names with .gz after them.
 
-A prompt has the documents that the answer needs, then those that the data has beside
+A prompt has the documents that the answer needs, then those that the data has next to
 them (SQuAD: the article's other paragraphs; HotpotQA: the rest of its ten), then
 documents of other questions: as many as fit, numbered, in random order. RULER may cut
 off a document that HotpotQA's answer needs; here these always stay.
@@ -39,7 +39,7 @@ class Record:
     question: as in the data.
     answers: each is right.
     needed: documents from which the answer follows.
-    near: that the data has beside them.
+    near: that the data has next to them.
   """
 
   question: str
@@ -83,9 +83,9 @@ def read(path: pathlib.Path, name: str) -> Data:
       number = lambda text: documents.setdefault(text, len(documents))
       kept = tuple(dict.fromkeys(answer for answer in answers if answer.strip()))
       its = tuple(dict.fromkeys(number(text) for text in needed))
-      beside = tuple(x for x in dict.fromkeys(map(number, near)) if x not in its)
+      others = tuple(x for x in dict.fromkeys(map(number, near)) if x not in its)
       if kept and its:
-        records.append(Record(question, kept, its, beside))
+        records.append(Record(question, kept, its, others))
   except (*untrusted.BROKEN, LookupError, TypeError, AttributeError) as error:
     raise errors.UserError(
       f"--qa: {path} cannot be read as {FILES[name][0]} ({error!r}); download it again"
