@@ -189,7 +189,8 @@ def main() -> None:
   sides = dict(model=args.model, dtype=args.dtype)
   ours, theirs = harness.Worker(Ours, **sides), harness.Worker(Torch, **sides)
   for task in names:
-    options = dict(haystack=args.books, lengths=args.lengths, samples=2)
+    samples = -(-args.items // 4)  # mrcr has two kinds at each of two lengths
+    options = dict(haystack=args.books, lengths=args.lengths, samples=samples)
     if task == "mrcr":
       options["needles"] = "2,4"  # eight have no room in 2048 tokens
     ids = ours("items", task=task, options=options, count=args.items)
