@@ -117,7 +117,7 @@ def test_arrow_rows_restore_what_was_encoded(cache, tmp_path):
 
 @pytest.mark.parametrize("pack", [False, True])
 def test_an_epoch_has_every_sample_once_and_none_of_the_held_out(cache, pack):
-  c = make_config(cache, packing=pack)
+  c = make_config(cache, packing=pack, eval="holdout:8")
   c.batch_size, c.steps, c.epochs = 1, None, 2
   data = build(c)
   assert data.steps == len(data.train_rows)
@@ -329,7 +329,7 @@ def test_sources_may_be_given_in_tuples(cache, tmp_path):
 
 
 def test_steps_and_epochs_are_exact(cache):
-  c = make_config(cache)
+  c = make_config(cache, eval="holdout:8")
   c.steps, c.epochs = None, 3
   assert build(c).steps == 3 * 56 // 8
   c.steps, c.epochs = 30, None
