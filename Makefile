@@ -25,7 +25,7 @@ RANGES := tests/method tests/model/test_decoder.py tests/commands/test_train.py 
 # The build for CPUs; the ranges of the extra parity allow others.
 TORCH := torch==2.13.0
 
-# Large arrays in huge pages: a step on a CPU takes a tenth less (docs/faq.md).
+# Large arrays in huge pages: a step on a CPU takes 8 % less (docs/faq.md).
 quickstart study-a study-b study-far: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: setup test test-plan test-ranges colabs docs lint lock neighbours audit weights quickstart parity \
