@@ -9,6 +9,8 @@ nearly nothing (benchmarks/bit_casts_202611.md).
 """
 
 import functools
+import math
+import pathlib
 from collections.abc import Callable
 
 import jax
@@ -19,6 +21,39 @@ from jax.experimental import layout
 from skipalign_jax.model import sharding
 
 FAST_ROWS = 2  # rows from which on a bf16 product is fast
+ENOUGH = 128  # FLOPs per value of the operands from which on casting them pays
+
+
+@functools.cache
+def has_bf16_products(cpuinfo: str = "/proc/cpuinfo") -> bool:
+  """Whether this processor multiplies bf16; True where that cannot be told."""
+  try:
+    lines = pathlib.Path(cpuinfo).read_text(encoding="utf-8").splitlines()
+  except OSError:
+    return True
+  flags = next((line.split() for line in lines if line.startswith("flags")), None)
+  return flags is None or not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
+
+
+def for_product(
+  equation: str, left: jax.Array, right: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The operands of an einsum, in the dtype in which this processor multiplies fast.
+
+  Without instructions for bf16, a large product of bf16 takes up to twice as long as
+  one of the same values in fp32 (benchmarks/cast_products.py). Products and sums are
+  in fp32 either way.
+  """
+  if {left.dtype, right.dtype} != {jnp.dtype(jnp.bfloat16)} or "..." in equation:
+    return left, right
+  if sharding.platform() != "cpu" or has_bf16_products():
+    return left, right
+  sizes: dict[str, int] = {}
+  for axes, x in zip(equation.split("->")[0].split(","), (left, right), strict=True):
+    sizes |= zip(axes, x.shape, strict=True)
+  if 2 * math.prod(sizes.values()) < ENOUGH * (left.size + right.size):
+    return left, right
+  return left.astype(jnp.float32), right.astype(jnp.float32)
 
 
 def weight_gradient(

@@ -9,13 +9,24 @@ import numpy as np
 import pytest
 import tiny
 
-from skipalign_jax.model import decoder, lora, lora_state, sharding
+from skipalign_jax.model import cpu, decoder, lora, lora_state, products, sharding
 
 # XLA's name of the platform → that of a mesh's devices.
 PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "tpu": "tpu"}
 CONFIG = tiny.config()
 QUICK = {("full", False), ("none", True)}  # remat, adapters; the other pairs are slow
 ADAPTERS = lora.Config(rank=2, alpha=4.0, targets=("q", "down"), base="bfloat16")
+
+
+def program(platform, function, *arguments):
+  """StableHLO of a function, lowered for a platform."""
+  device = jax.sharding.AbstractDevice(platform, None, PLATFORMS[platform])
+  mesh = jax.sharding.AbstractMesh(
+    (1,) * len(sharding.AXES), sharding.AXES, abstract_device=device
+  )
+  with jax.sharding.use_abstract_mesh(mesh):
+    traced = jax.jit(function).trace(*arguments)
+    return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
 def gradient_program(platform, remat, adapters):
@@ -32,13 +43,7 @@ def gradient_program(platform, remat, adapters):
     )
     return jnp.sum(hidden_BLD.astype(jnp.float32))
 
-  device = jax.sharding.AbstractDevice(platform, None, PLATFORMS[platform])
-  mesh = jax.sharding.AbstractMesh(
-    (1,) * len(sharding.AXES), sharding.AXES, abstract_device=device
-  )
-  with jax.sharding.use_abstract_mesh(mesh):
-    traced = jax.jit(jax.grad(loss)).trace(trained, np.zeros((2, 8), np.int32))
-    return traced.lower(lowering_platforms=(platform,)).as_text()
+  return program(platform, jax.grad(loss), trained, np.zeros((2, 8), np.int32))
 
 
 def bit_casts(program):
@@ -60,3 +65,48 @@ def test_only_programs_for_cpus_have_bit_casts_and_layouts(remat, adapters):
     program = gradient_program(platform, remat, adapters)
     assert (bit_casts(program) > 0) == (platform == "cpu"), platform
     assert ("LayoutConstraint" in program) == (platform == "cpu"), platform
+
+
+@pytest.fixture(params=[False, True], ids=["emulated", "native"])
+def native(request, monkeypatch):
+  """Whether the processor counts as one that multiplies bf16."""
+  monkeypatch.setattr(cpu, "has_bf16_products", lambda: request.param)
+  return request.param
+
+
+def operands(T):
+  numbers = np.random.default_rng(0)
+  return [jnp.bfloat16(numbers.normal(size=shape)) for shape in ((T, 96), (256, 96))]
+
+
+@pytest.mark.parametrize(("T", "large"), [(2, False), (512, True)])
+def test_large_products_of_bf16_are_cast_where_they_are_emulated(native, T, large):
+  product = lambda left, right: products.einsum("ti,oi->to", left, right)
+  for platform in PLATFORMS:
+    text = program(platform, product, *operands(T))
+    (dtype,) = re.findall(r"dot_general.*: \(tensor<\w+x(\w+)>, ", text)
+    cast = platform == "cpu" and large and not native
+    assert dtype == ("f32" if cast else "bf16"), platform
+
+
+def test_a_cast_product_is_the_same(native):
+  left, right = operands(512)
+  out = products.einsum("ti,oi->to", left, right)
+  exact = np.asarray(left, np.float64) @ np.asarray(right, np.float64).T
+  np.testing.assert_allclose(out, exact, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ("cpuinfo", "expected"),
+  [
+    ("processor : 0\nflags\t\t: fpu avx2 avx512f\n", False),
+    ("processor : 0\nflags\t\t: fpu avx512f avx512_bf16\n", True),
+    ("flags : amx_bf16 amx_tile\n", True),
+    ("Features : asimd\n", True),  # another architecture: unknown
+    (None, True),
+  ],
+)
+def test_processors_that_multiply_bf16(tmp_path, cpuinfo, expected):
+  if cpuinfo is not None:
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+  assert cpu.has_bf16_products(str(tmp_path / "cpuinfo")) == expected

@@ -1,12 +1,17 @@
 """The benchmarks: statistics, workers, and the scripts that need no peer."""
 
+import collections
 import dataclasses
 import importlib.util
 import itertools
 import json
 import pathlib
+import re
+import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -217,3 +222,30 @@ def test_growth_and_objectives_run():
   # A pair is longer than 256 bytes.
   assert all(contender.step(variant, 1024) > 0 for variant in objectives.BASE)
   assert harness.resident_bytes("VmHWM") >= harness.resident_bytes("VmRSS") > 0
+
+
+def test_kinds_of_thunks():
+  thunks = load("thunks")
+
+  def program(x_TI, weight_OI, vocabulary_VI):
+    y_TO = jnp.einsum("ti,oi->to", x_TI, weight_OI)
+    logits_TV = jnp.einsum("to,vo->tv", y_TO, vocabulary_VI)
+    score_KTS = jnp.einsum("kth,ksh->kts", x_TI.reshape(2, 8, 8), y_TO.reshape(2, 8, 8))
+    return jax.nn.softmax(logits_TV), score_KTS, x_TI.T + 0
+
+  shapes = [(16, 8), (8, 8), (99, 8)]
+  args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+  text = jax.jit(program).lower(*args).compile().as_text()
+  found = collections.Counter(thunks.kinds(text, vocabulary=99).values())
+  kinds = ("linear", "vocabulary", "attention", "exponentials")
+  assert [found[kind] for kind in kinds] == [1, 1, 1, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["step", "prefill"])
+def test_thunks_run(program):
+  script = [sys.executable, FOLDER / "thunks.py", f"--program={program}"]
+  command = [*script, "--model=tiny", "--length=300", "--dtype=float32"]
+  done = subprocess.run(command, capture_output=True, text=True, check=True)
+  rows = dict(re.findall(r"^\| (\w+) +\| ([\d.]+)", done.stdout, re.M))
+  assert float(rows["linear"]) > 0 and float(rows["attention"]) > 0, done.stdout
