@@ -60,6 +60,8 @@ MORE = {
   "PoSE, cropped, on books": {
     "data.train": BOOKS,
     "data.text_window": 1024,
+    "data.packing": False,
+    "data.batching": "shuffled",
     "positions.strategy": "pose",
   },
   "SkipAlign, adafactor": {"optim.kind": "adafactor"},

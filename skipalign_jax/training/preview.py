@@ -1,6 +1,7 @@
 """The first batch: its blocks and their positions, in words and in a picture."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -33,8 +34,10 @@ def draw_positions(
   recipe: positions.PositionConfig, seed: int, batch: dict[str, np.ndarray]
 ) -> np.ndarray:
   """positions_BL of a batch of the first step: compiled once, as one program."""
-  compiled = jax.jit(positions.synthesize, static_argnums=(0, 1))
-  return np.asarray(compiled(recipe, seed, batch, positions.limit_at(recipe, 0, 1)))
+  # A constant, as in a step without a schedule: RandPos needs to know it.
+  limit = positions.limit_at(recipe, 0, 1)
+  draw = jax.jit(functools.partial(positions.synthesize, recipe, seed, limit=limit))
+  return np.asarray(draw(batch))
 
 
 def samples(batch: dict[str, np.ndarray], positions_BL: np.ndarray) -> list[list[Span]]:

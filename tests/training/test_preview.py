@@ -1,6 +1,32 @@
-import numpy as np
+import dataclasses
 
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from skipalign_jax import config as config_lib
+from skipalign_jax.method import positions
 from skipalign_jax.training import preview
+
+STRATEGIES = config_lib.KEYS["positions.strategy"].choices
+
+
+@pytest.mark.parametrize("schedule", ["", "40,90"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_is_shown_is_what_the_first_step_reads(strategy, schedule):
+  recipe = dataclasses.replace(
+    tiny.SKIPS, strategy=strategy, max_position=90, schedule=schedule
+  )
+  batch = tiny.batch()
+
+  @jax.jit
+  def in_a_step(step):
+    limit = positions.limit_at(recipe, step, 10)
+    return positions.synthesize(recipe, 3, batch, limit)
+
+  shown = preview.draw_positions(recipe, 3, batch)
+  np.testing.assert_array_equal(shown, in_a_step(0))
 
 
 def test_samples_gives_blocks_with_their_positions():
