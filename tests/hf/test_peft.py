@@ -245,6 +245,11 @@ def test_folders_that_are_not_clear_are_refused(base, tmp_path):
   both = tiny_files.hf_folder(tmp_path / "m")
   (both / "adapter_config.json").write_text(json.dumps(SETTINGS))
   refused(both, "has an adapter", "whole weights", "remove adapter_config.json")
+  half = write(tmp_path / "h", base)
+  (half / "adapter_config.json").unlink()
+  refused(half, "without adapter_config.json; copy this file")
+  (half / "config.json").write_text("{}")
+  refused(half, "without adapter_config.json; copy this file")
   circle = write(tmp_path / "c", tmp_path / "c")
   refused(circle, "their own folder", f"{circle} -> {circle}")
   with pytest.raises(errors.UserError, match="their own folder"):
