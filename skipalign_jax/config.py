@@ -351,8 +351,8 @@ SECTIONS = (
     ),
     schedule=key(
       "",
-      "Limits L_t that replace L in equal shares of the run, separated by commas. The "
-      "greatest is max_position. Empty: L all the time.",
+      "Limits L_t that replace L in equal shares of the run, separated by commas. They "
+      "rise, and the last one is max_position. Empty: L all the time.",
     ),
   ),
   section(

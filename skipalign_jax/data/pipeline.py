@@ -316,6 +316,11 @@ def _report(
       lines.append(
         "NOTE: data.text_blocks=none makes a text one block, so texts do not skip"
       )
+    if _jumps_before_blocks(config) and config.data.text_blocks == "none":
+      lines.append(
+        "NOTE: data.text_blocks=none makes a text one block, so texts do not jump; "
+        "distill.split=token jumps anywhere"
+      )
     if strategy in ("endprompt", "logo") and config.positions.terminal != "cue":
       lines.append(f"NOTE: strategy {strategy} moves replies, so texts stay contiguous")
   if not all(p.is_text[p.usable].all() for p in train):
@@ -333,6 +338,11 @@ def _report(
     lines.append(f"the run trains on {seen}")
   lines += _ends(rows, used, config)
   return "\n".join(lines)
+
+
+def _jumps_before_blocks(config: ml_collections.ConfigDict) -> bool:
+  d = config.distill
+  return d.weight > 0 and d.view == "jump" and d.split == "block"
 
 
 def _ends(

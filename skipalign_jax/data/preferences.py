@@ -73,12 +73,14 @@ def join(chosen: chat.Result, rejected: chat.Result) -> chat.Result:
   """One sample of both, or why there is none."""
   for one in (chosen, rejected):
     if isinstance(one, dialogues.BadSample):
+      if any(one.lost):  # it is too long, and the other one is lost with it
+        return dialogues.BadSample(one.reason, _whole(chosen, rejected))
       return one
   if not _same_prompt(chosen, rejected):
     return dialogues.BadSample("the chat template writes two different prompts")
-  lost = dialogues.Lost(*map(sum, zip(chosen.lost, rejected.lost, strict=True)))
   if np.array_equal(chosen.tokens, rejected.tokens):
-    return dialogues.BadSample("nothing to learn: equal after truncation", lost)
+    reason = "nothing to learn: equal after truncation"
+    return dialogues.BadSample(reason, _whole(chosen, rejected))
   blocks = 1 + int(chosen.block_ids.max())
   return chat.Sample(
     tokens=np.concatenate([chosen.tokens, rejected.tokens]),
@@ -88,10 +90,24 @@ def join(chosen: chat.Result, rejected: chat.Result) -> chat.Result:
     sample_id=_id(chosen.sample_id, rejected.sample_id),
     turns=blocks // 2,
     truncated=chosen.truncated or rejected.truncated,
-    lost=lost,
+    lost=_sum(chosen.lost, rejected.lost),
     split=chosen.split + rejected.split,
     rejected_start=len(chosen.tokens),
   )
+
+
+def _whole(*results: chat.Result) -> dialogues.Lost:
+  """All tokens and targets, those that are kept included."""
+  kept = [
+    (len(one.tokens), int(one.targets.sum()))
+    for one in results
+    if isinstance(one, chat.Sample)
+  ]
+  return _sum(*(one.lost for one in results), *kept)
+
+
+def _sum(*lost: tuple[int, int]) -> dialogues.Lost:
+  return dialogues.Lost(*map(sum, zip(*lost, strict=True)))
 
 
 def _same_prompt(chosen: chat.Sample, rejected: chat.Sample) -> bool:

@@ -103,6 +103,8 @@ def records(path: pathlib.Path) -> Iterator[dict[str, Any]]:
     for number, record in _values(path):
       _check(f"--data: {path}, record {number}", record)
       yield record
+  except errors.UserError:  # of a record
+    raise
   except untrusted.BROKEN as error:
     raise errors.UserError(f"--data: {path} cannot be read ({error})") from error
 

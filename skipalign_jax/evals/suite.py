@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from skipalign_jax.evals import haystack, option_values, tasks
+from skipalign_jax.evals.ruler import documents
 from skipalign_jax.runtime import escape, paths
 
 _LONG_CHATS = 4096  # tokens; shorter ones have no room for eight needles
@@ -76,6 +77,9 @@ def _check_files(options: Options, given: Mapping[str, Any]) -> None:
   if options.haystack:
     haystack.read(options.haystack)
   tasks.module("ruler").chosen(given["ruler"])
+  for name in documents.FILES if options.qa else ():
+    if path := documents.path_of(options.qa, name):
+      documents.read(path, name)
   if options.longbench_v2:
     longbench_v2 = tasks.module("longbench_v2")
     path = paths.given(options.longbench_v2, f"--longbench_v2={options.longbench_v2}")

@@ -5,7 +5,13 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
-from skipalign_jax.hf import hub, native, peft_config, safetensors_files
+from skipalign_jax.hf import (
+  hub,
+  native,
+  peft_adapter,
+  peft_config,
+  safetensors_files,
+)
 from skipalign_jax.runtime import errors, escape, paths
 
 FORMS = """a model reference is one of
@@ -117,6 +123,11 @@ def _locate_folder(path: pathlib.Path, step: int | None) -> Location:
     )
   if _is_adapter(path):
     return Location("adapter", path)
+  if (path / peft_adapter.FILE).is_file() and not safetensors_files.has_weights(path):
+    raise errors.UserError(
+      f"{path}: has {peft_adapter.FILE} without {peft_config.FILE}; copy this file, "
+      "too, from where the adapter comes from"
+    )
   if (path / "config.json").is_file():
     return Location("hf", path)
   inside = sorted(p.name for p in path.glob("*.gguf"))

@@ -87,10 +87,11 @@ class PositionConfig:
   def __post_init__(self):
     config_lib.check_section("positions", vars(self))
     limits = self.limits
-    if limits and (min(limits) < 1 or max(limits) != self.max_position):
+    rises = limits == tuple(sorted(limits))
+    if limits and (limits[0] < 1 or not rises or limits[-1] != self.max_position):
       raise errors.UserError(
-        f"positions.schedule={self.schedule}: each limit must be at least 1, and the "
-        f"greatest one must be positions.max_position={self.max_position}"
+        f"positions.schedule={self.schedule}: limits must be at least 1, rise or stay, "
+        f"and end with positions.max_position={self.max_position}"
       )
 
   @property

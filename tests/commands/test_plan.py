@@ -176,6 +176,16 @@ def test_adapters_by_arithmetic(no_compiler):
   assert "rank 16, alpha 16 on q, k, v, o, gate" in text
 
 
+@pytest.mark.parametrize(("kind", "each"), [("lion", 4), ("muon", 4), ("adamw", 8)])
+def test_the_state_of_the_optimizer_of_the_config_is_planned(no_compiler, kind, each):
+  (record,), _ = run(small(**{"optim.kind": kind}), topology="h100:1")
+  shape = commands_plan.model_shape(small())
+  others = shape.vocab_size * shape.embed_dim * (kind == "muon")  # by AdamW
+  state = record["programs"][0]["bytes_per_device"]["state"]
+  expected = (4 + each) * shape.num_params() + 4 * others
+  assert state == pytest.approx(expected, rel=0.02)
+
+
 def test_known_shapes_need_no_files_and_no_network(no_compiler, monkeypatch):
   monkeypatch.setattr(commands_plan.reference, "open_model", None)
   assert commands_plan.model_shape(llama()).num_params() == 6_738_415_616

@@ -113,7 +113,9 @@ def test_tasks_without_data_are_left_out_and_named(files):
 
 
 def test_options_reach_every_task(files, tmp_path):
-  (tmp_path / "squad.json").touch()
+  answer = dict(question="Who?", answers=[dict(text="Ann")])
+  article = dict(title="A", paragraphs=[dict(context="Ann.", qas=[answer])])
+  (tmp_path / "squad.json").write_text(json.dumps(dict(data=[article])))
   book, records = f"{files}/book.txt", f"{files}/data.jsonl"
   given = suite.Options(
     haystack=book, longbench_v2=records, qa=str(tmp_path), lengths="2048,4096",
@@ -167,10 +169,16 @@ def test_the_table_has_percent_by_length_intervals_and_what_is_missing():
     ("--samples=0", "--samples=0"),
     ("--haystack=none.txt", "--haystack.*none.txt"),
     ("--qa=none", "--qa=none is not a folder"),
+    ("--qa=damaged", r"squad\.json cannot be read"),
     ("--longbench_v2=none.json", "none.json cannot be read"),
   ],
 )
-def test_mistakes_are_errors_before_the_model_is_read(tmp_path, flag, message):
+def test_mistakes_are_errors_before_the_model_is_read(
+  tmp_path, monkeypatch, flag, message
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "damaged").mkdir()
+  (tmp_path / "damaged/squad.json").write_text('{"data": [')
   with pytest.raises(errors.UserError, match=message):
     evaluate.main(["suite", "--model=nowhere/x", f"--out={tmp_path}/o", flag])
   assert not (tmp_path / "o").exists()

@@ -138,6 +138,21 @@ def test_an_interrupted_run_saves_and_resumes(finished, config, monkeypatch, tmp
   assert tiny.records(folder) == tiny.records(finished)
 
 
+def test_limits_rise_over_a_run_that_resumes_in_a_stage(config, tmp_path):
+  """Randomized YaRN."""
+  changes = {"positions.strategy": "randpos", "positions.schedule": "500,1000,2000"}
+  changes |= {"positions.max_position": 2000, "rope.kind": "yarn", "data.eval": ""}
+  changes |= {"steps": 6, "checkpoint.every": 3}
+  config.update_from_flattened_dict(changes)
+  assert run(config, tmp_path) == 0
+  whole = tiny.records(tmp_path)
+  far = [record["largest_position"] for record in whole]
+  assert [sum(at >= limit for limit in (500, 1000)) for at in far] == [0, 0, 1, 1, 2, 2]
+  shutil.rmtree(tmp_path / "checkpoints" / "6")
+  assert run(config, tmp_path) == 0
+  assert tiny.records(tmp_path) == whole
+
+
 def test_finished_run_does_nothing_more(finished, config):
   before = (finished / "metrics.jsonl").read_text()
   assert run(config, finished) == 0

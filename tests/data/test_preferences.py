@@ -8,7 +8,7 @@ import pytest
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.data import dialogues, packing, pipeline, preferences, prepare
+from skipalign_jax.data import chat, dialogues, packing, pipeline, preferences, prepare
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.runtime import errors
 
@@ -145,6 +145,16 @@ def test_rows_have_both_replies_of_a_pair_after_their_prompt(cache_dir, tmp_path
       assert ids[0] == ids[1] and len(ids[0]) == 1
 
 
+def test_prompts_that_differ_as_tokens_are_refused():
+  """As of a template that writes a prompt depending on its reply."""
+  chats = chat.Encoder(TOKENIZER, 256)
+  made = lambda prompt, reply: chats([[("user", prompt), ("assistant", reply)]])[0]
+  assert preferences.join(made("Hi", "a"), made("Hi", "b")).rejected_start
+  for prompt in ("Ho", "Hi!"):
+    bad = preferences.join(made("Hi", "a"), made(prompt, "b"))
+    assert bad.reason == "the chat template writes two different prompts"
+
+
 def test_a_long_reply_has_half_a_row(cache_dir, tmp_path):
   record = {"prompt": "Hi", "chosen": "a" * 300, "rejected": "b" * 300}
   equal = {"prompt": "Hi", "chosen": "a" * 300 + "b", "rejected": "a" * 300 + "c"}
@@ -159,6 +169,26 @@ def test_a_long_reply_has_half_a_row(cache_dir, tmp_path):
   assert "no target left after truncation" in data.report
   row = data.train_rows[0]
   assert np.bincount(row["segment_ids"]).tolist() == [0, 128, 128]
+
+
+@pytest.mark.parametrize("mode", ["truncate", "drop"])
+def test_what_is_not_kept_of_pairs_is_reported_as_lost(mode, cache_dir, tmp_path):
+  short = {"prompt": "Hi", "chosen": "Yes", "rejected": "No"}
+  records = [
+    short,
+    short | {"rejected": "b" * 300},
+    {"prompt": "Hi", "chosen": "a" * 300 + "b", "rejected": "a" * 300 + "c"},
+    {"prompt": "p" * 300, "chosen": "b", "rejected": "c"},
+  ]
+  source = write(tmp_path / "lost.jsonl", records)
+  whole, kept = (
+    build(config_of(source, cache_dir, **options)).report.replace(",", "")
+    for options in ({"seq_len": 2048}, {"overlong": mode})
+  )
+  numbers = lambda form, text: np.array(re.search(form, text).groups(), int)
+  counts = r"(\d+) tokens (\d+) targets"
+  lost = numbers(r"about (\d+) tokens .* (\d+) of them targets", kept)
+  assert (numbers(counts, whole) == numbers(counts, kept) + lost).all()
 
 
 def test_data_without_pairs_is_refused_by_its_reason(cache_dir, tmp_path):

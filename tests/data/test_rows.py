@@ -223,6 +223,22 @@ def test_windows_are_rows_and_held_out_pieces_are_not(cache_dir):
     build(c)
 
 
+def test_texts_without_blocks_do_not_jump_and_a_note_says_so(cache_dir):
+  c = make_config(cache_dir, train="builtin:text:8", eval="")
+  c.distill.weight = 1.0
+  note = "so texts do not jump; distill.split=token"
+  assert note in build(c).report
+  for key, value in (
+    ("distill.split", "token"),
+    ("data.text_blocks", "sentences"),
+    ("data.train", "builtin:recall:8"),
+    ("distill.weight", 0.0),
+  ):
+    other = c.copy_and_resolve_references()
+    other.update_from_flattened_dict({key: value})
+    assert note not in build(other).report
+
+
 def test_bad_texts_are_counted_by_record(cache_dir, tmp_path):
   documents = ["word " * 2000] * 3 + [" \n"]
   train = write_texts(tmp_path / "a.jsonl", documents)

@@ -143,7 +143,9 @@ def test_answers_are_read_as_the_authors_read_them(reply, answer):
 )
 def test_records_that_cannot_be_used_are_named(tmp_path, changes, message):
   path = write(tmp_path / "bad.json", [record(0), record(1, **changes)])
-  with pytest.raises(errors.UserError, match=r"bad\.json, record 2: ") as caught:
+  with pytest.raises(
+    errors.UserError, match=r"^--data: \S*bad\.json, record 2: "
+  ) as caught:
     made(path)
   assert message in str(caught.value)
 

@@ -17,11 +17,15 @@ from skipalign_jax import convert
 from skipalign_jax.hf import adapters, locations, names, native, reference
 from skipalign_jax.model import lora, model_config, rope
 from skipalign_jax.runtime import errors
-from skipalign_jax.training import checkpoint, run
+from skipalign_jax.training import checkpoint, reference_log_probs, run
+from skipalign_jax.training import setup as setup_lib
 from skipalign_jax.training import state as state_lib
 
 SHAPE = tiny_files.config()
 TARGETS = {"q": "self_attn.q_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
+OFF = {
+  key: config_lib.KEYS[f"lora.{key}"].default for key in ("rank", "alpha", "targets")
+}
 SETTINGS = {
   "peft_type": "LORA",
   "task_type": "CAUSAL_LM",
@@ -241,6 +245,11 @@ def test_folders_that_are_not_clear_are_refused(base, tmp_path):
   both = tiny_files.hf_folder(tmp_path / "m")
   (both / "adapter_config.json").write_text(json.dumps(SETTINGS))
   refused(both, "has an adapter", "whole weights", "remove adapter_config.json")
+  half = write(tmp_path / "h", base)
+  (half / "adapter_config.json").unlink()
+  refused(half, "without adapter_config.json; copy this file")
+  (half / "config.json").write_text("{}")
+  refused(half, "without adapter_config.json; copy this file")
   circle = write(tmp_path / "c", tmp_path / "c")
   refused(circle, "their own folder", f"{circle} -> {circle}")
   with pytest.raises(errors.UserError, match="their own folder"):
@@ -315,6 +324,24 @@ def test_a_start_is_the_adapter_in_all_layers(finished, base):
   name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
   block = (slice(1, 2), slice(3, 9), slice(0, 2))
   np.testing.assert_array_equal(found.read(block)[0], drawn()[name][3:9, :2])
+
+
+def test_preferences_are_compared_with_the_adapter_of_the_start(
+  base, tmp_path, cache_dir
+):
+  """And not with its base alone."""
+  adapter, found = write(tmp_path / "a", base), []
+  for c in (
+    training(base, cache_dir, init_from=str(adapter)),
+    training(adapter, cache_dir, **OFF),
+    training(base, cache_dir),
+  ):
+    c.data.train, c.data.seq_len = "builtin:pairs:4", 1024
+    c.loss.kind, c.loss.beta = "dpo", 0.1
+    setup = setup_lib.prepare(c, tmp_path / "run", console())
+    found += reference_log_probs.compute(setup)
+  np.testing.assert_allclose(found[0], found[1], rtol=1e-3)
+  assert np.abs(found[0] - found[2]).max() > 1
 
 
 @pytest.mark.slow

@@ -158,9 +158,9 @@ def test_uniform_gaps_between_all_units_are_sorted_random_slots():
   check_same_law(places, np.array(theirs))
 
 
-@pytest.mark.parametrize("strategy", ["pose", "skip_all"])
+@pytest.mark.parametrize("strategy", ["pose", "skip_all", "endprompt", "logo"])
 def test_only_samples_below_skip_below_move(strategy):
-  recipe = config(strategy, 1000, skip_prob=1.0, skip_below=12)
+  recipe = config(strategy, 1000, skip_prob=1.0, skip_below=12, terminal="response")
   here = synthesize(recipe, stack([row([(3, [4, 8]), (4, [5, 6])])]))[0]
   np.testing.assert_array_equal(here[:12], np.arange(12))
   assert here[12 + 10] > 11

@@ -64,16 +64,17 @@ def test_strategy_compares_with_contiguous_positions():
   np.testing.assert_array_equal(found["pair_weight"], batch["loss_weight"] * differs)
 
 
-def test_a_sample_draws_the_same_packed_and_alone():
+@pytest.mark.parametrize("reach", ["sample", "limit"])
+def test_a_sample_draws_the_same_packed_and_alone(reach):
   batch = tiny.batch()
-  found = views(batch)
+  found = views(batch, reach=reach)
   for row, at in samples(batch):
     m = len(at)
     pad = lambda x: np.pad(x, (0, tiny.SEQ_LEN - len(x)))[None]
     alone = {name: pad(x[row, at]) for name, x in batch.items()}
     alone["segment_ids"] = pad(np.ones(m, np.int32))
     np.testing.assert_array_equal(
-      views(alone)["positions_2"][0, :m], found["positions_2"][row, at]
+      views(alone, reach=reach)["positions_2"][0, :m], found["positions_2"][row, at]
     )
 
 

@@ -105,6 +105,19 @@ def test_a_scheduled_limit_is_that_limit(strategy):
   assert draw._cache_size() == 1
 
 
+def test_one_program_draws_randpos_below_each_limit():
+  """Randomized YaRN's positions; a sample as long as the limit stays contiguous."""
+  recipe = config("randpos", 100, schedule="20,60,100")
+  batch = stack([row([(5, [3, 6, 4, 7]), (9, [4, 5, 6])])])
+  draw = jax.jit(lambda limit: positions.synthesize(recipe, 0, batch, limit))
+  for limit, before in ((20, 14), (60, 20), (100, 60)):
+    here = np.asarray(draw(limit))[0]
+    for at in (slice(0, 20), slice(20, 35)):
+      assert (np.diff(here[at]) > 0).all() and before <= here[at].max() < limit
+    assert not here[35:].any()
+  assert draw._cache_size() == 1
+
+
 def test_randpos_below_a_limit_draws_every_subset_alike():
   keys = jax.vmap(jax.random.key)(np.arange(20_000, dtype=np.uint32))
   draw = jax.jit(jax.vmap(lambda key, L: baselines.randpos_below(key, 3, 4, L, 9)[1],
@@ -117,7 +130,10 @@ def test_randpos_below_a_limit_draws_every_subset_alike():
   np.testing.assert_array_equal(draw(keys[:2], 3)[:, :3], [[0, 1, 2]] * 2)
 
 
-@pytest.mark.parametrize("schedule", ["10,x", "10,20", "0,40", "10,80", "10,,40"])
+@pytest.mark.parametrize(
+  "schedule",
+  ["10,x", "10,20", "0,40", "10,80", "10,,40", "40,10", "10,40,20", "20,10,40"],
+)
 def test_schedules_that_do_not_fit_are_refused(schedule):
   with pytest.raises(errors.UserError, match="schedule"):
     config("skip_all", 40, schedule=schedule)

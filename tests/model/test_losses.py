@@ -165,6 +165,19 @@ def test_long_short_terms_never_have_all_logits():
   assert largest(64) == rows * 64 * vocab
 
 
+def test_target_log_probs_never_have_all_logits():
+  rows, length, dim, vocab = 2, 64, 3, 50
+
+  def largest(chunk):
+    score = lambda *arrays: losses.target_log_probs(*arrays, chunk)
+    shapes = [(rows, length, dim), (vocab, dim), (rows, length)]
+    structs = map(jax.ShapeDtypeStruct, shapes, ["float32", "float32", "int32"])
+    return max(sizes(jax.make_jaxpr(score)(*structs).jaxpr))
+
+  assert largest(16) == rows * 16 * vocab
+  assert largest(64) == rows * 64 * vocab
+
+
 def test_all_logits_never_exist():
   rows, length, dim, vocab = 2, 64, 3, 50
 

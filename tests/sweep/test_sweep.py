@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shlex
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import tiny
 from matplotlib import axes as matplotlib_axes
 from scipy import stats
 
+from skipalign_jax import config as config_lib
 from skipalign_jax import evaluate
 from skipalign_jax.evals import tasks
 from skipalign_jax.runtime import errors, terminal
@@ -109,6 +111,51 @@ def test_runs_are_the_papers():
   assert found == {at: at for at in found} and len(found) == 9
   assert {L for L, _ in found} == {50_000, 100_000, 150_000}
   assert {p for _, p in found} == {0.2, 0.5, 0.8}
+
+
+# Key → values that are methods: of these configs/methods.py has a row each.
+METHODS = {
+  "positions.strategy": set(config_lib.KEYS["positions.strategy"].choices),
+  "positions.terminal": {"turn", "cue"},  # response is turn without its question
+  "positions.terminal_at": set(config_lib.KEYS["positions.terminal_at"].choices),
+  "positions.gaps": set(config_lib.KEYS["positions.gaps"].choices),
+  "distill.view": set(config_lib.KEYS["distill.view"].choices),
+  "loss.kind": set(config_lib.KEYS["loss.kind"].choices),
+  "loss.reduction": set(config_lib.KEYS["loss.reduction"].choices),
+}
+
+
+def test_methods_has_a_row_for_each():
+  sweep, found = load("methods"), {key: set() for key in METHODS}
+  for name in sweep.runs:
+    if (config := resolved(sweep, name)) is None:
+      continue
+    flat = config_lib.flatten(config)
+    assert flat["loss.kind"] == "sft" or "DPO" in name or "SimPO" in name
+    for key in METHODS:
+      section = key.split(".")[0]
+      if section == "distill" and not flat["distill.weight"]:
+        continue
+      if key.startswith("positions.terminal") and (
+        flat["positions.strategy"] != "endprompt"
+      ):
+        continue
+      found[key].add(flat[key])
+  assert found == METHODS
+  randomized = resolved(sweep, "Randomized YaRN")
+  assert randomized.positions.schedule and randomized.rope.kind == "yarn"
+  assert randomized.positions.strategy == "randpos"
+
+
+def test_the_readme_names_each_method():
+  text = (tiny.ROOT / "README.md").read_text(encoding="utf-8")
+  table = text.split("| method | one change of a config |")[1].split("\n\n")[0]
+  for key in ("positions.strategy", "loss.kind"):
+    default = config_lib.KEYS[key].default
+    for value in METHODS[key] - {default}:
+      assert re.search(rf"[`=]{value}`", table), value
+  for key in ("positions.schedule", "distill.weight", "long_short.alpha", "lora.rank"):
+    assert key in table
 
 
 def test_runs_of_one_name_are_one_run():

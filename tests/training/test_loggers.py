@@ -7,6 +7,7 @@ import pathlib
 import sys
 
 import pytest
+import tiny_train
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.runtime import errors, files
@@ -110,6 +111,25 @@ def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch):
     with pytest.raises(errors.UserError, match=rf"pip install -e '.\[{name}\]'"):
       loggers.check_installed(name)
   loggers.check_installed("")
+
+
+def test_a_run_is_refused_before_its_folder_is_made(folder, monkeypatch, cache_dir):
+  monkeypatch.setitem(sys.modules, "wandb", None)
+  c = tiny_train.load("llama2_ntk")
+  c.data.cache_dir, c.log.to = cache_dir, "wandb"
+  with pytest.raises(errors.UserError, match=r"log\.to=wandb needs wandb"):
+    tiny_train.run(c, folder / "run")
+  assert not (folder / "run").exists()
+
+
+def test_the_records_of_a_run_are_passed_on(folder, fake, monkeypatch, cache_dir):
+  monkeypatch.setattr(loggers, "check_installed", lambda to: None)
+  c = tiny_train.load("llama2_ntk")
+  c.data.cache_dir, c.data.eval, c.data.seq_len = cache_dir, "", 256
+  c.steps, c.batch_size, c.log.to, c.log.project = 1, 2, "fake", "stretched"
+  assert tiny_train.run(c, folder / "run") == 0
+  assert [step for step, _ in fake.seen] == [1] and fake.closed == 1
+  assert fake.runs[0].name == "run" and fake.runs[0].project == "stretched"
 
 
 def start_twice(folder, name):

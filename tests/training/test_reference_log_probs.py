@@ -10,7 +10,7 @@ import safetensors.numpy
 import tiny
 import tiny_train
 
-from skipalign_jax.hf import adapters
+from skipalign_jax.hf import adapters, reference
 from skipalign_jax.runtime import errors
 from skipalign_jax.training import reference_log_probs
 from skipalign_jax.training import setup as setup_lib
@@ -87,6 +87,20 @@ def test_what_is_stored_is_what_is_computed_packed_or_not(finished, data, cache_
     np.testing.assert_allclose(found_R2, stored(folder), rtol=1e-5)
 
 
+def test_a_contiguous_reference_reads_without_skips(finished, data, cache_dir):
+  """As a run with contiguous positions has it, also where each epoch draws anew."""
+  found = {}
+  for name, changes in {
+    "reference": {"loss.reference": "contiguous", "positions.resample": "epoch"},
+    "run": {"positions.strategy": "contiguous"},
+  }.items():
+    config = config_of(data, cache_dir, **changes)
+    setup = setup_lib.prepare(config, finished[1], tiny_train.quiet())
+    (found[name],) = reference_log_probs.compute(setup)
+  np.testing.assert_allclose(found["reference"], found["run"], rtol=1e-5)
+  assert np.abs(found["reference"] - stored(finished[1])).max() > 1e-3
+
+
 def test_resumed_runs_are_exact(finished, tmp_path, monkeypatch):
   """With the file, which is not computed again, and without it."""
   config, done = finished
@@ -145,6 +159,23 @@ def test_a_reference_of_other_weights_is_refused(finished, data, cache_dir, tmp_
       reference_log_probs.of_start(other)
 
 
+@pytest.mark.parametrize("what", ["data", "recipe", "adapters"])
+def test_a_reference_of_other_data_positions_or_adapters_is_refused(
+  finished, tmp_path, what
+):
+  setup = setup_lib.prepare(finished[0], tmp_path, tiny_train.quiet())
+  shutil.copy(finished[1] / reference_log_probs.FILE, tmp_path)
+  assert len(reference_log_probs.of_start(setup)) == 1
+  positions = dataclasses.replace(setup.recipe.positions, skip_prob=0.25)
+  other = {
+    "data": lambda: dataclasses.replace(setup.data, fingerprint="of other chats"),
+    "recipe": lambda: dataclasses.replace(setup.recipe, positions=positions),
+    "adapters": lambda: reference.open_model(str(finished[1])).weights,
+  }[what]()
+  with pytest.raises(errors.UserError, match="another model or other data"):
+    reference_log_probs.of_start(dataclasses.replace(setup, **{what: other}))
+
+
 def old_key(setup):
   return reference_log_probs._key(setup, adapters.digest_of("7d1a"))
 
@@ -160,7 +191,7 @@ def old_key(setup):
   ],
   ids=lambda changes: next(iter(changes.values())),
 )
-def test_other_runs(changes, data, cache_dir, tmp_path, finished):
+def test_other_runs(changes, data, cache_dir, tmp_path):
   folder = tmp_path / "run"
   changes = {"steps": 12, "optim.learning_rate": 0.01} | changes
   config = config_of(data, cache_dir, **changes)
@@ -172,5 +203,3 @@ def test_other_runs(changes, data, cache_dir, tmp_path, finished):
     np.testing.assert_allclose(records[0]["loss"], np.log(2), rtol=1e-5)
   if config.loss.kind == "simpo":
     assert not (folder / reference_log_probs.FILE).exists()
-  if config.loss.reference == "contiguous":
-    assert np.abs(stored(folder) - stored(finished[1])).max() > 1e-3
