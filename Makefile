@@ -1,6 +1,7 @@
 # make test        set up .venv, run the default suite; another Python: make test PYTHON=python3.12
 # make quickstart  fine-tune SmolLM2-135M-Instruct on this CPU, export it, prompt it
 # make parity      tests against PyTorch and the real weights (installs torch)
+# make test-loggers  the loggers with Weights & Biases, trackio and MLflow, offline (installs 2 GB)
 # make test-plan   compile for GPUs and TPUs that this machine lacks (installs several GB)
 # make colabs      execute the notebooks on this CPU (installs the extra docs)
 # make docs        build the documentation site in build/site
@@ -28,7 +29,7 @@ TORCH := torch==2.13.0
 # Large arrays in huge pages: a step on a CPU takes 8 % less (docs/faq.md).
 quickstart study-a study-b study-far: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: setup test test-plan test-ranges colabs docs lint lock neighbours audit weights quickstart parity \
+.PHONY: setup test test-loggers test-plan test-ranges colabs docs lint lock neighbours audit weights quickstart parity \
   study-a study-b study-far study-pages
 .DELETE_ON_ERROR:
 
@@ -43,6 +44,10 @@ $(VENV)/.ready: requirements.lock requirements.txt pyproject.toml
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile  # fixtures of a file are made once
+
+test-loggers: setup
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[wandb,trackio,mlflow]'
+	$(BIN)/python -m pytest -rs tests/training/test_loggers.py
 
 test-plan: setup
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[plan]'

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import re
 
 import hypothesis
 import numpy as np
@@ -149,8 +150,10 @@ def records():
 
 
 def build(cache, tmp_path, **data):
-  path = test_pipeline.write(tmp_path / "a.jsonl", records())
-  c = test_pipeline.make_config(cache, train=path, eval="", **data)
+  path = tmp_path / "a.jsonl"
+  if not path.exists():  # a new one would be another source
+    test_pipeline.write(path, records())
+  c = test_pipeline.make_config(cache, train=str(path), eval="", **data)
   c.batch_size, c.steps, c.epochs = 1, None, 1
   return test_pipeline.build(c)
 
@@ -186,6 +189,11 @@ def test_modes_have_their_own_samples_and_reports(cache, tmp_path):
     learned = sum(int(row["loss_weight"].sum()) for row in test_pipeline.rows_of(data))
     assert f" {targets - learned:,} of them targets" in line
     assert f"({1 - learned / targets:.1%} of the targets)" in line
+    kept, lost = (
+      int(re.search(form, data.report)[1].replace(",", ""))
+      for form in (r"([\d,]+) tokens, ", r"about ([\d,]+) tokens")
+    )
+    assert f" tokens ({lost / (lost + kept):.1%}), " in line
   quiet = build(cache, tmp_path, seq_len=8192)
   assert "lost beyond" not in quiet.report and "records" not in quiet.report
 

@@ -34,6 +34,15 @@ def test_every_folder_with_code_is_a_package_of_the_project():
   assert {folder.replace("/", ".") for folder in folders} == set(TOOL["packages"])
 
 
+def test_the_configs_are_found_where_they_are():
+  """Outside of the package's folder, below it in the wheel."""
+  assert TOOL["package-dir"] == {
+    "skipalign_jax": "skipalign_jax",
+    "skipalign_jax.configs": "configs",
+  }
+  assert (tiny.ROOT / "configs" / "llama2_ntk.py").exists()
+
+
 def test_every_other_file_is_data_of_a_package():
   patterns = {
     f"{package.replace('.', '/')}/{pattern}": 0
