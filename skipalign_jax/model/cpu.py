@@ -53,7 +53,9 @@ def for_product(
     sizes |= zip(axes, x.shape, strict=True)
   if 2 * math.prod(sizes.values()) < ENOUGH * (left.size + right.size):
     return left, right
-  return left.astype(jnp.float32), right.astype(jnp.float32)
+  # XLA drops a cast to bf16 that is followed by one to fp32, but not this rounding.
+  cast = lambda x: jax.lax.reduce_precision(x.astype(jnp.float32), 8, 7)
+  return cast(left), cast(right)
 
 
 def weight_gradient(
