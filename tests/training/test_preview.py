@@ -12,8 +12,11 @@ from skipalign_jax.training import preview
 STRATEGIES = config_lib.KEYS["positions.strategy"].choices
 
 
-@pytest.mark.parametrize("schedule", ["", "40,90"])
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+  ("strategy", "schedule"),
+  [(strategy, "") for strategy in STRATEGIES]
+  + [(strategy, "40,90") for strategy in ("skip_outer", "randpos")],
+)
 def test_what_is_shown_is_what_the_first_step_reads(strategy, schedule):
   recipe = dataclasses.replace(
     tiny.SKIPS, strategy=strategy, max_position=90, schedule=schedule
