@@ -65,6 +65,6 @@ def depths(text: str) -> list[float]:
     found = []
   if not found or not all(0 <= depth <= 1 for depth in found):
     raise errors.UserError(
-      f"--depths={text}: give a count like 5, or fractions like 0,1"
+      f"--depths={text}: give a count like 5, or fractions from 0 to 1 like 0.1,0.5"
     )
   return sorted(set(found))
