@@ -26,7 +26,7 @@ ENOUGH = 128  # FLOPs per value of the operands from which on casting them pays
 
 @functools.cache
 def has_bf16_products(cpuinfo: str = "/proc/cpuinfo") -> bool:
-  """Whether this processor multiplies bf16; True where that cannot be told."""
+  """Whether this processor multiplies bf16; True where that is unknown."""
   try:
     lines = pathlib.Path(cpuinfo).read_text(encoding="utf-8").splitlines()
   except OSError:
