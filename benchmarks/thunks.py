@@ -1,4 +1,4 @@
-"""Where the time of a program goes on a CPU.
+"""How a program spends its time on a CPU.
 
 python benchmarks/thunks.py [--program=step] [--length=1024] [--dtype=bfloat16]
   [--out=FILE]
