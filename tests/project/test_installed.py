@@ -87,7 +87,7 @@ def test_own_chats_are_trained_prompted_exported_and_loaded(call, site, tmp_path
   assert "locker" in call(skipalign, "show", *source, "--n=1")
   train = (skipalign, "train", *source, "--workdir=runs/mine", "--config.steps=2")
   assert "30 samples" in call(*train)
-  assert "continuing after step 2" in call(*train)
+  assert "complete, all 2 steps are trained" in call(*train)
   call(
     skipalign, "generate", "--model=runs/mine", "--prompt=Hello", "--max_new_tokens=4"
   )
