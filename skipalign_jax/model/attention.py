@@ -121,6 +121,7 @@ def cached(
   G, T = N // K, N // K * L
   q_BKTH = q_BLNH.reshape(B, L, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, T, H)
   places_L = start + jnp.arange(L)
+  weigh = functools.partial(products.einsum, "bkts,bskh->bkth")
 
   def mask_block(i, score_BKTS):
     segments_BS = jax.lax.dynamic_slice(key_segments_BS, (0, i * block), (B, block))
@@ -139,14 +140,12 @@ def cached(
     new_top_BKT1 = jnp.maximum(top_BKT1, jnp.max(score_BKTS, axis=-1, keepdims=True))
     # Scaled here and not before: the largest score needs no pass of its own so.
     exp = lambda x: jnp.exp((x - new_top_BKT1) * H**-0.5)
-    weight_BKTS = _once(exp(score_BKTS).astype(q_BLNH.dtype))
+    add_BKTH, add_BKT1 = cpu.with_sum(weigh, exp(score_BKTS), take(v_ABSKH))
     shrink_BKT1 = exp(top_BKT1)
-    block_sum_BKT1 = jnp.sum(weight_BKTS, axis=-1, keepdims=True, dtype=jnp.float32)
     return (
       new_top_BKT1,
-      sum_BKT1 * shrink_BKT1 + block_sum_BKT1,
-      out_BKTH * shrink_BKT1
-      + products.einsum("bkts,bskh->bkth", weight_BKTS, take(v_ABSKH)),
+      sum_BKT1 * shrink_BKT1 + add_BKT1,
+      out_BKTH * shrink_BKT1 + add_BKTH,
     )
 
   zeros_BKT1, zeros_BKTH = (jnp.zeros((B, K, T, n), jnp.float32) for n in (1, H))
@@ -222,11 +221,11 @@ def _attend(q_BKGCH, k_BKSH, v_BKSH, may_attend_BCS):
     may_attend_BCS[:, None, None], score_BKTS.reshape(B, K, G, C, S), MASKED
   )
   top_BKGC1 = jnp.max(score_BKGCS, axis=-1, keepdims=True)
-  weight_BKGCS = _once(jnp.exp(score_BKGCS - top_BKGC1).astype(v_BKSH.dtype))
-  sum_BKGC1 = jnp.sum(weight_BKGCS, axis=-1, keepdims=True, dtype=jnp.float32)
-  weight_BKTS = weight_BKGCS.reshape(B, K, G * C, S)
-  out_BKTH = products.einsum("bkts,bksh->bkth", weight_BKTS, v_BKSH)
-  return out_BKTH.reshape(B, K, G, C, H), top_BKGC1, sum_BKGC1
+  weight_BKTS = jnp.exp(score_BKGCS - top_BKGC1).reshape(B, K, G * C, S)
+  weigh = functools.partial(products.einsum, "bkts,bksh->bkth")
+  out_BKTH, sum_BKT1 = cpu.with_sum(weigh, weight_BKTS, v_BKSH)
+  in_groups = lambda x: x.reshape(B, K, G, C, -1)
+  return in_groups(out_BKTH), top_BKGC1, in_groups(sum_BKT1)
 
 
 def _gradients(

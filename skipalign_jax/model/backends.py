@@ -18,7 +18,7 @@ from skipalign_jax.model import attention, cpu, sharding
 from skipalign_jax.runtime import errors
 
 TILE = 128  # the kernels' length granularity
-CPU_BLOCK, ACCELERATOR_BLOCK = 128, 2048  # keys of a cache at a time
+CPU_BLOCK, ACCELERATOR_BLOCK = 512, 2048  # keys of a cache at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +50,17 @@ def choose_cached(platform: str, new_places: int) -> FromCache:
   """How new places attend to a cache: in blocks, except single tokens on accelerators.
 
   There a loop costs more than reading places that are not in use, and a cache whose
-  places are on several devices is read where it is.
+  places are on several devices is read where it is. On CPUs single tokens read smaller
+  blocks, less of which is not in use.
   """
   if platform == "cpu":
-    return FromCache(CPU_BLOCK)
+    return FromCache(CPU_BLOCK // 4 if new_places == 1 else CPU_BLOCK)
   return FromCache(0 if new_places == 1 else ACCELERATOR_BLOCK)
+
+
+def cache_multiple(platform: str) -> int:
+  """What a cache's number of places is a multiple of: all its blocks are whole."""
+  return CPU_BLOCK if platform == "cpu" else ACCELERATOR_BLOCK
 
 
 def choose(

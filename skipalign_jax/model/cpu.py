@@ -79,6 +79,37 @@ def weight_gradient(
   return jax.lax.platform_dependent(d_out_TO, x_TI, cpu=laid_out, default=plain)
 
 
+def with_sum(
+  product: Callable[[jax.Array, jax.Array], jax.Array], weight: jax.Array, v: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """product(weight, v), and the sum of weight over its last axis.
+
+  On CPUs the sum is one more column of v, all ones: a sum of its own would take half as
+  long as the product, and its second use of the weights keeps XLA from computing them
+  in the same pass as their rounding to bf16 (benchmarks/softmax_sums.py).
+
+  Args:
+    product: of weights in v's dtype and v; contracts the weights' last axis, keeps v's.
+    weight: fp32, not negative.
+    v: values, in the compute dtype.
+
+  Returns:
+    fp32, the second with an axis of one at the end.
+  """
+  if sharding.platform() != "cpu":
+    # Computed once and kept in its own dtype: memory traffic dominates here.
+    weight = jax.lax.optimization_barrier(weight.astype(v.dtype))
+    total = jnp.sum(weight, axis=-1, keepdims=True, dtype=jnp.float32)
+    return product(weight, v), total
+  if v.dtype == jnp.bfloat16:
+    # Ties away from zero. Within one pass, XLA's own cast takes as long as exp again.
+    bits = jax.lax.bitcast_convert_type(weight, jnp.uint32) + 0x8000
+    weight = from_bits((bits >> 16).astype(jnp.uint16))
+  v = jnp.concatenate([v, jnp.ones((*v.shape[:-1], 1), v.dtype)], axis=-1)
+  out = product(weight, v)
+  return out[..., :-1], out[..., -1:]
+
+
 def few_rows(product: Callable[[jax.Array], jax.Array], x_TI: jax.Array) -> jax.Array:
   """product(x) for T tokens, padded to FAST_ROWS rows.
 

@@ -6,7 +6,7 @@ so converting a checkpoint never transposes. Layers are stacked on a leading
 axis and scanned.
 
 Master weights are fp32; products run in `compute_dtype` and accumulate in fp32;
-norms, softmax and rotations are fp32.
+norms, softmax, rotations and SwiGLU are fp32.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from skipalign_jax.model import (
+  activation,
   attention,
   backends,
   cpu,
@@ -171,7 +172,7 @@ class MLP(nnx.Module):
     self.down = Linear(c.ffn_dim, c.embed_dim, c.mlp_bias, rngs)
 
   def __call__(self, x_BLD: jax.Array) -> jax.Array:
-    return self.down(jax.nn.silu(self.gate(x_BLD)) * self.up(x_BLD))
+    return self.down(activation.swiglu(self.gate(x_BLD), self.up(x_BLD)))
 
 
 class Layer(nnx.Module):

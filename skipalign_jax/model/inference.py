@@ -29,7 +29,7 @@ from skipalign_jax.model import (
 )
 from skipalign_jax.runtime import errors
 
-PART = 256  # places of a prompt that a CPU reads at a time
+PART = 512  # places of a prompt that a CPU reads at a time
 SCORED = 128  # places per row whose logits exist at one time
 
 
@@ -110,7 +110,7 @@ class Engine:
 
   def room(self, tokens: int) -> int:
     """Places of the cache for a row of `tokens` tokens, of prompt and reply."""
-    return bucket(tokens, backends.choose_cached(self._platform, self._part).block or 1)
+    return bucket(tokens, backends.cache_multiple(self._platform))
 
   def generate(
     self,

@@ -114,3 +114,29 @@ def test_processors_that_multiply_bf16(tmp_path, cpuinfo, expected):
   if cpuinfo is not None:
     (tmp_path / "cpuinfo").write_text(cpuinfo)
   assert cpu.has_bf16_products(str(tmp_path / "cpuinfo")) == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_weights_and_their_sum(monkeypatch, dtype, platform):
+  """Of the weights as they are rounded, on each platform's way."""
+  monkeypatch.setattr(sharding, "platform", lambda: PLATFORMS[platform])
+  weight = jax.random.uniform(jax.random.key(0), (2, 6, 32)) ** 8
+  v = jax.random.normal(jax.random.key(1), (2, 32, 4), dtype)
+  product = lambda weight, v: products.einsum("bts,bsh->bth", weight, v)
+  out, total = jax.jit(lambda *x: cpu.with_sum(product, *x))(weight, v)
+  assert (out.dtype, total.dtype) == (jnp.float32, jnp.float32)
+  rounded = np.float64(weight.astype(dtype))
+  np.testing.assert_allclose(total[..., 0], rounded.sum(-1), rtol=1e-6)
+  np.testing.assert_allclose(out, rounded @ np.float64(v), rtol=1e-5, atol=1e-6)
+
+
+def test_weights_round_to_the_nearest_bf16_and_stay_what_they_are():
+  weight = np.float32([0, 1, 0.1, 1e-30, 1 + 2**-8, np.nan, -np.nan, np.inf])
+  product = lambda weight, v: products.einsum("ts,sh->th", weight, v)
+  one = jnp.ones((1, 1), jnp.bfloat16)
+  out, total = cpu.with_sum(product, jnp.asarray(weight[:, None]), one)
+  expected = weight.astype(jnp.bfloat16).astype(np.float32)
+  expected[4] = 1 + 2**-7  # a tie: away from zero
+  np.testing.assert_array_equal(out[:, 0], expected)
+  np.testing.assert_array_equal(total[:, 0], expected)
