@@ -19,7 +19,7 @@ from skipalign_jax.model import cpu, products
 # Rows of up to LONG places are computed in blocks of queries (each block a part of the
 # program, with all keys before its end at once), longer ones in tiles of TILE queries ×
 # TILE keys.
-BLOCK, LONG, TILE = 128, 1024, 256
+BLOCK, LONG, TILE = 128, 1024, 512
 MASKED = -1e30
 SHARED = 1  # segment of a cache's places that all segments of the row follow
 KEPT = "attention"  # name of what the backward pass needs, for remat policies
