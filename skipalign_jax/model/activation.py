@@ -21,6 +21,8 @@ def _forward(gate_BLF, up_BLF):
 
 def _backward(residuals, d_out_BLF):
   dtype = d_out_BLF.dtype
+  # Without the barrier XLA for TPUs keeps fp32 values of the forward pass for this.
+  residuals = jax.lax.optimization_barrier(residuals)
   gate_BLF, up_BLF, d_out_BLF = (x.astype(jnp.float32) for x in (*residuals, d_out_BLF))
   sigmoid_BLF = jax.nn.sigmoid(gate_BLF)
   silu_BLF = gate_BLF * sigmoid_BLF
