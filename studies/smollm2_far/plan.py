@@ -84,7 +84,7 @@ class Arm:
     max_position: L.
     rows: name → row.
     texts: NEAR and FAR.
-    minutes: planned, of a trained unit on two cores with AMX, before any is measured.
+    minutes: of a trained unit on two cores with AMX, where none is measured yet.
   """
 
   rope: Mapping[str, Any]
@@ -165,7 +165,7 @@ INSIDE = Arm(
     FAR: Texts(4096, 16, 11, f"{TEST},{OTHER}"),
     NEAR: Texts(1024, 16, 12, f"{OTHER},{TEST}"),
   },
-  minutes=35,
+  minutes=18,
 )
 FEW_UPDATES = "Normal-SFT, 12 updates"
 
@@ -184,7 +184,7 @@ def beyond(decided: Decided, target: int) -> Arm:
       FAR: Texts(decided.far_length, decided.far_texts, 21, f"{TEST},{OTHER}"),
       NEAR: Texts(4096, 4, 22, f"{OTHER},{TEST}"),
     },
-    minutes=40,
+    minutes=26,
   )
 
 
@@ -202,7 +202,7 @@ def gate(target: int, far_length: int = LENGTHS["first"]) -> Arm:
       FAR: Texts(far_length, 5, 31, VALIDATION),
       NEAR: Texts(4096, 5, 32, VALIDATION),
     },
-    minutes=45,
+    minutes=22,
   )
 
 
@@ -212,7 +212,7 @@ BASE_GATE = Arm(
   max_position=WINDOW,
   rows={BASE: Row(seeds=(), planned=True)},
   texts={FAR: Texts(4096, 5, 33, VALIDATION), NEAR: Texts(1024, 5, 34, VALIDATION)},
-  minutes=10,
+  minutes=2,
 )
 
 

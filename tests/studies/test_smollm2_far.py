@@ -196,18 +196,19 @@ def test_hours_are_those_of_this_machine(machine):
   __main__.main(["--gate"])
   path = study.result(units.of_gate()[1], plan.FAR)
   content = files.read_json(path)
+  gate_minutes = units.of_gate()[1].arm.minutes
+  slow = {"seconds": {"train": 60.0 * 4 * gate_minutes}}
   for unit in units.of_gate()[1:]:
-    files.write_json(
-      study.result(unit, plan.FAR), content | {"seconds": {"train": 60.0 * 90}}
-    )
+    files.write_json(study.result(unit, plan.FAR), content | slow)
   ours = decision.all_units(study)
   found = units.minutes(study, ours)
-  assert found["gate_32768"] == 90 and found["inside"] == 35 * 2  # twice as slow
+  assert found["gate_32768"] == 4 * gate_minutes
+  assert found["inside"] == 4 * plan.INSIDE.minutes  # as much slower as the gate is
   assert any("more than 45 minutes" in line for line in units.status(study, ours))
   elsewhere = content | {"machine": {"processor": "another", "cores": 64}}
   for unit in units.of_gate():
     files.write_json(study.result(unit, plan.FAR), elsewhere)
-  assert units.minutes(study, ours)["inside"] == 35
+  assert units.minutes(study, ours)["inside"] == plan.INSIDE.minutes
 
 
 def test_an_arm_is_read_when_its_primary_rows_are_complete(machine):
