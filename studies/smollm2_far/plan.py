@@ -165,7 +165,7 @@ INSIDE = Arm(
     FAR: Texts(4096, 16, 11, f"{TEST},{OTHER}"),
     NEAR: Texts(1024, 16, 12, f"{OTHER},{TEST}"),
   },
-  minutes=18,
+  minutes=19,
 )
 FEW_UPDATES = "Normal-SFT, 12 updates"
 
@@ -184,7 +184,7 @@ def beyond(decided: Decided, target: int) -> Arm:
       FAR: Texts(decided.far_length, decided.far_texts, 21, f"{TEST},{OTHER}"),
       NEAR: Texts(4096, 4, 22, f"{OTHER},{TEST}"),
     },
-    minutes=26,
+    minutes=27,
   )
 
 
@@ -202,7 +202,7 @@ def gate(target: int, far_length: int = LENGTHS["first"]) -> Arm:
       FAR: Texts(far_length, 5, 31, VALIDATION),
       NEAR: Texts(4096, 5, 32, VALIDATION),
     },
-    minutes=22,
+    minutes=23,
   )
 
 
