@@ -73,6 +73,16 @@ def check(config: ml_collections.ConfigDict) -> positions.PositionConfig:
   return recipe
 
 
+def check_schedule(recipe: positions.PositionConfig, steps: int) -> None:
+  """Raises UserError if the run ends before the last limit of positions.schedule."""
+  if len(recipe.limits) > steps:
+    raise errors.UserError(
+      f"positions.schedule has {len(recipe.limits)} limits and the run {steps} steps, "
+      "so it would end before the last one; leave some out, or train longer (steps, "
+      "epochs)"
+    )
+
+
 def _check_distillation(config: ml_collections.ConfigDict) -> None:
   """What distill.weight can be combined with."""
   if config.long_short.alpha:

@@ -84,6 +84,7 @@ def prepare(
   share = sharding.process_share(mesh)
   data = pipeline.build(config, tokenizer, *share, console)
   trace.check(config.profile, data.steps)
+  resolve.check_schedule(positions, data.steps)
   recipe = dataclasses.replace(recipe, steps=data.steps)
   return Setup(
     config=config,

@@ -138,6 +138,14 @@ def test_an_interrupted_run_saves_and_resumes(finished, config, monkeypatch, tmp
   assert tiny.records(folder) == tiny.records(finished)
 
 
+def test_more_limits_than_steps_are_refused(config, tmp_path):
+  changes = {"positions.schedule": "500,1000,1500,2000", "positions.max_position": 2000}
+  config.update_from_flattened_dict(changes | {"data.eval": "", "steps": 3})
+  with pytest.raises(errors.UserError, match="has 4 limits and the run 3 steps"):
+    run(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
 def test_limits_rise_over_a_run_that_resumes_in_a_stage(config, tmp_path):
   """Randomized YaRN."""
   changes = {"positions.strategy": "randpos", "positions.schedule": "500,1000,2000"}
