@@ -59,22 +59,40 @@ def made(content: dict[str, Any], report: dict[str, Any] | None) -> str:
 
 
 def gate_report(report: dict[str, Any]) -> str:
-  """What the gate found and decided."""
+  """What the gate found and decided, a line per rule."""
   numbers, decided = report["numbers"], report["decided"]
   by_target = numbers["gain_by_target"].items()
-  targets = ", ".join(f"{int(target):,}: {gain:.2f}" for target, gain in by_target)
-  passed = "passed" if report["passed"] else "not passed; the study ends here"
-  widths = ", ".join(f"{n}: {x:.2f}" for n, x in numbers["half_widths"].items())
-  return (
-    f"**Gate: {passed}.** The base chooses {100 * numbers['base_choices']:.0f} % of "
-    f"its answers inside the window. Mean gain far by target: {targets}; lead "
-    f"{numbers['lead_of_the_first']:.2f} ± {numbers['error_of_the_lead']:.2f} "
-    f"(standard error). Normal-SFT gains {numbers['normal_far']:.2f} nats far and "
-    f"{numbers['normal_near']:.2f} near. Half-widths by number of texts: {widths}. "
-    f"Decided: targets {', '.join(f'{t:,}' for t in decided['targets'])}; "
-    f"{decided['far_texts']} texts of {decided['far_length']:,} tokens; four of five "
-    f"studies see {numbers['detectable']:.2f} nats.\n"
-  )
+  gains = ", ".join(f"{gain:.2f} at {int(target):,}" for target, gain in by_target)
+  far, near = numbers["normal_far"], numbers["normal_near"]
+  widths = ", ".join(f"{x:.2f} with {n}" for n, x in numbers["half_widths"].items())
+  passed = report["passed"]
+  lines = [
+    [
+      "instrument",
+      f"the base chooses {100 * numbers['base_choices']:.0f} % of its answers inside "
+      "the window",
+      "the study continues" if passed else "the study ends here",
+    ],
+    [
+      "target",
+      f"mean gain far, nats: {gains}; lead {numbers['lead_of_the_first']:.2f}, its "
+      f"standard error {numbers['error_of_the_lead']:.2f}",
+      " and ".join(f"{t:,}" for t in decided["targets"]),
+    ],
+    [
+      "room",
+      f"Normal-SFT gains {far:.2f} nats far, {near:.2f} near: {far / near:.2f}",
+      f"far texts of {decided['far_length']:,} tokens",
+    ],
+    [
+      "number of texts",
+      f"expected half-width, nats: {widths}",
+      f"{decided['far_texts']}; four of five studies see "
+      f"{numbers['detectable']:.2f} nats",
+    ],
+  ]
+  title = f"**Gate: {'passed' if passed else 'not passed'}.**"
+  return f"{title}\n\n{pages.table(['rule', 'found', 'decided'], lines)}"
 
 
 def rows(arm: dict[str, Any]) -> str:
