@@ -30,7 +30,7 @@ PLANS = {
     TULU,
     "--config.grad_accum=2",
   ),
-  "Llama-2-7B, 1 row a device, no product recomputed": (
+  "Llama-2-7B, 1 row per device, no product recomputed": (
     LLAMA2,
     "--topology=a100-80gb:8",
     "--config.batch_size=8",
@@ -114,8 +114,8 @@ def main() -> None:
   else:
     records = {label: plan(arguments) for label, arguments in PLANS.items()}
   print(
-    "| run | devices (mesh) | rows x tokens, a device | attention, remat "
-    "| peak a device | executed / model FLOPs | tokens/s, estimate |\n"
+    "| run | devices (mesh) | rows x tokens per device | attention, remat "
+    "| peak per device | executed / model FLOPs | tokens/s, estimate |\n"
     "|---|---|---|---|---|---|---|"
   )
   for label, record in records.items():

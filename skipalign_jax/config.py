@@ -559,6 +559,9 @@ SECTIONS = (
       "last.",
       at_least=0,
     ),
+    at_start=key(
+      True, "The held-out loss and the tasks of evals also before the first step."
+    ),
   ),
   section(
     "evals",

@@ -174,6 +174,7 @@ OTHER_NAMES = {
   "epochs": "num_train_epochs num_epochs",
   "steps": "max_steps num_steps total_steps",
   "eval.every": "eval_steps evaluation_strategy eval_strategy",
+  "eval.at_start": "eval_on_start",
   "checkpoint.every": "save_steps save_strategy",
   "checkpoint.keep": "save_total_limit",
   "log_every": "logging_steps",

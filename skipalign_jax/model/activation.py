@@ -6,6 +6,8 @@ Shapes: F width of the MLP.
 import jax
 import jax.numpy as jnp
 
+from skipalign_jax.model import sharding
+
 
 @jax.custom_vjp
 def swiglu(gate_BLF: jax.Array, up_BLF: jax.Array) -> jax.Array:
@@ -21,8 +23,10 @@ def _forward(gate_BLF, up_BLF):
 
 def _backward(residuals, d_out_BLF):
   dtype = d_out_BLF.dtype
-  # Without the barrier XLA for TPUs keeps fp32 values of the forward pass for this.
-  residuals = jax.lax.optimization_barrier(residuals)
+  if sharding.platform() != "gpu":
+    # Without the barrier XLA for TPUs keeps fp32 values of the forward pass; with it
+    # XLA for GPUs hides less traffic behind products (benchmarks/overlap.py).
+    residuals = jax.lax.optimization_barrier(residuals)
   gate_BLF, up_BLF, d_out_BLF = (x.astype(jnp.float32) for x in (*residuals, d_out_BLF))
   sigmoid_BLF = jax.nn.sigmoid(gate_BLF)
   silu_BLF = gate_BLF * sigmoid_BLF

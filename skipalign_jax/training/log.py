@@ -177,9 +177,9 @@ class Log:
       ]
     if self._nonfinite.total:
       lines.append(f"skipped    {self._nonfinite.total} steps that were not finite")
-    if len(self.eval_losses) > 1:
-      first, *_, last = self.eval_losses.values()
-      lines.append(f"held out   loss {first:.4f} -> {last:.4f}")
+    if losses := list(self.eval_losses.values()):
+      first = f"{losses[0]:.4f} -> " if len(losses) > 1 else ""
+      lines.append(f"held out   loss {first}{losses[-1]:.4f}")
     if self._done < self._steps:
       lines.append("stopped    saved; run the same command again to resume")
     else:

@@ -54,7 +54,7 @@ class Loop:
   def run(self, start: int, stop: signals.Stop) -> int:
     """Trains the steps after `start`; returns 0, or 128 + the number of a signal."""
     config, steps = self.setup.config, self.setup.data.steps
-    if not start:
+    if not start and config.eval.at_start:
       self._evaluate(0, last=False)
     votes = distributed.Votes()
     for at in range(start + 1, steps + 1):

@@ -11,7 +11,7 @@ FREE = (
   "log_every",
   "log.",
   "profile",
-  "eval.every",
+  "eval.",
   "evals.",
   "checkpoint.",
   "mesh.",

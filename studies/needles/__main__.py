@@ -21,6 +21,12 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument(
     "--micro", action="store_true", help="run all code, with models that learn nothing"
   )
+  parser.add_argument(
+    "--change",
+    default="",
+    help="make only the base and the runs of the claims with this change of "
+    "recipes.FOLLOW_UPS, tables without figures",
+  )
   args = parser.parse_args(argv)
   # These load JAX, which --help and mistakes in the command line do not need.
   from skipalign_jax.runtime import compile_cache
@@ -28,7 +34,13 @@ def main(argv: list[str] | None = None) -> int:
 
   console = terminal.Console()
   settings = recipes.MICRO if args.micro else recipes.Settings()
-  study = pieces.Study(paths.output(args.out, f"--out={args.out}"), settings)
+  if args.change and args.change not in recipes.FOLLOW_UPS:
+    known = ", ".join(map(repr, recipes.FOLLOW_UPS))
+    raise errors.UserError(
+      f"--change={args.change!r} is not known; give one of {known}"
+    )
+  folder = paths.output(args.out, f"--out={args.out}")
+  study = pieces.Study(folder, settings, args.change)
   compile_cache.enable()
   try:
     complete = pieces.run(study, console)
@@ -38,10 +50,10 @@ def main(argv: list[str] | None = None) -> int:
   # Read back, so that nothing is shown that is not in the file.
   content = json.loads(path.read_text(encoding="utf-8"))
   files.write_text(study.folder / "tables.md", tables.report(content))
-  made = figure.draw(content, study.folder)
+  made = [] if args.change else figure.draw(content, study.folder)
   console.print("complete" if complete else "other processes still work on the rest")
-  console.print(f"written to {study.folder}: {path.name}, tables.md")
-  console.print(", ".join(picture.name for picture in made))
+  names = [path.name, "tables.md", *(picture.name for picture in made)]
+  console.print(f"written to {study.folder}: {', '.join(names)}")
   return 0
 
 

@@ -54,13 +54,20 @@ class Piece:
 class Study:
   """The pieces of one study in one folder."""
 
-  def __init__(self, folder: pathlib.Path, settings: recipes.Settings):
+  def __init__(
+    self, folder: pathlib.Path, settings: recipes.Settings, change: str = ""
+  ):
     """Creates the folder, or opens it again.
+
+    Args:
+      folder: of all pieces.
+      settings: of the study.
+      change: one of recipes.FOLLOW_UPS, of which alone pieces are made; "": all.
 
     Raises:
       UserError: it has a study of other settings, or cannot be written.
     """
-    self.folder, self.settings = folder, settings
+    self.folder, self.settings, self.change = folder, settings, change
     wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
     path = folder / "settings.json"
     try:
@@ -95,7 +102,7 @@ class Study:
     yield from map(self._pretrain, self.wanted())
     seeds = self.seeds()
     pilots = seeds[: c.pilots]
-    for row in (*recipes.ROWS, recipes.BASE, *recipes.FOLLOW_UP_ROWS):
+    for row in self._rows():
       make = self._train if row != recipes.BASE else self._evaluate_base
       tried = c.targets if row != recipes.BASE else (1, *c.targets)
       for seed in pilots:
@@ -105,11 +112,18 @@ class Study:
           yield make(seed, row, target)
           yield self._evaluate(seed, row, target, TEST)
     yield from (self._evaluate(seed, recipes.BASE, 1, TEST) for seed in seeds)
-    for rows in recipes.SWEEPS.values():
+    for rows in () if self.change else recipes.SWEEPS.values():
       for row in rows:
         if target := self.chosen(recipes.OUTER):
           for seed in seeds[: c.sweep_seeds]:
             yield self._train(seed, row, target)
+
+  def _rows(self) -> list[str]:
+    """Rows of the tables, in the order in which they are made."""
+    if self.change:
+      changed = (f"{row}, {self.change}" for row in recipes.FOLLOWED)
+      return [recipes.BASE, *changed]
+    return [*recipes.ROWS, recipes.BASE, *recipes.FOLLOW_UP_ROWS]
 
   def wanted(self) -> list[int]:
     """Seeds that are or may be used: the first that are not known to fail."""

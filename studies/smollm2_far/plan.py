@@ -119,6 +119,7 @@ COMMON = {
   "steps": STEPS,
   "optim.learning_rate": RATE,
   "eval.every": 0,
+  "eval.at_start": False,  # the same for all rows of an arm
   "checkpoint.every": 12,
   "checkpoint.keep": 1,
   "checkpoint.keep_best": False,

@@ -43,7 +43,11 @@ def evaluated(cache_dir, tmp_path_factory):
 
 
 def test_training_is_the_same_with_and_without(evaluated, cache_dir, tmp_path):
-  tiny_train.run(configured(cache_dir), tmp_path)
+  c = configured(cache_dir)
+  c.eval.at_start = False
+  tiny_train.run(c, tmp_path)
+  held_out = [r["step"] for r in tiny.records(tmp_path) if "eval_loss" in r]
+  assert held_out == [2, 4]
   losses = [
     [record["loss"] for record in tiny.records(folder) if "loss" in record]
     for folder in (evaluated[1], tmp_path)

@@ -43,3 +43,11 @@ def test_large_values_have_finite_gradients():
   d_gate, d_up = jax.vjp(activation.swiglu, gate, jnp.ones(2))[1](jnp.ones(2))
   np.testing.assert_allclose(d_gate, [0, 1], atol=1e-6)
   np.testing.assert_allclose(d_up, [0, 200], atol=1e-6)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_barrier_except_on_gpus(monkeypatch, platform):
+  monkeypatch.setattr(activation.sharding, "platform", lambda: platform)
+  gate, up, d_out = inputs("bfloat16")
+  gradient = jax.make_jaxpr(lambda *x: jax.vjp(activation.swiglu, *x)[1](d_out))
+  assert ("optimization_barrier" in str(gradient(gate, up))) == (platform != "gpu")

@@ -41,6 +41,7 @@ MORE = {
   "train": ["--config.steps=2", "--config.eval.every=0"],
   "generate": ["--max_new_tokens=4"],
   "studies.length": ["--steps=2", "--seeds=2"],
+  "studies.needles": ["--micro"],
   "plan": ["--search=0"],
   "evaluate longbench": ["--tasks=qasper"],
   "evaluate facts": ["--lengths=3000", "--samples=1"],
@@ -110,7 +111,7 @@ def unknown(command):
   found = []
   for word in command[1:]:
     value = word.partition("=")[2] if word.startswith("--") else word
-    if word.startswith(("--workdir=", "--out=", "--prompt=")):
+    if word.startswith(("--workdir=", "--out=", "--prompt=", "--change=")):
       continue
     for part in re.sub(r"\*[\d.]+", "", value).split(","):
       is_config = re.fullmatch(r"(configs|studies/\w+)/\w+\.py(:tiny)?", part)

@@ -21,13 +21,12 @@ def folder(monkeypatch):
 
 
 def compiled(name):
-  """Compiles a program and returns what was warned of."""
+  """Compiles a new function and returns what was warned of."""
 
   def program(x):
     return x * 3 + 1
 
   program.__name__ = name
-  jax.clear_caches()
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     assert jax.jit(program)(np.float32(2)) == 7

@@ -297,6 +297,22 @@ def test_all_figures_are_made_from_the_results(tmp_path):
   assert all(path.stat().st_size > 20_000 for path in made)
 
 
+@pytest.mark.parametrize("change", recipes.FOLLOW_UPS)
+def test_one_change_alone(study, change):
+  one = pieces.Study(study.folder, study.settings, change)
+  folders = {p.result.parent.name for p in one.pieces()}
+  assert folders == {
+    *("seed0", "seed1", "base"),
+    *(pieces.slug(f"{row}, {change}") for row in recipes.FOLLOWED),
+  }
+
+
+def test_an_unknown_change(tmp_path):
+  with pytest.raises(errors.UserError, match=r"'2 x'.* is not known; .*'2 x steps'"):
+    __main__.main([f"--out={tmp_path / 'out'}", "--change=2 x"])
+  assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_a_whole_study_and_its_second_run(tmp_path, capsys):
   command = ["--micro", f"--out={tmp_path}"]
