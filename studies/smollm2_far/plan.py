@@ -166,7 +166,7 @@ INSIDE = Arm(
     FAR: Texts(4096, 16, 11, f"{TEST},{OTHER}"),
     NEAR: Texts(1024, 16, 12, f"{OTHER},{TEST}"),
   },
-  minutes=19,
+  minutes=16,
 )
 FEW_UPDATES = "Normal-SFT, 12 updates"
 
@@ -185,7 +185,7 @@ def beyond(decided: Decided, target: int) -> Arm:
       FAR: Texts(decided.far_length, decided.far_texts, 21, f"{TEST},{OTHER}"),
       NEAR: Texts(4096, 4, 22, f"{OTHER},{TEST}"),
     },
-    minutes=27,
+    minutes=30,
   )
 
 
@@ -203,7 +203,7 @@ def gate(target: int, far_length: int = LENGTHS["first"]) -> Arm:
       FAR: Texts(far_length, 5, 31, VALIDATION),
       NEAR: Texts(4096, 5, 32, VALIDATION),
     },
-    minutes=23,
+    minutes=20,
   )
 
 
