@@ -164,7 +164,7 @@ def examples(found: Found, texts: int = 3) -> list[dict[str, Any]]:
 
 
 def _arm(study, folder: str, arm: plan.Arm, found: Found) -> dict[str, Any]:
-  ours = units.of_arm(folder, arm)
+  ours, primary = units.of_arm(folder, arm), units.of_arm(folder, arm, True)
   rows = {
     row: {
       measure: {
@@ -186,8 +186,10 @@ def _arm(study, folder: str, arm: plan.Arm, found: Found) -> dict[str, Any]:
   }
   return {
     "complete": bool(found),
-    "done": sum(study.is_done(unit) for unit in ours),
+    "done": sum(map(study.is_done, ours)),
     "units": len(ours),
+    "primary_done": sum(map(study.is_done, primary)),
+    "primary_units": len(primary),
     "lengths": {which: texts.length for which, texts in arm.texts.items()},
     "rows": rows,
     "held_out_loss": losses(found, plan.OUTER, plan.NORMAL) if found else {},

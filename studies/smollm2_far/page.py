@@ -39,7 +39,10 @@ def made(content: dict[str, Any], report: dict[str, Any] | None) -> str:
     name = f"{NAMES[folder.split('_')[0]]} ({folder})"
     done = f"{arm['done']} of {arm['units']} units are done"
     if not arm["complete"]:
-      parts.append(f"**{name}**: {done}; its numbers are not read before all are.\n")
+      primary = f"{arm['primary_done']} of {arm['primary_units']} primary ones"
+      parts.append(
+        f"**{name}**: {done}, {primary}; it is read when all of these are.\n"
+      )
       continue
     parts.append(f"**{name}**, {done}.\n\n{rows(arm)}")
     if found := arm["misalignment"]:
