@@ -25,7 +25,7 @@ def _backward(residuals, d_out_BLF):
   dtype = d_out_BLF.dtype
   if sharding.platform() != "gpu":
     # Without the barrier XLA for TPUs keeps fp32 values of the forward pass; with it
-    # XLA for GPUs hides less traffic behind products (benchmarks/overlap.py).
+    # products hide less of the traffic on GPUs (benchmarks/overlap.py).
     residuals = jax.lax.optimization_barrier(residuals)
   gate_BLF, up_BLF, d_out_BLF = (x.astype(jnp.float32) for x in (*residuals, d_out_BLF))
   sigmoid_BLF = jax.nn.sigmoid(gate_BLF)
