@@ -68,6 +68,21 @@ class Evaluator:
   workdir: pathlib.Path
   console: terminal.Console
 
+  def check(self, scheduled: Scheduled, params: decoder.Params) -> None:
+    """Makes the items of a task as `run` does, and forgets them.
+
+    Raises:
+      UserError: an option or a file that the task cannot use.
+    """
+    from skipalign_jax.runtime import distributed
+
+    task = tasks.module(scheduled.task)
+    if not hasattr(task, "items"):  # a library makes them while the task runs
+      return
+    with distributed.together():
+      subject = self._subject(scheduled, params, str(self.workdir))
+      task.items(scheduled.options, subject)
+
   def run(
     self, scheduled: Scheduled, step: int, params: decoder.Params
   ) -> dict[str, int | float]:
@@ -80,26 +95,16 @@ class Evaluator:
       The numbers of the summary, as "NAME/KEY".
     """
     from skipalign_jax.evals import runner
-    from skipalign_jax.model import inference
     from skipalign_jax.runtime import distributed
 
     folder = self.workdir / "evals" / scheduled.name / str(step)
     if distributed.is_first():
       shutil.rmtree(folder, ignore_errors=True)
-    name = f"{self.workdir}@{step}"
-    mesh = self.mesh if self.mesh.size > 1 else None
-    subject = subject_lib.Subject(
-      inference.Engine(params, self.config, self.compute_dtype, mesh),
-      self.tokenizer,
-      subject_lib.identity(name, self.config, self.tokenizer, self.compute_dtype),
-      scheduled.batch_tokens,
-      self.eos_ids,
-    )
     results = runner.run(
       scheduled.task,
       tasks.module(scheduled.task),
       scheduled.options,
-      subject,
+      self._subject(scheduled, params, f"{self.workdir}@{step}"),
       folder,
       self.console,
       scheduled.limit,
@@ -109,3 +114,18 @@ class Evaluator:
       for key, value in results["summary"].items()
       if isinstance(value, (int, float))
     }
+
+  def _subject(
+    self, scheduled: Scheduled, params: decoder.Params, name: str
+  ) -> subject_lib.Subject:
+    """These weights under evaluation."""
+    from skipalign_jax.model import inference
+
+    mesh = self.mesh if self.mesh.size > 1 else None
+    return subject_lib.Subject(
+      inference.Engine(params, self.config, self.compute_dtype, mesh),
+      self.tokenizer,
+      subject_lib.identity(name, self.config, self.tokenizer, self.compute_dtype),
+      scheduled.batch_tokens,
+      self.eos_ids,
+    )

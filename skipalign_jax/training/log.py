@@ -1,6 +1,7 @@
 """The numbers of a run while it trains: read, written, shown and checked."""
 
 import collections
+import json
 import pathlib
 
 import jax
@@ -142,6 +143,16 @@ class Log:
     scores = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
     self._console.print(f"step {step}: {scores}")
     self.clock.restart()
+
+  def evaluated_tasks(self, step: int) -> set[str]:
+    """Names of the tasks whose scores at a step are recorded; same in all processes."""
+    names, path = set(), self._folder / "metrics.jsonl"
+    with distributed.together():
+      if distributed.is_first() and path.exists():
+        found = [record for record in metrics.read(path) if record["step"] == step]
+        keys = {key for record in found for key in record}
+        names = {key.partition("/")[0] for key in keys if "/" in key}
+    return set(json.loads(distributed.exchange(json.dumps(sorted(names)))[0]))
 
   def flush(self) -> None:
     """Puts all records so far on disk."""

@@ -1,13 +1,14 @@
 """The training loop: dispatches step t, then reads the numbers of step t − 1."""
 
 import dataclasses
+from collections.abc import Collection
 
 import jax
 import numpy as np
 
 from skipalign_jax.data import pipeline
 from skipalign_jax.evals import scheduled
-from skipalign_jax.model import sharding
+from skipalign_jax.model import decoder, sharding
 from skipalign_jax.runtime import distributed, signals
 from skipalign_jax.training import checkpoint, step
 from skipalign_jax.training import log as log_lib
@@ -54,8 +55,7 @@ class Loop:
   def run(self, start: int, stop: signals.Stop) -> int:
     """Trains the steps after `start`; returns 0, or 128 + the number of a signal."""
     config, steps = self.setup.config, self.setup.data.steps
-    if not start and config.eval.at_start:
-      self._evaluate(0, last=False)
+    self._before(start, steps)
     votes = distributed.Votes()
     for at in range(start + 1, steps + 1):
       with self.log.clock.waiting("data"):
@@ -65,14 +65,36 @@ class Loop:
       if folder := self.trace.after(at, numbers):
         self.setup.console.print(f"step {at}: the trace is in {folder}")
       self.log.dispatched(at, numbers, batch)
-      self._evaluate(at, last=at == steps)
+      if self._is_due(at, config.eval.every):
+        self._measure_held_out(at)
       status = votes.cast(stop.status)
       if _due(at, config.checkpoint.every) or at == steps or status:
         self._save(at)
       self.report_saved()
       if status:
         return status
+      self._run_tasks(at)  # after the save: a task that fails loses no step
     return 0
+
+  def _before(self, start: int, steps: int) -> None:
+    """Evaluations before the first step, and the tasks that a stopped run still lacks.
+
+    Tasks that do not run now are checked, so that a mistake does not end the run later.
+    """
+    if not start and self.setup.config.eval.at_start:
+      self._measure_held_out(0)
+      self._run_tasks(0)
+      return
+    if start:
+      self._run_tasks(start, self.log.evaluated_tasks(start))
+    if start < steps and self.setup.evaluations:
+      params = self._merged_params()
+      for task in self.setup.evaluations:
+        self._evaluator.check(task, params)
+
+  def _is_due(self, at: int, every: int) -> bool:
+    """Whether an evaluation of this interval runs at a step; all run at the ends."""
+    return at in (0, self.setup.data.steps) or _due(at, every)
 
   def _place(self, batch: pipeline.Batch) -> state_lib.Batch:
     """A batch on all devices; this process has its rows."""
@@ -81,19 +103,28 @@ class Loop:
       name: jax.make_array_from_process_local_data(rows, x) for name, x in batch.items()
     }
 
-  def _evaluate(self, at: int, last: bool) -> None:
-    """The held-out loss and the scheduled tasks, where they are due."""
-    due = lambda every: last or at == 0 or _due(at, every)
-    if self.setup.data.eval_batches and due(self.setup.config.eval.every):
+  def _measure_held_out(self, at: int) -> None:
+    """The held-out loss, where there are held-out samples."""
+    if self.setup.data.eval_batches:
       self.log.read()  # the time of a step is without what follows it
       self.log.held_out(at, self._held_out_loss())
-    tasks = [task for task in self.setup.evaluations if due(task.every)]
+
+  def _run_tasks(self, at: int, done: Collection[str] = ()) -> None:
+    """The scheduled tasks that are due, except for those that are done."""
+    tasks = [
+      task
+      for task in self.setup.evaluations
+      if self._is_due(at, task.every) and task.name not in done
+    ]
     if not tasks:
       return
     self.log.read()
-    params = state_lib.merged_params(self.setup.recipe, self.state, self.setup.mesh)
+    params = self._merged_params()
     for task in tasks:
       self.log.evaluated(at, self._evaluator.run(task, at, params))
+
+  def _merged_params(self) -> decoder.Params:
+    return state_lib.merged_params(self.setup.recipe, self.state, self.setup.mesh)
 
   def _held_out_loss(self) -> float:
     """Mean loss of the held-out targets, nats."""

@@ -7,7 +7,8 @@ import tiny
 import tiny_train
 
 from skipalign_jax import config
-from skipalign_jax.evals import scheduled
+from skipalign_jax.evals import runner, scheduled
+from skipalign_jax.hf import native
 from skipalign_jax.runtime import errors
 
 NEEDLE = dict(task="needle", lengths="320", depths="2", max_new_tokens=2)
@@ -73,6 +74,35 @@ def test_tasks_run_before_when_due_and_at_the_end(evaluated):
   assert sum("eval_loss" in r for r in tiny.records(folder)) == 3
   c.evals = config.ConfigDict({})
   assert tiny_train.run(c, folder) == 0
+
+
+def test_a_task_that_fails_loses_no_step(evaluated, cache_dir, tmp_path, monkeypatch):
+  c = configured(cache_dir, passkey=NEEDLE | dict(every=0))
+  c.eval.at_start = False
+  original = runner.run
+
+  def fail(*args):
+    raise errors.UserError("the haystack has gone")
+
+  monkeypatch.setattr(runner, "run", fail)
+  with pytest.raises(errors.UserError, match="the haystack has gone"):
+    tiny_train.run(c, tmp_path)
+  assert native.steps(tmp_path) == [4]
+  monkeypatch.setattr(runner, "run", original)
+  for _ in range(2):  # the second time, nothing is left to do
+    assert tiny_train.run(c, tmp_path) == 0
+    scores = [r for r in tiny.records(tmp_path) if "passkey/average" in r]
+    assert [record["step"] for record in scores] == [4]
+  of_other = [r for r in tiny.records(evaluated[1]) if r["step"] == 4]
+  assert scores[0] in of_other  # as in a run that nothing stopped
+
+
+def test_a_task_that_cannot_run_ends_the_run_before_its_first_step(cache_dir, tmp_path):
+  c = configured(cache_dir, passkey=NEEDLE | dict(every=0, lengths="20"))
+  c.eval.at_start = False
+  with pytest.raises(errors.UserError, match="--lengths=20"):
+    tiny_train.run(c, tmp_path)
+  assert not tiny.records(tmp_path)
 
 
 @pytest.mark.parametrize(
