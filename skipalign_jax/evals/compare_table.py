@@ -18,7 +18,7 @@ WHAT = ("datasets", "tasks")  # options that select what is evaluated, not how
 # results.
 OF_THE_MODEL = (
   "task", "options", "model", "parameters", "rope", "window", "tokenizer_sha256",
-  "batch_tokens", "items_sha256",
+  "weights", "batch_tokens", "items_sha256",
 )  # fmt: skip
 
 
@@ -99,7 +99,12 @@ def join(
   rows: list[Row] = []
   for one, cells in found:
     mine = [row for row in rows if row.model == one.model]
-    free = [row for row in mine if not row.cells.keys() & cells.keys()]
+    free = [
+      row
+      for row in mine
+      if not row.cells.keys() & cells.keys()
+      and all(_of_one_model(one, other) for other in row.results)
+    ]
     if free:
       free[0].cells |= cells
       free[0].results.append(one)
@@ -111,6 +116,13 @@ def join(
       name += f" [{one.folder}]"
     rows.append(Row(name, one.model, dict(cells), [one]))
   return Table(title, list(columns), rows, _notes(rows, found), form)
+
+
+def _of_one_model(one: Results, other: Results) -> bool:
+  """Whether two results of one name have the same weights, as far as it is recorded."""
+  there = [r.protocol for r in (one, other) if "weights" in r.protocol]
+  known = {p.get("compute_dtype"): p["weights"] for p in there}
+  return all(known[p.get("compute_dtype")] == p["weights"] for p in there)
 
 
 def _notes(

@@ -239,6 +239,7 @@ def run(
     "options": dataclasses.asdict(options),
     "limit": limit,
     **subject.identity,
+    "weights": subject.engine.weights_digest(),
     "batch_tokens": subject.batch_tokens,
     "skipalign_jax": importlib.metadata.version("skipalign_jax"),
   }

@@ -42,14 +42,17 @@ def schedule(config: ml_collections.ConfigDict) -> list[Scheduled]:
   found = []
   for name, entry in config.evals.items():
     given = dict(entry)
-    if not isinstance(given.get("every"), int) or given["every"] < 0:
+    if type(given.get("every")) is not int or given["every"] < 0:
       raise errors.UserError(
         f"evals.{name}.every must be a number of steps, or 0 to evaluate only at the "
         "end"
       )
     task = given.pop("task", name)
-    own = {key: given.pop(key, default) for key, default in DEFAULTS.items()}
     try:
+      own = {
+        key: tasks.typed(key, given.pop(key, default), default)
+        for key, default in DEFAULTS.items()
+      }
       found.append(Scheduled(name, task, **own, options=tasks.options(task, given)))
     except errors.UserError as error:
       raise errors.UserError(f"evals.{name}: {error}") from error

@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import inspect
 import re
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -26,6 +27,11 @@ TASKS = {
   "lm_eval": "skipalign_jax.evals.lm_eval.task",
 }
 
+_BOOLEANS = {"true": True, "false": False}
+_NAMES = {
+  bool: "True or False", int: "a whole number", float: "a number", str: "text",
+}  # fmt: skip
+
 
 def module(name: str) -> ModuleType:
   """The module of a task.
@@ -44,17 +50,47 @@ def comments(kind: type) -> dict[str, str]:
   return dict(re.findall(r"^ +(\w+): .*?  # (.*)$", source, re.MULTILINE))
 
 
-def options(name: str, given: dict[str, Any]) -> Any:
+def options(name: str, given: Mapping[str, Any]) -> Any:
   """The options of a task; those that are not given have their defaults.
 
+  Args:
+    name: of the task.
+    given: option → its value, or the text that `evaluate` takes for it; lists of
+      numbers or names as "a,b" or as a list.
+
   Raises:
-    UserError: unknown task or option.
+    UserError: unknown task or option, or a value of another type.
   """
   kind = module(name).Options
-  known = [field.name for field in dataclasses.fields(kind)]
-  unknown = sorted(given.keys() - set(known))
+  defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+  unknown = sorted(given.keys() - set(defaults))
   if unknown:
     raise errors.UserError(
-      f"{name} has no option {unknown[0]!r}; it has {', '.join(known)}"
+      f"{name} has no option {unknown[0]!r}; it has {', '.join(defaults)}"
     )
-  return kind(**given)
+  return kind(**{key: typed(key, v, defaults[key]) for key, v in given.items()})
+
+
+def typed(name: str, value: Any, default: Any) -> Any:
+  """A value of an option in the type of its default.
+
+  Raises:
+    UserError: it is not of that type and not a text for it.
+  """
+  kind = type(default)
+  if kind is str and isinstance(value, list | tuple):
+    return ",".join(map(str, value))
+  if kind is str and type(value) in (int, float):
+    return str(value)
+  if kind is float and type(value) is int:
+    return float(value)
+  if kind is not str and isinstance(value, str):
+    try:
+      return _BOOLEANS[value.lower()] if kind is bool else kind(value)
+    except (KeyError, ValueError):
+      pass  # it is reported next
+  if type(value) is not kind:
+    raise errors.UserError(
+      f"{name}={value!r} is not {_NAMES[kind]}; its default is {default!r}"
+    )
+  return value

@@ -207,6 +207,17 @@ def test_a_second_result_of_a_model_has_its_own_table_row(tmp_path):
   assert [row["folders"] for row in tables[TABLE_1]["rows"]] == [[a], [b], [c]]
 
 
+def test_results_of_other_weights_have_their_own_table_row(tmp_path):
+  of = lambda name, task, summary, **protocol: save(
+    tmp_path / name, task, summary, "m", {}, compute_dtype="float32", **protocol
+  )
+  a = of("a", "ruler", {"average": 0.5}, weights="one")
+  b = of("b", "mrcr", {"average": 0.25}, weights="other")
+  c = of("c", "babilong", {"average": 0.25}, weights="one")
+  _, tables = run(a, b, c)
+  assert [row["folders"] for row in tables[OTHERS]["rows"]] == [[a, c], [b]]
+
+
 def test_longbench_e_has_a_table_by_length(tmp_path):
   options = longbench_task.Options(e=True)
   whole = dict.fromkeys(longbench_task.expected(True), 30)

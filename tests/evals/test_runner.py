@@ -7,11 +7,13 @@ import json
 import types
 from unittest import mock
 
+import jax
 import pytest
 import tiny_subject
 from rich import console as rich_console
 
 from skipalign_jax.evals import intervals, items, needle, runner
+from skipalign_jax.model import inference
 from skipalign_jax.runtime import errors
 
 SUBJECT = tiny_subject.make(batch_tokens=1024, window=256)
@@ -109,6 +111,14 @@ def test_a_folder_of_something_else_is_refused(whole, tmp_path):
     run(tmp_path)
   with pytest.raises(errors.UserError, match="cannot be used"):
     run(tmp_path / "notes.txt" / "sub")
+
+
+def test_other_weights_of_the_same_name_are_refused(whole):
+  params = jax.tree.map(lambda x: 2 * x, tiny_subject.PARAMS)
+  engine = inference.Engine(params, SUBJECT.engine.config, "float32")
+  other = dataclasses.replace(SUBJECT, engine=engine)
+  with pytest.raises(errors.UserError, match="holds another evaluation:\n  weights: "):
+    run(whole[1], subject=other)
 
 
 def test_other_texts_are_another_evaluation(tmp_path):

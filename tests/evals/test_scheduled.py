@@ -7,7 +7,7 @@ import tiny
 import tiny_train
 
 from skipalign_jax import config
-from skipalign_jax.evals import runner, scheduled
+from skipalign_jax.evals import needle, runner, scheduled, tasks
 from skipalign_jax.hf import native
 from skipalign_jax.runtime import errors
 
@@ -113,6 +113,11 @@ def test_a_task_that_cannot_run_ends_the_run_before_its_first_step(cache_dir, tm
     (dict(task="needle"), "evals.x.every must be"),
     (dict(task="needle", every=-1), "evals.x.every must be"),
     (dict(every=5), "there is no task 'x'"),
+    (dict(task="needle", every=2.0), "evals.x.every must be"),
+    (dict(task="needle", every=2, samples=1.0), "samples=1.0 is not a whole number"),
+    (dict(task="needle", every=2, chat="no"), "chat='no' is not True or False"),
+    (dict(task="needle", every=2, haystack=True), "haystack=True is not text"),
+    (dict(task="needle", every=2, limit="all"), "limit='all' is not a whole number"),
   ],
 )
 def test_mistakes_are_reported_before_the_start(cache_dir, tmp_path, entry, message):
@@ -129,3 +134,11 @@ def test_defaults_of_a_configured_task():
   (task,) = scheduled.schedule(c)
   assert (task.name, task.task, task.every) == ("needle", "needle", 5)
   assert (task.limit, task.batch_tokens) == (0, 16_384)
+
+
+def test_values_of_options_are_typed():
+  given = dict(lengths=(600, 800), depths=2, samples="3", chat="False")
+  assert tasks.options("needle", given) == needle.Options(
+    lengths="600,800", depths="2", samples=3, chat=False
+  )
+  assert tasks.options("perplexity", dict(alpha=3, beta="-1")).alpha == 3.0
