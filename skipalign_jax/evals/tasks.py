@@ -27,7 +27,7 @@ TASKS = {
   "lm_eval": "skipalign_jax.evals.lm_eval.task",
 }
 
-_BOOLEANS = {"true": True, "false": False}
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _NAMES = {
   bool: "True or False", int: "a whole number", float: "a number", str: "text",
 }  # fmt: skip

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from skipalign_jax.evals import compare, compare_table, curves
+from skipalign_jax.hf import native
 from skipalign_jax.runtime import errors, escape, files, plotting, storage, terminal
 from skipalign_jax.sweep import plan as plan_lib
 from skipalign_jax.sweep import retrieval, retrieval_tables
@@ -71,7 +72,7 @@ def usable(plan: plan_lib.Plan) -> tuple[list[str], list[str]]:
   names, refused = [], []
   for name in plan.sweep.runs:
     try:
-      plan.check(name)
+      plan.config(name)
       names.append(name)
     except errors.UserError as error:
       refused.append(f"{name} ({str(error).splitlines()[0]})")
@@ -98,7 +99,10 @@ def gather(
       trained.append((_results_of_training(plan, name), cells))
   tables = compare.tables(found)
   if trained:
-    tables.append(compare_table.join("Training", TRAINING, trained, ".4g"))
+    table = compare_table.join("Training", TRAINING, trained, ".4g")
+    tables.append(
+      dataclasses.replace(table, notes=table.notes + overrides(plan, names))
+    )
   printed = {n: run.paper for n, run in plan.sweep.runs.items() if run.paper}
   if tables and printed:
     columns = list(dict.fromkeys(c for cells in printed.values() for c in cells))
@@ -120,6 +124,15 @@ def gather(
       )
     )
   return tables, missing
+
+
+def overrides(plan: plan_lib.Plan, names: Sequence[str]) -> list[str]:
+  """Notes on keys of the config that not all runs were trained with alike."""
+  trained = [name for name in names if native.is_workdir(plan.workdir(name))]
+  found = {name: plan.differences(name, plan.config(name)) for name in trained}
+  if len(set(map(tuple, found.values()))) < 2:
+    return []
+  return [f"{name}: {'; '.join(lines)}" for name, lines in found.items() if lines]
 
 
 def _results(plan: plan_lib.Plan, name: str, evaluation: str) -> compare_table.Results:

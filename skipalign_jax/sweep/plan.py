@@ -14,7 +14,6 @@ runs differ in the target they need, and one for all would favour some.
 """
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -23,12 +22,15 @@ import numpy as np
 
 from skipalign_jax import cli
 from skipalign_jax import config as config_lib
+from skipalign_jax.evals import tasks
 from skipalign_jax.hf import native
 from skipalign_jax.runtime import errors, files, json_limits
 from skipalign_jax.sweep import runs
-from skipalign_jax.training import metrics, resolve, workdir
+from skipalign_jax.training import metrics, resolve, same_run, workdir
 
 TRAIN, EVALUATE = "skipalign_jax.train", "skipalign_jax.evaluate"
+# Options of evaluations that name files, which other machines have elsewhere.
+PLACES = ("data", "files", "haystack", "local_data", "prompts", "qa", "source")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,21 +110,24 @@ class Plan:
     self, name: str, evaluation: str, target: int | None = None
   ) -> list[str]:
     """Arguments of Python that evaluate a run; `target` is of its NTK rope."""
-    run = self.sweep.runs[name]
-    known = self.sweep.evaluations | {f"{runs.CHOOSE}@{target}": self.sweep.choose}
+    options = self._options(name, evaluation)
+    task = str(options.pop("task"))
     scaled = {"rope.kind": "ntk", "rope.target_length": target} if target else {}
-    options = {
-      **known[evaluation],
-      **scaled,
-      **run.evaluate,
+    model = self.sweep.runs[name].model or self.workdir(name)
+    return [
+      *("-m", EVALUATE, task, f"--model={model}"),
+      f"--out={self.evaluation(name, evaluation)}",
+      *(f"--{key}={value}" for key, value in (scaled | options).items()),
+    ]
+
+  def _options(self, name: str, evaluation: str) -> dict[str, Any]:
+    """Options of an evaluation of a run, and its task; not those of an NTK rope."""
+    chooses = evaluation.startswith(f"{runs.CHOOSE}@")
+    return {
+      **(self.sweep.choose if chooses else self.sweep.evaluations[evaluation]),
+      **self.sweep.runs[name].evaluate,
       **self.options.get(evaluation, {}),
     }
-    task = str(options.pop("task"))
-    return [
-      *("-m", EVALUATE, task, f"--model={run.model or self.workdir(name)}"),
-      f"--out={self.evaluation(name, evaluation)}",
-      *(f"--{key}={value}" for key, value in options.items()),
-    ]
 
   def todo(self, name: str) -> Iterator[list[str]]:
     """Commands that a run still needs, each made when those before it have ended.
@@ -190,8 +195,19 @@ class Plan:
 
     Raises:
       UserError: it has a key that no config has, or keys that contradict each other;
-        or its workdir was trained before the run was changed.
+        or what is there was trained or evaluated in another way.
     """
+    config = self.config(name)
+    if different := self.differences(name, config):
+      raise errors.UserError(
+        f"{self.workdir(name)}: {'; '.join(different)}. Give the same --config.KEY, "
+        "remove it or use another --out"
+      )
+    self._check_evaluations(name)
+    return config
+
+  def config(self, name: str) -> config_lib.ConfigDict | None:
+    """As `check`; of what was trained it checks only the run's own changes."""
     command = self.train_command(name)
     if not command:
       return None
@@ -199,20 +215,41 @@ class Plan:
     arguments = [arg for arg in command[2:] if not arg.startswith("--workdir=")]
     config, _ = cli.parse(["sweep", *arguments], usage)
     resolve.check(config)
-    folder = self.workdir(name)
-    if native.is_workdir(folder):
-      trained = native.read_config(folder).config or {}
-      for key, value in self.sweep.runs[name].changes.items():
-        if (found := _value(trained, key)) != value:
-          raise errors.UserError(
-            f"{folder} was trained with {key}={found}, the sweep says {value}; "
-            "remove it or use another --out"
-          )
+    own = tuple(f"{key}:" for key in self.sweep.runs[name].changes)
+    changed = [line for line in self.differences(name, config) if line.startswith(own)]
+    if changed:
+      raise errors.UserError(
+        f"{self.workdir(name)}: {'; '.join(changed)}. Remove it or use another --out"
+      )
     return config
 
+  def differences(self, name: str, config: config_lib.ConfigDict | None) -> list[str]:
+    """Keys that a run was trained with other values of; [] before it is trained."""
+    folder = self.workdir(name)
+    if config is None or not native.is_workdir(folder):
+      return []
+    trained = native.read_config(folder).config or {}
+    names = "trained with", "the sweep says"
+    found = same_run.differences(trained, config.to_dict(), same_run.FREE, names)
+    return [line.strip() for line in found]
 
-def _value(tree: Mapping[str, Any], key: str) -> Any:
-  """The value of a dotted key; None if it is not there."""
-  return functools.reduce(
-    lambda tree, part: (tree or {}).get(part), key.split("."), tree
-  )
+  def _check_evaluations(self, name: str) -> None:
+    """Raises UserError if results are those of other options."""
+    there = [*self.sweep.evaluations]
+    there += [f"{runs.CHOOSE}@{target}" for target in self.targets(name)]
+    for evaluation in there:
+      path = self.evaluation(name, evaluation) / "results.json"
+      if not path.exists():
+        continue
+      given = self._options(name, evaluation)
+      task = str(given.pop("task"))
+      known = {field.name for field in dataclasses.fields(tasks.module(task).Options)}
+      wanted = tasks.options(task, {k: v for k, v in given.items() if k in known})
+      found = files.read_json(path, json_limits.MAX_RESULT_VALUES)["protocol"]
+      for key, value in dataclasses.asdict(wanted).items():
+        before = found["options"].get(key, value)
+        if before != value and key not in PLACES:
+          raise errors.UserError(
+            f"{path.parent}: evaluated with --{key}={before}, now {value}. Give the "
+            f"same --eval.{evaluation}.{key}, remove it or use another --out"
+          )

@@ -208,13 +208,14 @@ def trained(plan, name, done, steps):
 def evaluated(plan, name, evaluation, score=30.0):
   if evaluation == "keys":
     task, summary, items = "needle", {"average": score / 100}, []
+    options = {"depths": "2"}
   else:
     task, items = "longbench", []
     whole = dict.fromkeys(saved_results.WHOLE, score)
     summary = saved_results.long_summary(whole)
+    options = saved_results.OPTIONS
   folder = plan.evaluation(name, evaluation)
   model = str(plan.workdir(name))
-  options = saved_results.OPTIONS
   saved_results.save(folder, task, summary, model, options, items)
 
 
@@ -244,20 +245,51 @@ def test_list(plan):
   assert str(plan.workdir("A & co")) in text and "a_co" in text
 
 
+def describe(plan, name, **changes):
+  """Writes the config that a run was trained with."""
+  config = plan.config(name)
+  config.update_from_flattened_dict(changes)
+  content = {"format": "skipalign_jax", "config": config.to_dict()}
+  content["model_config"] = dataclasses.asdict(tiny.config())
+  (plan.workdir(name) / "config.json").write_text(json.dumps(content))
+
+
 def test_a_run_that_was_changed_after_its_training_is_refused(plan):
   trained(plan, "B", 8, 8)
-  tree = {"positions": {"max_position": 70_000}, "seed": 3}
-  content = {"format": "skipalign_jax", "config": tree}
-  content["model_config"] = dataclasses.asdict(tiny.config())
-  (plan.workdir("B") / "config.json").write_text(json.dumps(content))
-  with pytest.raises(errors.UserError, match=r"max_position=70000, .* 50000"):
+  describe(plan, "B", **{"positions.max_position": 70_000})
+  message = "positions.max_position: trained with 70000, the sweep says 50000"
+  with pytest.raises(errors.UserError, match=message):
     plan.check("B")
   names, refused = collect.usable(plan)
   assert names == ["A & co", "base"]
-  assert refused[1].startswith("B (") and "max_position=70000" in refused[1]
-  tree["positions"]["max_position"] = 50_000
-  (plan.workdir("B") / "config.json").write_text(json.dumps(content))
+  assert refused[1].startswith("B (") and message in refused[1]
+  (plan.workdir("B") / "config.json").unlink()
+  describe(plan, "B")
   plan.check("B")
+
+
+def test_runs_that_are_made_in_another_way_are_not_mixed(plan):
+  for name in ("A & co", "B"):
+    trained(plan, name, 8, 8)
+    describe(plan, name)
+  assert collect.overrides(plan, ["A & co", "B"]) == []
+  (plan.workdir("B") / "config.json").unlink()
+  describe(plan, "B", **{"optim.learning_rate": 0.5, "log_every": 7})
+  with pytest.raises(errors.UserError, match=r"learning_rate: trained with 0\.5, the"):
+    plan.check("B")
+  assert collect.usable(plan)[0] == ["A & co", "B", "base"]  # and the table says so:
+  (note,) = collect.overrides(plan, ["A & co", "B"])
+  assert note.startswith("B: optim.learning_rate: trained with 0.5, the sweep says ")
+
+
+def test_an_evaluation_with_other_options_is_refused(plan):
+  evaluated(plan, "base", "keys")
+  plan.check("base")
+  plan.options["keys"]["depths"] = "3"
+  with pytest.raises(errors.UserError, match="evaluated with --depths=2, now 3"):
+    plan.check("base")
+  plan.options["keys"] = {"depths": "2", "haystack": "elsewhere.txt"}
+  plan.check("base")
 
 
 def test_a_sweep_resumes_and_failures_do_not_stop_it(plan, monkeypatch):
