@@ -27,6 +27,11 @@ def main(argv: list[str] | None = None) -> int:
     help="make only the base and the runs of the claims with this change of "
     "recipes.FOLLOW_UPS, tables without figures",
   )
+  parser.add_argument(
+    "--more",
+    action="store_true",
+    help="three seeds more than the study has, by the same rule",
+  )
   args = parser.parse_args(argv)
   # These load JAX, which --help and mistakes in the command line do not need.
   from skipalign_jax.runtime import compile_cache
@@ -34,6 +39,8 @@ def main(argv: list[str] | None = None) -> int:
 
   console = terminal.Console()
   settings = recipes.MICRO if args.micro else recipes.Settings()
+  if args.more:
+    settings = recipes.more_seeds(settings)
   if args.change and args.change not in recipes.FOLLOW_UPS:
     known = ", ".join(map(repr, recipes.FOLLOW_UPS))
     raise errors.UserError(

@@ -92,6 +92,11 @@ MICRO = Settings(
 )
 
 
+def more_seeds(settings: Settings) -> Settings:
+  """Three seeds more: the first after those that the study tried and that retrieve."""
+  return dataclasses.replace(settings, candidates=tuple(range(7, 20)), seeds=3)
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
   """A method of SFT.
