@@ -59,9 +59,12 @@ def parse_line(line: bytes) -> Any:
     raise dialogues.BadSample("not valid JSON") from error
 
 
-def has_dialogue(record: Mapping[str, Any]) -> bool:
+def has_dialogue(
+  record: Mapping[str, Any], ignored: frozenset[str] = frozenset()
+) -> bool:
   """Whether a record has a column of a dialogue, next to which `text` means nothing."""
-  return any(record.get(column) is not None for column in _DIALOGUE_COLUMNS)
+  columns = (column for column in _DIALOGUE_COLUMNS if column not in ignored)
+  return any(record.get(column) is not None for column in columns)
 
 
 def may_have_dialogue(columns: Iterable[str]) -> bool:
@@ -142,9 +145,7 @@ def _turns(
       f"unrecognised columns: {', '.join(sorted(names)[:_SHOWN])}{more}"
     )
   used |= {*_SYSTEM_KEYS, *tool_calls.TOOL_KEYS}
-  record_keys.check(record, used, ignored, "key")
-  if reason := record_keys.not_learned(record, ignored, "key", default=True):
-    raise dialogues.BadSample(f"nothing to learn: {reason}")
+  record_keys.check_record(record, used, ignored)
   return _with_system(record, turns)
 
 

@@ -49,8 +49,11 @@ def test_columns_that_change_nothing_are_not_read(tmp_path):
     {"messages": [CHAT], "id": nulls(1_100_000), "lang": ["en"], "weight": [1]},
   )
   assert records(path) == [(1, {"messages": CHAT, "weight": 1})]
-  path = write(tmp_path / "b.parquet", {"text": ["a", "b"], "x": nulls(1_100_000, 2)})
-  assert records(path) == [(1, {"text": "a"}), (2, {"text": "b"})]
+  path = write(
+    tmp_path / "b.parquet",
+    {"text": ["a", "b"], "meta": nulls(1_100_000, 2), "weight": [None, 0]},
+  )
+  assert records(path) == [(1, {"text": "a"}), (2, {"text": "b", "weight": 0})]
 
 
 def test_columns_that_are_not_understood_are_read(tmp_path):
