@@ -255,7 +255,9 @@ SECTIONS = (
       at_most=1,
     ),
     max_message_bytes=key(
-      1_000_000, "A chat with a longer message is unusable.", at_least=1
+      1_000_000,
+      "Bytes of a message, or of a chat's tools. A chat with more is unusable.",
+      at_least=1,
     ),
     ignore_keys=key(
       "",

@@ -92,7 +92,7 @@ def dialogue_of(
 
   Args:
     record: a JSON value.
-    max_message_bytes: of one message, in UTF-8.
+    max_message_bytes: of one message, or of all tools, in UTF-8.
     ignored: further keys that do not matter.
     reply_keys: columns of the reply to a prompt; a pair is read once for each of its.
 
@@ -110,6 +110,8 @@ def dialogue_of(
   messages = _in_order(found)
   for message in messages:
     _check_content(message, max_message_bytes)
+  if len(_encoded(tools)) > max_message_bytes:
+    raise dialogues.BadSample(f"tools over {max_message_bytes} bytes")
   if not any(one.learned for one in messages if one.role == "assistant"):
     raise dialogues.BadSample(f"nothing to learn: {_joined(why)} in every reply")
   return dialogues.Dialogue(tuple(messages), tools)
@@ -289,16 +291,24 @@ def _in_order(messages: list[dialogues.Message]) -> list[dialogues.Message]:
 
 
 def _check_content(message: dialogues.Message, max_bytes: int) -> None:
-  more = json.dumps(message.more, ensure_ascii=False) if message.more else ""
-  try:
-    size = len(f"{message.content}{more}".encode())
-  except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair
-    raise dialogues.BadSample("not UTF-8") from error
-  if size > max_bytes:
+  if len(_encoded(message.content)) + len(_encoded(message.more)) > max_bytes:
     raise dialogues.BadSample(f"message over {max_bytes} bytes")
   may_be_empty = message.role == "tool" or bool(message.calls)
   if not message.content.strip() and not may_be_empty:
     raise dialogues.BadSample(f"empty content ({message.role})")
+
+
+def _encoded(value: Any) -> bytes:
+  """A text, or another value as JSON; raises BadSample if there is none for it."""
+  if not value:
+    return b""
+  try:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.encode("utf-8")
+  except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair
+    raise dialogues.BadSample("not UTF-8") from error
+  except (TypeError, ValueError) as error:  # tables have dates and bytes
+    raise dialogues.BadSample("a tool or call has a value that is not JSON") from error
 
 
 def _joined(reasons: Mapping[str, None]) -> str:

@@ -1,5 +1,6 @@
 """Records of chats: every key is used, neutral, or refuses the record by its name."""
 
+import datetime
 import json
 import pathlib
 
@@ -102,6 +103,11 @@ def test_a_system_key_is_the_system_prompt():
     ({"prompt": "a", "completion": 7}, "content is a number, not text"),
     ({"conversations": [{"from": "system", "value": "S"}, *SHAREGPT], "system": "T"},
      "two system prompts"),
+    ({"messages": CHAT, "tools": [TOOL | {"x": "\ud83d"}]}, "not UTF-8"),
+    ({"messages": CHAT, "tools": json.dumps([TOOL | {"\ud83d": 1}])}, "not UTF-8"),
+    ({"messages": CHAT, "tools": [TOOL | {"x": "y" * 1000}]}, "tools over 1000 bytes"),
+    ({"messages": CHAT, "tools": [TOOL | {"x": datetime.date.min}]}, "a tool or call"),
+    (turn(tool_calls=[CALL | {"x": b"y"}]), "a tool or call has a value that is not"),
     (turn(weight=0.5), "turn key weight is not 0 or 1"),
     (turn(weight=float("nan")), "turn key weight is not 0 or 1"),
     (turn(train="false"), "turn key train is not 0 or 1"),
