@@ -26,6 +26,7 @@ ROLES = {
 
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value")
+_ALPACA_KEYS = ("instruction", "input", "output", "history")
 _SYSTEM_KEYS = ("system", "system_prompt")
 _REPLY_KEYS = ("completion", "chosen")  # after a prompt
 _DIALOGUE_COLUMNS = (*CHAT_COLUMNS, "instruction", "prompt", *_REPLY_KEYS)
@@ -136,7 +137,7 @@ def _turns(
     if record.get("prompt") in [turn.content for turn in turns]:
       used.add("prompt")
   elif isinstance(record.get("instruction"), str) and "output" in record:
-    turns, used = _alpaca(record), {"instruction", "input", "output", "history"}
+    turns, used = _alpaca(record), {*_ALPACA_KEYS, "text"}
   elif replies and (record.get("prompt") is not None or replies[0] != "completion"):
     turns, used = _reply(record, replies[0]), {"prompt", replies[0], "text"}
     used.update(_OF_A_PAIR if replies[0] != "completion" else ())

@@ -38,6 +38,7 @@ def turn(**keys):
     {"messages": CHAT, "prompt": "a", "prompt_id": "7"},
     {"prompt": "a", "completion": "b"},
     {"prompt": "a", "completion": "b", "text": "User: a Bot: b"},
+    {"instruction": "a", "input": "", "output": "b", "text": "### a ### b"},
     {"prompt": CHAT[:1], "completion": CHAT[1:]},
     {"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 1.5},
     {"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": CHAT[1:]},
