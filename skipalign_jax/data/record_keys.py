@@ -13,13 +13,13 @@ from skipalign_jax.data import dialogues
 # They say where a chat comes from, not what is in it.
 _NEUTRAL = frozenset(
   "__index_level_0__ category country created date dataset domain hash header id idx "
-  "index lang language license model name rating redacted score scores source split "
-  "state subject subset tags task timestamp title topic toxic turn turns type url uuid "
-  "views".split()
+  "index lang language length license model name parallel_tool_calls rating redacted "
+  "score scores skip_prompt_formatting source split state subject subset tags task "
+  "timestamp title topic toxic turn turns type url uuid views".split()
 )
 _NEUTRAL_ENDS = (
   "_date", "_hash", "_id", "_idx", "_identifier", "_index", "_ip", "_moderation",
-  "_name", "_score", "_source", "_tokens", "_type", "_url",
+  "_name", "_rating", "_score", "_source", "_tokens", "_type", "_url",
 )  # fmt: skip
 # Of documents, what is known about a text is neutral too: data sets for pretraining
 # have many such columns.
