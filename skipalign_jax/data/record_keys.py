@@ -14,8 +14,9 @@ from skipalign_jax.data import dialogues
 _NEUTRAL = frozenset(
   "__index_level_0__ category country created date dataset domain hash header id idx "
   "index lang language length license model name parallel_tool_calls rating redacted "
-  "score scores skip_prompt_formatting source split state subject subset tags task "
-  "timestamp title topic toxic turn turns type url uuid views".split()
+  "score score_chosen score_rejected scores skip_prompt_formatting source split state "
+  "subject subset tags task timestamp title topic toxic turn turns type url uuid "
+  "views".split()
 )
 _NEUTRAL_ENDS = (
   "_date", "_hash", "_id", "_idx", "_identifier", "_index", "_ip", "_moderation",

@@ -30,7 +30,7 @@ _ALPACA_KEYS = ("instruction", "input", "output", "history")
 _SYSTEM_KEYS = ("system", "system_prompt")
 _REPLY_KEYS = ("completion", "chosen")  # after a prompt
 _DIALOGUE_COLUMNS = (*CHAT_COLUMNS, "instruction", "prompt", *_REPLY_KEYS)
-_OF_A_PAIR = ("chosen", "rejected", "score_chosen", "score_rejected")
+_OF_A_PAIR = ("chosen", "rejected", *CHAT_COLUMNS)
 # What may follow a turn; the first one follows None.
 _NEXT = {
   None: ("system", "user"),
@@ -126,7 +126,9 @@ def _turns(
     raise record
   if not isinstance(record, Mapping):
     raise dialogues.BadSample(f"the record is {_kind(record)}")
-  columns = [name for name in CHAT_COLUMNS if record.get(name) is not None]
+  # A column that is the chosen dialogue again is a copy (UltraFeedback).
+  copies = (None, record.get("chosen"))
+  columns = [name for name in CHAT_COLUMNS if record.get(name) not in copies]
   replies = [name for name in reply_keys if record.get(name) is not None]
   if len(columns) > 1:
     raise dialogues.BadSample(f"two dialogues: {' and '.join(columns)}")
