@@ -162,10 +162,33 @@ def _list(turns: Any, column: str) -> list[_Turn]:
 
 def _turn(turn: Mapping[str, Any]) -> _Turn:
   role, content = (
-    next((turn[key] for key in keys if turn.get(key) is not None), None)
-    for keys in (_ROLE_KEYS, _CONTENT_KEYS)
+    next(iter(_said(turn, keys)), None) for keys in (_ROLE_KEYS, _CONTENT_KEYS)
   )
-  return _Turn(role, _text(content), turn)
+  return _Turn(role, content, turn)
+
+
+def _said(turn: Mapping[str, Any], keys: Sequence[str]) -> list[Any]:
+  """What some keys of a turn say: those that are not empty; of empty ones, one."""
+  found = [
+    _known_role(turn[key]) if key in _ROLE_KEYS else _text(turn[key])
+    for key in keys
+    if turn.get(key) is not None
+  ]
+  return [one for one in found if record_keys.is_set(one)] or found[:1]
+
+
+def _check_once(turn: Mapping[str, Any], ignored: frozenset[str]) -> None:
+  """Raises BadSample if two keys of a turn say different things."""
+  for keys in (_ROLE_KEYS, _CONTENT_KEYS):
+    said = _said(turn, [key for key in keys if key not in ignored])
+    if any(one != said[0] for one in said):
+      raise dialogues.BadSample(f"turn keys {' and '.join(keys)} differ")
+
+
+def _known_role(role: Any) -> Any:
+  """One of `ROLES` under its common name; others, and calls, as they are."""
+  lower = role.lower() if isinstance(role, str) else role
+  return lower if lower == "function_call" else ROLES.get(str(lower), role)
 
 
 def _text(content: Any) -> Any:
@@ -247,6 +270,7 @@ def _message(turn: _Turn, ignored: frozenset[str]) -> tuple[dialogues.Message, s
   known = ROLES.get(role.lower()) if isinstance(role, str) else None
   if known is None:
     raise dialogues.BadSample(f"unknown role {record_keys.shown(role)}")
+  _check_once(turn.keys, ignored)
   used = {*_ROLE_KEYS, *_CONTENT_KEYS}
   if known == "assistant":
     used.update(tool_calls.CALL_KEYS, dialogues.THOUGHT_KEYS)

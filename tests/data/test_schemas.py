@@ -60,6 +60,8 @@ def turn(**keys):
       "language": "en",
       "conversation_hash": 3,
     },
+    {"messages": [{"role": "", "content": ""} | one for one in SHAREGPT]},
+    {"messages": [left | right for left, right in zip(CHAT, SHAREGPT, strict=True)]},
     {"messages": CHAT, "length": 8123},
     {"messages": CHAT, "skip_prompt_formatting": False, "parallel_tool_calls": True},
     {"prompt": "a", "chosen": "b", "chosen_rating": 5.0, "rejected_rating": 1.0},
@@ -118,6 +120,9 @@ def test_a_system_key_is_the_system_prompt():
     ({"messages": CHAT, "tools": [TOOL | {"x": "y" * 1000}]}, "tools over 1000 bytes"),
     ({"messages": CHAT, "tools": [TOOL | {"x": datetime.date.min}]}, "a tool or call"),
     (turn(tool_calls=[CALL | {"x": b"y"}]), "a tool or call has a value that is not"),
+    (turn(value="c"), "turn keys content and value differ"),
+    (turn(**{"from": "human"}), "turn keys role and from differ"),
+    (turn(**{"from": "function_call"}), "turn keys role and from differ"),
     (turn(weight=0.5), "turn key weight is not 0 or 1"),
     (turn(weight=float("nan")), "turn key weight is not 0 or 1"),
     (turn(train="false"), "turn key train is not 0 or 1"),
@@ -228,6 +233,7 @@ def test_tools_have_the_form_that_templates_take():
 
 
 def test_ignored_keys_do_not_matter():
+  assert read(turn(value="c"), ["value"]) == PLAIN
   record = {"messages": CHAT, "is_valid": False} | turn(mood="calm")
   assert read(record, ["is_valid", "mood"]) == PLAIN
   with pytest.raises(dialogues.BadSample, match="mood"):
