@@ -52,8 +52,8 @@ def read(hf: Mapping[str, Any], where: str, default_theta: float) -> rope.RopeCo
     beta_fast=float(given.get("beta_fast") or 32.0),
     beta_slow=float(given.get("beta_slow") or 1.0),
     attention_factor=_attention_factor(given.get("attention_factor")),
-    low_freq_factor=float(given.get("low_freq_factor") or 1.0),
-    high_freq_factor=float(given.get("high_freq_factor") or 4.0),
+    low_freq_factor=float(given.get("low_freq_factor", 1.0)),
+    high_freq_factor=float(given.get("high_freq_factor", 4.0)),
   )
 
 
@@ -125,7 +125,7 @@ def _original_window(
     )
   if given["rope_type"] == "llama3" and not (inside or outside):
     raise errors.UserError(f"{where}: rope_type llama3 needs {_ORIGINAL}")
-  return int(inside or outside or window)
+  return int(next(one for one in (inside, outside, window) if one is not None))
 
 
 def _factor(

@@ -254,6 +254,19 @@ def test_ntk_is_exported_as_its_base(length):
       {"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 0.7}},
       "mscale, which are not supported",
     ),
+    ({"rope_scaling": YARN | {"attention_factor": 0}}, "attention_factor=0.0 must be"),
+    (
+      {"rope_scaling": YARN | {"original_max_position_embeddings": 0}},
+      "needs the original window",
+    ),
+    (
+      {
+        "rope_scaling": YARN
+        | {"rope_type": "llama3", "low_freq_factor": 0}
+        | {"original_max_position_embeddings": 8192}
+      },
+      "low_freq_factor=0.0 must be above 0",
+    ),
     ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
     ({"use_qk_norm": True}, "use_qk_norm True is not supported"),
     ({"clip_qkv": 8.0}, "clip_qkv 8.0"),
