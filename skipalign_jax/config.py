@@ -262,7 +262,7 @@ SECTIONS = (
     ),
     ignore_keys=key(
       "",
-      "Keys of chat records and of their turns, separated by commas, that change "
+      "Keys of records and of their turns, separated by commas, that change "
       "nothing. Other unknown keys make a record unusable, because they may say what "
       "is to be learned.",
     ),
