@@ -161,8 +161,9 @@ SECTIONS = (
     "data",
     "Samples and how they become rows of a batch. A source is builtin:recall[:N], "
     "builtin:text[:N], builtin:pairs[:N], hub:NAME[:SPLIT], a .jsonl, .ndjson, .json, "
-    ".parquet or .txt file (all but .parquet may be .gz), a folder of them, or a "
-    "pattern such as chats/*.jsonl. *w after a source repeats it w times per epoch. "
+    ".parquet or .txt file (all but .parquet may be .gz), a folder of them or of "
+    "datasets' save_to_disk, or a pattern such as chats/*.jsonl. *w after a source "
+    "repeats it w times per epoch. "
     "Several sources are separated by commas or given as a tuple: "
     '("a.jsonl*2", "hub:org/chats"). A '
     "record with messages is a chat. A record with a text column, and each .txt file, "
@@ -255,11 +256,13 @@ SECTIONS = (
       at_most=1,
     ),
     max_message_bytes=key(
-      1_000_000, "A chat with a longer message is unusable.", at_least=1
+      1_000_000,
+      "Bytes of a message, or of a chat's tools. A chat with more is unusable.",
+      at_least=1,
     ),
     ignore_keys=key(
       "",
-      "Keys of chat records and of their turns, separated by commas, that change "
+      "Keys of records and of their turns, separated by commas, that change "
       "nothing. Other unknown keys make a record unusable, because they may say what "
       "is to be learned.",
     ),

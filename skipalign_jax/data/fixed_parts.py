@@ -71,7 +71,7 @@ class Splitter:
       UnusableError: the parts cannot be found.
     """
     self._check_tools(dialogue)
-    marked = _marked(dialogue)
+    marked = self._with_repeats(dialogue, _marked(dialogue))
     self._check_arguments(marked)
     numbered = self._text_of(marked)
     thinking = list(map(thoughts.holes, _MARKS.split(numbered)[::2]))
@@ -79,8 +79,9 @@ class Splitter:
     pieces = _MARKS.split(text)
     texts, order = pieces[::2], [int(number) for number in pieces[1::2]]
     numbers = [i for i, one in enumerate(dialogue.messages) if is_marked(one)]
-    if order != numbers:
-      _check_missing(dialogue, set(numbers) - set(order))
+    expected = [int(_MARKS.split(marked.messages[i].content)[1]) for i in numbers]
+    if order != expected:
+      _check_missing(dialogue, set(expected) - set(order))
       raise template_parts.UnusableError(_NOT_ONCE)
     parts = [template_parts.Part(texts[0], 0)]
     for part, (before, after) in zip(
@@ -109,6 +110,26 @@ class Splitter:
         self._texts.clear()
       self._texts[key] = self._render_numbered(marked)
     return self._texts[key]
+
+  def _with_repeats(
+    self, dialogue: dialogues.Dialogue, marked: dialogues.Dialogue
+  ) -> dialogues.Dialogue:
+    """The marked dialogue, in which equal questions are equal if that matters.
+
+    Some templates write the tools before each message that equals the user's last one
+    (Mistral Small 3.1).
+    """
+    last = dialogue.asked_by(len(dialogue.messages) - 1)
+    question, mark = dialogue.messages[last], marked.messages[last].content
+    repeats = [i for i in range(last) if dialogue.messages[i] == question]
+    if not repeats or not dialogue.tools:
+      return marked
+    messages, text = list(marked.messages), self._text_of(marked)
+    for i in repeats:
+      text = text.replace(messages[i].content, mark)
+      messages[i] = messages[i]._replace(content=mark)
+    same = dataclasses.replace(marked, messages=tuple(messages))
+    return marked if self._text_of(same) == text else same
 
   def _check_tools(self, dialogue: dialogues.Dialogue) -> None:
     """Raises BadSample if the template does not write the tools."""
@@ -147,6 +168,9 @@ class Splitter:
     if role == marked.messages[before].role:  # results of tools: nothing ends between
       return template_parts.Part(part, len(part), first=len(part))
     key = (text[: text.find(template_text.MARK[0])], part, role)
+    marks = [one.content for one in marked.messages if one.role == "user"]
+    if len(set(marks)) < len(marks):  # then the same parts may have other places
+      key = (text, part, f"{role} {after}")
     if key not in self._known:
       if len(self._known) >= _MAX_KNOWN:
         self._known.clear()

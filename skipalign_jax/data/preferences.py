@@ -40,7 +40,7 @@ def pair_of(
     for column in (CHOSEN, REJECTED):
       if record.get(column) is None:
         raise dialogues.BadSample(f"no {column} reply")
-    record = _without_copies(record)
+    _check_copies(record)
   chosen, rejected = (
     schemas.dialogue_of(record, max_message_bytes, ignored, (column,))
     for column in (CHOSEN, REJECTED)
@@ -54,12 +54,11 @@ def pair_of(
   return _last_only(chosen), _last_only(rejected)
 
 
-def _without_copies(record: Mapping[str, Any]) -> dict[str, Any]:
-  """The record without a dialogue that is the chosen one again (UltraFeedback)."""
+def _check_copies(record: Mapping[str, Any]) -> None:
+  """Raises BadSample for a dialogue that is not the chosen one again."""
   for column in schemas.CHAT_COLUMNS:
     if record.get(column) not in (None, record[CHOSEN]):
       raise dialogues.BadSample(f"{column} next to chosen and rejected")
-  return {k: v for k, v in record.items() if k not in schemas.CHAT_COLUMNS}
 
 
 def _last_only(dialogue: dialogues.Dialogue) -> dialogues.Dialogue:

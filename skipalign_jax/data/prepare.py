@@ -43,7 +43,7 @@ from skipalign_jax.runtime import (
 if TYPE_CHECKING:
   import transformers
 
-FORMAT = 11  # of the table rows; increase it when they or the encoding change
+FORMAT = 12  # of the table rows; increase it when they or the encoding change
 _COUNTS = (
   *("length", "targets", "turns", "split", "sample_id", "rejected_start"),
   *token_table.NOT_LEARNED,
@@ -290,7 +290,7 @@ def _parse(
       record = schemas.parse_line(record)
     if pairs:
       return preferences.pair_of(record, max_bytes, ignored)
-    document = text.text_of(record)
+    document = text.text_of(record, ignored)
     return (
       schemas.dialogue_of(record, max_bytes, ignored) if document is None else document
     )

@@ -12,13 +12,28 @@ from skipalign_jax.data import dialogues
 
 # They say where a chat comes from, not what is in it.
 _NEUTRAL = frozenset(
-  "category country created date dataset domain hash header id idx index lang language "
-  "license model name rating redacted score scores source split state subject subset "
-  "tags task timestamp title topic toxic turn turns type url uuid views".split()
+  "__index_level_0__ category country created date dataset domain hash header id idx "
+  "index lang language length license model name parallel_tool_calls rating redacted "
+  "score score_chosen score_rejected scores skip_prompt_formatting source split state "
+  "subject subset tags task timestamp title topic toxic turn turns type url uuid "
+  "views".split()
 )
 _NEUTRAL_ENDS = (
   "_date", "_hash", "_id", "_idx", "_identifier", "_index", "_ip", "_moderation",
-  "_name", "_score", "_source", "_tokens", "_type", "_url",
+  "_name", "_rating", "_score", "_source", "_tokens", "_type", "_url",
+)  # fmt: skip
+# Of documents, what is known about a text is neutral too: data sets for pretraining
+# have many such columns.
+_ABOUT_TEXT = frozenset(
+  "added attributes author authors book_title bytes content_type corpus crawl dump "
+  "encoding extension file file_path filename format genre isbn length licenses meta "
+  "metadata pages path perplexity publication_date published publisher quality repo "
+  "revision segment sha1 sha256 size snapshot top_langs version warcinfo year".split()
+)
+_ABOUT_TEXT_ENDS = (
+  *_NEUTRAL_ENDS, "_author", "_count", "_format", "_lang", "_langs", "_language",
+  "_length", "_license", "_licenses", "_path", "_prob", "_script", "_set_name", "_size",
+  "_subset", "_time", "_timestamp", "_title", "_version",
 )  # fmt: skip
 # They say whether a reply is to be learned: 0 and false, 1 and true.
 _LEARNED = ("label", "loss", "loss_mask", "train", "trainable", "weight")
@@ -27,6 +42,11 @@ _LEARNED = ("label", "loss", "loss_mask", "train", "trainable", "weight")
 def is_neutral(key: Any) -> bool:
   """Whether a key changes nothing."""
   return key in _NEUTRAL or str(key).endswith(_NEUTRAL_ENDS)
+
+
+def is_about_text(key: Any) -> bool:
+  """Whether a key next to a document changes nothing."""
+  return is_neutral(key) or key in _ABOUT_TEXT or str(key).endswith(_ABOUT_TEXT_ENDS)
 
 
 def is_set(value: Any) -> bool:
@@ -49,6 +69,18 @@ def check(
   for key, value in found.items():
     if key not in known and is_set(value) and not is_neutral(key):
       raise dialogues.BadSample(f"{where} {shown(key)} is not understood")
+
+
+def check_record(
+  record: Mapping[str, Any], used: Iterable[str], ignored: frozenset[str]
+) -> None:
+  """Raises BadSample for a key that is not understood, or leaves the record out.
+
+  Args: as of `check`.
+  """
+  check(record, used, ignored, "key")
+  if reason := not_learned(record, ignored, "key", default=True):
+    raise dialogues.BadSample(f"nothing to learn: {reason}")
 
 
 def not_learned(

@@ -26,10 +26,11 @@ ROLES = {
 
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value")
+_ALPACA_KEYS = ("instruction", "input", "output", "history")
 _SYSTEM_KEYS = ("system", "system_prompt")
 _REPLY_KEYS = ("completion", "chosen")  # after a prompt
 _DIALOGUE_COLUMNS = (*CHAT_COLUMNS, "instruction", "prompt", *_REPLY_KEYS)
-_OF_A_PAIR = ("chosen", "rejected", "score_chosen", "score_rejected")
+_OF_A_PAIR = ("chosen", "rejected", *CHAT_COLUMNS)
 # What may follow a turn; the first one follows None.
 _NEXT = {
   None: ("system", "user"),
@@ -59,9 +60,12 @@ def parse_line(line: bytes) -> Any:
     raise dialogues.BadSample("not valid JSON") from error
 
 
-def has_dialogue(record: Mapping[str, Any]) -> bool:
+def has_dialogue(
+  record: Mapping[str, Any], ignored: frozenset[str] = frozenset()
+) -> bool:
   """Whether a record has a column of a dialogue, next to which `text` means nothing."""
-  return any(record.get(column) is not None for column in _DIALOGUE_COLUMNS)
+  columns = (column for column in _DIALOGUE_COLUMNS if column not in ignored)
+  return any(record.get(column) is not None for column in columns)
 
 
 def may_have_dialogue(columns: Iterable[str]) -> bool:
@@ -89,7 +93,7 @@ def dialogue_of(
 
   Args:
     record: a JSON value.
-    max_message_bytes: of one message, in UTF-8.
+    max_message_bytes: of one message, or of all tools, in UTF-8.
     ignored: further keys that do not matter.
     reply_keys: columns of the reply to a prompt; a pair is read once for each of its.
 
@@ -107,6 +111,8 @@ def dialogue_of(
   messages = _in_order(found)
   for message in messages:
     _check_content(message, max_message_bytes)
+  if len(_encoded(tools)) > max_message_bytes:
+    raise dialogues.BadSample(f"tools over {max_message_bytes} bytes")
   if not any(one.learned for one in messages if one.role == "assistant"):
     raise dialogues.BadSample(f"nothing to learn: {_joined(why)} in every reply")
   return dialogues.Dialogue(tuple(messages), tools)
@@ -120,7 +126,9 @@ def _turns(
     raise record
   if not isinstance(record, Mapping):
     raise dialogues.BadSample(f"the record is {_kind(record)}")
-  columns = [name for name in CHAT_COLUMNS if record.get(name) is not None]
+  # A column that is the chosen dialogue again is a copy (UltraFeedback).
+  copies = (None, record.get("chosen"))
+  columns = [name for name in CHAT_COLUMNS if record.get(name) not in copies]
   replies = [name for name in reply_keys if record.get(name) is not None]
   if len(columns) > 1:
     raise dialogues.BadSample(f"two dialogues: {' and '.join(columns)}")
@@ -131,7 +139,7 @@ def _turns(
     if record.get("prompt") in [turn.content for turn in turns]:
       used.add("prompt")
   elif isinstance(record.get("instruction"), str) and "output" in record:
-    turns, used = _alpaca(record), {"instruction", "input", "output", "history"}
+    turns, used = _alpaca(record), {*_ALPACA_KEYS, "text"}
   elif replies and (record.get("prompt") is not None or replies[0] != "completion"):
     turns, used = _reply(record, replies[0]), {"prompt", replies[0], "text"}
     used.update(_OF_A_PAIR if replies[0] != "completion" else ())
@@ -142,9 +150,7 @@ def _turns(
       f"unrecognised columns: {', '.join(sorted(names)[:_SHOWN])}{more}"
     )
   used |= {*_SYSTEM_KEYS, *tool_calls.TOOL_KEYS}
-  record_keys.check(record, used, ignored, "key")
-  if reason := record_keys.not_learned(record, ignored, "key", default=True):
-    raise dialogues.BadSample(f"nothing to learn: {reason}")
+  record_keys.check_record(record, used, ignored)
   return _with_system(record, turns)
 
 
@@ -156,10 +162,33 @@ def _list(turns: Any, column: str) -> list[_Turn]:
 
 def _turn(turn: Mapping[str, Any]) -> _Turn:
   role, content = (
-    next((turn[key] for key in keys if turn.get(key) is not None), None)
-    for keys in (_ROLE_KEYS, _CONTENT_KEYS)
+    next(iter(_said(turn, keys)), None) for keys in (_ROLE_KEYS, _CONTENT_KEYS)
   )
-  return _Turn(role, _text(content), turn)
+  return _Turn(role, content, turn)
+
+
+def _said(turn: Mapping[str, Any], keys: Sequence[str]) -> list[Any]:
+  """What some keys of a turn say: those that are not empty; of empty ones, one."""
+  found = [
+    _known_role(turn[key]) if key in _ROLE_KEYS else _text(turn[key])
+    for key in keys
+    if turn.get(key) is not None
+  ]
+  return [one for one in found if record_keys.is_set(one)] or found[:1]
+
+
+def _check_once(turn: Mapping[str, Any], ignored: frozenset[str]) -> None:
+  """Raises BadSample if two keys of a turn say different things."""
+  for keys in (_ROLE_KEYS, _CONTENT_KEYS):
+    said = _said(turn, [key for key in keys if key not in ignored])
+    if any(one != said[0] for one in said):
+      raise dialogues.BadSample(f"turn keys {' and '.join(keys)} differ")
+
+
+def _known_role(role: Any) -> Any:
+  """One of `ROLES` under its common name; others, and calls, as they are."""
+  lower = role.lower() if isinstance(role, str) else role
+  return lower if lower == "function_call" else ROLES.get(str(lower), role)
 
 
 def _text(content: Any) -> Any:
@@ -241,6 +270,7 @@ def _message(turn: _Turn, ignored: frozenset[str]) -> tuple[dialogues.Message, s
   known = ROLES.get(role.lower()) if isinstance(role, str) else None
   if known is None:
     raise dialogues.BadSample(f"unknown role {record_keys.shown(role)}")
+  _check_once(turn.keys, ignored)
   used = {*_ROLE_KEYS, *_CONTENT_KEYS}
   if known == "assistant":
     used.update(tool_calls.CALL_KEYS, dialogues.THOUGHT_KEYS)
@@ -288,16 +318,24 @@ def _in_order(messages: list[dialogues.Message]) -> list[dialogues.Message]:
 
 
 def _check_content(message: dialogues.Message, max_bytes: int) -> None:
-  more = json.dumps(message.more, ensure_ascii=False) if message.more else ""
-  try:
-    size = len(f"{message.content}{more}".encode())
-  except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair
-    raise dialogues.BadSample("not UTF-8") from error
-  if size > max_bytes:
+  if len(_encoded(message.content)) + len(_encoded(message.more)) > max_bytes:
     raise dialogues.BadSample(f"message over {max_bytes} bytes")
   may_be_empty = message.role == "tool" or bool(message.calls)
   if not message.content.strip() and not may_be_empty:
     raise dialogues.BadSample(f"empty content ({message.role})")
+
+
+def _encoded(value: Any) -> bytes:
+  """A text, or another value as JSON; raises BadSample if there is none for it."""
+  if not value:
+    return b""
+  try:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.encode("utf-8")
+  except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair
+    raise dialogues.BadSample("not UTF-8") from error
+  except (TypeError, ValueError) as error:  # tables have dates and bytes
+    raise dialogues.BadSample("a tool or call has a value that is not JSON") from error
 
 
 def _joined(reasons: Mapping[str, None]) -> str:

@@ -16,12 +16,16 @@ from skipalign_jax.runtime import errors
 FORMS = (
   "builtin:recall[:N], builtin:text[:N], builtin:pairs[:N], hub:NAME[:SPLIT], a "
   ".jsonl, .ndjson, .json, .parquet or .txt file (all but .parquet may be .gz), a "
-  "folder of them, or a pattern such as chats/*.jsonl; *w after it repeats it w times "
-  "per epoch"
+  "folder of them or of datasets' save_to_disk, or a pattern such as chats/*.jsonl; *w "
+  "after it repeats it w times per epoch"
 )
 TEXTS = (".txt", ".txt.gz")  # one document per file
 _LINES = (".jsonl", ".ndjson", ".json")  # a record per line, or a list of records
-SUFFIXES = (*_LINES, *(f"{suffix}.gz" for suffix in _LINES), ".parquet", *TEXTS)
+TABLES = (".parquet", ".arrow")
+SUFFIXES = (*_LINES, *(f"{suffix}.gz" for suffix in _LINES), *TABLES, *TEXTS)
+# What datasets' save_to_disk writes besides .arrow files. Others have such files for
+# other purposes, so these are only read together.
+_SAVED, _SPLITS = ("state.json", "dataset_info.json"), "dataset_dict.json"
 _WEIGHT = re.compile(r"(.+)\*([-+.0-9eE]+|nan|inf)", re.DOTALL)
 _REMOTE = ("builtin:", hub.PREFIX)
 
@@ -77,16 +81,18 @@ def files_of(name: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
   begin with a dot do not count.
 
   Raises:
-    UserError: there is no data file.
+    UserError: there is no data file, or a saved data set has several splits.
   """
   path = pathlib.Path(os.path.expanduser(name))
   if name and path.is_dir():  # "" would be this folder
     found = _of_folder(path)
+    _check_splits(path)
   elif path.exists() or not glob.has_magic(name):
     found = [path]
   else:
     found = [pathlib.Path(one) for one in glob.glob(str(path), recursive=True)]
-  files = [one for one in found if _is_known(one) and one.is_file()]
+  is_data = _is_known if found == [path] else _is_data
+  files = [one for one in found if is_data(one) and one.is_file()]
   if files:
     return sorted(files), sorted(set(found) - set(files))
   if (name and path.is_dir()) or glob.has_magic(name):
@@ -100,6 +106,25 @@ def files_of(name: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
 
 def _is_known(path: pathlib.Path) -> bool:
   return path.name.lower().endswith(SUFFIXES)
+
+
+def _is_data(path: pathlib.Path) -> bool:
+  """Whether a file of a folder or a pattern is data, and not about data."""
+  is_arrow = path.suffix.lower() == ".arrow"
+  if is_arrow or path.name in _SAVED:
+    return is_arrow == all(path.with_name(name).is_file() for name in _SAVED)
+  return _is_known(path) and path.name != _SPLITS
+
+
+def _check_splits(path: pathlib.Path) -> None:
+  """Raises UserError for a saved data set with several splits, test data among them."""
+  if (path / _SPLITS).is_file():
+    splits = sorted(one.name for one in path.iterdir() if one.is_dir())
+    if len(splits) > 1:
+      raise errors.UserError(
+        f"data source {path} has the splits {', '.join(splits)}; name the folder of "
+        f"one, such as {path / splits[-1]}"
+      )
 
 
 def _of_folder(path: pathlib.Path) -> list[pathlib.Path]:

@@ -158,7 +158,9 @@ def _identity(path: pathlib.Path) -> str:
 def _records(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
   if path.name.lower().endswith(source_names.TEXTS):
     return _document(path)
-  return tables.records(path) if path.suffix.lower() == ".parquet" else _json(path)
+  if path.name.lower().endswith(source_names.TABLES):
+    return tables.records(path)
+  return _json(path)
 
 
 def _content_sample(path: pathlib.Path, size: int) -> str:

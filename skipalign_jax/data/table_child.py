@@ -1,4 +1,4 @@
-"""Reads Parquet files of strangers: a program, which `tables` starts.
+"""Reads Parquet and Arrow files of strangers: a program, which `tables` starts.
 
 A request is a path. The replies are messages whose first byte says what they are: the
 schema, rows, one row that is left out, an error, or the end of the file. A batch that
@@ -72,6 +72,28 @@ def _answers(path: str) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _batches(path: str) -> Iterator[pyarrow.RecordBatch]:
+  if path.lower().endswith(".arrow"):
+    return _of_arrow(path)
+  return _of_parquet(path)
+
+
+def _of_arrow(path: str) -> Iterator[pyarrow.RecordBatch]:
+  """Batches of a stream, the form in which the datasets library keeps tables."""
+  import pyarrow.ipc
+
+  size, count = os.path.getsize(path), 0
+  with pyarrow.OSFile(path) as file, pyarrow.ipc.open_stream(file) as stream:
+    names = table_rows.used(stream.schema)
+    for batch in stream:
+      batch.validate(full=True)  # its offsets may be anything
+      chosen = batch.select(names).replace_schema_metadata(None)
+      count += sum(map(table_rows.values, chosen.columns))
+      table_rows.check_values([count], size)
+      for first in range(0, len(chosen), table_rows.ROWS):
+        yield chosen.slice(first, table_rows.ROWS)
+
+
+def _of_parquet(path: str) -> Iterator[pyarrow.RecordBatch]:
   import pyarrow.parquet
 
   with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:

@@ -34,7 +34,7 @@ def used(schema: pyarrow.Schema) -> list[str]:
   if schemas.may_have_dialogue(names):
     return [name for name in names if not record_keys.is_neutral(name)]
   if "text" in names and _is_text(schema.field("text").type):
-    return ["text"]  # next to which nothing else is read
+    return [name for name in names if not record_keys.is_about_text(name)]
   return names
 
 

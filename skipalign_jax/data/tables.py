@@ -1,4 +1,4 @@
-"""Records of Parquet files, decoded in a process that can be ended."""
+"""Records of Parquet and Arrow files, decoded in a process that can be ended."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Record = dict[str, Any] | dialogues.BadSample
 
 
 def records(path: pathlib.Path) -> Iterator[tuple[int, Record]]:
-  """The rows of a Parquet file, with their numbers from 1.
+  """The rows of a Parquet or Arrow file, with their numbers from 1.
 
   Columns that change nothing are not read, see `table_rows.used`. A BadSample stands
   for a row that is too large.

@@ -23,6 +23,7 @@ import numpy as np
 from skipalign_jax.data import (
   chat,
   dialogues,
+  record_keys,
   schemas,
   template_text,
   templates,
@@ -44,12 +45,22 @@ BLOCKS = {
 }
 
 
-def text_of(record: Any) -> str | None:
-  """The document in a record's `text` column; None for chats and other records."""
+def text_of(record: Any, ignored: frozenset[str] = frozenset()) -> str | None:
+  """The document in a record's `text` column; None for chats and other records.
+
+  Args:
+    record: a JSON value.
+    ignored: keys that do not matter, besides those that say something about a text.
+
+  Raises:
+    BadSample: another key is not understood, or says that nothing is to be learned.
+  """
   if not isinstance(record, Mapping) or not isinstance(record.get("text"), str):
     return None
-  if schemas.has_dialogue(record):
+  if schemas.has_dialogue(record, ignored):
     return None  # some data sets have the rendered chat next to its messages
+  about = filter(record_keys.is_about_text, record)
+  record_keys.check_record(record, {"text", *about}, ignored)
   return record["text"]
 
 

@@ -115,6 +115,8 @@ def read(folder: pathlib.Path) -> AdapterConfig:
     raise damaged("r")
   if not _is_number(alpha):
     raise damaged("lora_alpha")
+  if not isinstance(given.get("use_rslora"), bool | None):
+    raise damaged("use_rslora")
   for key, accepts in (("rank_pattern", _is_rank), ("alpha_pattern", _is_number)):
     found = given.get(key) or {}
     if not isinstance(found, dict) or not all(map(accepts, found.values())):

@@ -116,7 +116,7 @@ def complete(hf: Mapping[str, Any], where: str) -> tuple[Family, dict[str, Any]]
   family = TABLE[model_type]
   hf = _DEFAULTS | dict(family.defaults) | dict(hf) | dict(family.fixed)
   hf_keys.check(hf, where)
-  if not 1 <= int(hf["num_hidden_layers"]) <= MAX_LAYERS:
+  if not 1 <= hf_keys.whole(hf, "num_hidden_layers") <= MAX_LAYERS:
     raise errors.UserError(
       f"{where}: num_hidden_layers={hf['num_hidden_layers']} must be from 1 to "
       f"{MAX_LAYERS:,}"
@@ -131,7 +131,7 @@ def complete(hf: Mapping[str, Any], where: str) -> tuple[Family, dict[str, Any]]
 
 
 def _refuse_windows(family: Family, hf: Mapping[str, Any], where: str) -> None:
-  slides = hf.get("use_sliding_window") or "sliding_window" in family.defaults
+  slides = hf_keys.flag(hf, "use_sliding_window") or "sliding_window" in family.defaults
   window, length = hf.get("sliding_window"), hf["max_position_embeddings"]
   if slides and window is not None and window < length:
     raise errors.UserError(
@@ -158,12 +158,15 @@ def nope_layers(family: Family, hf: Mapping[str, Any], where: str) -> tuple[int,
   """
   if not family.nope:
     return ()
-  layers, rotated = int(hf["num_hidden_layers"]), hf.get("no_rope_layers")
+  layers, rotated = hf_keys.whole(hf, "num_hidden_layers"), hf.get("no_rope_layers")
   if rotated is None:
-    interval = int(hf.get("no_rope_layer_interval", 4))
+    key = "no_rope_layer_interval"
+    interval = hf_keys.whole({key: 4, **hf}, key)
     return tuple(range(interval - 1, layers, interval))
   if len(rotated) < layers:
     raise errors.UserError(
       f"{where}: no_rope_layers has {len(rotated)} entries for {layers} layers"
     )
+  if not all(one in (0, 1) for one in rotated):
+    raise TypeError("no_rope_layers has more than 0 and 1")
   return tuple(i for i in range(layers) if not rotated[i])

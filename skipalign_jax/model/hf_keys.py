@@ -4,6 +4,7 @@ A key that would change the mathematics and is ignored gives another model witho
 word. So an unknown key passes only if its name suggests nothing of the kind.
 """
 
+import numbers
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -74,6 +75,34 @@ _MATHEMATICS = re.compile(
 )
 # For training, or ids of tokens.
 _NEUTRAL_ENDINGS = ("dropout", "pdrop", "_token_id", "_token_index")
+
+
+def flag(hf: Mapping[str, Any], key: str) -> bool:
+  """A key that is true or false; null is false.
+
+  Raises:
+    TypeError: it is something else, such as the text "false", which is true in Python.
+  """
+  value = hf.get(key)
+  if not isinstance(value, bool | None):
+    raise TypeError(f"{key} is {value!r}, not true or false")
+  return bool(value)
+
+
+def number(hf: Mapping[str, Any], key: str) -> float:
+  """A key that is a number; TypeError if it is something else, such as a text."""
+  value = hf[key]
+  if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    raise TypeError(f"{key} is {value!r}, not a number")
+  return float(value)
+
+
+def whole(hf: Mapping[str, Any], key: str) -> int:
+  """A key that is a whole number; TypeError if it is something else."""
+  value = number(hf, key)
+  if not value.is_integer():
+    raise TypeError(f"{key} is {value!r}, not a whole number")
+  return int(hf[key])
 
 
 def check(hf: Mapping[str, Any], where: str) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from skipalign_jax.model import rope
+from skipalign_jax.model import hf_keys, rope
 from skipalign_jax.runtime import errors, escape
 
 _KEYS = {
@@ -46,14 +46,15 @@ def read(hf: Mapping[str, Any], where: str, default_theta: float) -> rope.RopeCo
   original = _original_window(hf, given, where)
   return rope.RopeConfig(
     kind="none" if kind == "default" else kind,
-    theta=float(given["rope_theta"]),
+    theta=hf_keys.number(given, "rope_theta"),
     factor=_factor(hf, given, original, where),
     original_window=original,
-    beta_fast=float(given.get("beta_fast") or 32.0),
-    beta_slow=float(given.get("beta_slow") or 1.0),
-    attention_factor=_attention_factor(given.get("attention_factor")),
-    low_freq_factor=float(given.get("low_freq_factor") or 1.0),
-    high_freq_factor=float(given.get("high_freq_factor") or 4.0),
+    # A 0 asks transformers for yarn's default.
+    beta_fast=_number(given, "beta_fast", 0) or 32.0,
+    beta_slow=_number(given, "beta_slow", 0) or 1.0,
+    attention_factor=_attention_factor(given),
+    low_freq_factor=_number(given, "low_freq_factor", 1),
+    high_freq_factor=_number(given, "high_freq_factor", 4),
   )
 
 
@@ -62,10 +63,14 @@ def written_attention_factor(factor: float) -> float:
   return _ONE if factor == 1 else factor
 
 
-def _attention_factor(given: Any) -> float | None:
-  if given is None:
+def _number(given: Mapping[str, Any], key: str, default: float) -> float:
+  return hf_keys.number({key: default, **given}, key)
+
+
+def _attention_factor(given: Mapping[str, Any]) -> float | None:
+  if given.get("attention_factor") is None:
     return None
-  factor = float(given)
+  factor = hf_keys.number(given, "attention_factor")
   return 1.0 if abs(factor - _ONE) < 2.0**-26 else factor
 
 
@@ -114,10 +119,13 @@ def _original_window(
   hf: Mapping[str, Any], given: Mapping[str, Any], where: str
 ) -> int:
   """Tokens before the extension; transformers takes the key at the top level first."""
-  inside, window = given.get(_ORIGINAL), hf["max_position_embeddings"]
+  inside, outside = (
+    None if one.get(_ORIGINAL) is None else hf_keys.whole(one, _ORIGINAL)
+    for one in (given, hf)
+  )
+  window = hf_keys.whole(hf, "max_position_embeddings")
   if given["rope_type"] not in ("yarn", "llama3"):
-    return int(inside or window)
-  outside = hf.get(_ORIGINAL)
+    return inside or window
   if inside and outside and inside != outside:
     raise errors.UserError(
       f"{where}: {_ORIGINAL} is {outside}, but {inside} within the rope; make the two "
@@ -125,7 +133,7 @@ def _original_window(
     )
   if given["rope_type"] == "llama3" and not (inside or outside):
     raise errors.UserError(f"{where}: rope_type llama3 needs {_ORIGINAL}")
-  return int(inside or outside or window)
+  return next(one for one in (inside, outside, window) if one is not None)
 
 
 def _factor(
@@ -133,7 +141,7 @@ def _factor(
 ) -> float:
   kind = given["rope_type"]
   if kind == "yarn" and "factor" in given and given["factor"] is None:
-    return float(hf["max_position_embeddings"]) / original
+    return hf_keys.number(hf, "max_position_embeddings") / original
   if kind in ("linear", "yarn", "llama3") and given.get("factor") is None:
     raise errors.UserError(f"{where}: rope_type {kind} needs a factor")
-  return float(1.0 if given.get("factor") is None else given["factor"])
+  return 1.0 if given.get("factor") is None else hf_keys.number(given, "factor")

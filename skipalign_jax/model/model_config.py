@@ -1,11 +1,12 @@
 """The model's shape, and its two-way translation to a HF config.json."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.model import families, hf_rope, rope
+from skipalign_jax.model import families, hf_keys, hf_rope, rope
 from skipalign_jax.runtime import errors, escape
 
 
@@ -106,20 +107,23 @@ def from_hf(hf: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
   """
   try:
     family, hf = families.complete(hf, where)
-    heads = int(hf["num_attention_heads"])
+    whole = functools.partial(hf_keys.whole, hf)
+    flag = functools.partial(hf_keys.flag, hf)
+    heads, width = whole("num_attention_heads"), whole("hidden_size")
+    kv = "num_key_value_heads"
     return ModelConfig(
-      vocab_size=int(hf["vocab_size"]),
-      num_layers=int(hf["num_hidden_layers"]),
-      embed_dim=int(hf["hidden_size"]),
-      ffn_dim=int(hf["intermediate_size"]),
+      vocab_size=whole("vocab_size"),
+      num_layers=whole("num_hidden_layers"),
+      embed_dim=width,
+      ffn_dim=whole("intermediate_size"),
       num_heads=heads,
-      num_kv_heads=int(hf["num_key_value_heads"] or heads),
-      head_dim=int(hf["head_dim"] or hf["hidden_size"] // heads),
-      norm_eps=float(hf["rms_norm_eps"]),
-      tie_embeddings=bool(hf["tie_word_embeddings"]),
-      attention_bias=bool(hf["attention_bias"]),
-      mlp_bias=bool(hf["mlp_bias"]),
-      window=int(hf["max_position_embeddings"]),
+      num_kv_heads=heads if hf[kv] is None else whole(kv),
+      head_dim=width // heads if hf["head_dim"] is None else whole("head_dim"),
+      norm_eps=hf_keys.number(hf, "rms_norm_eps"),
+      tie_embeddings=flag("tie_word_embeddings"),
+      attention_bias=flag("attention_bias"),
+      mlp_bias=flag("mlp_bias"),
+      window=whole("max_position_embeddings"),
       rope=hf_rope.read(hf, where, family.theta),
       family=hf["model_type"],
       nope_layers=families.nope_layers(family, hf, where),

@@ -60,9 +60,10 @@ class RopeConfig:
     if not 1 <= self.factor < math.inf:
       raise errors.UserError(f"rope factor {self.factor} must be at least 1")
     bands = ("beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor")
-    for name in (*bands, *(["attention_factor"] if self.attention_factor else [])):
-      if not 0 < getattr(self, name) < math.inf:
-        raise errors.UserError(f"rope {name}={getattr(self, name)} must be above 0")
+    for name in (*bands, "attention_factor"):
+      value = getattr(self, name)
+      if value is not None and not 0 < value < math.inf:
+        raise errors.UserError(f"rope {name}={value} must be above 0")
     if self.low_freq_factor >= self.high_freq_factor:
       raise errors.UserError(
         f"rope low_freq_factor={self.low_freq_factor} must be below "

@@ -1,5 +1,6 @@
 """Records of chats: every key is used, neutral, or refuses the record by its name."""
 
+import datetime
 import json
 import pathlib
 
@@ -37,11 +38,13 @@ def turn(**keys):
     {"messages": CHAT, "prompt": "a", "prompt_id": "7"},
     {"prompt": "a", "completion": "b"},
     {"prompt": "a", "completion": "b", "text": "User: a Bot: b"},
+    {"instruction": "a", "input": "", "output": "b", "text": "### a ### b"},
     {"prompt": CHAT[:1], "completion": CHAT[1:]},
     {"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 1.5},
     {"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": CHAT[1:]},
     {"prompt": "a", "chosen": CHAT, "rejected": CHAT},
     {"prompt": CHAT[:1], "chosen": CHAT},
+    {"prompt": "a", "chosen": CHAT, "rejected": [], "messages": CHAT},
     {"chosen": SHAREGPT, "rejected": SHAREGPT},
     {"messages": [{"role": "User", "content": "a"}, {"role": "MODEL", "content": "b"}]},
     {
@@ -57,6 +60,12 @@ def turn(**keys):
       "language": "en",
       "conversation_hash": 3,
     },
+    {"messages": [{"role": "", "content": ""} | one for one in SHAREGPT]},
+    {"messages": [left | right for left, right in zip(CHAT, SHAREGPT, strict=True)]},
+    {"messages": CHAT, "length": 8123},
+    {"messages": CHAT, "skip_prompt_formatting": False, "parallel_tool_calls": True},
+    {"prompt": "a", "chosen": "b", "chosen_rating": 5.0, "rejected_rating": 1.0},
+    {"messages": CHAT, "score_chosen": 8.0, "score_rejected": 3.0},
     {"messages": CHAT, "label": True, "tools": None, "images": [], "system": ""},
     {"messages": CHAT, "tools": "[]"},
     {"messages": [CHAT[0] | {"weight": 0}, CHAT[1] | {"weight": 1.0}]},
@@ -90,6 +99,10 @@ def test_a_system_key_is_the_system_prompt():
     ({"messages": CHAT, "loss_mask": [0, 1]}, "key loss_mask is not 0 or 1"),
     ({"messages": CHAT, "images": ["a.png"]}, "key images"),
     ({"messages": CHAT, "rejected": "c"}, "key rejected"),
+    ({"messages": CHAT, "chosen": [CHAT[0]], "rejected": "c"}, "key chosen"),
+    ({"messages": CHAT, "chosen": CHAT, "prompt": "c"}, "chosen does not begin with"),
+    ({"messages": CHAT, "chat_template_kwargs": {"enable_thinking": False}},
+     "key chat_template_kwargs is not understood"),
     ({"messages": CHAT, "is_valid": False}, "key is_valid"),
     ({"messages": CHAT, "prompt": "another"}, "key prompt"),
     ({"messages": CHAT, "conversations": SHAREGPT}, "two dialogues"),
@@ -102,6 +115,14 @@ def test_a_system_key_is_the_system_prompt():
     ({"prompt": "a", "completion": 7}, "content is a number, not text"),
     ({"conversations": [{"from": "system", "value": "S"}, *SHAREGPT], "system": "T"},
      "two system prompts"),
+    ({"messages": CHAT, "tools": [TOOL | {"x": "\ud83d"}]}, "not UTF-8"),
+    ({"messages": CHAT, "tools": json.dumps([TOOL | {"\ud83d": 1}])}, "not UTF-8"),
+    ({"messages": CHAT, "tools": [TOOL | {"x": "y" * 1000}]}, "tools over 1000 bytes"),
+    ({"messages": CHAT, "tools": [TOOL | {"x": datetime.date.min}]}, "a tool or call"),
+    (turn(tool_calls=[CALL | {"x": b"y"}]), "a tool or call has a value that is not"),
+    (turn(value="c"), "turn keys content and value differ"),
+    (turn(**{"from": "human"}), "turn keys role and from differ"),
+    (turn(**{"from": "function_call"}), "turn keys role and from differ"),
     (turn(weight=0.5), "turn key weight is not 0 or 1"),
     (turn(weight=float("nan")), "turn key weight is not 0 or 1"),
     (turn(train="false"), "turn key train is not 0 or 1"),
@@ -212,6 +233,7 @@ def test_tools_have_the_form_that_templates_take():
 
 
 def test_ignored_keys_do_not_matter():
+  assert read(turn(value="c"), ["value"]) == PLAIN
   record = {"messages": CHAT, "is_valid": False} | turn(mood="calm")
   assert read(record, ["is_valid", "mood"]) == PLAIN
   with pytest.raises(dialogues.BadSample, match="mood"):

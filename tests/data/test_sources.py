@@ -267,6 +267,31 @@ def test_parquet(tmp_path):
   assert read(path) == list(enumerate(RECORDS, 1))
 
 
+def test_a_data_set_that_was_saved_to_disk(tmp_path):
+  rows = datasets.Dataset.from_list([*RECORDS * 5, {"messages": None}])
+  rows.save_to_disk(tmp_path / "one", num_shards=2)
+  (source,) = sources.parse(str(tmp_path / "one"))
+  assert [record for _, record in source.records()] == [*RECORDS * 5, {}]
+  assert "2 files; not read: dataset_info.json, state.json" in source.describe()
+  (file,) = sources.parse(str(tmp_path / "one" / "data-00000-of-00002.arrow"))
+  assert next(file.records()) == (1, RECORDS[0])
+  datasets.DatasetDict(test=rows, train=rows).save_to_disk(tmp_path / "both")
+  with pytest.raises(errors.UserError, match=r"splits test, train; .*both/train"):
+    sources.parse(str(tmp_path / "both"))
+  datasets.DatasetDict(train=rows).save_to_disk(tmp_path / "dict")
+  assert len(list(sources.Source(str(tmp_path / "dict")).records())) == 26
+
+
+def test_arrow_files_that_nobody_saved_are_not_read(tmp_path):
+  """A token cache has such files."""
+  for name in ("cache.arrow", "state.json"):
+    (tmp_path / name).write_bytes(LINES)
+  (source,) = sources.parse(str(tmp_path))
+  assert "1 files; not read: cache.arrow" in source.describe()
+  with pytest.raises(errors.UserError, match=r"cache\.arrow cannot be read"):
+    list(sources.Source(str(tmp_path / "cache.arrow")).records())
+
+
 def test_a_text_file_is_one_document(tmp_path):
   plain, zipped = tmp_path / "a.txt", tmp_path / "a.txt.gz"
   plain.write_bytes("\ufeffOne.\r\n\r\né\n".encode())

@@ -1,5 +1,6 @@
 """Parquet files: columns that matter, and values that are counted before they exist."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -49,8 +50,11 @@ def test_columns_that_change_nothing_are_not_read(tmp_path):
     {"messages": [CHAT], "id": nulls(1_100_000), "lang": ["en"], "weight": [1]},
   )
   assert records(path) == [(1, {"messages": CHAT, "weight": 1})]
-  path = write(tmp_path / "b.parquet", {"text": ["a", "b"], "x": nulls(1_100_000, 2)})
-  assert records(path) == [(1, {"text": "a"}), (2, {"text": "b"})]
+  path = write(
+    tmp_path / "b.parquet",
+    {"text": ["a", "b"], "meta": nulls(1_100_000, 2), "weight": [None, 0]},
+  )
+  assert records(path) == [(1, {"text": "a"}), (2, {"text": "b", "weight": 0})]
 
 
 def test_columns_that_are_not_understood_are_read(tmp_path):
@@ -82,6 +86,30 @@ def test_values_are_counted_before_they_are_read(tmp_path):
     match=r"^data source \S* cannot be read: its .*claim 17,.* values.*jsonl",
   ):
     records(path)
+
+
+def test_an_arrow_file_has_the_same_limits(tmp_path):
+  path = tmp_path / "a.arrow"
+
+  def stream(columns):
+    table = pyarrow.table(columns)
+    with pyarrow.ipc.new_stream(path, table.schema) as writer:
+      writer.write_table(table)
+
+  mood = nulls(json_limits.MAX_VALUES + 1, 40)
+  stream({"messages": [CHAT] * 40, "mood": mood, "id": nulls(9, 40)})
+  found = dict(records(path))
+  assert len(found) == 40 and reason(found[1]) == table_rows.TOO_MANY
+  assert found[2] == {"messages": CHAT, "mood": []}
+  mood = pyarrow.ListArray.from_arrays([0, 17_000_000], pyarrow.nulls(17_000_000))
+  stream({"messages": [CHAT], "mood": mood})
+  with pytest.raises(errors.UserError, match=r"claim 17,000,\d+ values"):
+    records(path)
+  data = bytearray(path.read_bytes())
+  for at in range(300, len(data), len(data) // 6):
+    path.write_bytes(data[:at] + bytes([data[at] ^ 255]) + data[at + 1 :])
+    with contextlib.suppress(errors.UserError):
+      records(path)
 
 
 def test_the_same_text_in_many_rows(tmp_path, monkeypatch):

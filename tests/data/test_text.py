@@ -8,7 +8,7 @@ import transformers
 from hypothesis import strategies as st
 
 from skipalign_jax import config
-from skipalign_jax.data import chat, prose, text, tokenization
+from skipalign_jax.data import chat, dialogues, prose, text, tokenization
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.method import positions
 from skipalign_jax.training import resolve
@@ -29,6 +29,53 @@ def blocks_of(document, blocks):
     tokens = sample.tokens[sample.block_ids == block]
     found.append(TOKENIZER.decode(tokens[tokens != EOS]) + "¶" * int(EOS in tokens))
   return found
+
+
+@pytest.mark.parametrize(
+  ("more", "reason"),
+  [
+    ({"weight": 0}, "nothing to learn: key weight is 0"),
+    ({"label": False, "images": []}, "nothing to learn: key label is false"),
+    ({"label": 3}, "key label is not 0 or 1"),
+    ({"images": ["a.png"], "label": 0}, "key images is not understood"),
+    ({"summary": "Short."}, "key summary is not understood"),
+    ({"system": "Be brief."}, "key system is not understood"),
+    ({"loss_weight": 0.5}, "key loss_weight is not understood"),
+  ],
+)
+def test_keys_next_to_a_document_are_understood_or_refused(more, reason):
+  record = {"text": "A document."} | more
+  with pytest.raises(dialogues.BadSample) as caught:
+    text.text_of(record)
+  assert caught.value.reason == reason
+  assert text.text_of(record, frozenset(more)) == "A document."
+
+
+@pytest.mark.parametrize(
+  "columns",
+  [
+    "id dump url date file_path language language_score token_count score int_score "
+    "language_script minhash_cluster_size top_langs",  # FineWeb
+    "timestamp url source",  # C4, CulturaX
+    "meta red_pajama_subset __index_level_0__",  # the Pile, SlimPajama
+    "short_book_title publication_date url",  # PG19
+    "id added created source metadata attributes version",  # Dolma
+    "id url title",  # Wikipedia
+    "max_stars_repo_path max_stars_repo_name max_stars_count id",  # StarCoder
+    "repo_name path language license size",
+    "created_timestamp downloaded_timestamp url",  # Pile of Law
+    "warcinfo metadata bff_contained_ngram_count language_id_prob",  # DCLM
+  ],
+)
+def test_what_corpora_say_about_a_document_changes_nothing(columns):
+  record = {"text": "A document."} | dict.fromkeys(columns.split(), 0)
+  assert text.text_of(record) == "A document."
+
+
+def test_a_prompt_next_to_a_document_can_be_ignored():
+  record = {"text": "A document.", "prompt": "Write one."}
+  assert text.text_of(record) is None
+  assert text.text_of(record, frozenset({"prompt"})) == "A document."
 
 
 DOCUMENT = 'Mr. B\nsaid "No!" Why? é.\n \n\nA 2.5 heading\n\n  “End.”  Ja\n'

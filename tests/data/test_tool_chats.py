@@ -164,6 +164,31 @@ def test_calls_are_learned_if_that_is_asked_for(template, messages):
   assert tokenizer.decode(sample.tokens[:begin]) == asked
 
 
+def test_tools_before_each_question_that_equals_the_last_one():
+  """As Mistral Small 3.1 writes them. A reply is learned if its prompt is the text."""
+  tokenizer = make(
+    "{% set asked = messages | selectattr('role', 'equalto', 'user') | list %}"
+    + LOOP + "{% if m == asked[-1] %}" + TOOLS + "{% endif %}"
+    + HEAD + "{{ m.content }}" + END + "{% endfor %}" + ASK
+  )  # fmt: skip
+  encoder = chat.Encoder(tokenizer, 4096)
+  for questions in ("a", "aa", "aba", "baa", "aab", "aaa", "ab"):
+    messages = []
+    for i, question in enumerate(questions):
+      messages += [turn("user", question), turn("assistant", f"r{i}")]
+    (sample,) = encoder([dialogue(messages)])
+    text = rendered(tokenizer, messages)
+    assert tokenizer.decode(sample.tokens) == text
+    prompts = [
+      rendered(tokenizer, messages[:end], add_generation_prompt=True)
+      for end in range(1, len(messages), 2)
+    ]
+    replies = [f"r{i}{STOP}" for i in range(len(questions))]
+    stable = all(map(text.startswith, prompts))
+    assert learned(tokenizer, sample) == (replies if stable else replies[-1:])
+    assert stable == (len(set(questions)) == 1)
+
+
 def test_a_chat_of_calls_only_has_nothing_to_learn():
   _, bad = encode("qwen", dialogue(CHAT[:3]))
   assert bad.reason == "nothing to learn: replies are calls of tools"

@@ -184,6 +184,7 @@ def refused(folder, *words):
     ({"init_lora_weights": 1.5}, ["changes the weights"]),
     ({"r": 0}, ["r=0 is damaged"]),
     ({"r": "3"}, ["r=3 is damaged"]),
+    ({"use_rslora": "false"}, ["use_rslora=false is damaged"]),
     ({"lora_alpha": None}, ["lora_alpha=None is damaged"]),
     ({"alpha_pattern": [1]}, ["alpha_pattern=[1] is damaged"]),
     ({"alpha_pattern": {"(a+)+": 1}}, ["alpha_pattern has patterns"]),

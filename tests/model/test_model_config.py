@@ -242,6 +242,24 @@ def test_ntk_is_exported_as_its_base(length):
     ({"model_type": "smollm3", "no_rope_layers": [1, 0]}, "2 entries for 32 layers"),
     ({"hidden_size": "wide"}, "wrong type"),
     ({"hidden_size": None}, "wrong type"),
+    ({"vocab_size": "32000"}, "wrong type .vocab_size is '32000', not a number"),
+    ({"vocab_size": 32000.5}, "vocab_size is 32000.5, not a whole number"),
+    ({"num_hidden_layers": True}, "num_hidden_layers is True, not a number"),
+    ({"num_key_value_heads": "8"}, "wrong type"),
+    ({"num_key_value_heads": 0}, "num_kv_heads=0 is not allowed"),
+    ({"head_dim": 0}, "head_dim=0 is not allowed"),
+    ({"rms_norm_eps": "1e-5"}, "rms_norm_eps is '1e-5', not a number"),
+    ({"tie_word_embeddings": "false"}, "is 'false', not true or false"),
+    ({"attention_bias": "no"}, "attention_bias is 'no', not true or false"),
+    ({"mlp_bias": 1}, "mlp_bias is 1, not true or false"),
+    ({"model_type": "qwen2", "use_sliding_window": "false"}, "not true or false"),
+    ({"model_type": "smollm3", "no_rope_layers": ["0"] * 32}, "wrong type"),
+    ({"model_type": "smollm3", "no_rope_layer_interval": "4"}, "wrong type"),
+    ({"rope_theta": "10000"}, "rope_theta is '10000', not a number"),
+    ({"rope_scaling": YARN | {"factor": "4"}}, "factor is '4', not a number"),
+    ({"rope_scaling": YARN | {"beta_fast": "32"}}, "wrong type"),
+    ({"rope_scaling": YARN | {"attention_factor": "1"}}, "wrong type"),
+    ({"original_max_position_embeddings": "8"}, "wrong type"),
     ({"num_key_value_heads": 5}, "must divide"),
     ({"num_hidden_layers": 0}, "num_hidden_layers=0 .* from 1 to 10,000"),
     ({"rope_scaling": {"type": "linear"}}, "needs a factor"),
@@ -253,6 +271,19 @@ def test_ntk_is_exported_as_its_base(length):
     (
       {"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 0.7}},
       "mscale, which are not supported",
+    ),
+    ({"rope_scaling": YARN | {"attention_factor": 0}}, "attention_factor=0.0 must be"),
+    (
+      {"rope_scaling": YARN | {"original_max_position_embeddings": 0}},
+      "needs the original window",
+    ),
+    (
+      {
+        "rope_scaling": YARN
+        | {"rope_type": "llama3", "low_freq_factor": 0}
+        | {"original_max_position_embeddings": 8192}
+      },
+      "low_freq_factor=0.0 must be above 0",
     ),
     ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
     ({"use_qk_norm": True}, "use_qk_norm True is not supported"),

@@ -87,7 +87,7 @@ def test_keys_that_depend_on_others_are_checked():
 
 @pytest.mark.parametrize(
   "title", ["Models", "Rope", "GGUF files", "Tokenizers", "Chat templates",
-            "Chat records", "Evaluations"],
+            "Chat records", "Data files", "Evaluations"],
 )  # fmt: skip
 def test_words_are_those_of_messages(title):
   column = 0 if title == "Chat records" else 1
