@@ -13,8 +13,17 @@ def at_least(options: Any, **minima: int) -> None:
     UserError: an option is less than its minimum.
   """
   for name, minimum in minima.items():
-    if (value := getattr(options, name)) < minimum:
-      raise errors.UserError(f"--{name}={value} must be at least {minimum}")
+    check_at_least(name, getattr(options, name), minimum)
+
+
+def check_at_least(name: str, value: int, minimum: int) -> None:
+  """Checks one number.
+
+  Raises:
+    UserError: it is less than its minimum.
+  """
+  if value < minimum:
+    raise errors.UserError(f"--{name}={value} must be at least {minimum}")
 
 
 def names(flag: str, text: str, known: Sequence[str]) -> list[str]:
