@@ -293,6 +293,8 @@ def test_sampling_is_used_and_repeats_differ():
     (dict(num_beams=4), "num_beams"),
     (dict(do_sample=True, temperature=1.0, top_k=5), "top_k"),
     (dict(max_gen_toks=WINDOW), "no room"),
+    (dict(max_gen_toks=0), "max_gen_toks=0 must be at least 1"),
+    (dict(max_gen_toks=-3), "max_gen_toks=-3 must be at least 1"),
   ],
 )
 def test_options_that_would_be_ignored_are_refused(change, message):
@@ -407,6 +409,8 @@ def test_examples_and_chat(task_files, tmp_path):
   (choices, _) = task_files.split(",")
   with pytest.raises(errors.UserError, match="8 examples"):
     evaluate(choices, tmp_path / "many", num_fewshot=9)
+  with pytest.raises(errors.UserError, match="--num_fewshot=-2 must be at least -1"):
+    evaluate(choices, tmp_path / "less", num_fewshot=-2)
   results = evaluate(choices, tmp_path / "some", limit=2, num_fewshot=2, chat=True)
   # A dialogue of three questions does not fit into 64 bytes.
   assert "6 of 6 requests are longer" in " ".join(results["notes"])

@@ -155,6 +155,8 @@ def test_depths_and_lengths():
     (dict(depths="1.5"), "--depths"),
     (dict(depths="x"), "--depths"),
     (dict(haystack="nowhere.txt"), "nowhere.txt cannot be read"),
+    (dict(max_new_tokens=0), "--max_new_tokens=0 must be at least 1"),
+    (dict(max_new_tokens=-4), "--max_new_tokens=-4 must be at least 1"),
   ],
 )
 def test_bad_options_are_refused(changes, message):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skipalign_jax.evals import intervals
+from skipalign_jax.evals import intervals, option_values
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.evals.lm_eval import code_eval, patches, queries
 from skipalign_jax.runtime import errors, extras
@@ -52,6 +52,7 @@ def run(
     UserError: lm_eval is not installed, or a task, its data or its options cannot be
       used.
   """
+  option_values.at_least(options, num_fewshot=-1)
   names = _names(options)
   with patches.quiet():  # these imports take seconds: here, not above
     from lm_eval import evaluator
