@@ -295,6 +295,16 @@ def test_bad_flags(tmp_path, capsys):
   source = tiny.hf_folder(tmp_path / "hf")
   with pytest.raises(errors.UserError, match="shard size"):
     run("export", source, tmp_path / "out", "--max_shard_gb=0")
+  out = f"--out={tmp_path / 'out'}"
+  for flag in ("--max_shard_gb=nan", "--max_shard_gb=inf"):
+    with pytest.raises(SystemExit):
+      convert.main(["export", "--model=x", out, flag])
+    assert f"'{flag[-3:]}' is not a finite number" in capsys.readouterr().err
+  for value in ("nan", "inf", "much"):
+    with pytest.raises(SystemExit):
+      convert.main(["verify", "--model=x", f"--tolerance={value}"])
+    assert f"'{value}' is not a finite number" in capsys.readouterr().err
+  assert run("export", source, tmp_path / "whole", "--max_shard_gb=1e305") == 0
   for arguments in (["export", "--model=x"], ["import", "--dtype=bfloat16"], []):
     with pytest.raises(SystemExit) as caught:
       convert.main(arguments)
