@@ -73,7 +73,8 @@ def draw_training(workdirs: Sequence[str], out: str) -> None:
   Raises:
     UserError: a workdir has no metrics, or `out` cannot be written.
   """
-  _write(training.read(workdirs), out, terminal.Console())
+  console = terminal.Console()
+  _write(training.read(paths.different(workdirs, console.print)), out, console)
 
 
 def redraw_all(names: Sequence[str]) -> None:
