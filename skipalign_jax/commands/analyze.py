@@ -81,7 +81,7 @@ def redraw_all(names: Sequence[str]) -> None:
   """Draws the pictures of JSON files again; see `redraw`."""
   extras.need("matplotlib", "analyze draw")
   for name in names:
-    terminal.Console().print(f"written: {redraw(pathlib.Path(name))}")
+    terminal.Console().print(f"written: {redraw(paths.given(name, name))}")
 
 
 def redraw(path: pathlib.Path) -> pathlib.Path:

@@ -113,6 +113,15 @@ def test_training_curves(tmp_path, capsys):
   assert "it counts once" in capsys.readouterr().out
 
 
+def test_a_record_in_the_home_folder_is_drawn(flags, tmp_path, monkeypatch):
+  out, given = flags
+  run("rope", given[0], given[-1])
+  (tmp_path / "rope.json").write_bytes((out / "rope.json").read_bytes())
+  monkeypatch.setenv("HOME", str(tmp_path))
+  run("draw", "~/rope.json")
+  assert (tmp_path / "rope.png").read_bytes().startswith(PNG)
+
+
 def test_running_mean():
   assert pictures._running_mean([1.0, 3.0] * 20)[-1] == 2
   assert pictures._running_mean([1.0, 3.0, 8.0]) == [1, 2, 4]

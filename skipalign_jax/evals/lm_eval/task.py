@@ -21,7 +21,7 @@ import numpy as np
 from skipalign_jax.evals import intervals, option_values
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.evals.lm_eval import code_eval, patches, queries
-from skipalign_jax.runtime import errors, extras
+from skipalign_jax.runtime import errors, extras, paths
 
 if TYPE_CHECKING:  # imports jax
   from skipalign_jax.evals import runner
@@ -107,7 +107,9 @@ def _names(options: Options) -> list[str]:
   if not names or len(set(names)) < len(names):
     raise errors.UserError(f"--tasks={options.tasks}: give different names, like mmlu")
   extras.need("lm_eval", "evaluate lm_eval")
-  return names
+  # Names of tasks do not begin with ~, so these are files.
+  at_home = lambda name: str(paths.given(name, f"--tasks={name}"))
+  return [at_home(name) if name.startswith("~") else name for name in names]
 
 
 def records(samples: dict[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
