@@ -57,6 +57,16 @@ def test_export_of_import_is_the_same_bits(tmp_path, name, dtype, capsys):
   assert "from_pretrained" in printed and "\x1b" not in printed
 
 
+def test_printed_flags_with_spaces_can_be_copied(tmp_path, monkeypatch, capsys):
+  tiny.hf_folder(tmp_path / "hf", "qwen2", np.float32)
+  monkeypatch.chdir(tmp_path)
+  run("import", "hf", "my run")
+  run("export", "my run", "it's out")
+  printed = capsys.readouterr().out
+  assert "--config.model.init_from='my run'\n" in printed
+  assert """--model='it'"'"'s out'\n""" in printed
+
+
 def test_import_is_a_checkpoint_that_orbax_reads(tmp_path):
   source = tiny.hf_folder(tmp_path / "hf")
   run("import", source, tmp_path / "native")

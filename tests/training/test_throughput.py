@@ -2,6 +2,7 @@
 
 import io
 import re
+import shlex
 import types
 
 import jax
@@ -129,8 +130,9 @@ def test_a_run_records_its_times_and_writes_a_trace(cache_dir, tmp_path):
   c = tiny_train.load("llama2_ntk")
   c.data.cache_dir, c.data.eval, c.steps, c.profile = cache_dir, "", 2, "2:2"
   c.batch_size, c.data.seq_len = 2, 128
+  folder = tmp_path / "my run"
   console = terminal.Console(file=io.StringIO(), soft_wrap=True)
-  assert run.run(c, tmp_path / "run", console) == 0
+  assert run.run(c, folder, console) == 0
   printed = console.file.getvalue()
   assert "step 2: the trace is in" in printed
   assert re.search(
@@ -138,9 +140,9 @@ def test_a_run_records_its_times_and_writes_a_trace(cache_dir, tmp_path):
     r"work, peak memory \d+\.\d\d GiB",
     printed,
   )
-  assert f"skipalign_jax.analyze training {tmp_path / 'run'}" in printed
-  assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
-  records = tiny.metrics.read(tmp_path / "run" / "metrics.jsonl")
+  assert f"skipalign_jax.analyze training {shlex.quote(str(folder))}\n" in printed
+  assert list((folder / "profile").rglob("*.xplane.pb"))
+  records = tiny.metrics.read(folder / "metrics.jsonl")
   for record in records:
     assert set(tiny.TIMINGS) <= record.keys()
     rate = record["tokens"] / record["step_seconds"]
