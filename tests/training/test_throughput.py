@@ -44,7 +44,8 @@ def test_mfu_is_model_flops_over_the_peak_of_all_devices(monkeypatch):
   device = types.SimpleNamespace(device_kind=kind.kind)
   monkeypatch.setattr(jax, "devices", lambda: [device])
   monkeypatch.setattr(jax, "device_count", lambda: 4)
-  found = throughput.Throughput(tiny.recipe()).of(tokens=96, length=16, seconds=2.0)
+  rates = lambda recipe: throughput.Throughput(recipe).of(96, length=16, seconds=2.0)
+  found = rates(tiny.recipe(compute_dtype="bfloat16"))
   needed = 6 * flops.training(tiny.config(), 1, 16)  # six full rows
   assert found == pytest.approx(
     {
@@ -53,9 +54,10 @@ def test_mfu_is_model_flops_over_the_peak_of_all_devices(monkeypatch):
       "mfu": needed / 2.0 / (4 * 312e12),
     }
   )
+  fp32 = rates(tiny.recipe(compute_dtype="float32"))
+  assert fp32["mfu"] == pytest.approx(found["mfu"] * 312 / 19.49, rel=1e-3)
   twice = tiny.recipe(long_short=long_short.LongShortConfig(0.1, "none", 0))
-  again = throughput.Throughput(twice).of(tokens=96, length=16, seconds=2.0)
-  assert again["mfu"] == pytest.approx(2 * found["mfu"])
+  assert rates(twice)["mfu"] == pytest.approx(2 * fp32["mfu"])
 
 
 def test_a_device_without_a_known_peak_has_no_mfu():
