@@ -275,13 +275,10 @@ def test_what_is_left_out_is_noted(tmp_path):
   kinds = [[(f"r{i}", "x"), ("assistant", "y")] for i in range(7)]
   write_chats(path, [*kinds, good, good])
   notes = []
-  found = misalignment.items(
-    dataclasses.replace(options, samples=1), SUBJECT, notes.append
-  )
-  assert len(found) == 1 and len(notes) == 1
-  assert notes[0].endswith(", and 3 other reasons") and notes[0].startswith(
-    "8 of the 10"
-  )
+  one = dataclasses.replace(options, samples=1)
+  assert len(misalignment.items(one, SUBJECT, notes.append)) == 1
+  (note,) = notes
+  assert note.startswith("8 of the 10") and note.endswith(", and 3 other reasons")
 
 
 def test_nothing_is_noted_of_good_chats(tmp_path):
