@@ -52,7 +52,7 @@ class Hardware:
     In float32 they are whole (jax.lax.Precision.HIGHEST, see `model.products`): a GPU
     does not use TF32, so that they run outside of its tensor cores; a TPU makes each
     of six products in bf16. These peaks of GPUs are cores x clock, two operations
-    each, as in the data sheets.
+    each: the numbers in the data sheets of A10, L4, L40S, A100 and H100.
     """
     if dtype != "float32":
       return self.flops
