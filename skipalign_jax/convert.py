@@ -12,6 +12,8 @@ transformers on the same weights and needs torch. REF is a hub id, an HF folder,
 file, a workdir[@step] or a PEFT adapter[@base].
 """
 
+import sys
+
 from skipalign_jax.runtime import arguments, errors
 
 COMMANDS = ("import", "export", "verify")
@@ -31,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     dtype = args.dtype or FORMATS[args.format]
     if args.format == "peft":
       return convert.export_adapters(args.model, args.tokenizer, args.out, dtype)
-    shard_bytes = int(args.max_shard_gb * 1e9)
+    shard_bytes = int(min(args.max_shard_gb * 1e9, sys.maxsize))
     return convert.export_model(
       args.model, args.tokenizer, args.out, dtype, shard_bytes
     )
@@ -43,6 +45,7 @@ def _parser() -> arguments.Parser:
   commands = parser.add_subparsers(
     dest="command", required=True, metavar="|".join(COMMANDS)
   )
+  number = arguments.finite
   for name in COMMANDS:
     command = commands.add_parser(
       name,
@@ -62,10 +65,10 @@ def _parser() -> arguments.Parser:
       add(
         "--dtype", choices=DTYPES, help="of the weights: bfloat16; of adapters: float32"
       )
-      add("--max_shard_gb", type=float, default=5.0, help="largest weight file")
+      add("--max_shard_gb", type=number, default=5.0, help="largest weight file")
     if name == "verify":
       add("--length", type=int, default=64, help="tokens compared")
-      add("--tolerance", type=float, default=1e-3, help="of a logit")
+      add("--tolerance", type=number, default=1e-3, help="of a logit")
   return parser
 
 

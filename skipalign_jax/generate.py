@@ -52,6 +52,8 @@ def _parse() -> argparse.Namespace:
     raise errors.UserError("--prompt and --system must be UTF-8")
   if args.max_new_tokens < 1:
     raise errors.UserError("--max_new_tokens must be at least 1")
+  if not 0 <= args.seed < 2**32:
+    raise errors.UserError(f"--seed={args.seed} must be from 0 to 2^32 - 1")
   if not 0 <= args.temperature < math.inf:
     raise errors.UserError(f"--temperature={args.temperature} must be 0 or more")
   if not 0 < args.top_p <= 1:

@@ -73,14 +73,15 @@ def draw_training(workdirs: Sequence[str], out: str) -> None:
   Raises:
     UserError: a workdir has no metrics, or `out` cannot be written.
   """
-  _write(training.read(workdirs), out, terminal.Console())
+  console = terminal.Console()
+  _write(training.read(paths.different(workdirs, console.print)), out, console)
 
 
 def redraw_all(names: Sequence[str]) -> None:
   """Draws the pictures of JSON files again; see `redraw`."""
   extras.need("matplotlib", "analyze draw")
   for name in names:
-    terminal.Console().print(f"written: {redraw(pathlib.Path(name))}")
+    terminal.Console().print(f"written: {redraw(paths.given(name, name))}")
 
 
 def redraw(path: pathlib.Path) -> pathlib.Path:

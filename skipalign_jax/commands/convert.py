@@ -1,5 +1,6 @@
 """Imports, exports and verifies models, and reports each step."""
 
+import shlex
 import time
 from collections.abc import Iterator
 
@@ -51,7 +52,7 @@ def import_model(model: str, tokenizer: str, out: str) -> int:
     export.save_tokenizer(tokens, folder / native.TOKENIZER)
     native.write_params(folder, 0, _reported(opened))
   _CONSOLE.print(f"{out}: written in {time.perf_counter() - start:.0f} s")
-  _CONSOLE.print(f"train from it with --config.model.init_from={out}")
+  _CONSOLE.print(f"train from it with --config.model.init_from={shlex.quote(out)}")
   return 0
 
 
@@ -80,7 +81,7 @@ def export_model(
   _CONSOLE.print(f"{out}: {written}")
   _CONSOLE.print(
     "load it with transformers.AutoModelForCausalLM.from_pretrained"
-    f"({out!r}), or here as --model={out}"
+    f"({out!r}), or here as --model={shlex.quote(out)}"
   )
   return 0
 
@@ -106,7 +107,7 @@ def export_adapters(model: str, tokenizer: str, out: str, dtype: str) -> int:
     _CONSOLE.print(f"note: {note}")
   _CONSOLE.print(
     f"load it with peft.PeftModel.from_pretrained(base, {out!r}), or here, with its "
-    f"base, as --model={out}"
+    f"base, as --model={shlex.quote(out)}"
   )
   return 0
 

@@ -42,7 +42,7 @@ def run(folders: Sequence[str], out: str, console: terminal.Console) -> dict[str
   """Prints the tables of these evaluations, and writes them if `out` is given.
 
   Args:
-    folders: of evaluations.
+    folders: of evaluations; one that is named twice is shown once.
     out: folder for compare.html, .md, .json and, with results of needle or keys,
       needle.png; empty to write nothing.
     console: for the tables.
@@ -55,7 +55,7 @@ def run(folders: Sequence[str], out: str, console: terminal.Console) -> dict[str
   """
   if not folders:
     raise errors.UserError("compare needs folders of evaluations")
-  results = [read(folder) for folder in dict.fromkeys(folders)]
+  results = [read(folder) for folder in paths.different(folders, console.print)]
   found = tables(results)
   text = "\n\n".join(map(compare_table.markdown, found))
   console.print_markdown(text)

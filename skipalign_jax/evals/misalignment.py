@@ -16,13 +16,19 @@ So the mean of the samples' means is the expectation above, for places uniform i
 text.
 
 In chats only places before an assistant target count, and a window is inside one
-dialogue: a sample takes the next dialogue in which its d leaves such a place.
+dialogue: a sample takes the next dialogue in which its d leaves such a place. Records
+are read until there are enough samples; notes have the counts of those that cannot be
+used, and of samples that were not found.
 """
 
+from __future__ import annotations
+
+import collections
 import dataclasses
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,9 +39,13 @@ from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.runtime import errors
 
+if TYPE_CHECKING:  # imports jax
+  from skipalign_jax.evals import runner
+
 TEXTS = (".txt", ".txt.gz")
 DIALOGUES = 256  # tokenized at a time
 MAX_MESSAGE_BYTES = 1 << 20
+REASONS = 5  # that a note lists
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +82,64 @@ class Pair:
   places: tuple[int, ...]
 
 
-def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item]:
+class LeftOut:
+  """Records of chats that were read and cannot be used."""
+
+  def __init__(self):
+    """None yet."""
+    self.read = 0
+    self._reasons: collections.Counter[str] = collections.Counter()
+    self._first: dict[str, str] = {}
+
+  def add(self, reason: str, place: str) -> None:
+    """Counts one; `place` is its file and number."""
+    self._reasons[reason] += 1
+    self._first.setdefault(reason, place)
+
+  def __str__(self) -> str:
+    """In one line; empty if there are none."""
+    if not (total := self._reasons.total()):
+      return ""
+    listed = [
+      f"{n:,} x {reason} (first at {self._first[reason]})"
+      for reason, n in self._reasons.most_common(REASONS)
+    ]
+    if (more := len(self._reasons) - REASONS) > 0:
+      listed.append(f"and {more} other reasons")
+    return (
+      f"{total:,} of the {self.read:,} records that were read cannot be used and are "
+      f"left out: {', '.join(listed)}"
+    )
+
+
+def run(
+  options: Options,
+  subject: subject_lib.Subject,
+  evaluation: runner.Evaluation,
+  limit: int,
+) -> tuple[list[items_lib.Record], dict[str, Any]]:
+  """The records of all samples, and the summary; notes say what was left out.
+
+  Raises:
+    UserError: as `items` and `runner.Evaluation.records`.
+  """
+  found = items(options, subject, evaluation.notes.append)
+  measure_batch = functools.partial(measure, options, subject)
+  records = evaluation.records(found[: limit or None], measure_batch)
+  return records, summarize(options, records)
+
+
+def items(
+  options: Options,
+  subject: subject_lib.Subject,
+  note: Callable[[str], object] = lambda line: None,
+) -> list[items_lib.Item]:
   """One pair of passes per length and sample.
+
+  Args:
+    options: of the task.
+    subject: the model.
+    note: receives what a reader of the results has to know.
 
   Raises:
     UserError: numbers out of range, or a source without texts that are long enough.
@@ -83,8 +149,8 @@ def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item
     raise errors.UserError(f"--lengths={options.lengths}: give 2 or more")
   option_values.at_least(options, samples=1, seed=0)
   found: dict[int, list[items_lib.Item]] = {length: [] for length in lengths}
-  longest = 0
-  for document in documents(options.source, subject, lengths[-1]):
+  longest, left_out = 0, LeftOut()
+  for document in documents(options.source, subject, lengths[-1], left_out):
     longest = max(longest, len(document.tokens))
     for length, done in found.items():
       if len(done) < options.samples:
@@ -97,7 +163,15 @@ def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item
       raise errors.UserError(
         f"--source={options.source}: no dialogue has a target after enough tokens for "
         f"--lengths={length} (the longest dialogue has {longest} tokens)"
+        + (f". {left_out}" if str(left_out) else "")
       )
+    if len(done) < options.samples:
+      note(
+        f"{len(done)} of {options.samples} samples for --lengths={length}: the source "
+        "has no more dialogues with a target after enough tokens"
+      )
+  if str(left_out):
+    note(str(left_out))
   return list(itertools.chain(*found.values()))
 
 
@@ -134,9 +208,15 @@ def _item(document: Document, length: int, seed: int, number: int):
 
 
 def documents(
-  source: str, subject: subject_lib.Subject, longest: int
+  source: str, subject: subject_lib.Subject, longest: int, left_out: LeftOut
 ) -> Iterator[Document]:
   """Texts, in an endless cycle, or dialogues, once.
+
+  Args:
+    source: as in the options.
+    subject: its tokenizer makes the tokens.
+    longest: tokens that each text must have.
+    left_out: counts the records that cannot be used.
 
   Raises:
     UserError: `source` is empty or cannot be read, or a text has fewer than `longest`
@@ -148,7 +228,7 @@ def documents(
       f"{source_names.FORMS}"
     )
   if not all(name.strip().endswith(TEXTS) for name in source.split(",")):
-    yield from _dialogues(source, subject)
+    yield from _dialogues(source, subject, left_out)
     return
   texts = []
   for name, text in haystack.read_files("source", source).items():
@@ -162,8 +242,10 @@ def documents(
   yield from itertools.cycle(texts)
 
 
-def _dialogues(source: str, subject: subject_lib.Subject) -> Iterator[Document]:
-  """Dialogues with a target, without records that cannot be used."""
+def _dialogues(
+  source: str, subject: subject_lib.Subject, left_out: LeftOut
+) -> Iterator[Document]:
+  """Dialogues with a target; the other records are counted."""
   if not subject.tokenizer.chat_template:
     raise errors.UserError(
       f"--source={source}: the tokenizer has no chat template; use --template=tulu"
@@ -171,19 +253,31 @@ def _dialogues(source: str, subject: subject_lib.Subject) -> Iterator[Document]:
   encoder = chat.Encoder(subject.tokenizer, seq_len=1 << 30)
   for name, records in _parts(source):
     while batch := list(itertools.islice(records, DIALOGUES)):
-      numbers, dialogues = [], []
-      for number, record in batch:
-        try:
-          if isinstance(record, bytes):
-            record = schemas.parse_line(record)
-          dialogues.append(schemas.dialogue_of(record, MAX_MESSAGE_BYTES))
-          numbers.append(number)
-        except dialogues_lib.BadSample:
-          continue
-      for number, sample in zip(numbers, encoder(dialogues), strict=True):
-        if isinstance(sample, chat.Sample):
-          counts = np.append(sample.targets, False)
-          yield Document(f"{name}:{number}", sample.tokens, counts)
+      left_out.read += len(batch)
+      yield from _usable(name, batch, encoder, left_out)
+
+
+def _usable(
+  name: str, batch: Sequence[tuple[int, Any]], encoder: chat.Encoder, left_out: LeftOut
+) -> list[Document]:
+  """The dialogues of numbered records of a file."""
+  places, dialogues = [], []
+  for number, record in batch:
+    try:
+      if isinstance(record, bytes):
+        record = schemas.parse_line(record)
+      dialogues.append(schemas.dialogue_of(record, MAX_MESSAGE_BYTES))
+      places.append(f"{name}:{number}")
+    except dialogues_lib.BadSample as bad:
+      left_out.add(bad.reason, f"{name}:{number}")
+  found = []
+  for place, sample in zip(places, encoder(dialogues), strict=True):
+    if isinstance(sample, dialogues_lib.BadSample):
+      left_out.add(sample.reason, place)
+    else:
+      counts = np.append(sample.targets, False)
+      found.append(Document(place, sample.tokens, counts))
+  return found
 
 
 def _parts(source: str) -> Iterator[tuple[str, Iterator[tuple[int, Any]]]]:

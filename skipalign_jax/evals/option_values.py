@@ -5,6 +5,8 @@ from typing import Any
 
 from skipalign_jax.runtime import errors
 
+MAX_DEPTHS = 1000
+
 
 def at_least(options: Any, **minima: int) -> None:
   """Checks numbers, as in at_least(options, samples=1, seed=0).
@@ -13,8 +15,17 @@ def at_least(options: Any, **minima: int) -> None:
     UserError: an option is less than its minimum.
   """
   for name, minimum in minima.items():
-    if (value := getattr(options, name)) < minimum:
-      raise errors.UserError(f"--{name}={value} must be at least {minimum}")
+    check_at_least(name, getattr(options, name), minimum)
+
+
+def check_at_least(name: str, value: int, minimum: int) -> None:
+  """Checks one number.
+
+  Raises:
+    UserError: it is less than its minimum.
+  """
+  if value < minimum:
+    raise errors.UserError(f"--{name}={value} must be at least {minimum}")
 
 
 def names(flag: str, text: str, known: Sequence[str]) -> list[str]:
@@ -58,13 +69,14 @@ def depths(text: str) -> list[float]:
   """
   try:
     found = [float(part) for part in text.split(",")]
-    if len(found) == 1 and found[0] >= 1 and found[0] == int(found[0]):
+    if len(found) == 1 and 1 <= found[0] <= MAX_DEPTHS and found[0].is_integer():
       n = int(found[0])
       return [round((i + 0.5) / n, 4) for i in range(n)]
   except ValueError:
     found = []
   if not found or not all(0 <= depth <= 1 for depth in found):
     raise errors.UserError(
-      f"--depths={text}: give a count like 5, or fractions from 0 to 1 like 0.1,0.5"
+      f"--depths={text}: give a count like 5, at most {MAX_DEPTHS:,}, or fractions "
+      "from 0 to 1 like 0.1,0.5"
     )
   return sorted(set(found))

@@ -99,6 +99,10 @@ def _check(options: Options, head: int) -> None:
       f"--stride={options.stride} must be at least 0 and less than the {room} tokens "
       "of text in a window"
     )
+  if not (math.isfinite(options.alpha) and math.isfinite(options.beta)):
+    raise errors.UserError(
+      f"--alpha={options.alpha} and --beta={options.beta} must be finite numbers"
+    )
   if options.longppl and not 1 <= options.short < room - 1:
     raise errors.UserError(
       f"--short={options.short} must be at least 1 and less than {room - 1}: a window "

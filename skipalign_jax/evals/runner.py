@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from skipalign_jax.evals import items as items_lib
+from skipalign_jax.evals import option_values
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.hf import template_dates
 from skipalign_jax.runtime import (
@@ -232,8 +233,10 @@ def run(
     The content of results.json.
 
   Raises:
-    UserError: options, data or folder that cannot be used.
+    UserError: options, data or folder that cannot be used; numbers out of range.
   """
+  option_values.check_at_least("limit", limit, 0)
+  option_values.check_at_least("batch_tokens", subject.batch_tokens, 1)
   protocol = {
     "task": name,
     "options": dataclasses.asdict(options),

@@ -265,7 +265,7 @@ def bounds(
     sent: crosses_hosts → bytes that a device sends.
   """
   return Bounds(
-    arithmetic=executed / job.devices / kind.flops,
+    arithmetic=executed / job.devices / kind.peak(job.recipe.compute_dtype),
     memory=min_memory_traffic(job) / kind.memory_bandwidth,
     interconnect=sent[False] / kind.link + sent[True] / kind.network,
   )

@@ -95,7 +95,8 @@ def _estimate(
 ) -> Record:
   """Ranges of seconds, MFU and tokens/s, from the low end to the high one."""
   low, high = estimate.seconds(bounds)
-  at_peak = needed / topology.devices / topology.hardware.flops
+  peak = topology.hardware.peak(job.recipe.compute_dtype)
+  at_peak = needed / topology.devices / peak
   new = job.rows * job.new
   return {
     "seconds": [low, high],
@@ -155,12 +156,17 @@ def topology(
     "duration": duration,
     "advice": advice,
     "published": anchors.lines(where.hardware.name) if job.kind == "train" else [],
-    "assumptions": assumptions(where),
+    "assumptions": assumptions(where, recipe.compute_dtype),
   }  # fmt: skip
 
 
-def assumptions(where: hardware.Topology) -> list[str]:
-  """The assumptions that the numbers rest on, in addition to the compiled program."""
+def assumptions(where: hardware.Topology, dtype: str) -> list[str]:
+  """The assumptions that the numbers rest on, in addition to the compiled program.
+
+  Args:
+    where: the topology.
+    dtype: of the products.
+  """
   kind, (low, high) = where.hardware, estimate.PRODUCT_EFFICIENCY
   reserve = ", ".join(
     f"{size / hardware.GIB:.2f} GiB {name}" for name, size in kind.reserve.items()
@@ -170,13 +176,26 @@ def assumptions(where: hardware.Topology) -> list[str]:
   )
   return [
     f"reserved on a device next to the program: {reserve} (assumed, not measured)",
-    f"data sheet: {kind.flops / 1e12:.0f} TFLOP/s bf16, "
+    f"data sheet: {kind.peak(dtype) / 1e12:.4g} TFLOP/s {dtype}, "
     f"{kind.memory_bandwidth / 1e9:.0f} GB/s memory, {kind.link / 1e9:.0f} GB/s one "
     f"way to its neighbours{network}",
     f"products run at {low:.0%} to {high:.0%} of the peak; at best everything else "
     "overlaps with them, at worst nothing does",
     "every row is full: padding counts as tokens, and attention as one sample per row",
+    *_float32(kind, dtype),
   ]
+
+
+def _float32(kind: hardware.Hardware, dtype: str) -> list[str]:
+  """Why the peak is low; [] for bfloat16."""
+  if dtype != "float32":
+    return []
+  how = {
+    "cuda": "use no tensor cores (and no TF32)",
+    "tpu": "are six products in bfloat16 each",
+  }[kind.platform]
+  faster = kind.peak("bfloat16") / kind.peak(dtype)
+  return [f"float32 products {how}: the peak of bfloat16 is {faster:.0f} times as high"]
 
 
 def allocator_advice(programs: list[Record], where: hardware.Topology) -> list[str]:

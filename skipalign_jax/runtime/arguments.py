@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,6 +31,21 @@ class Parser(argparse.ArgumentParser):
     if unknown:
       self.error(unexpected(unknown[0], self._flags))
     return found, unknown
+
+
+def finite(text: str) -> float:
+  """A number, for `type=` of an argument; NaN and infinity are not numbers here.
+
+  Raises:
+    ArgumentTypeError: the text is something else.
+  """
+  try:
+    number = float(text)
+  except ValueError:
+    number = math.nan
+  if not math.isfinite(number):
+    raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+  return number
 
 
 def unexpected(argument: str, known: Iterable[str]) -> str:

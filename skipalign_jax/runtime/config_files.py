@@ -2,7 +2,7 @@
 
 import pathlib
 
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, paths
 
 
 def folder() -> pathlib.Path:
@@ -30,9 +30,9 @@ def find(reference: str, function: str) -> pathlib.Path:
     function: that the file must define; names the configs in the error.
 
   Raises:
-    UserError: there is no such file.
+    UserError: there is no such file, or the path cannot be one.
   """
-  path = pathlib.Path(reference)
+  path = paths.given(reference, f"--config={reference}")
   if path.is_file():
     return path
   if str(path.parent) in (".", "configs") and path.suffix in ("", ".py"):

@@ -46,6 +46,21 @@ class Hardware:
   dimensions: int
   devices_per_chip: int = 1
 
+  def peak(self, dtype: str) -> float:
+    """FLOP/s of matrix products of "bfloat16" or "float32" operands.
+
+    In float32 they are whole (jax.lax.Precision.HIGHEST, see `model.products`): a GPU
+    does not use TF32, so that they run outside of its tensor cores; a TPU makes each
+    of six products in bf16. These peaks of GPUs are cores x clock, two operations
+    each: the numbers in the data sheets of A10, L4, L40S, A100 and H100.
+    """
+    if dtype != "float32":
+      return self.flops
+    if self.platform == "tpu":
+      return self.flops / 6
+    cores = self.target["core_count"] * self.target["fpus_per_core"]
+    return 2e9 * cores * self.target["clock_rate_ghz"]
+
 
 # An assumption, not a measurement: XLA's memory analysis includes none of it.
 GPU_RESERVE = {

@@ -6,6 +6,7 @@ refused here, before anything is read or written.
 
 import os
 import pathlib
+from collections.abc import Callable, Sequence
 
 from skipalign_jax.runtime import errors
 
@@ -63,6 +64,25 @@ def output(text: str | os.PathLike[str], flag: str) -> pathlib.Path:
   if len(os.fsencode(path.absolute())) + _OURS_IN_PATH > _MAX_PATH:
     raise errors.UserError(f"{flag}: this path is too long; give a shorter one")
   return path
+
+
+def different(texts: Sequence[str], note: Callable[[str], object]) -> list[str]:
+  """The folders, each once; one that is named again is left out and noted.
+
+  Args:
+    texts: paths that a user wrote, in any spelling: a, ./a, a link to a.
+    note: receives a sentence for each that is left out.
+
+  Raises:
+    UserError: as `given`.
+  """
+  found: dict[pathlib.Path, str] = {}
+  for text in texts:
+    place = given(text, text).resolve()
+    if place in found:
+      note(f"{text} is the same folder as {found[place]} before it; it counts once")
+    found.setdefault(place, text)
+  return list(found.values())
 
 
 def problem(text: str) -> str:

@@ -25,6 +25,9 @@ from skipalign_jax.runtime import escape
 
 _HANGING = re.compile(r" *(?:- |\S+ {2,})?")  # "  - item" and "name       value"
 _UNIT = re.compile(r"(?<=\d) (?=%|(?:[KMG]i?B|s|ms|h|tok/s)\b)")
+_QUOTED = r"(?:'[^']*'|\"[^\"]*\")+"  # as shlex.quote and repr write it
+_VALUE = re.compile(rf"(?<=[=(]){_QUOTED}")
+_ARGUMENT = re.compile(rf"(?<=[=\s]){_QUOTED}")
 _COMMAND = re.compile(r"\b(?:python -m|sbatch) ")
 
 
@@ -95,7 +98,8 @@ def fold(text: str, width: int) -> str:
   """The text in lines of at most `width`; longer words have a line of their own.
 
   Further lines are indented to the value of "name  value" and to the words of "- item".
-  Lines of a command end in a backslash, so that it can be copied.
+  Lines of a command end in a backslash, so that it can be copied; what is quoted in it
+  stays in one line.
   """
   return "\n".join(_fold(line, width) for line in text.split("\n"))
 
@@ -105,8 +109,10 @@ def _fold(line: str, width: int) -> str:
     return line
   command = _COMMAND.search(line) is not None
   hang = len(_HANGING.match(line)[0])
+  line = _UNIT.sub("\N{NO-BREAK SPACE}", line)  # a number stays with its unit
+  quoted = _ARGUMENT if command else _VALUE
   lines = textwrap.wrap(
-    _UNIT.sub("\N{NO-BREAK SPACE}", line),  # a number stays with its unit
+    quoted.sub(lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), line),
     width - 2 * command,
     subsequent_indent=" " * (hang or 2),
     break_long_words=False,

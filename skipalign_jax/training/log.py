@@ -3,6 +3,7 @@
 import collections
 import json
 import pathlib
+import shlex
 
 import jax
 import numpy as np
@@ -198,8 +199,9 @@ class Log:
         f"done       {self._folder}: metrics.jsonl, checkpoints/, tensorboard/"
       )
       # Random weights have not learned to reply after a few steps.
-      command = f"analyze training {self._folder}"
+      folder = shlex.quote(str(self._folder))
+      command = f"analyze training {folder}"
       if self._config.model.init_from:
-        command = f"generate --model={self._folder} --prompt='Hello'"
+        command = f"generate --model={folder} --prompt='Hello'"
       lines.append(f"next       python -m skipalign_jax.{command}")
     return "\n".join(lines)

@@ -64,13 +64,14 @@ class Throughput:
     self._recipe = recipe
     self._devices = jax.device_count()
     kind = hardware.of_device(jax.devices()[0].device_kind)
-    self._peak = kind.flops if kind else None
+    self._peak = kind.peak(recipe.compute_dtype) if kind else None
 
   def of(self, tokens: int, length: int, seconds: float) -> dict[str, float]:
     """tokens_per_second, the same per device, and mfu where the peak is known.
 
-    mfu is model FLOPs over bf16 peak FLOPs of all devices in that time. Only tokens
-    that are not padding count; each has the attention of a full causal row.
+    mfu is model FLOPs over peak FLOPs of all devices in that time, both of products in
+    the compute dtype. Only tokens that are not padding count; each has the attention of
+    a full causal row.
 
     Args:
       tokens: of the step that are not padding.

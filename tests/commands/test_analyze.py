@@ -91,7 +91,7 @@ def test_reach_of_llama_2():
   assert lines["contiguous samples"]["full_turn"] < pretrained["full_turn"]
 
 
-def test_training_curves(tmp_path):
+def test_training_curves(tmp_path, capsys):
   records = [{"step": 0, "eval_loss": 3.0, "passkey/average": 0.25}]
   records += [{"step": i, "loss": float(i), "grad_norm": 1.0} for i in range(1, 1201)]
   records.append({"step": 1201, "loss": float("nan"), "grad_norm": 1.0})
@@ -107,6 +107,19 @@ def test_training_curves(tmp_path):
   assert found["two"]["eval_loss"] == [[0], [3]]
   assert found["two"]["passkey/average"] == [[0], [0.25]]
   assert (tmp_path / "training.png").read_bytes().startswith(PNG)
+  again = str(tmp_path / "one" / ".." / "one")
+  run("training", str(tmp_path / "one"), again, f"--out={tmp_path}")
+  assert list(json.loads((tmp_path / "training.json").read_text())["runs"]) == ["one"]
+  assert "it counts once" in capsys.readouterr().out
+
+
+def test_a_record_in_the_home_folder_is_drawn(flags, tmp_path, monkeypatch):
+  out, given = flags
+  run("rope", given[0], given[-1])
+  (tmp_path / "rope.json").write_bytes((out / "rope.json").read_bytes())
+  monkeypatch.setenv("HOME", str(tmp_path))
+  run("draw", "~/rope.json")
+  assert (tmp_path / "rope.png").read_bytes().startswith(PNG)
 
 
 def test_running_mean():

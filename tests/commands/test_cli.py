@@ -34,6 +34,14 @@ def test_overrides_variant_and_own_flags():
   assert flags == {"workdir": "w", "n": 7}
 
 
+def test_a_config_in_the_home_folder(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "mine.py").write_bytes((ROOT / "configs/llama2_ntk.py").read_bytes())
+  assert parse("--config=~/mine.py:tiny")[0].data.tokenizer == "bytes"
+  with pytest.raises(errors.UserError, match="home folder ~nobody-here is not known"):
+    parse("--config=~nobody-here/mine.py")
+
+
 @pytest.mark.parametrize(
   ("args", "message"),
   [

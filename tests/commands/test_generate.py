@@ -191,7 +191,7 @@ def test_bad_requests_are_refused(prompts, options, message):
 @pytest.mark.parametrize(
   "flag",
   ["--temperature=nan", "--temperature=inf", "--temperature=-1", "--top_p=nan",
-   "--prompt=a\udcff", "--system=\ud800"],
+   "--seed=-1", "--seed=4294967296", "--prompt=a\udcff", "--system=\ud800"],
   ids=ascii,
 )  # fmt: skip
 def test_bad_flags_are_refused_before_the_model_is_read(flag, monkeypatch):

@@ -150,6 +150,17 @@ def test_seven_billion_by_arithmetic(no_compiler):
   assert "Llama-2-7B, 4,096 tokens, 128 GPUs: 3,700 tokens/s a device, MFU 57 %" in text
 
 
+def test_float32_is_planned_at_its_own_peak(no_compiler):
+  found = {}
+  for dtype in ("bfloat16", "float32"):
+    config = small(**{"model.compute_dtype": dtype})
+    (record,), text = run(config, topology="a100-80gb:1")
+    found[dtype] = record["programs"][0]["bounds_seconds"]["arithmetic"]
+    assert f"TFLOP/s {dtype}" in text
+  assert 15.9 < found["float32"] / found["bfloat16"] < 16.1
+  assert "use no tensor cores (and no TF32): the peak of bfloat16 is 16 times" in text
+
+
 def test_anchors_are_of_known_hardware(no_compiler):
   names = {name for anchor in anchors.ANCHORS for name in anchor.hardware}
   assert names < hardware.HARDWARE.keys()

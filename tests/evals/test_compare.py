@@ -218,6 +218,16 @@ def test_results_of_other_weights_have_their_own_table_row(tmp_path):
   assert [row["folders"] for row in tables[OTHERS]["rows"]] == [[a, c], [b]]
 
 
+def test_a_folder_that_is_named_twice_is_shown_once(tmp_path, monkeypatch):
+  save(tmp_path / "a", "longbench", long_summary(WHOLE), "base", OPTIONS)
+  (tmp_path / "link").symlink_to("a")
+  monkeypatch.chdir(tmp_path)
+  printed, tables = run("a", "./a", "link", str(tmp_path / "a"))
+  assert [row["folders"] for row in tables[TABLE_1]["rows"]] == [["a"]]
+  assert "./a is the same folder as a before it; it counts once" in printed
+  assert printed.count("counts once") == 3 and "differ" not in printed
+
+
 def test_longbench_e_has_a_table_by_length(tmp_path):
   options = longbench_task.Options(e=True)
   whole = dict.fromkeys(longbench_task.expected(True), 30)

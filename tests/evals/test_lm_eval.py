@@ -293,6 +293,8 @@ def test_sampling_is_used_and_repeats_differ():
     (dict(num_beams=4), "num_beams"),
     (dict(do_sample=True, temperature=1.0, top_k=5), "top_k"),
     (dict(max_gen_toks=WINDOW), "no room"),
+    (dict(max_gen_toks=0), "max_gen_toks=0 must be at least 1"),
+    (dict(max_gen_toks=-3), "max_gen_toks=-3 must be at least 1"),
   ],
 )
 def test_options_that_would_be_ignored_are_refused(change, message):
@@ -403,11 +405,15 @@ def test_evaluation_by_task_files_resumes(task_files, tmp_path, monkeypatch):
   assert evaluate(task_files, cut, limit=5)["summary"] == whole["summary"]
 
 
-def test_examples_and_chat(task_files, tmp_path):
+def test_examples_and_chat(task_files, tmp_path, monkeypatch):
   (choices, _) = task_files.split(",")
   with pytest.raises(errors.UserError, match="8 examples"):
     evaluate(choices, tmp_path / "many", num_fewshot=9)
-  results = evaluate(choices, tmp_path / "some", limit=2, num_fewshot=2, chat=True)
+  with pytest.raises(errors.UserError, match="--num_fewshot=-2 must be at least -1"):
+    evaluate(choices, tmp_path / "less", num_fewshot=-2)
+  monkeypatch.setenv("HOME", str(pathlib.Path(choices).parent))
+  at_home = "~/choice.yaml"
+  results = evaluate(at_home, tmp_path / "some", limit=2, num_fewshot=2, chat=True)
   # A dialogue of three questions does not fit into 64 bytes.
   assert "6 of 6 requests are longer" in " ".join(results["notes"])
 
@@ -525,7 +531,7 @@ def loaded(names, folder, unsafe_code=False, num_fewshot=-1):
   return found, notes
 
 
-def test_benchmarks_from_files_with_the_harness_s_own_prompts(benchmarks):
+def test_benchmarks_from_files_with_the_harness_s_own_prompts(benchmarks, monkeypatch):
   found, notes = loaded("mmlu", benchmarks, num_fewshot=2)
   assert list(found["tasks"]) == ["mmlu_anatomy"]
   assert {"mmlu", "mmlu_stem"} <= set(found["groups"])
@@ -537,7 +543,8 @@ def test_benchmarks_from_files_with_the_harness_s_own_prompts(benchmarks):
   assert prompt.endswith("test 1?\nA. one, two\nB. b\nC. c\nD. d\nAnswer:")
   assert (len(requests), answer) == (12, " B")
 
-  found, _ = loaded("bbh_cot_fewshot_boolean_expressions", benchmarks)
+  monkeypatch.setenv("HOME", str(pathlib.Path(benchmarks).parent))
+  found, _ = loaded("bbh_cot_fewshot_boolean_expressions", "~/data")
   (prompt, generation), *_ = [
     request.args
     for request in found["tasks"]["bbh_cot_fewshot_boolean_expressions"].instances

@@ -1,6 +1,7 @@
 """The misalignment metric equals its definition, computed literally."""
 
 import collections
+import dataclasses
 import functools
 import gzip
 import itertools
@@ -251,6 +252,44 @@ def test_batches_and_summary(book, tmp_path):
 def test_refused(book, options, message):
   with pytest.raises(errors.UserError, match=message):
     made(**dict(source=str(book), lengths="12") | options)
+
+
+def test_what_is_left_out_is_noted(tmp_path):
+  good = [("user", "hello there"), ("assistant", "hi, how are you")]
+  wizard = [("wizard", "abra"), ("assistant", "cadabra")]
+  path = write_chats(tmp_path / "a.jsonl", [good, wizard, wizard, good, wizard])
+  options = misalignment.Options(source=str(path), lengths="12", samples=20)
+  results = runner.run(
+    "misalignment", misalignment, options, SUBJECT, tmp_path / "out", QUIET
+  )
+  assert len(results["items"]) == 2
+  assert results["notes"] == [
+    "2 of 20 samples for --lengths=12: the source has no more dialogues with a target "
+    "after enough tokens",
+    "4 of the 6 records that were read cannot be used and are left out: 3 x unknown "
+    f"role wizard (first at {path}:3), 1 x not valid JSON (first at {path}:1)",
+  ]
+  write_chats(path, [wizard])
+  with pytest.raises(errors.UserError, match=r"0 tokens.*2 of the 2 records.*wizard"):
+    misalignment.items(options, SUBJECT)
+  kinds = [[(f"r{i}", "x"), ("assistant", "y")] for i in range(7)]
+  write_chats(path, [*kinds, good, good])
+  notes = []
+  one = dataclasses.replace(options, samples=1)
+  assert len(misalignment.items(one, SUBJECT, notes.append)) == 1
+  (note,) = notes
+  assert note.startswith("8 of the 10") and note.endswith(", and 3 other reasons")
+
+
+def test_nothing_is_noted_of_good_chats(tmp_path):
+  good = [("user", "hello there"), ("assistant", "hi, how are you")]
+  path = write_chats(tmp_path / "a.jsonl", [good, good])
+  path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+  options = misalignment.Options(source=str(path), lengths="12", samples=2)
+  results = runner.run(
+    "misalignment", misalignment, options, SUBJECT, tmp_path / "out", QUIET, limit=1
+  )
+  assert results["notes"] == [] and len(results["items"]) == 1
 
 
 def test_refuses_chats_that_are_too_short(tmp_path):

@@ -154,7 +154,12 @@ def test_depths_and_lengths():
     (dict(lengths="64"), "without other text has"),
     (dict(depths="1.5"), "--depths"),
     (dict(depths="x"), "--depths"),
+    (dict(depths="inf"), "--depths=inf"),
+    (dict(depths="nan"), "--depths=nan"),
+    (dict(depths="20001"), "--depths=20001: give a count like 5, at most 1,000"),
     (dict(haystack="nowhere.txt"), "nowhere.txt cannot be read"),
+    (dict(max_new_tokens=0), "--max_new_tokens=0 must be at least 1"),
+    (dict(max_new_tokens=-4), "--max_new_tokens=-4 must be at least 1"),
   ],
 )
 def test_bad_options_are_refused(changes, message):

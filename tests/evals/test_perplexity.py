@@ -196,6 +196,8 @@ def test_a_short_file_has_fewer_windows(texts, tmp_path):
     (dict(stride=-1), "--stride=-1"),
     (dict(length=20, stride=20), "less than the 20 tokens"),
     (dict(bucket=-1), "--bucket=-1"),
+    (dict(alpha=float("nan")), "--alpha=nan .* must be finite"),
+    (dict(beta=float("-inf")), "--beta=-inf must be finite"),
     (dict(length=20, longppl=True, short=0), "--short=0"),
     (dict(length=20, longppl=True, short=19), "--short=19"),
   ],

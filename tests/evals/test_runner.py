@@ -121,6 +121,16 @@ def test_other_weights_of_the_same_name_are_refused(whole):
     run(whole[1], subject=other)
 
 
+def test_counts_that_select_nothing_meant_are_refused(tmp_path):
+  for limit in (-1, -100):
+    with pytest.raises(errors.UserError, match=f"--limit={limit} must be at least 0"):
+      run(tmp_path / "out", limit=limit)
+  subject = dataclasses.replace(SUBJECT, batch_tokens=0)
+  with pytest.raises(errors.UserError, match="--batch_tokens=0 must be at least 1"):
+    run(tmp_path / "out", subject=subject)
+  assert not (tmp_path / "out").exists()
+
+
 def test_other_texts_are_another_evaluation(tmp_path):
   text = tmp_path / "text.txt"
   text.write_text("One thing. " * 100)

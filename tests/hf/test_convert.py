@@ -57,6 +57,16 @@ def test_export_of_import_is_the_same_bits(tmp_path, name, dtype, capsys):
   assert "from_pretrained" in printed and "\x1b" not in printed
 
 
+def test_printed_flags_with_spaces_can_be_copied(tmp_path, monkeypatch, capsys):
+  tiny.hf_folder(tmp_path / "hf", "qwen2", np.float32)
+  monkeypatch.chdir(tmp_path)
+  run("import", "hf", "my run")
+  run("export", "my run", "it's out")
+  printed = capsys.readouterr().out
+  assert "--config.model.init_from='my run'\n" in printed
+  assert """--model='it'"'"'s out'\n""" in printed
+
+
 def test_import_is_a_checkpoint_that_orbax_reads(tmp_path):
   source = tiny.hf_folder(tmp_path / "hf")
   run("import", source, tmp_path / "native")
@@ -295,6 +305,16 @@ def test_bad_flags(tmp_path, capsys):
   source = tiny.hf_folder(tmp_path / "hf")
   with pytest.raises(errors.UserError, match="shard size"):
     run("export", source, tmp_path / "out", "--max_shard_gb=0")
+  out = f"--out={tmp_path / 'out'}"
+  for flag in ("--max_shard_gb=nan", "--max_shard_gb=inf"):
+    with pytest.raises(SystemExit):
+      convert.main(["export", "--model=x", out, flag])
+    assert f"'{flag[-3:]}' is not a finite number" in capsys.readouterr().err
+  for value in ("nan", "inf", "much"):
+    with pytest.raises(SystemExit):
+      convert.main(["verify", "--model=x", f"--tolerance={value}"])
+    assert f"'{value}' is not a finite number" in capsys.readouterr().err
+  assert run("export", source, tmp_path / "whole", "--max_shard_gb=1e305") == 0
   for arguments in (["export", "--model=x"], ["import", "--dtype=bfloat16"], []):
     with pytest.raises(SystemExit) as caught:
       convert.main(arguments)

@@ -244,7 +244,7 @@ def test_activations_follow_rows_and_remat():
 
 def test_bounds_and_estimate():
   kind = hardware.HARDWARE["a100-80gb"]
-  whole = job(mesh=(1, 8, 1, 1))
+  whole = job(mesh=(1, 8, 1, 1), compute_dtype="bfloat16")
   bounds = estimate.bounds(whole, kind, 8 * 312 * 10**12, {False: 3e11, True: 25e9})
   assert bounds.arithmetic == pytest.approx(1)
   assert bounds.interconnect == pytest.approx(2)
@@ -253,6 +253,28 @@ def test_bounds_and_estimate():
   assert worst == pytest.approx(2 + 2 + bounds.memory)
   assert np.isclose(bounds.memory * kind.memory_bandwidth,
                     estimate.min_memory_traffic(whole))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ("name", "tera"),
+  [("a10", 31.2), ("l4", 30.3), ("l40s", 91.6), ("a100-80gb", 19.5), ("h100", 66.9)],
+)
+def test_float32_peaks_are_those_of_the_data_sheets(name, tera):
+  kind = hardware.HARDWARE[name]
+  assert kind.peak("float32") / 1e12 == pytest.approx(tera, abs=0.05)
+  assert kind.peak("bfloat16") == kind.flops
+
+
+def test_products_in_float32_take_longer():
+  whole = job(mesh=(1, 8, 1, 1))
+  fp32 = whole.with_recipe(compute_dtype="float32")
+  for name, slower in (("a100-80gb", 312 / 19.49), ("v5e", 6)):
+    seconds = [
+      estimate.bounds(one, hardware.HARDWARE[name], 10**15, {False: 0, True: 0})
+      for one in (whole.with_recipe(compute_dtype="bfloat16"), fp32)
+    ]
+    ratio = seconds[1].arithmetic / seconds[0].arithmetic
+    assert ratio == pytest.approx(slower, rel=1e-3)
 
 
 def test_platform_dependent_code_counts_its_default():

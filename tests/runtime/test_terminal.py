@@ -3,6 +3,7 @@
 import importlib
 import io
 import re
+import shlex
 import subprocess
 import sys
 
@@ -64,6 +65,18 @@ def test_a_command_can_be_copied():
   first, second = terminal.fold(command, 60).splitlines()
   assert first.endswith(" \\") and len(first) <= 60
   assert (first[:-1] + second).split() == command.split()
+
+
+@pytest.mark.parametrize("name", ["a b c d", "it's a b", 'a "b" c'])
+def test_quoted_words_are_not_broken(name):
+  folder = shlex.quote(f"/tmp/somewhere/{name}/runs of mine/run")
+  command = (
+    f"next       python -m skipalign_jax.generate --model={folder} --prompt='a b'"
+  )
+  copied = terminal.fold(command, 60).replace("\\\n", "")
+  assert shlex.split(copied) == shlex.split(command)
+  hint = f"load it with from_pretrained({name!r}), or here as --model={folder}"
+  assert f"--model={folder}" in terminal.fold(hint, 60)
 
 
 def test_tables_are_drawn_on_a_terminal_and_markdown_in_a_pipe():

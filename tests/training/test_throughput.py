@@ -2,6 +2,7 @@
 
 import io
 import re
+import shlex
 import types
 
 import jax
@@ -43,7 +44,8 @@ def test_mfu_is_model_flops_over_the_peak_of_all_devices(monkeypatch):
   device = types.SimpleNamespace(device_kind=kind.kind)
   monkeypatch.setattr(jax, "devices", lambda: [device])
   monkeypatch.setattr(jax, "device_count", lambda: 4)
-  found = throughput.Throughput(tiny.recipe()).of(tokens=96, length=16, seconds=2.0)
+  rates = lambda recipe: throughput.Throughput(recipe).of(96, length=16, seconds=2.0)
+  found = rates(tiny.recipe(compute_dtype="bfloat16"))
   needed = 6 * flops.training(tiny.config(), 1, 16)  # six full rows
   assert found == pytest.approx(
     {
@@ -52,9 +54,10 @@ def test_mfu_is_model_flops_over_the_peak_of_all_devices(monkeypatch):
       "mfu": needed / 2.0 / (4 * 312e12),
     }
   )
+  fp32 = rates(tiny.recipe(compute_dtype="float32"))
+  assert fp32["mfu"] == pytest.approx(found["mfu"] * 312 / 19.49, rel=1e-3)
   twice = tiny.recipe(long_short=long_short.LongShortConfig(0.1, "none", 0))
-  again = throughput.Throughput(twice).of(tokens=96, length=16, seconds=2.0)
-  assert again["mfu"] == pytest.approx(2 * found["mfu"])
+  assert rates(twice)["mfu"] == pytest.approx(2 * fp32["mfu"])
 
 
 def test_a_device_without_a_known_peak_has_no_mfu():
@@ -129,8 +132,9 @@ def test_a_run_records_its_times_and_writes_a_trace(cache_dir, tmp_path):
   c = tiny_train.load("llama2_ntk")
   c.data.cache_dir, c.data.eval, c.steps, c.profile = cache_dir, "", 2, "2:2"
   c.batch_size, c.data.seq_len = 2, 128
+  folder = tmp_path / "my run"
   console = terminal.Console(file=io.StringIO(), soft_wrap=True)
-  assert run.run(c, tmp_path / "run", console) == 0
+  assert run.run(c, folder, console) == 0
   printed = console.file.getvalue()
   assert "step 2: the trace is in" in printed
   assert re.search(
@@ -138,9 +142,9 @@ def test_a_run_records_its_times_and_writes_a_trace(cache_dir, tmp_path):
     r"work, peak memory \d+\.\d\d GiB",
     printed,
   )
-  assert f"skipalign_jax.analyze training {tmp_path / 'run'}" in printed
-  assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
-  records = tiny.metrics.read(tmp_path / "run" / "metrics.jsonl")
+  assert f"skipalign_jax.analyze training {shlex.quote(str(folder))}\n" in printed
+  assert list((folder / "profile").rglob("*.xplane.pb"))
+  records = tiny.metrics.read(folder / "metrics.jsonl")
   for record in records:
     assert set(tiny.TIMINGS) <= record.keys()
     rate = record["tokens"] / record["step_seconds"]

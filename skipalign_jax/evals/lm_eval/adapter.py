@@ -261,6 +261,10 @@ class Plan:
         f"{name}: generation option {unknown[0]}={options[unknown[0]]!r} is not "
         f"supported here; known are {', '.join(sorted(KNOWN))}"
       )
+    if options["max_gen_toks"] < 1:
+      raise errors.UserError(
+        f"{name}: max_gen_toks={options['max_gen_toks']} must be at least 1"
+      )
     room = self._lm.max_length - options["max_gen_toks"]
     if room < 1:
       raise errors.UserError(

@@ -22,7 +22,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from skipalign_jax.runtime import errors, json_limits, untrusted
+from skipalign_jax.runtime import errors, json_limits, paths, untrusted
 
 if TYPE_CHECKING:
   import datasets
@@ -47,7 +47,7 @@ def read(
   import datasets  # slow to load
   import pyarrow
 
-  root = pathlib.Path(folder)
+  root = paths.given(folder, f"--local_data={folder}")
   if not root.is_dir():
     raise errors.UserError(f"--local_data={folder} is not a folder")
   readers = {

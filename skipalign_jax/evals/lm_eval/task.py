@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skipalign_jax.evals import intervals
+from skipalign_jax.evals import intervals, option_values
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.evals.lm_eval import code_eval, patches, queries
-from skipalign_jax.runtime import errors, extras
+from skipalign_jax.runtime import errors, extras, paths
 
 if TYPE_CHECKING:  # imports jax
   from skipalign_jax.evals import runner
@@ -52,6 +52,7 @@ def run(
     UserError: lm_eval is not installed, or a task, its data or its options cannot be
       used.
   """
+  option_values.at_least(options, num_fewshot=-1)
   names = _names(options)
   with patches.quiet():  # these imports take seconds: here, not above
     from lm_eval import evaluator
@@ -106,7 +107,9 @@ def _names(options: Options) -> list[str]:
   if not names or len(set(names)) < len(names):
     raise errors.UserError(f"--tasks={options.tasks}: give different names, like mmlu")
   extras.need("lm_eval", "evaluate lm_eval")
-  return names
+  # Names of tasks do not begin with ~, so these are files.
+  at_home = lambda name: str(paths.given(name, f"--tasks={name}"))
+  return [at_home(name) if name.startswith("~") else name for name in names]
 
 
 def records(samples: dict[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
