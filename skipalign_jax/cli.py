@@ -43,6 +43,7 @@ def parse(
     terminal.Console().print(help_text(usage, flags))
     raise SystemExit(0)
   config, argv = _read_file(argv, usage)
+  argv = _unset(config, argv)
   values = absl_flags.FlagValues()
   for name, flag in flags.items():
     is_int = isinstance(flag.default, int)
@@ -72,7 +73,9 @@ def help_text(usage: str, flags: dict[str, Flag]) -> str:
   )
   for name, flag in flags.items():
     lines += _entry(f"--{name}={_shown(flag.default)}", flag.meaning)
-  lines += _entry("--config.KEY=VALUE", "Replaces a value of the config file.")
+  lines += _entry(
+    "--config.KEY=VALUE", "Replaces a value; None unsets one that may be unset."
+  )
   lines += ["", "Keys of the config, with their defaults and allowed values:"]
   for part in config_lib.SECTIONS:
     title = f"{part.name}: {part.meaning}" if part.name else part.meaning
@@ -119,6 +122,23 @@ def _read_file(argv: list[str], usage: str) -> tuple[config_lib.ConfigDict, list
       "config; start from config.default() and return what it made"
     )
   return config, rest
+
+
+def _unset(config: config_lib.ConfigDict, argv: list[str]) -> list[str]:
+  """Unsets the keys of `--config.KEY=None` that may be unset; returns the other args.
+
+  The last value of a key counts, so those before it go too.
+  """
+  rest: list[str] = []
+  for arg in argv:
+    flag, _, value = arg.partition("=")
+    key = config_lib.KEYS.get(flag.removeprefix("--config."))
+    if value == "None" and key is not None and key.default is None:
+      rest = [other for other in rest if not other.startswith(f"{flag}=")]
+      config.update_from_flattened_dict({flag.removeprefix("--config."): None})
+    else:
+      rest.append(arg)
+  return rest
 
 
 def _unknown_key(argv: list[str], message: str) -> str:

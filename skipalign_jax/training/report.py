@@ -32,6 +32,8 @@ def describe(setup: setup_lib.Setup, start: int) -> str:
   scaled = f"{shape.rope.kind}, theta {shape.rope.theta:g}"
   if shape.rope.factor != 1:
     scaled += f", {shape.rope.factor:.3g}x to {shape.window:,} positions"
+  if config.rope.kind == "none" and config.rope.target_length:
+    scaled += "; rope.target_length has no effect"
   kind = jax.devices()[0].device_kind
   hosts = f" of {n} processes" if (n := jax.process_count()) > 1 else ""
   axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
@@ -55,6 +57,7 @@ def describe(setup: setup_lib.Setup, start: int) -> str:
       f"state ({config.optim.kind}), "
       f"{terminal.size(4 * trained)} gradients, over {mesh.devices.size} x {kind}"
       f"{hosts} ({axes})",
+      *describe_best(config, data.steps, bool(data.eval_batches)),
       f"workdir    {setup.folder}" + describe_start(start, data.steps),
     ]
   )
@@ -69,10 +72,30 @@ def describe_start(start: int, steps: int) -> str:
   return f": continuing after step {start}"
 
 
+def describe_best(
+  config: config_lib.ConfigDict, steps: int, held_out: bool
+) -> list[str]:
+  """A note where checkpoint.keep_best knows no loss of some checkpoints; else empty.
+
+  Args:
+    config: of the run.
+    steps: of the run.
+    held_out: whether there are held-out samples.
+  """
+  saved, measured = config.checkpoint.every, config.eval.every
+  chooses = config.checkpoint.keep_best and held_out and 0 < saved < steps
+  if not chooses or (measured and saved % measured == 0):
+    return []
+  return [
+    f"saved      NOTE: checkpoint.every={saved} is no multiple of eval.every="
+    f"{measured}: checkpoint.keep_best chooses only among steps that have both"
+  ]
+
+
 def describe_positions(p: positions.PositionConfig) -> str:
   """The strategy with its parameters."""
   if p.strategy == "contiguous":
-    return p.strategy
+    return p.strategy + ("; positions.schedule has no effect" if p.limits else "")
   text = f"{p.strategy} up to {p.max_position:,}"
   if p.strategy in positions.DO_SKIP:
     text += f", p={p.skip_prob} per {p.prob_per}, {p.gaps} gaps"

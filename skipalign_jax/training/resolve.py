@@ -42,7 +42,8 @@ def check(config: ml_collections.ConfigDict) -> positions.PositionConfig:
   """
   config_lib.check(config)
   sharding.check_sizes(dict(config.mesh))
-  lora.from_config(config.lora)
+  if lora.from_config(config.lora) is None:
+    _check_no_adapters(config.lora)
   optimizer.check(config.optim)
   loggers.names(config.log.to)
   trace.parse(config.profile)
@@ -57,7 +58,8 @@ def check(config: ml_collections.ConfigDict) -> positions.PositionConfig:
   if (config.steps is None) == (config.epochs is None):
     raise errors.UserError(
       f"set exactly one of steps and epochs (now steps={config.steps}, "
-      f"epochs={config.epochs})"
+      f"epochs={config.epochs}); None unsets one, as in --config.steps=None "
+      "--config.epochs=1"
     )
   if config.batch_size % config.grad_accum:
     raise errors.UserError(
@@ -81,6 +83,16 @@ def check_schedule(recipe: positions.PositionConfig, steps: int) -> None:
       "so it would end before the last one; leave some out, or train longer (steps, "
       "epochs)"
     )
+
+
+def _check_no_adapters(given: Mapping[str, Any]) -> None:
+  """Refuses settings of adapters in a run that trains all weights."""
+  for key, default in config_lib.default().lora.items():
+    if given[key] != default:
+      raise errors.UserError(
+        f"lora.{key}={given[key]} has no effect with lora.rank=0, which trains all "
+        f"weights; set lora.rank, or leave lora.{key} at {default!r}"
+      )
 
 
 def _check_distillation(config: ml_collections.ConfigDict) -> None:

@@ -64,7 +64,7 @@ def train(setup: setup_lib.Setup) -> int:
   )
   start = saved.latest() or 0
   with distributed.together():
-    workdir.check_start(folder, start, steps, config.checkpoint.every)
+    workdir.check_start(folder, start, steps)
   announce(setup, start)
   if setup.recipe.loss.kind == "dpo":
     setup.data.train_rows.set_reference(reference_log_probs.of_start(setup))

@@ -23,6 +23,7 @@ import fcntl
 import hashlib
 import os
 import pathlib
+import shlex
 import socket
 import time
 from collections.abc import Iterator
@@ -154,14 +155,13 @@ def writing(folder: pathlib.Path) -> Iterator[None]:
     raise errors.UserError(f"{before}{gone}{after}") from error
 
 
-def check_start(folder: pathlib.Path, start: int, steps: int, every: int) -> None:
+def check_start(folder: pathlib.Path, start: int, steps: int) -> None:
   """Checks that a run still has its steps, and its checkpoints.
 
   Args:
     folder: the workdir.
     start: the latest checkpoint; 0 for none.
     steps: of the whole run.
-    every: checkpoint.every.
 
   Raises:
     UserError: the run had another number of steps; it has had checkpoints and none is
@@ -180,7 +180,7 @@ def check_start(folder: pathlib.Path, start: int, steps: int, every: int) -> Non
       f"{folder / native.CHECKPOINTS} has step {start}, but the run has {steps} steps: "
       "checkpoints are named after their steps. Give each its own name again"
     )
-  if start or not _had_checkpoints(folder, every):
+  if start or not _had_checkpoints(folder):
     return
   raise errors.UserError(
     f"--workdir={folder} is of a run that has saved checkpoints, and none is in "
@@ -189,16 +189,19 @@ def check_start(folder: pathlib.Path, start: int, steps: int, every: int) -> Non
   )
 
 
-def _had_checkpoints(folder: pathlib.Path, every: int) -> bool:
+def _had_checkpoints(folder: pathlib.Path) -> bool:
   """Whether a start continued from one, or steps ran that come after one was saved."""
   path = folder / starts.FILE
-  if path.exists() and any(one["step"] for one in starts.read(path)):
+  before = starts.read(path) if path.exists() else []
+  if any(one["step"] for one in before):
     return True
   path = folder / "metrics.jsonl"
-  if not path.exists() or not every:
+  if not before or not path.exists():
     return False
+  # Of the last start: the interval may have changed since then.
+  every = before[-1]["config"]["checkpoint"]["every"]
   # The save of step 2·every waits until that of step every is on disk.
-  return any(record["step"] > 2 * every for record in metrics.read(path))
+  return every > 0 and any(one["step"] > 2 * every for one in metrics.read(path))
 
 
 def date_of(folder: pathlib.Path, given: str) -> str:
@@ -285,9 +288,10 @@ def _check_same(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None
   )
   if different:
     longer = any(line.startswith(("  steps:", "  epochs:")) for line in different)
+    name = shlex.quote(str(folder))
     raise errors.UserError(
       f"--workdir={folder} holds a run with another config:\n"
       + "\n".join(different)
       + "\nGive a new folder, or the same values to resume that run."
-      + f" To train on, give a new folder and model.init_from={folder}." * longer
+      + f" To train on, give a new folder and model.init_from={name}." * longer
     )

@@ -118,6 +118,18 @@ def test_the_value_of_a_key_may_follow_it():
   assert c.data.packing is True and c.data.packing_mask is False
 
 
+def test_none_unsets_a_key_and_the_last_value_counts():
+  read = lambda *args: cli.parse(["train", "--config=quickstart:tiny", *args], "")[0]
+  c = read("--config.steps=None", "--config.epochs=1")
+  assert (c.steps, c.epochs) == (None, 1)
+  c = read("--config.epochs=1", "--config.epochs=None")
+  assert (c.steps, c.epochs) == (8, None)
+  c = read("--config.steps", "None", "--config.steps", "5")
+  assert c.steps == 5
+  with pytest.raises(errors.UserError, match="seed=None"):
+    read("--config.seed=None")
+
+
 def test_a_file_of_the_user_comes_before_one_of_the_package(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "configs").mkdir()

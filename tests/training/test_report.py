@@ -18,6 +18,10 @@ from skipalign_jax.training import report
   [
     (dict(strategy="contiguous"), "contiguous"),
     (
+      dict(strategy="contiguous", schedule="1000,2000"),
+      "contiguous; positions.schedule has no effect",
+    ),
+    (
       dict(skip_below=900),
       "skip_outer up to 2,000, p=1.0 per block, sequential gaps, samples of 900 tokens "
       "or more stay contiguous",
@@ -67,6 +71,26 @@ def test_a_run_that_was_trained_with_the_same_template_is_not_noted():
   c = config_lib.default()
   c.data.tokenizer, c.data.template = "bytes", "tulu"
   assert report.describe_template(c, tokenizer_lib.resolve(c)) == []
+
+
+@pytest.mark.parametrize(
+  ("changes", "held_out", "noted"),
+  [
+    ({}, True, False),
+    ({"eval.every": 3}, True, True),
+    ({"eval.every": 0}, True, True),
+    ({"eval.every": 3}, False, False),
+    ({"eval.every": 3, "checkpoint.keep_best": False}, True, False),
+    ({"eval.every": 3, "checkpoint.every": 0}, True, False),
+    ({"eval.every": 3, "checkpoint.every": 1000}, True, False),  # one, at the end
+  ],
+)
+def test_checkpoints_without_a_held_out_loss_are_noted(changes, held_out, noted):
+  c = config_lib.default()
+  c.update_from_flattened_dict({"checkpoint.every": 100, **changes})
+  found = report.describe_best(c, 1000, held_out)
+  assert len(found) == noted
+  assert all("is no multiple of eval.every=" in line for line in found)
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,10 @@ POSE = {"positions.strategy": "pose"}
     ({"data.text_window": 8192}, "positions.strategy=pose or cream"),
     ({"mesh.data": -1}, "mesh.data=-1 and mesh.fsdp=-1: only one"),
     ({"lora.rank": 8, "lora.targets": "q,z"}, "lora.targets='q,z': z unknown"),
+    ({"lora.base": "nf4"}, "lora.base=nf4 has no effect with lora.rank=0"),
+    ({"lora.alpha": 64.0}, "lora.alpha=64.0 has no effect with lora.rank=0"),
+    ({"lora.init_from": "a"}, "lora.init_from=a has no effect with lora.rank=0"),
+    ({"steps": 5}, "None unsets one, as in --config.steps=None"),
   ],
 )
 def test_contradictions_in_the_config(config, changes, message):

@@ -115,20 +115,23 @@ def test_storage_errors_are_reported_and_others_not_hidden(tmp_path):
 def test_checkpoints_that_are_gone_end_the_run(tmp_path):
   (tmp_path / "checkpoints").mkdir()
   records = tmp_path / "metrics.jsonl"
-  check = lambda start=0, steps=20, every=5: workdir.check_start(
-    tmp_path, start, steps, every
+  check = lambda start=0: workdir.check_start(tmp_path, start, 20)
+  started = lambda every: starts.add(
+    tmp_path, start_line(tmp_path, **{"checkpoint.every": every})
   )
   check()  # a new run
+  started(5)
   records.write_text('{"step": 10, "loss": 1.0}\n')
   check()  # killed while its first checkpoint was written
   records.write_text('{"step": 11, "loss": 1.0}\n')
   with pytest.raises(errors.UserError, match="Bring that folder back"):
     check()
   assert records.read_text()  # not emptied
-  check(every=0)  # saves at its end only
   check(start=10)
   with pytest.raises(errors.UserError, match="has step 25, but the run has 20 steps"):
     check(start=25)
+  started(0)
+  check()  # that start saved at its end only, and did not come there
   records.unlink()
   starts.add(tmp_path, start_line(tmp_path, step=5))
   with pytest.raises(errors.UserError, match="Bring that folder back"):
@@ -137,7 +140,7 @@ def test_checkpoints_that_are_gone_end_the_run(tmp_path):
 
 def test_a_run_keeps_its_number_of_steps(tmp_path):
   """The learning rate depends on it."""
-  check = lambda steps: workdir.check_start(tmp_path, 0, steps, 0)
+  check = lambda steps: workdir.check_start(tmp_path, 0, steps)
   workdir.write_steps(tmp_path, 12)
   check(12)
   with pytest.raises(errors.UserError, match=r"12 steps, .* now make 13.*init_from"):
