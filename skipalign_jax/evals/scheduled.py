@@ -7,8 +7,8 @@ import pathlib
 import shutil
 from typing import TYPE_CHECKING, Any
 
+from skipalign_jax.evals import option_values, tasks
 from skipalign_jax.evals import subject as subject_lib
-from skipalign_jax.evals import tasks
 from skipalign_jax.runtime import errors, terminal
 
 if TYPE_CHECKING:  # checking config.evals needs none of these
@@ -53,6 +53,8 @@ def schedule(config: ml_collections.ConfigDict) -> list[Scheduled]:
         key: tasks.typed(key, given.pop(key, default), default)
         for key, default in DEFAULTS.items()
       }
+      option_values.check_at_least("limit", own["limit"], 0)
+      option_values.check_at_least("batch_tokens", own["batch_tokens"], 1)
       found.append(Scheduled(name, task, **own, options=tasks.options(task, given)))
     except errors.UserError as error:
       raise errors.UserError(f"evals.{name}: {error}") from error

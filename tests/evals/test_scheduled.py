@@ -117,6 +117,8 @@ def test_a_task_that_cannot_run_ends_the_run_before_its_first_step(cache_dir, tm
     (dict(task="needle", every=2, samples=1.0), "samples=1.0 is not a whole number"),
     (dict(task="needle", every=2, chat="no"), "chat='no' is not True or False"),
     (dict(task="needle", every=2, haystack=True), "haystack=True is not text"),
+    (dict(task="needle", every=2, limit=-1), "limit=-1 must be at least 0"),
+    (dict(task="needle", every=2, batch_tokens=0), "batch_tokens=0 must be at least 1"),
     (dict(task="needle", every=2, limit="all"), "limit='all' is not a whole number"),
   ],
 )

@@ -55,3 +55,29 @@ def test_study_b_has_the_parts_of_its_answers():
   for planned, added in zip(lines[:2], lines[2:], strict=True):
     for a, b in zip(planned[1:], added[1:], strict=True):
       assert f"{a}; {b}".replace(" |", "") in results
+
+
+def test_study_b_has_the_results_of_the_lower_rate():
+  page = parts.PAGE.read_text(encoding="utf-8")
+  found = parts.load("study_b_lower_rate")
+  assert pages.part(page, "lower_rate") == parts.of_lower_rate(found)
+  pairs = parts.of_lower_rate_pairs(found)
+  assert pages.part(page, "lower_rate_differences") == pairs
+  assert found["seeds"] == [0, 5, 6, 7, 9] and "0, 5, 6, 7 and 9" in page
+  results = (parts.PAGE.parents[2] / "docs/results.md").read_text(encoding="utf-8")
+  for line in pairs.splitlines()[2:]:
+    other, whole, values = line.strip("| ").split(" | ")
+    if other in ("Normal-SFT", "PackedSFT"):
+      assert whole in results and values in results
+  for other in ("Normal-SFT", "PackedSFT"):
+    claim = found["others"][f"1, {other}{parts.LOWER_RATE}"]["beyond"]
+    assert claim["verdict"] == "holds"
+    by_seed = [f"{100 * d:+.1f}" for d in claim["by_seed"]]
+    assert ", ".join(by_seed) in " ".join(page.split())
+  for number in (2, 3):
+    (claim,) = (
+      c
+      for name, c in found["others"].items()
+      if name.startswith(f"{number}, ") and name.endswith(parts.LOWER_RATE)
+    )
+    assert claim["beyond"]["verdict"] == "open"
