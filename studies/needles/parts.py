@@ -18,7 +18,7 @@ import numpy as np
 from skipalign_jax.evals import intervals
 from skipalign_jax.runtime import files
 from studies import pages
-from studies.needles import recipes
+from studies.needles import recipes, statistics
 
 PAGE = pathlib.Path(__file__).parent / "README.md"
 BEYOND = "2", "4", "8"  # lengths in windows
@@ -115,15 +115,43 @@ def of_lower_rate_pairs(content: dict[str, Any]) -> str:
   return pages.table(columns, rows)
 
 
+def of_more_seeds(content: dict[str, Any], more: dict[str, Any]) -> str:
+  """The claims after 500 steps, with three more seeds."""
+  rows = []
+  for number, one, other in (
+    (1, recipes.OUTER, recipes.NORMAL),
+    (1, recipes.OUTER, "PackedSFT"),
+    (2, recipes.OUTER, "Skip-Inner"),
+    (3, "Skip-Outer + LSA", recipes.OUTER),
+  ):
+    name = f"{number}, {'with LSA' if number == 3 else other}, 2 x steps"
+    new = more["others"][name]["beyond"]["by_seed"]
+    old = content["others"][name]["beyond"]["by_seed"]
+    found = statistics.compare([*old, *new], [0.0] * len([*old, *new]))
+    rows.append(
+      [
+        f"{number}: {one} - {other}",
+        ", ".join(f"{100 * d:+.1f}" for d in new),
+        _percent(found, "+"),
+        f"{found['p_seeds']:.3f}",
+        found["verdict"],
+      ]
+    )
+  columns = ["claim, 500 steps", "the three seeds", "all eight", "p", "verdict"]
+  return pages.table(columns, rows)
+
+
 def main() -> None:
   """Writes the tables into the page."""
   content, lower = load(), load("study_b_lower_rate")
+  more = load("study_b_more_seeds")
   pages.write(
     PAGE,
     parts=of_runs(content),
     part_differences=of_pairs(content),
     lower_rate=of_lower_rate(lower),
     lower_rate_differences=of_lower_rate_pairs(lower),
+    more_seeds=of_more_seeds(content, more),
   )
 
 

@@ -34,6 +34,12 @@ def facts_of(text):
   return [tuple(word.split("=")) for word in text if "=" in word]
 
 
+def test_more_seeds_come_after_those_of_the_study():
+  more = recipes.more_seeds(recipes.Settings())
+  used = json.loads((RESULTS / "study_b.json").read_text())["seeds"]
+  assert more.seeds == 3 and min(more.candidates) == max(used) + 1
+
+
 def test_each_word_is_one_token(tokenizer):
   vocabulary = words.vocabulary()
   assert len(set(vocabulary)) == len(vocabulary) == len(tokenizer)

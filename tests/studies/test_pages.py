@@ -81,3 +81,16 @@ def test_study_b_has_the_results_of_the_lower_rate():
       if name.startswith(f"{number}, ") and name.endswith(parts.LOWER_RATE)
     )
     assert claim["beyond"]["verdict"] == "open"
+
+
+def test_study_b_has_its_three_more_seeds():
+  page = parts.PAGE.read_text(encoding="utf-8")
+  more = parts.load("study_b_more_seeds")
+  assert more["seeds"] == [7, 9, 12]
+  made = parts.of_more_seeds(parts.load(), more)
+  assert pages.part(page, "more_seeds") == made
+  rows = [line.strip("| ").split(" | ") for line in made.splitlines()[2:]]
+  assert [row[-1] for row in rows] == ["holds", "holds", "holds", "open"]
+  difference = rows[2][2].removeprefix("+")
+  results = (parts.PAGE.parents[2] / "docs/results.md").read_text(encoding="utf-8")
+  assert f"**holds**: {difference}" in results and f"+{difference} points" in page
