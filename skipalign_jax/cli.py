@@ -73,9 +73,7 @@ def help_text(usage: str, flags: dict[str, Flag]) -> str:
   )
   for name, flag in flags.items():
     lines += _entry(f"--{name}={_shown(flag.default)}", flag.meaning)
-  lines += _entry(
-    "--config.KEY=VALUE", "Replaces a value; None unsets one that may be unset."
-  )
+  lines += _entry("--config.KEY=VALUE", "Replaces a value of the config file.")
   lines += ["", "Keys of the config, with their defaults and allowed values:"]
   for part in config_lib.SECTIONS:
     title = f"{part.name}: {part.meaning}" if part.name else part.meaning

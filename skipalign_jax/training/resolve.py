@@ -86,7 +86,12 @@ def check_schedule(recipe: positions.PositionConfig, steps: int) -> None:
 
 
 def _check_no_adapters(given: Mapping[str, Any]) -> None:
-  """Refuses settings of adapters in a run that trains all weights."""
+  """Refuses settings of adapters in a run that trains all weights.
+
+  With lora.init_from the adapter's own check says what to set.
+  """
+  if given["init_from"]:
+    return
   for key, default in config_lib.default().lora.items():
     if given[key] != default:
       raise errors.UserError(

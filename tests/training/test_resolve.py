@@ -108,7 +108,6 @@ POSE = {"positions.strategy": "pose"}
     ({"lora.rank": 8, "lora.targets": "q,z"}, "lora.targets='q,z': z unknown"),
     ({"lora.base": "nf4"}, "lora.base=nf4 has no effect with lora.rank=0"),
     ({"lora.alpha": 64.0}, "lora.alpha=64.0 has no effect with lora.rank=0"),
-    ({"lora.init_from": "a"}, "lora.init_from=a has no effect with lora.rank=0"),
     ({"steps": 5}, "None unsets one, as in --config.steps=None"),
   ],
 )
