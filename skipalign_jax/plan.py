@@ -60,6 +60,8 @@ def check(flags: dict[str, str | int]) -> None:
       f"--part={flags['part']}: the tokens of a prompt that --job=generate reads at a "
       f"time, at least 2; they must divide --length={flags['length']}"
     )
+  if flags["search"] not in (0, 1):
+    raise errors.UserError(f"--search={flags['search']} must be 0 or 1")
   if flags["samples"] < 0:
     raise errors.UserError(f"--samples={flags['samples']} must be positive")
 

@@ -22,6 +22,8 @@ def main() -> int:
     max_tokens_per_block=cli.Flag(40, "Longer spans are shortened. 0: no limit."),
     every_token=cli.Flag(0, "1: one line per token."),
   )
+  if flags["every_token"] not in (0, 1):
+    raise errors.UserError(f"--every_token={flags['every_token']} must be 0 or 1")
   # Imported once the command line is understood: JAX takes a second to load.
   from skipalign_jax.commands import show
 

@@ -281,8 +281,12 @@ def _usable(
 
 
 def _parts(source: str) -> Iterator[tuple[str, Iterator[tuple[int, Any]]]]:
-  """The files of all sources, and their records."""
+  """The files of all sources, and their records; UserError for a weight."""
   for one in sources.parse(source):
+    if one.weight != 1:
+      raise errors.UserError(
+        f"--source={source}: the weight *{one.weight:g} has no effect here"
+      )
     yield from one.parts()
 
 

@@ -3,12 +3,14 @@
 import io
 import itertools
 import json
+import sys
 
 import numpy as np
 import pytest
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
+from skipalign_jax import show as show_line
 from skipalign_jax.commands import show
 from skipalign_jax.data import packing, pipeline
 from skipalign_jax.data import tokenizer as tokenizer_lib
@@ -151,6 +153,13 @@ def test_row_number_out_of_range(config):
   for n in (0, 10_000):
     with pytest.raises(errors.UserError, match="--n"):
       printed(config, n=n)
+
+
+def test_every_token_is_0_or_1(monkeypatch):
+  arguments = ["show", "--config=quickstart:tiny", "--every_token=2"]
+  monkeypatch.setattr(sys, "argv", arguments)
+  with pytest.raises(errors.UserError, match="--every_token=2 must be 0 or 1"):
+    show_line.main()
 
 
 def test_a_config_that_cannot_train_is_an_error(config):

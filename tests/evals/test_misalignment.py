@@ -281,6 +281,14 @@ def test_what_is_left_out_is_noted(tmp_path):
   assert note.startswith("8 of the 10") and note.endswith(", and 3 other reasons")
 
 
+def test_a_weight_is_refused(tmp_path):
+  good = [("user", "hello there"), ("assistant", "hi, how are you")]
+  path = write_chats(tmp_path / "a.jsonl", [good])
+  options = misalignment.Options(source=f"{path}*0.5", lengths="12")
+  with pytest.raises(errors.UserError, match=r"the weight \*0.5 has no effect here"):
+    misalignment.items(options, SUBJECT)
+
+
 def test_nothing_is_noted_of_good_chats(tmp_path):
   good = [("user", "hello there"), ("assistant", "hi, how are you")]
   path = write_chats(tmp_path / "a.jsonl", [good, good])
