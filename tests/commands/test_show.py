@@ -10,7 +10,7 @@ import pytest
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
-from skipalign_jax import show as show_line
+from skipalign_jax import show as skipalign_jax_show
 from skipalign_jax.commands import show
 from skipalign_jax.data import packing, pipeline
 from skipalign_jax.data import tokenizer as tokenizer_lib
@@ -159,7 +159,7 @@ def test_every_token_is_0_or_1(monkeypatch):
   arguments = ["show", "--config=quickstart:tiny", "--every_token=2"]
   monkeypatch.setattr(sys, "argv", arguments)
   with pytest.raises(errors.UserError, match="--every_token=2 must be 0 or 1"):
-    show_line.main()
+    skipalign_jax_show.main()
 
 
 def test_a_config_that_cannot_train_is_an_error(config):
