@@ -24,6 +24,7 @@ from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import option_values
 from skipalign_jax.evals import subject as subject_lib
 from skipalign_jax.hf import template_dates
+from skipalign_jax.model import digest
 from skipalign_jax.runtime import (
   distributed,
   errors,
@@ -242,7 +243,7 @@ def run(
     "options": dataclasses.asdict(options),
     "limit": limit,
     **subject.identity,
-    "weights": subject.engine.weights_digest(),
+    "weights": digest.of(subject.engine.params),
     "batch_tokens": subject.batch_tokens,
     "skipalign_jax": importlib.metadata.version("skipalign_jax"),
   }

@@ -11,7 +11,6 @@ of a prompt depends on the places before it, not on the size of the cache.
 import contextlib
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -103,17 +102,6 @@ class Engine:
     self.params = cast(params, compute_dtype, layers_as_bits=self._platform == "cpu")
     self._part = (PART if self._platform == "cpu" else 0) if part is None else part
     self._programs = programs(mesh, config)
-
-  def weights_digest(self) -> str:
-    """Identifies the weights by the bits of each, in the compute dtype; on any mesh.
-
-    Other weights have the same digest with a chance of about one in 2^32.
-    """
-    sums = jax.device_get(jax.tree.map(_sum_of_bits, self.params))
-    found = hashlib.sha256()
-    for path, value in jax.tree_util.tree_leaves_with_path(sums):
-      found.update(f"{jax.tree_util.keystr(path)} {int(value)}\n".encode())
-    return found.hexdigest()[:16]
 
   @property
   def row_shards(self) -> int:
@@ -432,19 +420,6 @@ class Engine:
       return x
     at = sharding.batch_sharding(self._mesh)
     return jax.make_array_from_callback(x.shape, at, lambda index: x[index])
-
-
-@jax.jit
-def _sum_of_bits(x: jax.Array) -> jax.Array:
-  """uint32 sum of a hash of each value's bits, times odd numbers that differ by row.
-
-  Whole numbers, modulo 2^32: no order of summation changes it.
-  """
-  bits = x.view(f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
-  bits = (bits ^ bits >> 16) * jnp.uint32(0x7FEB352D)
-  bits = (bits ^ bits >> 15) * jnp.uint32(0x846CA68B)
-  row = jax.lax.broadcasted_iota(jnp.uint32, x.shape, 0)
-  return jnp.sum((bits ^ bits >> 16) * (2 * row + 1), dtype=jnp.uint32)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
