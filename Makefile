@@ -2,6 +2,7 @@
 # make quickstart  fine-tune SmolLM2-135M-Instruct on this CPU, export it, prompt it
 # make parity      tests against PyTorch and the real weights (installs torch)
 # make test-loggers  the loggers with Weights & Biases, trackio and MLflow, offline (installs 2 GB)
+# make test-vllm VLLM_PYTHON=…  exported models and adapters in vLLM, which that Python has
 # make test-plan   compile for GPUs and TPUs that this machine lacks (installs several GB)
 # make colabs      execute the notebooks on this CPU (installs the extra docs)
 # make docs        build the documentation site in build/site
@@ -29,7 +30,7 @@ TORCH := torch==2.13.0
 # Large arrays in huge pages: a step on a CPU takes 8 % less (docs/faq.md).
 quickstart study-a study-b study-far: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: setup test test-loggers test-plan test-ranges colabs docs lint lock neighbours audit weights quickstart parity \
+.PHONY: setup test test-loggers test-vllm test-plan test-ranges colabs docs lint lock neighbours audit weights quickstart parity \
   study-a study-b study-far study-pages
 .DELETE_ON_ERROR:
 
@@ -48,6 +49,9 @@ test: setup
 test-loggers: setup
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[wandb,trackio,mlflow]'
 	$(BIN)/python -m pytest -rs tests/training/test_loggers.py
+
+test-vllm: setup
+	VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/python -m pytest -m vllm tests/hf/test_vllm.py
 
 test-plan: setup
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[plan]'
