@@ -302,10 +302,11 @@ def test_a_quantisation_that_the_library_cannot_read_is_an_error(tmp_path, monke
 def test_other_architectures_are_refused(tmp_path):
   with pytest.raises(errors.UserError, match="supported: llama, qwen2, qwen3"):
     gguf.hf_config({"general.architecture": "gemma3"}, set(), "x.gguf")
-  window = {"llama.attention.sliding_window": 64.0}
-  path = tiny.gguf_file(tmp_path / "w.gguf", metadata=window)
-  with pytest.raises(errors.UserError, match="sliding window"):
-    gguf.GGUFFile(path)
+  for name, architecture in (("llama2_gqa", "llama"), ("qwen2", "qwen2")):
+    window = {f"{architecture}.attention.sliding_window": 64.0}
+    path = tiny.gguf_file(tmp_path / f"{name}.gguf", name, metadata=window)
+    with pytest.raises(errors.UserError, match="sliding window"):
+      gguf.GGUFFile(path)
   path = tiny.gguf_file(tmp_path / "m.gguf", pre="unheard-of")
   with pytest.raises(errors.UserError, match="unheard-of"):
     reference.load_tokenizer(str(path))
