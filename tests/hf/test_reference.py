@@ -241,8 +241,14 @@ def test_hub_failure_explains_itself(monkeypatch):
   monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
   refused("org/model@abc", "no route to host", "network", "hf auth login", "local")
   assert (call["name"], call["revision"]) == ("org/model", "abc")
-  assert "consolidated*" in call["ignore_patterns"]
-  assert not any("bin" in p or p == "*.py" for p in call["allow_patterns"])
+  wanted = ["config.json", "model.safetensors", "chat_template.jinja",
+            "tokenizer.model", "additional_chat_templates/tool_use.jinja"]  # fmt: skip
+  others = ["consolidated.safetensors", "original/params.json", "pytorch_model.bin",
+            "checkpoint-5/adapter_model.safetensors", "original/tokenizer.model",
+            "modeling.py", "onnx/model.onnx", "README.md"]  # fmt: skip
+  patterns = {key: call[key] for key in ("allow_patterns", "ignore_patterns")}
+  found = huggingface_hub.utils.filter_repo_objects([*wanted, *others], **patterns)
+  assert list(found) == wanted
 
 
 def test_hub_download_opens_as_a_folder(monkeypatch, tmp_path):
