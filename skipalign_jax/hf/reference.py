@@ -292,6 +292,7 @@ def load_tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
     tokenizer = _tokenizer(reference)
     if not isinstance(tokenizer.model_max_length, int | float):
       raise TypeError(f"model_max_length is {tokenizer.model_max_length!r}")
+    tokenizer_files.check_templates(tokenizer.chat_template)
     tokenizer("A word, 1 number.\n")
   except (errors.UserError, KeyboardInterrupt, SystemExit):
     raise

@@ -14,7 +14,14 @@ import pytest
 import safetensors.numpy
 import tiny_files as tiny
 
-from skipalign_jax.hf import names, native, reference, safetensors_files, weights
+from skipalign_jax.hf import (
+  export,
+  names,
+  native,
+  reference,
+  safetensors_files,
+  weights,
+)
 from skipalign_jax.runtime import checksums, errors, files
 
 
@@ -499,6 +506,31 @@ def test_tokenizer_json_is_taken_literally(tmp_path):
   files.write_json(file, config)
   ours = reference.load_tokenizer(str(folder))
   assert ours(tiny.TEXT)["input_ids"] == tiny.tokenizer()(tiny.TEXT)["input_ids"]
+
+
+def test_several_chat_templates(tmp_path):
+  """An export has them all; their names become names of files."""
+  folder = tiny.hf_folder(tmp_path / "m")
+  (folder / "chat_template.jinja").unlink()
+  write = lambda found: files.write_json(
+    folder / "tokenizer_config.json",
+    files.read_json(folder / "tokenizer_config.json") | {"chat_template": found},
+  )
+  named = lambda name: [
+    {"name": "default", "template": tiny.TEMPLATE},
+    {"name": name, "template": "tools"},
+  ]
+  write(named("tool_use"))
+  ours = reference.load_tokenizer(str(folder))
+  assert ours.chat_template == {"default": tiny.TEMPLATE, "tool_use": "tools"}
+  (tmp_path / "out").mkdir()
+  export.save_tokenizer(ours, tmp_path / "out")
+  again = reference.load_tokenizer(str(tmp_path / "out"))
+  assert again.chat_template == ours.chat_template
+  for bad in (named("../../x"), named("/x"), named("a\0"), named(""), {"a": 1}, 5):
+    write(bad)
+    with pytest.raises(errors.UserError, match=r"unreadable tokenizer .a chat templ"):
+      reference.load_tokenizer(str(folder))
 
 
 def test_writer_streams_shards(tmp_path):
