@@ -158,6 +158,8 @@ def save_tokenizer(
   for key in ("is_local", "local_files_only"):  # how it was loaded here
     config.pop(key, None)
   config["tokenizer_class"] = "PreTrainedTokenizerFast"
-  if tokenizer.chat_template:
-    config["chat_template"] = tokenizer.chat_template
+  if found := tokenizer.chat_template:
+    if isinstance(found, dict):
+      found = [{"name": name, "template": text} for name, text in found.items()]
+    config["chat_template"] = found
   files.write_json(path, config)

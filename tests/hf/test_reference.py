@@ -527,6 +527,9 @@ def test_several_chat_templates(tmp_path):
   export.save_tokenizer(ours, tmp_path / "out")
   again = reference.load_tokenizer(str(tmp_path / "out"))
   assert again.chat_template == ours.chat_template
+  # As transformers 4 wrote it, and as other readers expect it.
+  written = files.read_json(tmp_path / "out/tokenizer_config.json")["chat_template"]
+  assert written == named("tool_use")
   for bad in (named("../../x"), named("/x"), named("a\0"), named(""), {"a": 1}, 5):
     write(bad)
     with pytest.raises(errors.UserError, match=r"unreadable tokenizer .a chat templ"):
