@@ -32,6 +32,7 @@ _DROPPED = (
   "original_max_position_embeddings",
   "quantization_config",
 )
+_V5_SPECIAL = "extra_special_tokens"  # key of tokenizer_config.json
 
 
 def export(
@@ -149,8 +150,9 @@ def save_tokenizer(
 ) -> None:
   """Saves tokenizer files that transformers v4 reads too.
 
-  v5 writes a class name that v4 does not know and keeps the chat template in a
-  file of its own, which early v4 releases ignore; both spellings are written.
+  v5 writes a class name that v4 does not know, special tokens as a list where v4 fails
+  without an object, and the chat template in a file of its own, which early v4 releases
+  ignore. v5 reads v4's spellings, so these are written; of templates, both are.
   """
   tokenizer.save_pretrained(folder)
   path = folder / "tokenizer_config.json"
@@ -158,6 +160,8 @@ def save_tokenizer(
   for key in ("is_local", "local_files_only"):  # how it was loaded here
     config.pop(key, None)
   config["tokenizer_class"] = "PreTrainedTokenizerFast"
+  if isinstance(config.get(_V5_SPECIAL), list):
+    config["additional_special_tokens"] = config.pop(_V5_SPECIAL)
   if found := tokenizer.chat_template:
     if isinstance(found, dict):
       found = [{"name": name, "template": text} for name, text in found.items()]

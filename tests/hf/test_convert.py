@@ -231,6 +231,26 @@ def test_exported_tokenizer_is_the_same_for_anyone(tmp_path):
   assert theirs.chat_template == tiny.TEMPLATE
 
 
+def test_exported_special_tokens_are_spelled_as_version_4_does(tmp_path):
+  """It fails where extra_special_tokens is a list, as version 5 writes it."""
+  source = tiny.hf_folder(tmp_path / "hf")
+  tokenizer = tiny.tokenizer()
+  more = ["<|im_end|>", "<tool>"]
+  tokenizer.add_special_tokens({"additional_special_tokens": more})
+  tokenizer.save_pretrained(source)
+  run("export", source, tmp_path / "out")
+  config = files.read_json(tmp_path / "out/tokenizer_config.json")
+  assert config["additional_special_tokens"] == more
+  assert "extra_special_tokens" not in config
+  run("export", tmp_path / "out", tmp_path / "again")
+  for theirs in (
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "again"),
+    reference.load_tokenizer(str(tmp_path / "again")),
+  ):
+    assert theirs.extra_special_tokens == more
+    assert theirs.all_special_ids == tokenizer.all_special_ids
+
+
 def test_dtypes(tmp_path):
   source = tiny.hf_folder(tmp_path / "hf", dtype=np.float32)
   run("export", source, tmp_path / "bf16")
