@@ -433,6 +433,18 @@ def test_names_without_their_usual_prefix(tmp_path):
   refused(folder, "lm_head.weight", "AutoModelForCausalLM", "tie_word_embeddings")
 
 
+def test_a_tied_matrix_that_was_saved_as_the_head(tmp_path):
+  """As safetensors.torch.save_model does, and transformers 5 reads."""
+  folder = tiny.hf_folder(tmp_path / "m", "smollm2_tied")
+  stored = tiny.tensors("smollm2_tied")
+  matrix = stored.pop("model.embed_tokens.weight")
+  stored["lm_head.weight"] = matrix
+  safetensors.numpy.save_file(stored, folder / "model.safetensors")
+  opened = reference.open_model(str(folder))
+  np.testing.assert_array_equal(opened.weights["embed/weight"].read(), matrix)
+  assert "lm_head/weight" not in opened.weights
+
+
 def test_a_tied_model_whose_head_is_another_matrix_is_refused(tmp_path, monkeypatch):
   """transformers 5 computes with that head, version 4 with the embedding."""
   monkeypatch.setattr(weights, "_COMPARED_ROWS", 100)
