@@ -32,6 +32,10 @@ _DROPPED = (
   "original_max_position_embeddings",
   "quantization_config",
 )
+# Digits, white space, signs, scripts and a letter in two parts: rules differ in these.
+_SAMPLE = (
+  " The year 2024: it's 1,234.5 %\n\n  x = [y];\tÉté cafe\u0301 你好 🙂 don't\r\n!"
+)
 _V5_SPECIAL = "extra_special_tokens"  # key of tokenizer_config.json
 
 
@@ -167,3 +171,29 @@ def save_tokenizer(
       found = [{"name": name, "template": text} for name, text in found.items()]
     config["chat_template"] = found
   files.write_json(path, config)
+
+
+def is_read_alike(
+  tokenizer: transformers.PreTrainedTokenizerFast, folder: str | os.PathLike[str]
+) -> bool:
+  """Whether AutoTokenizer of the installed transformers reads an exported tokenizer.
+
+  For some model types (qwen2) version 5 makes a tokenizer from the vocabulary and rules
+  of its own, whatever class tokenizer_config.json names and tokenizer.json says.
+
+  Args:
+    tokenizer: that was exported.
+    folder: of the export.
+  """
+  import transformers
+
+  try:
+    theirs = transformers.AutoTokenizer.from_pretrained(
+      str(folder), local_files_only=True, trust_remote_code=False
+    )
+    read, written = (
+      one(_SAMPLE, add_special_tokens=False)["input_ids"] for one in (theirs, tokenizer)
+    )
+  except (ValueError, KeyError, OSError, AttributeError, TypeError):
+    return False
+  return read == written
