@@ -83,6 +83,12 @@ def export_model(
     "load it with transformers.AutoModelForCausalLM.from_pretrained"
     f"({out!r}), or here as --model={shlex.quote(out)}"
   )
+  if not export.is_read_alike(tokens, target):
+    _CONSOLE.print(
+      "note: AutoTokenizer of transformers does not read this tokenizer as it is (the "
+      f"model type is {opened.config.family}), and splits some texts in another way. "
+      f"Load it with transformers.PreTrainedTokenizerFast.from_pretrained({out!r})"
+    )
   return 0
 
 

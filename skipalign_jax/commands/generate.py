@@ -103,7 +103,8 @@ def encode(
   the tokenizer reads any text: who uses `raw` writes a template by hand.
   """
   if raw:
-    return tokenizer.encode(prompt)
+    tokens = tokenizer.encode(prompt, add_special_tokens=False)
+    return [*prompts_lib.front(tokenizer), *tokens]
   _check_template(tokenizer)
   messages = [("system", system)] if system else []
   asked = dialogues.plain([*messages, ("user", prompt)])

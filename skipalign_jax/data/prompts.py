@@ -21,6 +21,19 @@ if TYPE_CHECKING:
 NOT_TEXT = "that cannot be encoded as text"
 
 
+def front(tokenizer: transformers.PreTrainedTokenizerFast) -> list[int]:
+  """What the tokenizer puts before every text, such as bos.
+
+  What it puts after a text, eos for some, belongs after no prompt: the reply would come
+  after an end.
+  """
+  alone, around = (
+    tokenizer.encode("a", add_special_tokens=special) for special in (False, True)
+  )
+  starts = range(len(around) - len(alone) + 1)
+  return around[: next(i for i in starts if around[i : i + len(alone)] == alone)]
+
+
 def of_dialogue(
   tokenizer: transformers.PreTrainedTokenizerFast, dialogue: dialogues.Dialogue
 ) -> list[int]:

@@ -118,8 +118,8 @@ class Subject:
 
     Args:
       text: of the prompt, with all that the chat template writes.
-      chat: whether the template wrote it; otherwise the tokenizer's special tokens
-        are put around it.
+      chat: whether the template wrote it; otherwise it begins with what
+        the tokenizer puts before every text.
 
     Returns:
       Token ids, and for each the index in `text` at which it ends.
@@ -133,9 +133,8 @@ class Subject:
       return prompts.of_text(self.tokenizer, text, len(before), max(end, len(before)))
     self._check_text(text)
     (found,) = tokenization.of_texts(self.tokenizer, [text], literal=True)
-    (front, back), ends = self._special, found.places[:, 1].tolist()
-    ids = [*front, *found.ids.tolist(), *back]
-    return ids, [*[0] * len(front), *ends, *[0] * len(back)]
+    ids = [*self._front, *found.ids.tolist()]
+    return ids, [*[0] * len(self._front), *found.places[:, 1].tolist()]
 
   @functools.cached_property
   def _framed(self) -> tuple[str, str]:
@@ -150,7 +149,7 @@ class Subject:
 
     Args:
       text: to encode.
-      special: add what the tokenizer puts around every text.
+      special: begin with what the tokenizer puts before every text.
       literal: names of special tokens in the text are text.
 
     Raises:
@@ -172,19 +171,11 @@ class Subject:
     (found,) = tokenization.of_texts(self.tokenizer, [text], literal)
     if not special:
       return found.ids
-    front, back = (np.array(ids, np.int32) for ids in self._special)
-    return np.concatenate([front, found.ids, back])
+    return np.concatenate([np.array(self._front, np.int32), found.ids])
 
   @functools.cached_property
-  def _special(self) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and after every text."""
-    alone, around = (
-      self.tokenizer.encode("a", add_special_tokens=special)
-      for special in (False, True)
-    )
-    size = len(alone)
-    at = next(i for i in range(len(around)) if around[i : i + size] == alone)
-    return around[:at], around[at + size :]
+  def _front(self) -> list[int]:
+    return prompts.front(self.tokenizer)
 
   @functools.cached_property
   def _markup(self) -> tuple[str, ...]:

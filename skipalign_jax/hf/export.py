@@ -32,6 +32,11 @@ _DROPPED = (
   "original_max_position_embeddings",
   "quantization_config",
 )
+# Digits, white space, signs, scripts and a letter in two parts: rules differ in these.
+_SAMPLE = (
+  " The year 2024: it's 1,234.5 %\n\n  x = [y];\tÉté cafe\u0301 你好 🙂 don't\r\n!"
+)
+_V5_SPECIAL = "extra_special_tokens"  # key of tokenizer_config.json
 
 
 def export(
@@ -149,8 +154,9 @@ def save_tokenizer(
 ) -> None:
   """Saves tokenizer files that transformers v4 reads too.
 
-  v5 writes a class name that v4 does not know and keeps the chat template in a
-  file of its own, which early v4 releases ignore; both spellings are written.
+  v5 writes a class name that v4 does not know, special tokens as a list where v4 fails
+  without an object, and the chat template in a file of its own, which early v4 releases
+  ignore. v5 reads v4's spellings, so these are written; of templates, both are.
   """
   tokenizer.save_pretrained(folder)
   path = folder / "tokenizer_config.json"
@@ -158,6 +164,36 @@ def save_tokenizer(
   for key in ("is_local", "local_files_only"):  # how it was loaded here
     config.pop(key, None)
   config["tokenizer_class"] = "PreTrainedTokenizerFast"
-  if tokenizer.chat_template:
-    config["chat_template"] = tokenizer.chat_template
+  if isinstance(config.get(_V5_SPECIAL), list):
+    config["additional_special_tokens"] = config.pop(_V5_SPECIAL)
+  if found := tokenizer.chat_template:
+    if isinstance(found, dict):
+      found = [{"name": name, "template": text} for name, text in found.items()]
+    config["chat_template"] = found
   files.write_json(path, config)
+
+
+def is_read_alike(
+  tokenizer: transformers.PreTrainedTokenizerFast, folder: str | os.PathLike[str]
+) -> bool:
+  """Whether AutoTokenizer of the installed transformers reads an exported tokenizer.
+
+  For some model types (qwen2) version 5 makes a tokenizer from the vocabulary and rules
+  of its own, whatever class tokenizer_config.json names and tokenizer.json says.
+
+  Args:
+    tokenizer: that was exported.
+    folder: of the export.
+  """
+  import transformers
+
+  try:
+    theirs = transformers.AutoTokenizer.from_pretrained(
+      str(folder), local_files_only=True, trust_remote_code=False
+    )
+    read, written = (
+      one(_SAMPLE, add_special_tokens=False)["input_ids"] for one in (theirs, tokenizer)
+    )
+  except (ValueError, KeyError, OSError, AttributeError, TypeError):
+    return False
+  return read == written

@@ -196,7 +196,8 @@ def hf_config(
     if key not in families.TABLE[architecture].fixed:
       config[key] = f"blk.0.{name}.bias" in tensor_names
   if window := keys.get("attention.sliding_window"):
-    config |= {"use_sliding_window": True, "sliding_window": window}
+    slides = {"use_sliding_window": True, "max_window_layers": 0}  # in all layers
+    config |= {**slides, "sliding_window": window}
   first = metadata.get("tokenizer.ggml.bos_token_id")
   if first is not None:
     config["bos_token_id"] = first

@@ -38,6 +38,7 @@ _SMOLLM = ("smollm",)
 _LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
 _QWEN2 = ("qwen2",)
 _KNOWN = ", ".join((*_GPT2, *_SMOLLM, *_LLAMA3, *_QWEN2))
+_TEMPLATE = "tokenizer.chat_template"
 _MAX_PIECE = 1024  # characters of a SentencePiece token; Llama's longest has 16
 
 
@@ -76,10 +77,23 @@ def build(metadata: dict[str, Any], where: str) -> transformers.PreTrainedTokeni
   return transformers.PreTrainedTokenizerFast(
     tokenizer_object=core,
     clean_up_tokenization_spaces=False,
-    chat_template=metadata.get("tokenizer.chat_template"),
+    chat_template=_templates(metadata),
     model_max_length=_window(metadata),
     **special,
   )
+
+
+def _templates(metadata: dict[str, Any]) -> str | dict[str, str] | None:
+  """The chat template, or several by their names, such as one for tools."""
+  default = metadata.get(_TEMPLATE)
+  others = {
+    key.removeprefix(f"{_TEMPLATE}."): value
+    for key, value in metadata.items()
+    if key.startswith(f"{_TEMPLATE}.")
+  }
+  if default is None or not others:
+    return others or default
+  return {"default": default, **others}
 
 
 def _window(metadata: dict[str, Any]) -> int:

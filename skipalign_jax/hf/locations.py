@@ -23,7 +23,10 @@ FORMS = """a model reference is one of
   path/to/adapter[@base]    an adapter in PEFT's format; base: a reference, by default
                             the one in adapter_config.json"""
 
+# Of subfolders only additional_chat_templates/*.jinja; others have checkpoints or
+# other formats. "consolidated" is the same model again, in Mistral's own.
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+_NOT_FROM_HUB = ["*/*.json", "*/*.safetensors", "consolidated*"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +150,6 @@ def _download(hub_id: str) -> pathlib.Path:
       revision=revision or None,
       local_files_only=not hub.is_reachable(),
       allow_patterns=_HUB_FILES,
-      # The second is the same model again, in Mistral's own format.
-      ignore_patterns=["*/*", "consolidated*"],
+      ignore_patterns=_NOT_FROM_HUB,
     )
   return pathlib.Path(folder)

@@ -227,6 +227,11 @@ def _pairs(
   modules = {}
   for name in tensors.shapes:
     at = _place(name)
+    if name.endswith(".bias"):
+      raise errors.UserError(
+        f"{tensors.where}: {escape.line(name)[:200]}: biases were trained, too. "
+        f"{_REMEDY}"
+      )
     if at is None:
       raise errors.UserError(
         f"{tensors.where}: {escape.line(name)[:200]} is no adapter of a linear layer "

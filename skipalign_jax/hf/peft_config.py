@@ -31,15 +31,16 @@ _READ = {
   "use_rslora",
   "rank_pattern",
   "alpha_pattern",
-  "bias",
   "init_lora_weights",
   "target_modules",
   "exclude_modules",
   "layers_to_transform",
 }
-# They change how adapters are trained or where they begin, not what they compute.
+# They change how adapters are trained or where they begin, not what they compute. If
+# biases were trained by `bias`, the file has their tensors, which are refused.
 _NEUTRAL = {
   "auto_mapping",
+  "bias",
   "peft_version",
   "inference_mode",
   "lora_dropout",
@@ -150,11 +151,6 @@ def _check(path: pathlib.Path, given: Mapping[str, Any]) -> None:
     raise errors.UserError(
       f"{path}: task_type={escape.line(task)[:100]}; only adapters of language models "
       "(CAUSAL_LM) are read"
-    )
-  if given.get("bias", "none") != "none":
-    raise errors.UserError(
-      f"{path}: bias={escape.line(given['bias'])[:100]}: biases were trained, too. "
-      f"{_REMEDY}"
     )
   start = given.get("init_lora_weights", True)
   if not isinstance(start, bool | str) or start not in _STARTS:

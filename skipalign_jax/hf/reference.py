@@ -112,7 +112,8 @@ def _open(reference: str, above: tuple[pathlib.Path, ...]) -> Model:
           "checkpoints are not supported, take the unquantised model"
         )
       folder = safetensors_files.SafetensorsFolder(location.path)
-      parameters = weights.stacked(config, weights.with_usual_names(folder))
+      source = weights.with_usual_names(folder, config.tie_embeddings)
+      parameters = weights.stacked(config, source)
       if (location.path / "generation_config.json").is_file():
         generation = files.read_json(
           location.path / "generation_config.json", finite=False
@@ -292,6 +293,7 @@ def load_tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
     tokenizer = _tokenizer(reference)
     if not isinstance(tokenizer.model_max_length, int | float):
       raise TypeError(f"model_max_length is {tokenizer.model_max_length!r}")
+    tokenizer_files.check_templates(tokenizer.chat_template)
     tokenizer("A word, 1 number.\n")
   except (errors.UserError, KeyboardInterrupt, SystemExit):
     raise

@@ -5,6 +5,8 @@ vocabularies have two million values.
 """
 
 import pathlib
+import re
+from typing import Any
 
 from skipalign_jax.runtime import errors, escape, json_limits, untrusted
 
@@ -16,6 +18,7 @@ MAX_VALUES = {  # of each JSON file that is read
 }
 MAX_OBJECTS = 100_000  # of tokenizer.json: added tokens, and steps of its pipeline
 MAX_TEMPLATE_BYTES = 1 << 20  # of a chat template; the longest usual ones have 30 KiB
+_TEMPLATE_NAME = re.compile(r"\w[\w.-]{0,99}", re.ASCII)  # becomes a file's name
 _TEMPLATES = ("*.jinja", "additional_chat_templates/*.jinja")
 
 
@@ -38,6 +41,20 @@ def check_template(size: int, where: str) -> None:
       f"{MAX_TEMPLATE_BYTES >> 20} MiB. Take another tokenizer, or remove it and set "
       "data.template=tulu"
     )
+
+
+def check_templates(found: Any) -> None:
+  """Raises TypeError if a tokenizer's `chat_template` is not of its types.
+
+  Args:
+    found: a text, None, or the texts by their names, which are plain.
+  """
+  several = found if isinstance(found, dict) else {"default": found or ""}
+  for name, template in several.items():
+    if not isinstance(template, str):
+      raise TypeError(f"a chat template is {type(template).__name__}, not text")
+    if not (isinstance(name, str) and _TEMPLATE_NAME.fullmatch(name)):
+      raise TypeError(f"a chat template has the name {str(name)[:100]!a}")
 
 
 def _check_json(path: pathlib.Path, max_values: int) -> None:

@@ -7,7 +7,7 @@ one layer's tensor.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -203,19 +203,17 @@ _PREFIXES = {
 }
 
 
-class WithPrefix:
-  """A source without the prefix "model.", as a model without its head is saved.
+class Renamed:
+  """A source whose tensors have other names.
 
   Attributes:
-    where, shapes: see `TensorSource`; the names with their prefix.
+    where, shapes: see `TensorSource`; with the new names.
   """
 
-  def __init__(self, source: TensorSource):
-    self._source, self.where = source, source.where
-    self._stored = {
-      name if name == _HEAD else f"model.{name}": name for name in source.shapes
-    }
-    self.shapes = {name: source.shapes[old] for name, old in self._stored.items()}
+  def __init__(self, source: TensorSource, stored: Mapping[str, str]):
+    """`stored`: new name → name in `source`."""
+    self._source, self._stored, self.where = source, stored, source.where
+    self.shapes = {name: source.shapes[old] for name, old in stored.items()}
 
   def dtype(self, name: str) -> np.dtype:
     return self._source.dtype(self._stored[name])
@@ -224,13 +222,23 @@ class WithPrefix:
     return self._source.read(self._stored[name], rows)
 
 
-def with_usual_names(source: TensorSource) -> TensorSource:
-  """The source, with the prefix "model." if its names lack it."""
+def with_usual_names(source: TensorSource, tied: bool) -> TensorSource:
+  """The source with the names that transformers writes.
+
+  A model that was saved without its head lacks the prefix "model.". One that was saved
+  with safetensors' `save_model` has the matrix of tied embeddings as its head only.
+
+  Args:
+    source: tensors of a model.
+    tied: the output matrix is the embedding.
+  """
+  stored = {name: name for name in source.shapes}
   bare = _EMBEDDING.removeprefix("model.")
-  lacks = bare in source.shapes and not any(
-    name.startswith("model.") for name in source.shapes
-  )
-  return WithPrefix(source) if lacks else source
+  if bare in stored and not any(name.startswith("model.") for name in stored):
+    stored = {name if name == _HEAD else f"model.{name}": name for name in stored}
+  if tied and _HEAD in stored and _EMBEDDING not in stored:
+    stored[_EMBEDDING] = stored.pop(_HEAD)
+  return Renamed(source, stored)
 
 
 def check_finite(name: str, tensor: np.ndarray) -> None:

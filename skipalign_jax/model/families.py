@@ -58,7 +58,11 @@ TABLE = {
     "Qwen2ForCausalLM",
     fixed={"attention_bias": True, "mlp_bias": False},
     o_bias=False,
-    defaults={"num_key_value_heads": 32, "max_position_embeddings": 32_768},
+    defaults={
+      "num_key_value_heads": 32,
+      "max_position_embeddings": 32_768,
+      "max_window_layers": 28,
+    },
     no_sliding=_NO_SLIDING,
   ),
   "qwen3": Family(
@@ -69,6 +73,7 @@ TABLE = {
       "num_key_value_heads": 32,
       "head_dim": 128,
       "max_position_embeddings": 32_768,
+      "max_window_layers": 28,
     },
     no_sliding=_NO_SLIDING,
   ),
@@ -131,9 +136,8 @@ def complete(hf: Mapping[str, Any], where: str) -> tuple[Family, dict[str, Any]]
 
 
 def _refuse_windows(family: Family, hf: Mapping[str, Any], where: str) -> None:
-  slides = hf_keys.flag(hf, "use_sliding_window") or "sliding_window" in family.defaults
   window, length = hf.get("sliding_window"), hf["max_position_embeddings"]
-  if slides and window is not None and window < length:
+  if _slides(family, hf) and window is not None and window < length:
     raise errors.UserError(
       f"{where}: attention with a sliding window ({window} of {length} positions) is "
       f"not supported. It does not matter for rows of at most {window} tokens: for "
@@ -146,6 +150,19 @@ def _refuse_windows(family: Family, hf: Mapping[str, Any], where: str) -> None:
       f"{where}: layer_types has {escape.listed(others)}; only full_attention "
       "is supported"
     )
+
+
+def _slides(family: Family, hf: Mapping[str, Any]) -> bool:
+  """Whether a layer has the sliding window, if there is one."""
+  if "sliding_window" in family.defaults:
+    return True
+  if not hf_keys.flag(hf, "use_sliding_window"):
+    return False
+  if "max_window_layers" not in family.defaults:
+    return True
+  # The first layers have none. Where the file names the types of layers, these count.
+  some = hf_keys.whole(hf, "max_window_layers") < hf["num_hidden_layers"]
+  return some and not hf.get("layer_types")
 
 
 def nope_layers(family: Family, hf: Mapping[str, Any], where: str) -> tuple[int, ...]:

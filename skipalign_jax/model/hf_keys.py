@@ -17,8 +17,8 @@ READ = frozenset(
   model_type vocab_size num_hidden_layers hidden_size intermediate_size
   num_attention_heads num_key_value_heads head_dim rms_norm_eps tie_word_embeddings
   attention_bias mlp_bias max_position_embeddings original_max_position_embeddings
-  rope_theta rope_scaling rope_parameters sliding_window use_sliding_window layer_types
-  no_rope_layers no_rope_layer_interval
+  rope_theta rope_scaling rope_parameters sliding_window use_sliding_window
+  max_window_layers layer_types no_rope_layers no_rope_layer_interval
   """.split()
 )
 
@@ -60,7 +60,7 @@ NEUTRAL = frozenset(
   """
   attn_implementation flash_attn flash_attention use_flash_attn use_flash_attention
   use_flash_attention_2 chunk_size_feed_forward cross_attention_hidden_size
-  gradient_checkpointing is_llama_config logits_to_keep max_window_layers
+  gradient_checkpointing is_llama_config logits_to_keep
   num_logits_to_keep output_attentions output_hidden_states output_router_logits
   pruned_heads router_aux_loss_coef tie_encoder_decoder quantization_config
   """.split()

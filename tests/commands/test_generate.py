@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import tiny_subject
+from tokenizers import processors
 
 from skipalign_jax import generate as skipalign_jax_generate
 from skipalign_jax.commands import generate, text_stream
@@ -157,6 +158,18 @@ def test_prompt_becomes_a_user_turn_unless_raw():
   tokenizer.chat_template = None
   with pytest.raises(errors.UserError, match="--raw"):
     text(False, "")
+
+
+def test_no_token_that_ends_texts_is_put_after_a_raw_prompt():
+  """Tokenizers that were saved with add_eos_token=True put eos after every text."""
+  tokenizer = tokenizer_lib.byte_tokenizer()
+  plain = tokenizer.encode("hi")
+  tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+    single="<|im_start|> $A <|endoftext|>",
+    special_tokens=[("<|im_start|>", 2), ("<|endoftext|>", 1)],
+  )
+  assert tokenizer.encode("hi") == [2, *plain, 1]
+  assert generate.encode(tokenizer, "hi", raw=True, system="") == [2, *plain]
 
 
 def test_names_of_special_tokens_are_text_unless_raw():

@@ -199,3 +199,16 @@ def test_names_of_special_tokens_in_files_are_text(kind, chat, tmp_path):
   options = perplexity.Options(files=str(page), length=64)
   (window, *_) = perplexity.items(options, subject)
   assert len(special(window.query.tokens)) == (kind == "llama")
+
+
+def test_no_token_that_ends_texts_is_put_after_a_prompt():
+  """Tokenizers that were saved with add_eos_token=True put eos after every text."""
+  subject = subject_of("llama")
+  subject.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+    single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+  )
+  assert subject.tokenizer.encode("a")[-1] == 2
+  (tokens, ends), plain = subject.encode_prompt("a b", False), subject.encode("a b")
+  assert tokens == subject.encode("a b", special=True) == [1, *plain]
+  assert len(ends) == len(tokens) and ends[-1] == len("a b")
+  assert subject.encode("", special=True) == [1]  # what begins a window

@@ -12,11 +12,13 @@ import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
 import tiny_files as tiny
+import tokenizers
 import transformers
 import yaml
+from tokenizers import normalizers, pre_tokenizers
 
 from skipalign_jax import convert
-from skipalign_jax.hf import card, export, hub, native, reference
+from skipalign_jax.hf import card, export, gguf_tokenizer, hub, native, reference
 from skipalign_jax.model import hf_rope, rope
 from skipalign_jax.runtime import errors, files
 
@@ -229,6 +231,46 @@ def test_exported_tokenizer_is_the_same_for_anyone(tmp_path):
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
   assert theirs(tiny.TEXT)["input_ids"] == tiny.tokenizer()(tiny.TEXT)["input_ids"]
   assert theirs.chat_template == tiny.TEMPLATE
+
+
+def test_exported_special_tokens_are_spelled_as_version_4_does(tmp_path):
+  """It fails where extra_special_tokens is a list, as version 5 writes it."""
+  source = tiny.hf_folder(tmp_path / "hf")
+  tokenizer = tiny.tokenizer()
+  more = ["<|im_end|>", "<tool>"]
+  tokenizer.add_special_tokens({"additional_special_tokens": more})
+  tokenizer.save_pretrained(source)
+  run("export", source, tmp_path / "out")
+  config = files.read_json(tmp_path / "out/tokenizer_config.json")
+  assert config["additional_special_tokens"] == more
+  assert "extra_special_tokens" not in config
+  run("export", tmp_path / "out", tmp_path / "again")
+  for theirs in (
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "again"),
+    reference.load_tokenizer(str(tmp_path / "again")),
+  ):
+    assert theirs.extra_special_tokens == more
+    assert theirs.all_special_ids == tokenizer.all_special_ids
+
+
+def test_a_tokenizer_that_transformers_does_not_read_as_it_is(tmp_path, capsys):
+  """Version 5 gives qwen2 a tokenizer with Qwen's rules, whatever the files say."""
+  for name, alike in (("llama2_gqa", True), ("qwen2", False)):
+    source = tiny.hf_folder(tmp_path / name, name)
+    run("export", source, tmp_path / f"{name}_out")
+    assert ("note: AutoTokenizer" in capsys.readouterr().out) != alike
+  tokenizer = tiny.tokenizer()
+  core, byte_level = tokenizer.backend_tokenizer, pre_tokenizers.ByteLevel
+  core.normalizer = normalizers.NFC()
+  core.pre_tokenizer = pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Split(tokenizers.Regex(gguf_tokenizer._QWEN2_SPLIT), "isolated"),
+      byte_level(add_prefix_space=False, use_regex=False),
+    ]
+  )
+  tokenizer.save_pretrained(source)
+  run("export", source, tmp_path / "with_its_rules")
+  assert "note: AutoTokenizer" not in capsys.readouterr().out
 
 
 def test_dtypes(tmp_path):

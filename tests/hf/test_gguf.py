@@ -299,13 +299,25 @@ def test_a_quantisation_that_the_library_cannot_read_is_an_error(tmp_path, monke
     reference.load_params(opened)
 
 
+def test_several_chat_templates(tmp_path):
+  more = {"tokenizer.chat_template.tool_use": "tools"}
+  path = tiny.gguf_file(tmp_path / "m.gguf", metadata=more)
+  found = reference.load_tokenizer(str(path)).chat_template
+  assert found == {"default": tiny.TEMPLATE, "tool_use": "tools"}
+  more = {"tokenizer.chat_template.../x": "tools"}
+  path = tiny.gguf_file(tmp_path / "x.gguf", metadata=more)
+  with pytest.raises(errors.UserError, match="a chat template has the name"):
+    reference.load_tokenizer(str(path))
+
+
 def test_other_architectures_are_refused(tmp_path):
   with pytest.raises(errors.UserError, match="supported: llama, qwen2, qwen3"):
     gguf.hf_config({"general.architecture": "gemma3"}, set(), "x.gguf")
-  window = {"llama.attention.sliding_window": 64.0}
-  path = tiny.gguf_file(tmp_path / "w.gguf", metadata=window)
-  with pytest.raises(errors.UserError, match="sliding window"):
-    gguf.GGUFFile(path)
+  for name, architecture in (("llama2_gqa", "llama"), ("qwen2", "qwen2")):
+    window = {f"{architecture}.attention.sliding_window": 64.0}
+    path = tiny.gguf_file(tmp_path / f"{name}.gguf", name, metadata=window)
+    with pytest.raises(errors.UserError, match="sliding window"):
+      gguf.GGUFFile(path)
   path = tiny.gguf_file(tmp_path / "m.gguf", pre="unheard-of")
   with pytest.raises(errors.UserError, match="unheard-of"):
     reference.load_tokenizer(str(path))

@@ -173,7 +173,6 @@ def refused(folder, *words):
   [
     ({"peft_type": "LOHA"}, ["peft_type=LOHA", "merge_and_unload"]),
     ({"task_type": "SEQ_CLS"}, ["task_type=SEQ_CLS"]),
-    ({"bias": "lora_only"}, ["bias=lora_only"]),
     ({"use_dora": True}, ["key use_dora is set"]),
     ({"modules_to_save": ["embed_tokens"]}, ["key modules_to_save is set"]),
     ({"trainable_token_indices": [3]}, ["key trainable_token_indices is set"]),
@@ -215,6 +214,10 @@ ONE = "base_model.model.model.layers.1.self_attn.q_proj.lora_"
       ["lm_head.weight is no adapter"],
     ),
     (
+      lambda t: t.update({ONE.replace("lora_", "bias"): np.ones(32, "f4")}),
+      ["q_proj.bias", "biases were trained", "merge_and_unload"],
+    ),
+    (
       lambda t: t.update(
         {ONE.replace(".1.", ".01.") + "A.weight": t[f"{ONE}A.weight"]}
       ),
@@ -237,6 +240,11 @@ def test_other_tensors_are_refused(base, tmp_path, change, words):
   tensors = drawn()
   change(tensors)
   refused(write(tmp_path / "a", base, tensors), *words)
+
+
+def test_no_bias_is_trained_where_the_model_has_none(base, tmp_path):
+  folder = write(tmp_path / "a", base, bias="lora_only")
+  assert_close(weights_of(folder), expected(base, drawn()))
 
 
 def test_folders_that_are_not_clear_are_refused(base, tmp_path):

@@ -80,6 +80,7 @@ def test_peft_loads_what_is_exported(base, tmp_path, cache_dir):
   [
     dict(target_modules=["q_proj", "v_proj", "down_proj"]),
     dict(target_modules="all-linear", use_rslora=True),
+    dict(target_modules=["v_proj"], bias="all"),  # this base has none
     dict(target_modules=["k_proj", "o_proj"], layers_to_transform=[1]),
     dict(target_modules=r".*\.mlp\.(up|gate)_proj", lora_dropout=0.3),
     dict(
@@ -111,7 +112,6 @@ def test_we_read_what_peft_saves(base, tmp_path, settings):
   ("settings", "words"),
   [
     (dict(use_dora=True), "use_dora"),
-    (dict(bias="all"), "bias=all"),
     (dict(modules_to_save=["lm_head"]), "modules_to_save"),
     (dict(lora_bias=True), "lora_bias"),
     (dict(init_lora_weights="pissa"), "init_lora_weights=pissa"),
@@ -130,6 +130,17 @@ def test_what_peft_computes_in_another_way_is_refused(base, tmp_path, settings, 
   given.save_pretrained(tmp_path)
   with pytest.raises(errors.UserError, match=words):
     peft_config.read(tmp_path)
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_that_were_trained_are_in_the_file(tmp_path, bias):
+  import peft
+
+  base = tiny_files.hf_folder(tmp_path / "hf", "qwen2")
+  given = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", bias=bias)
+  peft.get_peft_model(load_base(base), given).save_pretrained(tmp_path / "adapter")
+  with pytest.raises(errors.UserError, match=r"bias: biases were trained, too"):
+    reference.open_model(str(tmp_path / "adapter"))
 
 
 def test_every_key_of_peft_is_known_or_off_by_default(base, tmp_path):

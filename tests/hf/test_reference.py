@@ -14,7 +14,14 @@ import pytest
 import safetensors.numpy
 import tiny_files as tiny
 
-from skipalign_jax.hf import names, native, reference, safetensors_files, weights
+from skipalign_jax.hf import (
+  export,
+  names,
+  native,
+  reference,
+  safetensors_files,
+  weights,
+)
 from skipalign_jax.runtime import checksums, errors, files
 
 
@@ -241,8 +248,14 @@ def test_hub_failure_explains_itself(monkeypatch):
   monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
   refused("org/model@abc", "no route to host", "network", "hf auth login", "local")
   assert (call["name"], call["revision"]) == ("org/model", "abc")
-  assert "consolidated*" in call["ignore_patterns"]
-  assert not any("bin" in p or p == "*.py" for p in call["allow_patterns"])
+  wanted = ["config.json", "model.safetensors", "chat_template.jinja",
+            "tokenizer.model", "additional_chat_templates/tool_use.jinja"]  # fmt: skip
+  others = ["consolidated.safetensors", "original/params.json", "pytorch_model.bin",
+            "checkpoint-5/adapter_model.safetensors", "original/tokenizer.model",
+            "modeling.py", "onnx/model.onnx", "README.md"]  # fmt: skip
+  patterns = {key: call[key] for key in ("allow_patterns", "ignore_patterns")}
+  found = huggingface_hub.utils.filter_repo_objects([*wanted, *others], **patterns)
+  assert list(found) == wanted
 
 
 def test_hub_download_opens_as_a_folder(monkeypatch, tmp_path):
@@ -420,6 +433,18 @@ def test_names_without_their_usual_prefix(tmp_path):
   refused(folder, "lm_head.weight", "AutoModelForCausalLM", "tie_word_embeddings")
 
 
+def test_a_tied_matrix_that_was_saved_as_the_head(tmp_path):
+  """As safetensors.torch.save_model does, and transformers 5 reads."""
+  folder = tiny.hf_folder(tmp_path / "m", "smollm2_tied")
+  stored = tiny.tensors("smollm2_tied")
+  matrix = stored.pop("model.embed_tokens.weight")
+  stored["lm_head.weight"] = matrix
+  safetensors.numpy.save_file(stored, folder / "model.safetensors")
+  opened = reference.open_model(str(folder))
+  np.testing.assert_array_equal(opened.weights["embed/weight"].read(), matrix)
+  assert "lm_head/weight" not in opened.weights
+
+
 def test_a_tied_model_whose_head_is_another_matrix_is_refused(tmp_path, monkeypatch):
   """transformers 5 computes with that head, version 4 with the embedding."""
   monkeypatch.setattr(weights, "_COMPARED_ROWS", 100)
@@ -493,6 +518,34 @@ def test_tokenizer_json_is_taken_literally(tmp_path):
   files.write_json(file, config)
   ours = reference.load_tokenizer(str(folder))
   assert ours(tiny.TEXT)["input_ids"] == tiny.tokenizer()(tiny.TEXT)["input_ids"]
+
+
+def test_several_chat_templates(tmp_path):
+  """An export has them all; their names become names of files."""
+  folder = tiny.hf_folder(tmp_path / "m")
+  (folder / "chat_template.jinja").unlink()
+  write = lambda found: files.write_json(
+    folder / "tokenizer_config.json",
+    files.read_json(folder / "tokenizer_config.json") | {"chat_template": found},
+  )
+  named = lambda name: [
+    {"name": "default", "template": tiny.TEMPLATE},
+    {"name": name, "template": "tools"},
+  ]
+  write(named("tool_use"))
+  ours = reference.load_tokenizer(str(folder))
+  assert ours.chat_template == {"default": tiny.TEMPLATE, "tool_use": "tools"}
+  (tmp_path / "out").mkdir()
+  export.save_tokenizer(ours, tmp_path / "out")
+  again = reference.load_tokenizer(str(tmp_path / "out"))
+  assert again.chat_template == ours.chat_template
+  # As transformers 4 wrote it, and as other readers expect it.
+  written = files.read_json(tmp_path / "out/tokenizer_config.json")["chat_template"]
+  assert written == named("tool_use")
+  for bad in (named("../../x"), named("/x"), named("a\0"), named(""), {"a": 1}, 5):
+    write(bad)
+    with pytest.raises(errors.UserError, match=r"unreadable tokenizer .a chat templ"):
+      reference.load_tokenizer(str(folder))
 
 
 def test_writer_streams_shards(tmp_path):

@@ -239,6 +239,23 @@ def test_ntk_is_exported_as_its_base(length):
       {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 512},
       r"window \(512 of 4096",
     ),
+    (
+      {
+        "model_type": "qwen3",
+        "use_sliding_window": True,
+        "sliding_window": 512,
+        "max_window_layers": 31,
+      },
+      r"window \(512 of 4096",
+    ),
+    (
+      {
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "max_window_layers": "28",
+      },
+      "max_window_layers is '28', not a number",
+    ),
     ({"model_type": "smollm3", "no_rope_layers": [1, 0]}, "2 entries for 32 layers"),
     ({"hidden_size": "wide"}, "wrong type"),
     ({"hidden_size": None}, "wrong type"),
@@ -403,6 +420,15 @@ def test_dropout_and_windows_as_long_as_the_model_are_harmless():
     LLAMA2_7B | {"attention_dropout": 0.1, "pretraining_tp": 2},
     LLAMA2_7B | {"model_type": "mistral"},  # its default of 4096 is the whole window
     QWEN25_7B | {"use_sliding_window": True},
+    # All layers come before the first with a window, by number or by name.
+    QWEN25_7B | {"use_sliding_window": True, "sliding_window": 4096},
+    QWEN3_8B
+    | {
+      "use_sliding_window": True,
+      "sliding_window": 4096,
+      "max_window_layers": 0,
+      "layer_types": ["full_attention"] * 36,
+    },
   ):
     written = model_config.to_hf(model_config.from_hf(hf))
     # A longer window must not turn on the sliding one.
