@@ -687,7 +687,7 @@ def _is_open(name: str) -> bool:
 
 def unknown(name: str) -> str:
   """Says that the config has no key `name`, and which one is meant."""
-  close = difflib.get_close_matches(name, KEYS, n=1)
+  close = difflib.get_close_matches(name, KEYS, n=1, cutoff=0.7)
   closest = f"did you mean {close[0]}?" if close else ""
   hint = config_keys.meant(name, tuple(KEYS)) or closest
   shown = f"; {hint}" if hint else ""

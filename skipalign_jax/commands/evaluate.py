@@ -172,6 +172,11 @@ def with_rope(
   """
   if kind not in ("model", "none") and target_length is None:
     raise errors.UserError(f"--rope.kind={kind} needs --rope.target_length=N")
+  if kind == "none" and target_length is not None:
+    raise errors.UserError(
+      f"--rope.target_length={target_length} has no effect with --rope.kind=none; "
+      "choose ntk, linear, yarn or llama3, or leave it out"
+    )
   config = config_lib.default()
   config.model.init_from = opened.reference
   config.rope.kind, config.rope.target_length = kind, target_length

@@ -192,6 +192,7 @@ def build(
     usable, held_out = _hold_out(train, c)
   elif c.eval:
     found = _prepare_all(c.eval, c, tokenizer, console, pairs)
+    _check_no_weights(found)
     held_out = [(p, p.usable) for p in found]
   if c.text_window:
     _check_texts(train)
@@ -270,6 +271,16 @@ def _hold_out(
     usable.append(p.usable[~inside])
     held_out.append((p, p.usable[inside]))
   return usable, held_out
+
+
+def _check_no_weights(found: list[prepare.Prepared]) -> None:
+  """Raises UserError for a weight: each sample of held-out data counts once."""
+  for p in found:
+    if p.source.weight != 1:
+      raise errors.UserError(
+        f"data.eval: the weight *{p.source.weight:g} of {p.source.name} has no effect, "
+        "because each held-out sample is read once; remove it"
+      )
 
 
 def _check_texts(train: list[prepare.Prepared]) -> None:

@@ -59,6 +59,11 @@ def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item
     raise errors.UserError(f"--variant={options.variant}: choose passkey or sandwich")
   if options.score not in ("fu", "recall"):
     raise errors.UserError(f"--score={options.score}: choose fu or recall")
+  if options.variant == "passkey" and options.score != Options.score:
+    raise errors.UserError(
+      f"--score={options.score} is for --variant=sandwich; a passkey is in the reply "
+      "or not. Leave it out"
+    )
   option_values.at_least(options, samples=1, max_new_tokens=1, seed=0)
   texts = haystack.of_samples(
     subject, options.haystack, options.seed, options.samples, options.own_pages

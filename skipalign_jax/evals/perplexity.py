@@ -103,6 +103,13 @@ def _check(options: Options, head: int) -> None:
     raise errors.UserError(
       f"--alpha={options.alpha} and --beta={options.beta} must be finite numbers"
     )
+  for name in ("short", "alpha", "beta"):
+    value = getattr(options, name)
+    if not options.longppl and value != getattr(Options, name):
+      raise errors.UserError(
+        f"--{name}={value} has no effect without --longppl=True; add that, or leave "
+        f"out --{name}"
+      )
   if options.longppl and not 1 <= options.short < room - 1:
     raise errors.UserError(
       f"--short={options.short} must be at least 1 and less than {room - 1}: a window "

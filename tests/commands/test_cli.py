@@ -77,6 +77,12 @@ def test_mistakes_are_reported(args, message):
     ("gradient_accumulation_steps", "mean grad_accum?"),
     ("use_lora", "mean lora.rank?"),
     ("output_dir", "the flag --workdir=DIR"),
+    ("train_on_inputs", "only replies are learned"),
+    ("resume_from_checkpoint", "the same command"),
+    ("group_by_length", "mean data.batching?"),
+    ("gaps", "mean positions.gaps?"),
+    ("alpha", "mean long_short.alpha or lora.alpha?"),
+    ("data.seqlen", "mean data.seq_len?"),
     ("optim.learning_rte", "mean optim.learning_rate?"),
   ],
 )
@@ -84,6 +90,11 @@ def test_names_of_other_trainers_lead_to_ours(given, meant):
   with pytest.raises(errors.UserError) as caught:
     parse(QUICKSTART, f"--config.{given}=1")
   assert meant in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["max_prompt_length", "rpo_alpha"])
+def test_a_name_that_is_like_no_key_leads_nowhere(given):
+  assert "did you mean" not in config.unknown(given)
 
 
 def test_another_name_leads_to_one_key():

@@ -49,6 +49,7 @@ def test_rope_is_scaled_at_inference(model, tmp_path):
   ("flags", "message"),
   [
     (["--rope.kind=ntk"], "needs --rope.target_length"),
+    (["--rope.kind=none", "--rope.target_length=512"], "has no effect with"),
     (["--rope.kind=magic", "--rope.target_length=512"], "magic"),
     (["--rope.kind=ntk", "--rope.target_length=8"], "below the model's window"),
     (["--mesh=fdsp=2"], "--mesh=fdsp=2"),

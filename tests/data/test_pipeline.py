@@ -377,6 +377,12 @@ def test_too_little_data(cache, changes, message):
     build(c)
 
 
+def test_a_weight_of_held_out_data_is_refused(cache):
+  c = make_config(cache, train="builtin:recall:9", eval="builtin:recall:3*2")
+  with pytest.raises(errors.UserError, match=r"the weight \*2 of builtin:recall:3 has"):
+    build(c)
+
+
 def test_batch_must_divide_among_hosts(cache):
   with pytest.raises(errors.UserError, match="batch_size=8"):
     build(make_config(cache), 0, 3)

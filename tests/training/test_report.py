@@ -18,10 +18,6 @@ from skipalign_jax.training import report
   [
     (dict(strategy="contiguous"), "contiguous"),
     (
-      dict(strategy="contiguous", schedule="1000,2000"),
-      "contiguous; positions.schedule has no effect",
-    ),
-    (
       dict(skip_below=900),
       "skip_outer up to 2,000, p=1.0 per block, sequential gaps, samples of 900 tokens "
       "or more stay contiguous",
@@ -37,6 +33,29 @@ from skipalign_jax.training import report
 def test_positions_are_described_with_the_parameters_of_the_strategy(changes, reported):
   fixed = dataclasses.replace(tiny.SKIPS, resample="never")
   assert report.describe_positions(dataclasses.replace(fixed, **changes)) == reported
+
+
+@pytest.mark.parametrize(
+  ("changes", "noted"),
+  [
+    ({}, ""),
+    ({"positions.max_position": 8192}, ""),
+    ({"positions.max_position": 8193}, "positions.max_position=8,193 is beyond"),
+    ({"positions.strategy": "contiguous"}, ""),
+    (
+      {"positions.strategy": "contiguous", "data.seq_len": 16_384},
+      "data.seq_len=16,384 is beyond the model's window of 8,192",
+    ),
+    ({"positions.max_position": 9000, "model.init_from": ""}, ""),
+  ],
+)
+def test_positions_beyond_the_window_are_noted(changes, noted):
+  c = config_lib.default()
+  c.model.init_from, c.positions.max_position = "some/model", 8000
+  c.update_from_flattened_dict(changes)
+  found = report.describe_reach(c, 8192)
+  assert len(found) == bool(noted)
+  assert all(noted in line for line in found)
 
 
 @pytest.mark.parametrize(("alpha", "lines"), [(0.0, 0), (0.3, 1), (0.5, 2)])
