@@ -9,6 +9,7 @@ from absl import flags as absl_flags
 from ml_collections import config_flags
 
 from skipalign_jax import config as config_lib
+from skipalign_jax import config_keys
 from skipalign_jax.runtime import config_files, errors, python_files, terminal
 
 COLUMNS = 80  # of the help
@@ -55,7 +56,8 @@ def parse(
   except (AttributeError, KeyError) as error:  # an override of an undeclared key
     raise errors.UserError(_unknown_key(argv, str(error))) from error
   except (absl_flags.Error, TypeError, ValueError) as error:
-    raise errors.UserError(f"{error}\nusage: {usage}") from error
+    message = _value_of_section(argv) or f"{error}\nusage: {usage}"
+    raise errors.UserError(message) from error
   if rest:
     raise errors.UserError(f"unexpected argument {rest[0]!r}\nusage: {usage}")
   config_lib.check(values.config)
@@ -137,6 +139,19 @@ def _unset(config: config_lib.ConfigDict, argv: list[str]) -> list[str]:
     else:
       rest.append(arg)
   return rest
+
+
+def _value_of_section(argv: list[str]) -> str:
+  """Says that a section has no value, if an override gives it one; otherwise ""."""
+  sections = {part.name: part for part in config_lib.SECTIONS if part.keys}
+  for arg in argv:
+    name = arg.removeprefix("--config.").split("=")[0]
+    if arg.startswith("--config.") and name in sections:
+      keys = sections[name].full_names()
+      hint = config_keys.meant(name, tuple(config_lib.KEYS))
+      hint = hint or f"give one of its keys: {', '.join(keys)}"
+      return f"{arg}: {name} is a section of the config; {hint}"
+  return ""
 
 
 def _unknown_key(argv: list[str], message: str) -> str:

@@ -716,23 +716,25 @@ def tiny(c: ConfigDict) -> ConfigDict:
   m.window, m.compute_dtype = 256, "float32"
   m.family, m.nope_layers = "llama", ()
   c.rope.theta = 10_000.0
-  c.data.tokenizer, c.data.template = "bytes", "model"
-  c.data.train, c.data.eval = _small(c.data.train), "holdout"
+  c.data.tokenizer, c.data.template, c.data.template_kwargs = "bytes", "model", ""
+  c.data.train, c.data.eval = _small(c), "holdout"
   short = min(c.data.seq_len, 512)
   c.data.text_window = c.data.text_window * short // c.data.seq_len
   c.data.seq_len = short
   c.batch_size, c.grad_accum, c.epochs, c.steps = 8, 1, None, 8
-  c.optim.learning_rate = 3e-3
+  c.optim.learning_rate, c.lora.init_from = 3e-3, ""
   c.eval.every, c.checkpoint.every = 4, 4
   return c
 
 
-def _small(source: Any) -> str:
-  """Built-in sources with 64 records each and their weights; else recall dialogues."""
+def _small(c: ConfigDict) -> str:
+  """Built-in sources with 64 records each and their weights, else one of their kind."""
+  source = c.data.train
   texts = source.split(",") if isinstance(source, str) else source
   if all(text.strip().startswith("builtin:") for text in texts):
     return re.sub(r"(builtin:\w+)(:\d+)?", r"\1:64", ",".join(texts))
-  return "builtin:recall:64"
+  kind = "pairs" if has_pairs(c) else "text" if c.data.text_window else "recall"
+  return f"builtin:{kind}:64"
 
 
 def row_length(data: ConfigDict) -> int:

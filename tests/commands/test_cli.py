@@ -56,6 +56,11 @@ def test_a_config_in_the_home_folder(tmp_path, monkeypatch):
     ([QUICKSTART, "--config.model.remat=no"], "choose one of none, dots, full"),
     ([QUICKSTART, "--config.data.packing=maybe"], "packing=maybe"),
     ([QUICKSTART, "--wrkdir=x"], "wrkdir"),
+    ([QUICKSTART, "--config.optim=adamw_torch"], "did you mean optim.kind?"),
+    (
+      [QUICKSTART, "--config.lora=True"],
+      "lora is a section of the config; give one of",
+    ),
     ([QUICKSTART, "stray"], "unexpected argument 'stray'"),
   ],
 )
