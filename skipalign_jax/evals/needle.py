@@ -64,6 +64,11 @@ def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item
       f"--score={options.score} is for --variant=sandwich; a passkey is in the reply "
       "or not. Leave it out"
     )
+  if options.variant == "sandwich" and options.samples > 1 and not options.own_pages:
+    raise errors.UserError(
+      f"--samples={options.samples}: with --variant=sandwich the samples of a length "
+      "and depth are the same prompt; give --own_pages=True, or --samples=1"
+    )
   option_values.at_least(options, samples=1, max_new_tokens=1, seed=0)
   texts = haystack.of_samples(
     subject, options.haystack, options.seed, options.samples, options.own_pages

@@ -55,6 +55,8 @@ def test_rope_is_scaled_at_inference(model, tmp_path):
     (["--mesh=fdsp=2"], "--mesh=fdsp=2"),
     (["--mesh=fsdp=3"], "does not fit"),
     (["--template=chatml"], "chatml"),
+    (["--template=tulu", "--chat=False"], "add --chat=True, or leave it out"),
+    (["--template_kwargs=a=true", "--chat=False"], "uses no chat template here"),
     (["--variant=pin"], "passkey or sandwich"),
     (["--lengths=16"], "--lengths=16: the prompt without"),
   ],
