@@ -44,11 +44,11 @@ DO_SKIP = {
   "skip_outer": lambda is_response: ~is_response,
 }
 
-_OF_SKIPS = ("skip_prob", "prob_per", "gaps")
+_SKIPS = tuple(name for name in DO_SKIP if name != "contiguous")
 # Keys of `PositionConfig` that only some strategies read → these strategies. The cue's
 # keys are read with terminal=cue alone.
 _READ_BY = {
-  **dict.fromkeys(_OF_SKIPS, ("skip_all", "skip_inner", "skip_outer")),
+  **dict.fromkeys(("skip_prob", "prob_per", "gaps"), _SKIPS),
   "chunks": ("pose", "logo"),
   "terminal": ("endprompt", "logo"),
   "terminal_at": ("endprompt",),
