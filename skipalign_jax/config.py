@@ -178,7 +178,7 @@ SECTIONS = (
     ),
     seq_len=key(
       4096,
-      "Tokens per row. What becomes of longer chats says data.overlong.",
+      "Tokens per row. data.overlong says what becomes of longer chats.",
       at_least=2,
       at_most=POSITIONS,
     ),
@@ -575,8 +575,8 @@ SECTIONS = (
   ),
   section(
     "log",
-    "Other places for the records of metrics.jsonl. Where they are kept, and how one "
-    "logs in, the environment variables of each package say.",
+    "Other places for the records of metrics.jsonl. The environment variables of "
+    "each package say where they are kept and how one logs in.",
     to=key(
       "",
       "Some of wandb, trackio and mlflow, separated by commas; each needs the extra of "

@@ -34,7 +34,7 @@ class Options:
 
   files: str = ""  # .txt or .txt.gz, commas between them
   length: int = 8192  # tokens of a window
-  documents: int = 4  # windows of each file, or as many as it has
+  documents: int = 4  # windows of each file, at most
   stride: int = 0  # tokens by which the window moves; 0: its length
   bucket: int = 0  # positions per bucket; 0: powers of two
   longppl: bool = False  # also compute LongPPL, the perplexity of key tokens

@@ -108,7 +108,7 @@ def describe_reach(config: config_lib.ConfigDict, window: int) -> list[str]:
     return []
   return [
     f"           NOTE: {key}={reach:,} is beyond the model's window of {window:,} "
-    "positions; scale its rope (rope.kind=ntk, rope.target_length) or lower the key"
+    f"positions; scale its rope (rope.kind=ntk, rope.target_length) or lower {key}"
   ]
 
 
