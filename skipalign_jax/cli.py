@@ -56,7 +56,7 @@ def parse(
   except (AttributeError, KeyError) as error:  # an override of an undeclared key
     raise errors.UserError(_unknown_key(argv, str(error))) from error
   except (absl_flags.Error, TypeError, ValueError) as error:
-    message = _value_of_section(argv) or f"{error}\nusage: {usage}"
+    message = _value_of_section(argv) or f"{error}{_key_as_flag(error)}\nusage: {usage}"
     raise errors.UserError(message) from error
   if rest:
     raise errors.UserError(f"unexpected argument {rest[0]!r}\nusage: {usage}")
@@ -139,6 +139,14 @@ def _unset(config: config_lib.ConfigDict, argv: list[str]) -> list[str]:
     else:
       rest.append(arg)
   return rest
+
+
+def _key_as_flag(error: Exception) -> str:
+  """What to write for an unknown flag that names a key of the config; or ""."""
+  if not isinstance(error, absl_flags.UnrecognizedFlagError):
+    return ""
+  hint = config_keys.meant(error.flagname, tuple(config_lib.KEYS))
+  return f"; keys of the config are written --config.KEY=VALUE: {hint}" if hint else ""
 
 
 def _value_of_section(argv: list[str]) -> str:

@@ -322,6 +322,10 @@ def _report(
   elif config.data.eval == "holdout":
     lines.append("NOTE: nothing is held out, because there are fewer than 10 samples")
   strategy = config.positions.strategy
+  if config.data.text_blocks != "none" and not any(
+    p.is_text[p.usable].any() for p in train
+  ):
+    lines.append("NOTE: data.text_blocks has no effect on chats, and there is no text")
   if any(p.is_text[p.usable].any() for p in train):
     if strategy.startswith("skip_") and config.data.text_blocks == "none":
       lines.append(

@@ -41,7 +41,7 @@ class Options:
   haystack: str = ""  # .txt or .txt.gz files; by default generated sentences
   lengths: str = "1024,2048,4096"  # tokens of the whole prompt
   depths: str = "5"  # a count of evenly spread depths, or a list of fractions
-  samples: int = 1  # per length and depth; each has its own key
+  samples: int = 1  # per length and depth; each has its own passkey
   own_pages: bool = False  # each sample begins at its own place in the haystack
   max_new_tokens: int = 32  # of a reply, at most
   chat: bool = True  # use the chat template

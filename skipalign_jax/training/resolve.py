@@ -95,6 +95,11 @@ def unread(config: ml_collections.ConfigDict) -> list[str]:
       f"positions.{name}" for name in unread_by_strategy
     ]
   }
+  jumps_before_blocks = distill.weight and distill.view == "jump"
+  if not p.strategy.startswith("skip_") and not (
+    jumps_before_blocks and distill.split == "block"
+  ):
+    found[f"with positions.strategy={p.strategy}"] += changed("data", "text_blocks")
   if not distill.weight:
     names = ("view", "split", "reach", "places")
     found["with distill.weight=0"] = changed("distill", *names)

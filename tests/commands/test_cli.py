@@ -56,6 +56,8 @@ def test_a_config_in_the_home_folder(tmp_path, monkeypatch):
     ([QUICKSTART, "--config.model.remat=no"], "choose one of none, dots, full"),
     ([QUICKSTART, "--config.data.packing=maybe"], "packing=maybe"),
     ([QUICKSTART, "--wrkdir=x"], "wrkdir"),
+    ([QUICKSTART, "--learning_rate=1"], "--config.KEY=VALUE: did you mean optim.learn"),
+    ([QUICKSTART, "--data.train=a.jsonl"], "did you mean data.train?"),
     ([QUICKSTART, "--config.optim=adamw_torch"], "did you mean optim.kind?"),
     (
       [QUICKSTART, "--config.lora=True"],

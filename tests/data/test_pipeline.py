@@ -377,6 +377,15 @@ def test_too_little_data(cache, changes, message):
     build(c)
 
 
+@pytest.mark.parametrize(
+  ("train", "noted"),
+  [("builtin:recall:9", True), ("builtin:text:9,builtin:recall:9", False)],
+)
+def test_blocks_of_texts_without_a_text_are_noted(cache, train, noted):
+  c = make_config(cache, train=train, eval="", text_blocks="sentences")
+  assert ("data.text_blocks has no effect" in build(c).report) == noted
+
+
 def test_a_weight_of_held_out_data_is_refused(cache):
   c = make_config(cache, train="builtin:recall:9", eval="builtin:recall:3*2")
   with pytest.raises(errors.UserError, match=r"the weight \*2 of builtin:recall:3 has"):

@@ -176,6 +176,19 @@ def test_contradictions_in_the_config(config, changes, message):
       [],
     ),
     ({"distill.reach": "limit"}, ["distill.reach"]),
+    ({"data.text_blocks": "sentences"}, []),
+    (
+      {"data.text_blocks": "sentences", "positions.strategy": "cream"},
+      ["data.text_blocks"],
+    ),
+    (
+      {
+        "data.text_blocks": "sentences",
+        "positions.strategy": "cream",
+        "distill.weight": 1.0,
+      },
+      [],
+    ),
     (
       {"distill.weight": 1.0, "distill.view": "strategy", "distill.split": "token"},
       ["distill.split"],
