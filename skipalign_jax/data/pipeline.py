@@ -188,7 +188,7 @@ def build(
   pairs = config_lib.has_pairs(config)
   train = _prepare_all(c.train, c, tokenizer, console, pairs)
   usable, held_out = [p.usable for p in train], []
-  if isinstance(c.eval, str) and re.match("holdout(:|$)", c.eval):
+  if _is_taken_out(c):
     usable, held_out = _hold_out(train, c)
   elif c.eval:
     found = _prepare_all(c.eval, c, tokenizer, console, pairs)
@@ -232,6 +232,19 @@ def _prepare_all(
     prepare.prepare(source, data, tokenizer, console, pairs)
     for source in sources.parse(spec)
   ]
+
+
+def _is_taken_out(data: ml_collections.ConfigDict) -> bool:
+  """Whether held-out samples are taken out of the training data."""
+  return isinstance(data.eval, str) and bool(re.match("holdout(:|$)", data.eval))
+
+
+def _copies(train: list[prepare.Prepared], held_out: list[HeldOut]) -> int:
+  """Number of held-out samples that the training data have, too."""
+  trained = _different(train)
+  return sum(
+    int(np.isin(p.sample_ids[usable], trained).sum()) for p, usable in held_out
+  )
 
 
 def _different(train: list[prepare.Prepared]) -> np.ndarray:
@@ -319,6 +332,8 @@ def _report(
     lines.append(f"{copies:,} of the samples are copies of others")
   if held_out:
     lines.append(f"held out: {sum(len(usable) for _, usable in held_out):,} samples")
+    if not _is_taken_out(config.data) and (copies := _copies(train, held_out)):
+      lines.append(f"NOTE: {copies:,} of the held-out samples are training data, too")
   elif config.data.eval == "holdout":
     lines.append("NOTE: nothing is held out, because there are fewer than 10 samples")
   strategy = config.positions.strategy
