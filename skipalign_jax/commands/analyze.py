@@ -176,6 +176,8 @@ def _sources(
     console.print(one.report())
   if any(one.source.weight != 1 for one in prepared):
     console.print("NOTE: each sample counts once: weights of sources have no effect")
+  if config.positions.schedule:
+    console.print("NOTE: positions.schedule has no effect: all draws are up to its end")
   return prepared
 
 

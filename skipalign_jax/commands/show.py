@@ -131,7 +131,9 @@ def draw(
       str(span.block),
       terminal.text(role, STYLES[role]),
       "yes" if span.is_target else "",
-      f"{first}-{last}" if last > first else f"{first}",
+      preview.places(first, last, span.end - span.begin)
+      if last > first
+      else f"{first}",
       terminal.text(text, style),
     )
   return table
