@@ -54,7 +54,7 @@ def parse(
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     rest = values(argv)[1:]
   except (AttributeError, KeyError) as error:  # an override of an undeclared key
-    raise errors.UserError(_unknown_key(argv, str(error))) from error
+    raise errors.UserError(_unknown_key(argv, config, str(error))) from error
   except (absl_flags.Error, TypeError, ValueError) as error:
     message = _value_of_section(argv) or f"{error}{_key_as_flag(error)}\nusage: {usage}"
     raise errors.UserError(message) from error
@@ -162,10 +162,11 @@ def _value_of_section(argv: list[str]) -> str:
   return ""
 
 
-def _unknown_key(argv: list[str], message: str) -> str:
+def _unknown_key(argv: list[str], config: config_lib.ConfigDict, message: str) -> str:
   """Names the override of a key that does not exist; otherwise `message`."""
+  known = config_lib.flatten(config)
   for arg in argv:
     key = arg.removeprefix("--config.").split("=")[0]
-    if arg.startswith("--config.") and key not in config_lib.KEYS:
+    if arg.startswith("--config.") and key not in known:
       return config_lib.unknown(key)
   return message

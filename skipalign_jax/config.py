@@ -687,6 +687,11 @@ def _is_open(name: str) -> bool:
 
 def unknown(name: str) -> str:
   """Says that the config has no key `name`, and which one is meant."""
+  if _is_open(name):
+    return (
+      f"the config has no {name!r}: the command line changes only those options of "
+      f"{name.partition('.')[0]} that the config file sets; set it there"
+    )
   close = difflib.get_close_matches(name, KEYS, n=1, cutoff=0.7)
   closest = f"did you mean {close[0]}?" if close else ""
   hint = config_keys.meant(name, tuple(KEYS)) or closest
