@@ -725,6 +725,7 @@ def tiny(c: ConfigDict) -> ConfigDict:
   c.data.train, c.data.eval = _small(c), "holdout"
   short = min(c.data.seq_len, 512)
   c.data.text_window = c.data.text_window * short // c.data.seq_len
+  c.long_short.min_context = c.long_short.min_context * short // c.data.seq_len
   c.data.seq_len = short
   c.batch_size, c.grad_accum, c.epochs, c.steps = 8, 1, None, 8
   c.optim.learning_rate, c.lora.init_from = 3e-3, ""

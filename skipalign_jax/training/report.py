@@ -6,7 +6,7 @@ import transformers
 from skipalign_jax import config as config_lib
 from skipalign_jax.hf import reference
 from skipalign_jax.method import distillation, long_short, positions, preference
-from skipalign_jax.model import lora, quantized
+from skipalign_jax.model import lora, model_config, quantized
 from skipalign_jax.runtime import terminal
 from skipalign_jax.training import resolve
 from skipalign_jax.training import setup as setup_lib
@@ -30,9 +30,6 @@ def describe(setup: setup_lib.Setup, start: int) -> str:
     strategy += (
       "\n           NOTE: no sample has a second instruction, so nothing will skip"
     )
-  scaled = f"{shape.rope.kind}, theta {shape.rope.theta:g}"
-  if shape.rope.factor != 1:
-    scaled += f", {shape.rope.factor:.3g}x to {shape.window:,} positions"
   kind = jax.devices()[0].device_kind
   hosts = f" of {n} processes" if (n := jax.process_count()) > 1 else ""
   axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
@@ -41,7 +38,7 @@ def describe(setup: setup_lib.Setup, start: int) -> str:
       f"model      {shape.num_params() / 1e6:,.1f}M parameters, {shape.num_layers} "
       f"layers, from {config.model.init_from or 'scratch'}",
       *scope,
-      f"rope       {scaled}",
+      f"rope       {describe_rope(config.rope.kind, shape)}",
       *describe_reach(config, shape.window),
       f"positions  {strategy}",
       *describe_long_short(recipe.long_short),
@@ -91,6 +88,16 @@ def describe_best(
     f"saved      NOTE: checkpoint.every={saved} is no multiple of eval.every="
     f"{measured}: checkpoint.keep_best chooses only among steps that have both"
   ]
+
+
+def describe_rope(kind: str, shape: model_config.ModelConfig) -> str:
+  """The rope of a run with rope.kind=`kind`, and how far it is scaled."""
+  text = f"{shape.rope.kind}, theta {shape.rope.theta:g}"
+  if shape.rope.factor != 1:
+    return f"{text}, {shape.rope.factor:.3g}x to {shape.window:,} positions"
+  if kind in ("model", "none"):
+    return text
+  return f"{text}; nothing is scaled: the model's window has {shape.window:,} positions"
 
 
 def describe_reach(config: config_lib.ConfigDict, window: int) -> list[str]:

@@ -66,6 +66,12 @@ def check(config: ml_collections.ConfigDict) -> positions.PositionConfig:
       f"grad_accum={config.grad_accum} must divide batch_size={config.batch_size}"
     )
   _check_rows(config.data)
+  least = config.long_short.min_context
+  if config.long_short.alpha and least >= config.data.seq_len:
+    raise errors.UserError(
+      f"long_short.min_context={least} must be below data.seq_len="
+      f"{config.data.seq_len}, or no short context counts; decrease it"
+    )
   if recipe.strategy in ("endprompt", "logo") and recipe.terminal == "cue":
     _check_cue(config)
   if config.distill.weight:

@@ -106,6 +106,13 @@ def test_a_tiny_run_has_nothing_that_only_the_real_model_can_use(c):
   assert (small.data.template_kwargs, small.lora.init_from) == ("", "")
 
 
+def test_a_tiny_run_has_lengths_in_proportion(c):
+  c.data.text_window, c.long_short.min_context = 16_384, 1024
+  small = config.tiny(c)
+  assert (small.data.seq_len, small.data.text_window) == (512, 2048)
+  assert small.long_short.min_context == 128
+
+
 @pytest.mark.parametrize("name", CHOICES)
 def test_other_texts_than_the_choices_are_refused(c, name):
   key = config.KEYS[name]

@@ -10,6 +10,7 @@ import tiny_subject
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.method import long_short
+from skipalign_jax.model import known_models, rope
 from skipalign_jax.training import report
 
 
@@ -56,6 +57,22 @@ def test_positions_beyond_the_window_are_noted(changes, noted):
   found = report.describe_reach(c, 8192)
   assert len(found) == bool(noted)
   assert all(noted in line for line in found)
+
+
+@pytest.mark.parametrize(
+  ("kind", "factor", "reported"),
+  [
+    ("model", 1.0, "none, theta 10000"),
+    ("none", 1.0, "none, theta 10000"),
+    ("ntk", 1.0, "ntk, theta 10000; nothing is scaled: the model's window has 4,096"),
+    ("ntk", 4.0, "ntk, theta 10000, 4x to 4,096 positions"),
+  ],
+)
+def test_a_rope_that_is_not_scaled_is_reported(kind, factor, reported):
+  shape = known_models.KNOWN["meta-llama/Llama-2-7b-hf"]
+  own = "ntk" if kind == "ntk" else "none"
+  shape = dataclasses.replace(shape, rope=rope.RopeConfig(own, 10_000.0, factor=factor))
+  assert report.describe_rope(kind, shape).startswith(reported)
 
 
 @pytest.mark.parametrize(("alpha", "lines"), [(0.0, 0), (0.3, 1), (0.5, 2)])

@@ -112,6 +112,10 @@ POSE = {"positions.strategy": "pose"}
     ({"lora.base": "nf4"}, "lora.base=nf4 has no effect with lora.rank=0"),
     ({"lora.alpha": 64.0}, "lora.alpha=64.0 has no effect with lora.rank=0"),
     ({"steps": 5}, "None unsets one, as in --config.steps=None"),
+    (
+      {"long_short.alpha": 0.1, "long_short.min_context": 4096},
+      "long_short.min_context=4096 must be below data.seq_len=4096",
+    ),
   ],
 )
 def test_contradictions_in_the_config(config, changes, message):
