@@ -9,6 +9,7 @@ from absl import flags as absl_flags
 from ml_collections import config_flags
 
 from skipalign_jax import config as config_lib
+from skipalign_jax import config_keys
 from skipalign_jax.runtime import config_files, errors, python_files, terminal
 
 COLUMNS = 80  # of the help
@@ -53,9 +54,10 @@ def parse(
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     rest = values(argv)[1:]
   except (AttributeError, KeyError) as error:  # an override of an undeclared key
-    raise errors.UserError(_unknown_key(argv, str(error))) from error
+    raise errors.UserError(_unknown_key(argv, config, str(error))) from error
   except (absl_flags.Error, TypeError, ValueError) as error:
-    raise errors.UserError(f"{error}\nusage: {usage}") from error
+    message = _value_of_section(argv) or f"{error}{_key_as_flag(error)}\nusage: {usage}"
+    raise errors.UserError(message) from error
   if rest:
     raise errors.UserError(f"unexpected argument {rest[0]!r}\nusage: {usage}")
   config_lib.check(values.config)
@@ -139,10 +141,32 @@ def _unset(config: config_lib.ConfigDict, argv: list[str]) -> list[str]:
   return rest
 
 
-def _unknown_key(argv: list[str], message: str) -> str:
+def _key_as_flag(error: Exception) -> str:
+  """What to write for an unknown flag that names a key of the config; or ""."""
+  if not isinstance(error, absl_flags.UnrecognizedFlagError):
+    return ""
+  hint = config_keys.meant(error.flagname, tuple(config_lib.KEYS))
+  return f"; keys of the config are written --config.KEY=VALUE: {hint}" if hint else ""
+
+
+def _value_of_section(argv: list[str]) -> str:
+  """Says that a section has no value, if an override gives it one; otherwise ""."""
+  sections = {part.name: part for part in config_lib.SECTIONS if part.keys}
+  for arg in argv:
+    name = arg.removeprefix("--config.").split("=")[0]
+    if arg.startswith("--config.") and name in sections:
+      keys = sections[name].full_names()
+      hint = config_keys.meant(name, tuple(config_lib.KEYS))
+      hint = hint or f"give one of its keys: {', '.join(keys)}"
+      return f"{arg}: {name} is a section of the config; {hint}"
+  return ""
+
+
+def _unknown_key(argv: list[str], config: config_lib.ConfigDict, message: str) -> str:
   """Names the override of a key that does not exist; otherwise `message`."""
+  known = config_lib.flatten(config)
   for arg in argv:
     key = arg.removeprefix("--config.").split("=")[0]
-    if arg.startswith("--config.") and key not in config_lib.KEYS:
+    if arg.startswith("--config.") and key not in known:
       return config_lib.unknown(key)
   return message

@@ -178,7 +178,7 @@ SECTIONS = (
     ),
     seq_len=key(
       4096,
-      "Tokens per row. What becomes of longer chats says data.overlong.",
+      "Tokens per row. data.overlong says what becomes of longer chats.",
       at_least=2,
       at_most=POSITIONS,
     ),
@@ -575,8 +575,8 @@ SECTIONS = (
   ),
   section(
     "log",
-    "Other places for the records of metrics.jsonl. Where they are kept, and how one "
-    "logs in, the environment variables of each package say.",
+    "Other places for the records of metrics.jsonl. The environment variables of "
+    "each package say where they are kept and how one logs in.",
     to=key(
       "",
       "Some of wandb, trackio and mlflow, separated by commas; each needs the extra of "
@@ -687,7 +687,12 @@ def _is_open(name: str) -> bool:
 
 def unknown(name: str) -> str:
   """Says that the config has no key `name`, and which one is meant."""
-  close = difflib.get_close_matches(name, KEYS, n=1)
+  if _is_open(name):
+    return (
+      f"the config has no {name!r}: the command line changes only those options of "
+      f"{name.partition('.')[0]} that the config file sets; set it there"
+    )
+  close = difflib.get_close_matches(name, KEYS, n=1, cutoff=0.7)
   closest = f"did you mean {close[0]}?" if close else ""
   hint = config_keys.meant(name, tuple(KEYS)) or closest
   shown = f"; {hint}" if hint else ""
@@ -716,23 +721,26 @@ def tiny(c: ConfigDict) -> ConfigDict:
   m.window, m.compute_dtype = 256, "float32"
   m.family, m.nope_layers = "llama", ()
   c.rope.theta = 10_000.0
-  c.data.tokenizer, c.data.template = "bytes", "model"
-  c.data.train, c.data.eval = _small(c.data.train), "holdout"
+  c.data.tokenizer, c.data.template, c.data.template_kwargs = "bytes", "model", ""
+  c.data.train, c.data.eval = _small(c), "holdout"
   short = min(c.data.seq_len, 512)
   c.data.text_window = c.data.text_window * short // c.data.seq_len
+  c.long_short.min_context = c.long_short.min_context * short // c.data.seq_len
   c.data.seq_len = short
   c.batch_size, c.grad_accum, c.epochs, c.steps = 8, 1, None, 8
-  c.optim.learning_rate = 3e-3
+  c.optim.learning_rate, c.lora.init_from = 3e-3, ""
   c.eval.every, c.checkpoint.every = 4, 4
   return c
 
 
-def _small(source: Any) -> str:
-  """Built-in sources with 64 records each and their weights; else recall dialogues."""
+def _small(c: ConfigDict) -> str:
+  """Built-in sources with 64 records each and their weights, else one of their kind."""
+  source = c.data.train
   texts = source.split(",") if isinstance(source, str) else source
   if all(text.strip().startswith("builtin:") for text in texts):
     return re.sub(r"(builtin:\w+)(:\d+)?", r"\1:64", ",".join(texts))
-  return "builtin:recall:64"
+  kind = "pairs" if has_pairs(c) else "text" if c.data.text_window else "recall"
+  return f"builtin:{kind}:64"
 
 
 def row_length(data: ConfigDict) -> int:

@@ -144,7 +144,7 @@ def section(name: str, meaning: str, /, **keys: Key) -> Section:
 OTHER_NAMES = {
   "optim.learning_rate": "lr peak_lr",
   "optim.schedule": "lr_scheduler lr_scheduler_type scheduler",
-  "optim.kind": "optimizer optim_type",
+  "optim.kind": "optimizer optim_type optim",
   "optim.warmup_fraction": "warmup_ratio warmup warmup_steps",
   "optim.beta1": "adam_beta1 b1",
   "optim.beta2": "adam_beta2 b2",
@@ -162,7 +162,12 @@ OTHER_NAMES = {
   "data.eval": "eval_dataset val_set_size val_size validation",
   "data.seq_len": "max_seq_length max_length cutoff_len sequence_len block_size",
   "data.overlong": "excess_length_strategy truncation_mode truncation",
-  "data.packing": "sample_packing pack",
+  "data.packing": "sample_packing pack neat_packing",
+  "data.batching": "group_by_length",
+  "data.workers": (
+    "dataloader_num_workers num_workers preprocessing_num_workers dataset_num_proc "
+    "num_proc"
+  ),
   "data.template": "chat_template",
   "positions.skip_prob": "p prob probability",
   "positions.max_position": "L max_position_embeddings",
@@ -177,8 +182,12 @@ OTHER_NAMES = {
   "eval.at_start": "eval_on_start",
   "checkpoint.every": "save_steps save_strategy",
   "checkpoint.keep": "save_total_limit",
+  "checkpoint.keep_best": "load_best_model_at_end",
   "log_every": "logging_steps",
   "log.to": "report_to",
+  "log.project": "wandb_project",
+  "loss.kind": "loss_type pref_loss rl",
+  "loss.beta": "dpo_beta pref_beta",
   "lora.rank": "use_lora lora_r r use_peft adapter finetuning_type",
   "lora.alpha": "lora_alpha",
   "lora.targets": "target_modules lora_target lora_target_modules",
@@ -189,6 +198,13 @@ NOT_KEYS = {
   "output_dir": "the folder of a run is the flag --workdir=DIR",
   "deepspeed": "mesh.fsdp divides weights and optimizer over devices",
   "fsdp_config": "mesh.fsdp divides weights and optimizer over devices",
+  **dict.fromkeys(
+    ("train_on_inputs", "assistant_only_loss", "completion_only_loss"),
+    "only replies are learned, always",
+  ),
+  "resume_from_checkpoint": "the same command with the same --workdir resumes a run",
+  "run_name": "a run has the name of its --workdir",
+  "lora_dropout": "adapters are trained without dropout",
 }
 
 
@@ -201,4 +217,5 @@ def meant(name: str, keys: Sequence[str]) -> str:
     for key, others in OTHER_NAMES.items():
       if wanted in others.split() and key in keys:
         return f"did you mean {key}?"
-  return ""
+  own = [key for key in keys if key.rpartition(".")[2] == last]
+  return f"did you mean {' or '.join(own)}?" if own else ""

@@ -19,6 +19,7 @@ from skipalign_jax.runtime import arguments, errors
 COMMANDS = ("import", "export", "verify")
 DTYPES = ("bfloat16", "float32", "float16", "keep")
 FORMATS = {"hf": "bfloat16", "peft": "float32"}  # and their default --dtype
+SHARD_GB = 5.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,6 +33,10 @@ def main(argv: list[str] | None = None) -> int:
   if args.command == "export":
     dtype = args.dtype or FORMATS[args.format]
     if args.format == "peft":
+      if args.max_shard_gb != SHARD_GB:
+        raise errors.UserError(
+          "--max_shard_gb is for --format=hf; adapters are one file. Leave it out"
+        )
       return convert.export_adapters(args.model, args.tokenizer, args.out, dtype)
     shard_bytes = int(min(args.max_shard_gb * 1e9, sys.maxsize))
     return convert.export_model(
@@ -57,15 +62,15 @@ def _parser() -> arguments.Parser:
       required=True,
       help="hub id, folder, .gguf, workdir[@step], adapter[@base]",
     )
-    add("--tokenizer", default="", help="reference to take the tokenizer from")
     if name != "verify":
+      add("--tokenizer", default="", help="reference to take the tokenizer from")
       add("--out", required=True, help="new folder")
     if name == "export":
       add("--format", default="hf", choices=list(FORMATS), help="peft: adapters alone")
       add(
         "--dtype", choices=DTYPES, help="of the weights: bfloat16; of adapters: float32"
       )
-      add("--max_shard_gb", type=number, default=5.0, help="largest weight file")
+      add("--max_shard_gb", type=number, default=SHARD_GB, help="largest weight file")
     if name == "verify":
       add("--length", type=int, default=64, help="tokens compared")
       add("--tolerance", type=number, default=1e-3, help="of a logit")

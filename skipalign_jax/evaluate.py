@@ -74,12 +74,16 @@ def _add_common(command: arguments.Parser) -> None:
   add("--out", default="", help="folder; by default runs/evals/TASK-MODEL")
   add("--tokenizer", default="", help="reference; by default that of the model")
   add("--template", default="model", help="chat template: model or tulu")
-  add("--template_kwargs", default="", help="its variables: enable_thinking=false,…")
-  add("--date", default="", help="that chat templates print as today's: YYYY-MM-DD")
+  add(
+    "--template_kwargs",
+    default="",
+    help="its variables, as in enable_thinking=false,date_string=today",
+  )
+  add("--date", default="", help="YYYY-MM-DD, which chat templates print as today")
   add("--dtype", default="bfloat16", choices=DTYPES, help="of weights and products")
   add("--batch_tokens", type=int, default=16_384, help="tokens of a batch's KV cache")
   add("--limit", type=int, default=0, help="only the first N items; 0: all")
-  add("--rope.kind", default="model", help="or none, linear, ntk, yarn, llama3")
+  add("--rope.kind", default="model", help="model, none, linear, ntk, yarn or llama3")
   add("--rope.target_length", type=int, default=None, help="positions to scale to")
   add("--mesh", default="fsdp=-1", help="devices per axis: data, fsdp, tensor, context")
   add("--distributed", default="auto", help="auto, off or HOST:PORT,COUNT,INDEX")

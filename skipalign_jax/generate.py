@@ -32,8 +32,8 @@ def _parse() -> argparse.Namespace:
   add("--prompt", action="append", help="repeatable")
   add("--chat", action="store_true", help="hold a conversation")
   add("--max_new_tokens", type=int, default=64, help="the longest reply")
-  add("--temperature", type=float, default=0.0, help="0 is greedy")
-  add("--top_p", type=float, default=1.0, help="of sampling")
+  add("--temperature", type=float, default=0.0, help="0: always the likeliest token")
+  add("--top_p", type=float, default=1.0, help="of sampling, temperature above 0")
   add("--seed", type=int, default=0, help="of sampling")
   add("--system", default="", help="system prompt")
   add("--template_kwargs", default="", help="for the chat template: a=true,b=text")
@@ -48,6 +48,11 @@ def _parse() -> argparse.Namespace:
     parser.error("one of --prompt=TEXT and --chat is needed")
   if args.chat and args.raw:
     raise errors.UserError("--chat needs the chat template; leave out --raw")
+  if args.raw and (args.system or args.template_kwargs):
+    raise errors.UserError(
+      "--raw uses no chat template, so --system and --template_kwargs have no effect; "
+      "write them into --prompt, or leave out --raw"
+    )
   if any(map(escape.is_broken, (*(args.prompt or ()), args.system))):
     raise errors.UserError("--prompt and --system must be UTF-8")
   if args.max_new_tokens < 1:
@@ -58,6 +63,11 @@ def _parse() -> argparse.Namespace:
     raise errors.UserError(f"--temperature={args.temperature} must be 0 or more")
   if not 0 < args.top_p <= 1:
     raise errors.UserError(f"--top_p={args.top_p} must be above 0 and at most 1")
+  if args.top_p < 1 and not args.temperature:
+    raise errors.UserError(
+      f"--top_p={args.top_p} has no effect with --temperature=0, which takes the "
+      "likeliest token; set --temperature above 0"
+    )
   return args
 
 

@@ -53,6 +53,8 @@ def check(flags: dict[str, str | int]) -> None:
       "--length is for --job=generate; the rows of training have "
       "--config.data.seq_len tokens"
     )
+  if flags["job"] == "generate" and flags["samples"]:
+    raise errors.UserError("--samples is for --job=train; leave it out")
   if flags["part"] and (
     flags["job"] == "train" or flags["part"] < 2 or flags["length"] % flags["part"]
   ):

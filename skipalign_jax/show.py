@@ -1,7 +1,8 @@
 """Prints samples as the model sees them: python -m skipalign_jax.show --config=FILE.
 
 One line per run of tokens that share sample, block and target flag, with the positions
-that training gives them; --every_token=1 gives each token its own line.
+that training gives them (3…900: with jumps between them); --every_token=1 gives each
+token its own line.
 """
 
 import sys

@@ -33,8 +33,14 @@ from skipalign_jax.runtime import (
 )
 from skipalign_jax.training import preview, resolve
 
-STRATEGIES = "contiguous,skip_outer,skip_outer/uniform,skip_inner,skip_all"
-DIAGRAM = "contiguous,skip_outer,skip_inner,skip_all"
+STRATEGIES = (
+  "contiguous",
+  "skip_outer",
+  "skip_outer/uniform",
+  "skip_inner",
+  "skip_all",
+)
+DIAGRAM = ("contiguous", "skip_outer", "skip_inner", "skip_all")
 
 Record = dict[str, Any]
 
@@ -46,6 +52,22 @@ class Options:
   strategies: str
   samples: int
   draws: int
+
+  def recipes(
+    self, base: positions.PositionConfig, usual: Sequence[str]
+  ) -> dict[str, positions.PositionConfig]:
+    """The strategies of the flag; by default `usual`, and the config's own.
+
+    A name without gaps means those of the config in the flag, and sequential ones in
+    `usual`.
+    """
+    if self.strategies:
+      return measure.recipes(base, self.strategies)
+    own = base.strategy
+    if "gaps" not in base.unread() and base.gaps != "sequential":
+      own += f"/{base.gaps}"
+    names = ",".join(dict.fromkeys([*usual, own]))
+    return measure.recipes(dataclasses.replace(base, gaps="sequential"), names)
 
 
 def draw_measurement(
@@ -140,6 +162,11 @@ def _sources(
       f"analyze counts chats, and loss.kind={config.loss.kind} learns from pairs; set "
       "loss.kind=sft to count the dialogues with the chosen replies"
     )
+  if not config.data.packing_mask:
+    raise errors.UserError(
+      "analyze counts samples one by one, and data.packing_mask=False joins those of a "
+      "row; set data.packing_mask=True to count them apart"
+    )
   tokenizer = tokenizer_lib.resolve(config)
   prepared = [
     prepare.prepare(source, config.data, tokenizer, console)
@@ -147,6 +174,10 @@ def _sources(
   ]
   for one in prepared:
     console.print(one.report())
+  if any(one.source.weight != 1 for one in prepared):
+    console.print("NOTE: each sample counts once: weights of sources have no effect")
+  if config.positions.schedule:
+    console.print("NOTE: positions.schedule has no effect: all draws are up to its end")
   return prepared
 
 
@@ -159,7 +190,7 @@ def _counted(
   console: terminal.Console,
 ) -> Record:
   base = resolve.check(config)
-  chosen = measure.recipes(base, options.strategies or STRATEGIES)
+  chosen = options.recipes(base, STRATEGIES)
   prepared = _sources(config, console)
   seq_len = config_lib.row_length(config.data)
   begin = time.perf_counter()
@@ -272,8 +303,12 @@ def diagram(
   config: ml_collections.ConfigDict, options: Options, console: terminal.Console
 ) -> Record:
   """The first dialogues of two turns or more, under each strategy."""
+  if options.draws != 1:
+    raise errors.UserError(
+      "diagram shows one draw; leave out --draws, or give --config.seed=N for another"
+    )
   base = resolve.check(config)
-  chosen = measure.recipes(base, options.strategies or DIAGRAM)
+  chosen = options.recipes(base, DIAGRAM)
   pieces = dialogues.read(_sources(config, console))
   several = (
     one for piece in pieces for one in dialogues.one_by_one(piece) if one.blocks[0] >= 4

@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
   """
   task = tasks.module(args.task)
   options = _options(args, task.Options)
+  _check_template(args, options)
   folder, console = _start(args)
   args.date = args.date or runner.date_of(folder)
   subject = open_subject(args)
@@ -59,7 +60,9 @@ def run_suite(args: argparse.Namespace) -> int:
   Raises:
     UserError: as `run`, for any of the tasks. The items of earlier ones are saved.
   """
-  parts, skipped = suite.parts(_options(args, suite.Options))
+  options = _options(args, suite.Options)
+  _check_template(args, options)
+  parts, skipped = suite.parts(options)
   folder, console = _start(args)
   args.date = args.date or runner.date_of(folder / parts[0].task)
   subject = open_subject(args)
@@ -106,6 +109,19 @@ def _options(args: argparse.Namespace, kind: type) -> Any:
   return kind(
     **{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)}
   )
+
+
+def _check_template(args: argparse.Namespace, options: Any) -> None:
+  """Raises UserError for flags of a chat template that the task does not use."""
+  if getattr(options, "chat", args.task == "misalignment"):
+    return
+  remedy = " add --chat=True, or" if hasattr(options, "chat") else ""
+  for name, default in (("template", "model"), ("template_kwargs", ""), ("date", "")):
+    if getattr(args, name) != default:
+      raise errors.UserError(
+        f"--{name}={getattr(args, name)} has no effect, because {args.task} uses no "
+        f"chat template here;{remedy} leave it out"
+      )
 
 
 def _start(args: argparse.Namespace) -> tuple[pathlib.Path, terminal.Console]:
@@ -172,6 +188,11 @@ def with_rope(
   """
   if kind not in ("model", "none") and target_length is None:
     raise errors.UserError(f"--rope.kind={kind} needs --rope.target_length=N")
+  if kind == "none" and target_length is not None:
+    raise errors.UserError(
+      f"--rope.target_length={target_length} has no effect with --rope.kind=none; "
+      "choose ntk, linear, yarn or llama3, or leave it out"
+    )
   config = config_lib.default()
   config.model.init_from = opened.reference
   config.rope.kind, config.rope.target_length = kind, target_length

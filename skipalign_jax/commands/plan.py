@@ -228,6 +228,11 @@ def run_steps(
     Steps, None if the number of samples is not known; and a note or "".
   """
   if config.steps:
+    if samples:
+      raise errors.UserError(
+        f"--samples={samples} is for runs of epochs, and this one has steps="
+        f"{config.steps}; leave it out, or give --config.steps=None --config.epochs=N"
+      )
     return config.steps, ""
   samples, note = (samples, "") if samples else _local_samples(config)
   if not samples:

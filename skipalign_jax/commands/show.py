@@ -51,6 +51,8 @@ def run(
   if max_tokens_per_block < 0:
     raise errors.UserError("--max_tokens_per_block must be 0 (shows all) or more")
   console.print(data.report)
+  for note in resolve.unread(config):
+    console.print(f"NOTE: {note}")
   for i in range(n):
     row = data.train_rows[i]
     batch = {name: array_L[None] for name, array_L in row.items()}
@@ -129,7 +131,9 @@ def draw(
       str(span.block),
       terminal.text(role, STYLES[role]),
       "yes" if span.is_target else "",
-      f"{first}-{last}" if last > first else f"{first}",
+      preview.places(first, last, span.end - span.begin)
+      if last > first
+      else f"{first}",
       terminal.text(text, style),
     )
   return table

@@ -188,10 +188,11 @@ def build(
   pairs = config_lib.has_pairs(config)
   train = _prepare_all(c.train, c, tokenizer, console, pairs)
   usable, held_out = [p.usable for p in train], []
-  if isinstance(c.eval, str) and re.match("holdout(:|$)", c.eval):
+  if _is_taken_out(c):
     usable, held_out = _hold_out(train, c)
   elif c.eval:
     found = _prepare_all(c.eval, c, tokenizer, console, pairs)
+    _check_no_weights(found)
     held_out = [(p, p.usable) for p in found]
   if c.text_window:
     _check_texts(train)
@@ -233,6 +234,19 @@ def _prepare_all(
   ]
 
 
+def _is_taken_out(data: ml_collections.ConfigDict) -> bool:
+  """Whether held-out samples are taken out of the training data."""
+  return isinstance(data.eval, str) and bool(re.match("holdout(:|$)", data.eval))
+
+
+def _copies(train: list[prepare.Prepared], held_out: list[HeldOut]) -> int:
+  """Number of held-out samples that the training data have, too."""
+  trained = _different(train)
+  return sum(
+    int(np.isin(p.sample_ids[usable], trained).sum()) for p, usable in held_out
+  )
+
+
 def _different(train: list[prepare.Prepared]) -> np.ndarray:
   """The ids of the samples, sorted, each once."""
   return np.unique(np.concatenate([p.sample_ids[p.usable] for p in train]))
@@ -272,6 +286,16 @@ def _hold_out(
   return usable, held_out
 
 
+def _check_no_weights(found: list[prepare.Prepared]) -> None:
+  """Raises UserError for a weight: each sample of held-out data counts once."""
+  for p in found:
+    if p.source.weight != 1:
+      raise errors.UserError(
+        f"data.eval: the weight *{p.source.weight:g} of {p.source.name} has no effect, "
+        "because each held-out sample is read once; remove it"
+      )
+
+
 def _check_texts(train: list[prepare.Prepared]) -> None:
   """Raises UserError if data.text_window would crop a chat."""
   for p in train:
@@ -308,9 +332,15 @@ def _report(
     lines.append(f"{copies:,} of the samples are copies of others")
   if held_out:
     lines.append(f"held out: {sum(len(usable) for _, usable in held_out):,} samples")
+    if not _is_taken_out(config.data) and (copies := _copies(train, held_out)):
+      lines.append(f"NOTE: {copies:,} of the held-out samples are training data, too")
   elif config.data.eval == "holdout":
     lines.append("NOTE: nothing is held out, because there are fewer than 10 samples")
   strategy = config.positions.strategy
+  if config.data.text_blocks != "none" and not any(
+    p.is_text[p.usable].any() for p in train
+  ):
+    lines.append("NOTE: data.text_blocks has no effect on chats, and there is no text")
   if any(p.is_text[p.usable].any() for p in train):
     if strategy.startswith("skip_") and config.data.text_blocks == "none":
       lines.append(

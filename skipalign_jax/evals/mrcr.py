@@ -34,7 +34,7 @@ MORE_TOKENS = 32  # of a reply than the answer has
 class Options:
   """How many needles, in chats of which lengths."""
 
-  needles: str = "2,4,8"  # times that the request stands in a chat, 1 to 8
+  needles: str = "2,4,8"  # equal requests in a chat, 1 to 8
   haystack: str = ""  # books: .txt or .txt.gz files
   lengths: str = "4096,8192"  # tokens of a prompt and its reply, at most
   samples: int = 5  # per number of needles and length

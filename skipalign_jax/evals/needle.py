@@ -41,7 +41,7 @@ class Options:
   haystack: str = ""  # .txt or .txt.gz files; by default generated sentences
   lengths: str = "1024,2048,4096"  # tokens of the whole prompt
   depths: str = "5"  # a count of evenly spread depths, or a list of fractions
-  samples: int = 1  # per length and depth; each has its own key
+  samples: int = 1  # per length and depth; each has its own passkey
   own_pages: bool = False  # each sample begins at its own place in the haystack
   max_new_tokens: int = 32  # of a reply, at most
   chat: bool = True  # use the chat template
@@ -59,6 +59,16 @@ def items(options: Options, subject: subject_lib.Subject) -> list[items_lib.Item
     raise errors.UserError(f"--variant={options.variant}: choose passkey or sandwich")
   if options.score not in ("fu", "recall"):
     raise errors.UserError(f"--score={options.score}: choose fu or recall")
+  if options.variant == "passkey" and options.score != Options.score:
+    raise errors.UserError(
+      f"--score={options.score} is for --variant=sandwich; a passkey is in the reply "
+      "or not. Leave it out"
+    )
+  if options.variant == "sandwich" and options.samples > 1 and not options.own_pages:
+    raise errors.UserError(
+      f"--samples={options.samples}: with --variant=sandwich the samples of a length "
+      "and depth are the same prompt; give --own_pages=True, or --samples=1"
+    )
   option_values.at_least(options, samples=1, max_new_tokens=1, seed=0)
   texts = haystack.of_samples(
     subject, options.haystack, options.seed, options.samples, options.own_pages

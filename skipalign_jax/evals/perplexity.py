@@ -34,7 +34,7 @@ class Options:
 
   files: str = ""  # .txt or .txt.gz, commas between them
   length: int = 8192  # tokens of a window
-  documents: int = 4  # windows of each file, or as many as it has
+  documents: int = 4  # windows of each file, at most
   stride: int = 0  # tokens by which the window moves; 0: its length
   bucket: int = 0  # positions per bucket; 0: powers of two
   longppl: bool = False  # also compute LongPPL, the perplexity of key tokens
@@ -103,6 +103,13 @@ def _check(options: Options, head: int) -> None:
     raise errors.UserError(
       f"--alpha={options.alpha} and --beta={options.beta} must be finite numbers"
     )
+  for name in ("short", "alpha", "beta"):
+    value = getattr(options, name)
+    if not options.longppl and value != getattr(Options, name):
+      raise errors.UserError(
+        f"--{name}={value} has no effect without --longppl=True; add that, or leave "
+        f"out --{name}"
+      )
   if options.longppl and not 1 <= options.short < room - 1:
     raise errors.UserError(
       f"--short={options.short} must be at least 1 and less than {room - 1}: a window "

@@ -22,7 +22,7 @@ class Options:
   """What of a preset can be chosen."""
 
   preset: str = "long"  # long
-  haystack: str = ""  # books: .txt or .txt.gz files; by default tasks with books lack
+  haystack: str = ""  # books: .txt, .txt.gz; without, tasks with books are left out
   qa: str = ""  # folder for RULER's qa_1 and qa_2
   longbench_v2: str = ""  # file with LongBench v2's records
   lengths: str = "4096,8192"  # tokens of a prompt and its reply, at most

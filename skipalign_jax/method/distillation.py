@@ -56,7 +56,7 @@ class DistillConfig:
 
 def views(
   config: DistillConfig,
-  limit: int,
+  limit: jax.Array | int,
   seed: int,
   step: jax.Array,
   batch: Mapping[str, jax.Array],
@@ -66,7 +66,7 @@ def views(
 
   Args:
     config: how they differ.
-    limit: L; positions stay below it.
+    limit: L, or L_t of the step; positions stay below it.
     seed: of the run.
     step: its number; each step draws its own jumps.
     batch: `segment_ids`, `block_ids`, `sample_ids` and `positions`, [B, L].

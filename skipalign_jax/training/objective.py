@@ -10,7 +10,13 @@ mean over one batch.
 import jax
 import jax.numpy as jnp
 
-from skipalign_jax.method import distillation, long_short, preference, two_reads
+from skipalign_jax.method import (
+  distillation,
+  long_short,
+  positions,
+  preference,
+  two_reads,
+)
 from skipalign_jax.model import decoder, losses
 from skipalign_jax.training import recipe as recipe_lib
 from skipalign_jax.training import state as state_lib
@@ -42,7 +48,7 @@ def prepare(
   if recipe.long_short.alpha:
     second = long_short.windows(recipe.long_short, recipe.seed, step, batch, weight_BL)
   elif recipe.distill.weight:
-    limit = recipe.positions.max_position
+    limit = positions.limit_at(recipe.positions, step, recipe.steps)
     second = distillation.views(
       recipe.distill, limit, recipe.seed, step, batch, weight_BL
     )

@@ -63,6 +63,11 @@ def samples(batch: dict[str, np.ndarray], positions_BL: np.ndarray) -> list[list
   return found
 
 
+def places(first: int, last: int, tokens: int) -> str:
+  """The positions of some tokens: "3-9", or "3…900" with jumps between them."""
+  return f"{first}-{last}" if last - first == tokens - 1 else f"{first}…{last}"
+
+
 def describe(blocks: list[Span]) -> str:
   """'user 0-22, assistant 23-80, user 50312-50340': one sample in a line.
 
@@ -71,7 +76,8 @@ def describe(blocks: list[Span]) -> str:
   # Every chat that is trained on has a response; in a text nobody speaks.
   other = "user" if any(span.is_response for span in blocks) else "text"
   words = [
-    f"{'assistant' if span.is_response else other} {span.first}-{span.last}"
+    f"{'assistant' if span.is_response else other} "
+    + places(span.first, span.last, span.tokens)
     for span in blocks
   ]
   if (more := len(words) - MAX_BLOCKS) > 0:

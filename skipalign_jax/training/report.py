@@ -6,8 +6,9 @@ import transformers
 from skipalign_jax import config as config_lib
 from skipalign_jax.hf import reference
 from skipalign_jax.method import distillation, long_short, positions, preference
-from skipalign_jax.model import lora, quantized
+from skipalign_jax.model import lora, model_config, quantized
 from skipalign_jax.runtime import terminal
+from skipalign_jax.training import resolve
 from skipalign_jax.training import setup as setup_lib
 from skipalign_jax.training import state as state_lib
 
@@ -29,11 +30,6 @@ def describe(setup: setup_lib.Setup, start: int) -> str:
     strategy += (
       "\n           NOTE: no sample has a second instruction, so nothing will skip"
     )
-  scaled = f"{shape.rope.kind}, theta {shape.rope.theta:g}"
-  if shape.rope.factor != 1:
-    scaled += f", {shape.rope.factor:.3g}x to {shape.window:,} positions"
-  if config.rope.kind == "none" and config.rope.target_length:
-    scaled += "; rope.target_length has no effect"
   kind = jax.devices()[0].device_kind
   hosts = f" of {n} processes" if (n := jax.process_count()) > 1 else ""
   axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
@@ -42,13 +38,15 @@ def describe(setup: setup_lib.Setup, start: int) -> str:
       f"model      {shape.num_params() / 1e6:,.1f}M parameters, {shape.num_layers} "
       f"layers, from {config.model.init_from or 'scratch'}",
       *scope,
-      f"rope       {scaled}",
+      f"rope       {describe_rope(config.rope.kind, shape)}",
+      *describe_reach(config, shape.window),
       f"positions  {strategy}",
       *describe_long_short(recipe.long_short),
       *describe_distillation(recipe.distill),
       *describe_preference(recipe.loss),
       *(f"data       {line}" for line in data.report.splitlines()),
       *describe_template(config, setup.tokenizer),
+      *(f"config     NOTE: {note}" for note in resolve.unread(config)),
       f"batch      {config.batch_size} rows x {config.data.seq_len} tokens"
       f"{', packed' if config.data.packing else ''}"
       f"{'' if config.data.packing_mask else ' without a mask'}, "
@@ -92,10 +90,39 @@ def describe_best(
   ]
 
 
+def describe_rope(kind: str, shape: model_config.ModelConfig) -> str:
+  """The rope of a run with rope.kind=`kind`, and how far it is scaled."""
+  text = f"{shape.rope.kind}, theta {shape.rope.theta:g}"
+  if shape.rope.factor != 1:
+    return f"{text}, {shape.rope.factor:.3g}x to {shape.window:,} positions"
+  if kind in ("model", "none"):
+    return text
+  return f"{text}; nothing is scaled: the model's window has {shape.window:,} positions"
+
+
+def describe_reach(config: config_lib.ConfigDict, window: int) -> list[str]:
+  """A note where positions of the run are beyond the window of its model; else empty.
+
+  Args:
+    config: of the run. A model from scratch has seen no positions, so it has no note.
+    window: of the model, with the scaling of the run.
+  """
+  key = "positions.max_position"
+  if config.positions.strategy == "contiguous":
+    key = "data.seq_len"
+  reach = config_lib.flatten(config)[key]
+  if reach <= window or not config.model.init_from:
+    return []
+  return [
+    f"           NOTE: {key}={reach:,} is beyond the model's window of {window:,} "
+    f"positions; scale its rope (rope.kind=ntk, rope.target_length) or lower {key}"
+  ]
+
+
 def describe_positions(p: positions.PositionConfig) -> str:
   """The strategy with its parameters."""
   if p.strategy == "contiguous":
-    return p.strategy + ("; positions.schedule has no effect" if p.limits else "")
+    return p.strategy
   text = f"{p.strategy} up to {p.max_position:,}"
   if p.strategy in positions.DO_SKIP:
     text += f", p={p.skip_prob} per {p.prob_per}, {p.gaps} gaps"

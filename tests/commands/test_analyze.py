@@ -50,6 +50,20 @@ def test_distances_are_of_all_dialogues_and_draws(flags, capsys):
   assert tiny.is_plain(printed)
 
 
+def test_the_strategy_of_the_config_is_one_of_the_measured(flags, capsys):
+  out, given = flags
+  pose = ["--config.positions.strategy=pose", "--config.data.train=builtin:recall:4*2"]
+  run("diagram", *given, *pose, "--samples=1")
+  (sample,) = json.loads((out / "diagram.json").read_text())["samples"]
+  assert list(sample["strategies"]) == [*commands_analyze.DIAGRAM, "pose"]
+  assert "weights of sources have no effect" in capsys.readouterr().out
+  run("diagram", *given, "--config.positions.gaps=uniform", "--samples=1")
+  (sample,) = json.loads((out / "diagram.json").read_text())["samples"]
+  drawn = sample["strategies"]
+  assert list(drawn) == [*commands_analyze.DIAGRAM, "skip_outer/uniform"]
+  assert drawn["skip_outer"] != drawn["skip_outer/uniform"]
+
+
 def test_coverage_and_diagram(flags, capsys):
   out, given = flags
   run("coverage", *given, "--strategies=contiguous,skip_outer", "--samples=5")
@@ -135,6 +149,16 @@ def test_running_mean():
     (["distances", CONFIG, "--strategies=skip"], "positions.strategy='skip'"),
     (["distances", CONFIG, "--draws=0"], "--draws 1 or more"),
     (["rope", CONFIG, "--samples=3"], "rope reads no data"),
+    (["diagram", CONFIG, "--draws=3"], "diagram shows one draw"),
+    (
+      [
+        "distances",
+        CONFIG,
+        "--config.data.packing=True",
+        "--config.data.packing_mask=False",
+      ],
+      "set data.packing_mask=True",
+    ),
     (["training"], "needs the workdirs"),
     (["training", "nowhere"], "nowhere/metrics.jsonl does not exist"),
     (["training", "a", "--steps=3"], "unexpected argument '--steps=3'"),

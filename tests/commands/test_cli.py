@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+import tiny
 
 from skipalign_jax import __main__ as command
 from skipalign_jax import cli, config, config_keys
@@ -56,6 +57,13 @@ def test_a_config_in_the_home_folder(tmp_path, monkeypatch):
     ([QUICKSTART, "--config.model.remat=no"], "choose one of none, dots, full"),
     ([QUICKSTART, "--config.data.packing=maybe"], "packing=maybe"),
     ([QUICKSTART, "--wrkdir=x"], "wrkdir"),
+    ([QUICKSTART, "--learning_rate=1"], "--config.KEY=VALUE: did you mean optim.learn"),
+    ([QUICKSTART, "--data.train=a.jsonl"], "did you mean data.train?"),
+    ([QUICKSTART, "--config.optim=adamw_torch"], "did you mean optim.kind?"),
+    (
+      [QUICKSTART, "--config.lora=True"],
+      "lora is a section of the config; give one of",
+    ),
     ([QUICKSTART, "stray"], "unexpected argument 'stray'"),
   ],
 )
@@ -77,6 +85,12 @@ def test_mistakes_are_reported(args, message):
     ("gradient_accumulation_steps", "mean grad_accum?"),
     ("use_lora", "mean lora.rank?"),
     ("output_dir", "the flag --workdir=DIR"),
+    ("train_on_inputs", "only replies are learned"),
+    ("resume_from_checkpoint", "the same command"),
+    ("group_by_length", "mean data.batching?"),
+    ("gaps", "mean positions.gaps?"),
+    ("alpha", "mean long_short.alpha or lora.alpha?"),
+    ("data.seqlen", "mean data.seq_len?"),
     ("optim.learning_rte", "mean optim.learning_rate?"),
   ],
 )
@@ -84,6 +98,18 @@ def test_names_of_other_trainers_lead_to_ours(given, meant):
   with pytest.raises(errors.UserError) as caught:
     parse(QUICKSTART, f"--config.{given}=1")
   assert meant in str(caught.value)
+
+
+def test_the_page_for_users_of_other_trainers_has_all_names():
+  page = (tiny.ROOT / "docs/from_trl_axolotl.md").read_text(encoding="utf-8")
+  others = " ".join(config_keys.OTHER_NAMES.values()).split()
+  for name in (*others, *config_keys.NOT_KEYS):
+    assert "." in name or f"`{name}`" in page, name
+
+
+@pytest.mark.parametrize("given", ["max_prompt_length", "rpo_alpha"])
+def test_a_name_that_is_like_no_key_leads_nowhere(given):
+  assert "did you mean" not in config.unknown(given)
 
 
 def test_another_name_leads_to_one_key():
@@ -116,6 +142,30 @@ def test_the_value_of_a_key_may_follow_it():
   )  # fmt: skip
   assert c.data.train == "my chats.jsonl" and (c.mesh.fsdp, c.steps) == (-1, 3)
   assert c.data.packing is True and c.data.packing_mask is False
+
+
+@pytest.mark.parametrize(
+  ("given", "message"),
+  [
+    (["--config.evals.key.short=9"], "set it there"),
+    (["--config.evals.key.length=9", "--config.optim.lr=1"], "no key 'optim.lr'"),
+  ],
+)
+def test_options_of_evals_are_changed_where_the_config_sets_them(
+  given, message, tmp_path
+):
+  path = tmp_path / "mine.py"
+  path.write_text(
+    "from skipalign_jax import config\n\n"
+    "def get_config(variant=''):\n"
+    "  c = config.default()\n"
+    "  c.evals.key = dict(task='perplexity', every=1, length=64)\n"
+    "  return c\n"
+  )
+  c, _ = parse(f"--config={path}", "--config.evals.key.length=32", "--workdir=w")
+  assert c.evals.key.length == 32
+  with pytest.raises(errors.UserError, match=message):
+    parse(f"--config={path}", *given)
 
 
 def test_none_unsets_a_key_and_the_last_value_counts():

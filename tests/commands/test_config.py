@@ -86,6 +86,33 @@ def test_numbers_inside_their_range_are_accepted(c, name):
     config.check(c)
 
 
+@pytest.mark.parametrize(
+  ("changes", "source"),
+  [
+    ({"data.train": "chats.jsonl"}, "builtin:recall:64"),
+    ({"data.train": "pairs.jsonl", "loss.kind": "dpo"}, "builtin:pairs:64"),
+    ({"data.train": "a.txt", "data.text_window": 8192}, "builtin:text:64"),
+    ({"data.train": "builtin:text:900*2"}, "builtin:text:64*2"),
+  ],
+)
+def test_a_tiny_run_has_data_of_the_kind_of_the_recipe(c, changes, source):
+  c.update_from_flattened_dict(changes)
+  assert config.tiny(c).data.train == source
+
+
+def test_a_tiny_run_has_nothing_that_only_the_real_model_can_use(c):
+  c.data.template_kwargs, c.lora.init_from = "enable_thinking=false", "adapter"
+  small = config.tiny(c)
+  assert (small.data.template_kwargs, small.lora.init_from) == ("", "")
+
+
+def test_a_tiny_run_has_lengths_in_proportion(c):
+  c.data.text_window, c.long_short.min_context = 16_384, 1024
+  small = config.tiny(c)
+  assert (small.data.seq_len, small.data.text_window) == (512, 2048)
+  assert small.long_short.min_context == 128
+
+
 @pytest.mark.parametrize("name", CHOICES)
 def test_other_texts_than_the_choices_are_refused(c, name):
   key = config.KEYS[name]

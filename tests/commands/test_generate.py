@@ -214,6 +214,21 @@ def test_bad_flags_are_refused_before_the_model_is_read(flag, monkeypatch):
     skipalign_jax_generate.main()
 
 
+@pytest.mark.parametrize(
+  "flags",
+  [
+    ["--raw", "--system=Be brief."],
+    ["--raw", "--template_kwargs=mood=glad"],
+    ["--top_p=0.9"],
+  ],
+)
+def test_flags_without_an_effect_are_refused(flags, monkeypatch):
+  arguments = ["generate", "--model=no/such/model", "--prompt=a", *flags]
+  monkeypatch.setattr(sys, "argv", arguments)
+  with pytest.raises(errors.UserError, match="no effect"):
+    skipalign_jax_generate.main()
+
+
 def test_variables_of_the_template_reach_the_prompt(tmp_path, monkeypatch):
   folder = tiny_subject.folder(tmp_path / "model")
   tokenizer = tokenizer_lib.byte_tokenizer()

@@ -122,6 +122,12 @@ def test_each_gpu_is_described_to_xla():
     ({}, dict(job="generate", length=9, part=4), "must divide --length=9"),
     ({}, dict(samples=-1), "must be positive"),
     ({}, dict(search=2), "--search=2 must be 0 or 1"),
+    ({}, dict(job="generate", length=8, samples=9), "--samples is for --job=train"),
+    (
+      {"steps": 7, "epochs": None},
+      dict(samples=9),
+      "--samples=9 is for runs of epochs",
+    ),
     ({"batch_size": 12}, {}, r"12 rows .* 8 devices .*grad_accum"),
     ({"mesh.tensor": 3}, {}, "does not fit 8 devices"),
     ({"model.init_from": "no/such/place.gguf"}, {}, f"known without.*{LLAMA}"),

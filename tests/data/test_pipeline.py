@@ -351,6 +351,15 @@ def test_eval_can_be_a_source_or_nothing(cache):
   assert len(ids_of(data.eval_batches)) == 3
 
 
+def test_held_out_samples_that_are_trained_on_are_noted(cache, tmp_path):
+  one, two = turns("x", "y"), turns("q", "a")
+  train = write(tmp_path / "train.jsonl", [one, two])
+  held = write(tmp_path / "held.jsonl", [two, turns("other", "b")])
+  noted = "1 of the held-out samples are training data, too"
+  assert noted in build(make_config(cache, train=train, eval=held)).report
+  assert "training data, too" not in build(make_config(cache, eval="holdout:4")).report
+
+
 @pytest.mark.parametrize(("samples", "held"), [(1, 0), (9, 0), (31, 3), (1000, 64)])
 def test_a_tenth_is_held_out_by_default(cache, tmp_path, samples, held):
   records = [turns(f"q{i}", f"a{i}") for i in range(samples)]
@@ -374,6 +383,21 @@ def test_too_little_data(cache, changes, message):
   c = make_config(cache, **changes)
   c.steps, c.epochs = None, 1
   with pytest.raises(errors.UserError, match=message):
+    build(c)
+
+
+@pytest.mark.parametrize(
+  ("train", "noted"),
+  [("builtin:recall:9", True), ("builtin:text:9,builtin:recall:9", False)],
+)
+def test_blocks_of_texts_without_a_text_are_noted(cache, train, noted):
+  c = make_config(cache, train=train, eval="", text_blocks="sentences")
+  assert ("data.text_blocks has no effect" in build(c).report) == noted
+
+
+def test_a_weight_of_held_out_data_is_refused(cache):
+  c = make_config(cache, train="builtin:recall:9", eval="builtin:recall:3*2")
+  with pytest.raises(errors.UserError, match=r"the weight \*2 of builtin:recall:3 has"):
     build(c)
 
 

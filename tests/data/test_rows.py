@@ -253,5 +253,5 @@ def test_tiny_keeps_built_in_sources():
   tiny = config_lib.tiny(c).data
   assert tiny.train == "builtin:recall:64*2, builtin:text:64"
   assert (tiny.seq_len, tiny.text_window) == (512, 2048)
-  c.data.train = ("builtin:text", "hub:some/chats")
+  c.data.train, c.data.text_window = ("builtin:text", "hub:some/chats"), 0
   assert config_lib.tiny(c).data.train == "builtin:recall:64"

@@ -149,6 +149,8 @@ def test_depths_and_lengths():
   [
     (dict(variant="pin"), "passkey or sandwich"),
     (dict(score="rouge"), "fu or recall"),
+    (dict(score="recall"), "is for --variant=sandwich"),
+    (dict(variant="sandwich", samples=3), "are the same prompt; give --own_pages"),
     (dict(lengths="1k"), "--lengths=1k"),
     (dict(lengths="0"), "positive"),
     (dict(lengths="64"), "without other text has"),

@@ -198,6 +198,8 @@ def test_a_short_file_has_fewer_windows(texts, tmp_path):
     (dict(bucket=-1), "--bucket=-1"),
     (dict(alpha=float("nan")), "--alpha=nan .* must be finite"),
     (dict(beta=float("-inf")), "--beta=-inf must be finite"),
+    (dict(short=64), "--short=64 has no effect without --longppl=True"),
+    (dict(beta=-3.0), "--beta=-3.0 has no effect without"),
     (dict(length=20, longppl=True, short=0), "--short=0"),
     (dict(length=20, longppl=True, short=19), "--short=19"),
   ],

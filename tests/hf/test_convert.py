@@ -357,6 +357,11 @@ def test_bad_flags(tmp_path, capsys):
       convert.main(["verify", "--model=x", f"--tolerance={value}"])
     assert f"'{value}' is not a finite number" in capsys.readouterr().err
   assert run("export", source, tmp_path / "whole", "--max_shard_gb=1e305") == 0
+  with pytest.raises(errors.UserError, match="adapters are one file"):
+    run("export", source, tmp_path / "out", "--format=peft", "--max_shard_gb=1")
+  with pytest.raises(SystemExit):
+    convert.main(["verify", f"--model={source}", f"--tokenizer={source}"])
+  assert "--tokenizer" in capsys.readouterr().err
   for arguments in (["export", "--model=x"], ["import", "--dtype=bfloat16"], []):
     with pytest.raises(SystemExit) as caught:
       convert.main(arguments)

@@ -46,6 +46,11 @@ def test_samples_gives_blocks_with_their_positions():
   assert preview.describe(first[::2]) == "text 0-1, text 900-900"
 
 
+def test_a_block_with_jumps_inside_is_not_shown_as_a_long_one():
+  drawn = [preview.Span(False, 3, 0, 900), preview.Span(True, 2, 901, 902)]
+  assert preview.describe(drawn) == "user 0…900, assistant 901-902"
+
+
 def test_a_sample_of_many_blocks_is_described_in_one_short_line():
   many = [preview.Span(i % 2 == 1, 1, i, i) for i in range(400)]
   reported = preview.describe(many)

@@ -10,6 +10,7 @@ import tiny_subject
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.method import long_short
+from skipalign_jax.model import known_models, rope
 from skipalign_jax.training import report
 
 
@@ -17,10 +18,6 @@ from skipalign_jax.training import report
   ("changes", "reported"),
   [
     (dict(strategy="contiguous"), "contiguous"),
-    (
-      dict(strategy="contiguous", schedule="1000,2000"),
-      "contiguous; positions.schedule has no effect",
-    ),
     (
       dict(skip_below=900),
       "skip_outer up to 2,000, p=1.0 per block, sequential gaps, samples of 900 tokens "
@@ -37,6 +34,45 @@ from skipalign_jax.training import report
 def test_positions_are_described_with_the_parameters_of_the_strategy(changes, reported):
   fixed = dataclasses.replace(tiny.SKIPS, resample="never")
   assert report.describe_positions(dataclasses.replace(fixed, **changes)) == reported
+
+
+@pytest.mark.parametrize(
+  ("changes", "noted"),
+  [
+    ({}, ""),
+    ({"positions.max_position": 8192}, ""),
+    ({"positions.max_position": 8193}, "positions.max_position=8,193 is beyond"),
+    ({"positions.strategy": "contiguous"}, ""),
+    (
+      {"positions.strategy": "contiguous", "data.seq_len": 16_384},
+      "data.seq_len=16,384 is beyond the model's window of 8,192",
+    ),
+    ({"positions.max_position": 9000, "model.init_from": ""}, ""),
+  ],
+)
+def test_positions_beyond_the_window_are_noted(changes, noted):
+  c = config_lib.default()
+  c.model.init_from, c.positions.max_position = "some/model", 8000
+  c.update_from_flattened_dict(changes)
+  found = report.describe_reach(c, 8192)
+  assert len(found) == bool(noted)
+  assert all(noted in line for line in found)
+
+
+@pytest.mark.parametrize(
+  ("kind", "factor", "reported"),
+  [
+    ("model", 1.0, "none, theta 10000"),
+    ("none", 1.0, "none, theta 10000"),
+    ("ntk", 1.0, "ntk, theta 10000; nothing is scaled: the model's window has 4,096"),
+    ("ntk", 4.0, "ntk, theta 10000, 4x to 4,096 positions"),
+  ],
+)
+def test_a_rope_that_is_not_scaled_is_reported(kind, factor, reported):
+  shape = known_models.KNOWN["meta-llama/Llama-2-7b-hf"]
+  own = "ntk" if kind == "ntk" else "none"
+  shape = dataclasses.replace(shape, rope=rope.RopeConfig(own, 10_000.0, factor=factor))
+  assert report.describe_rope(kind, shape).startswith(reported)
 
 
 @pytest.mark.parametrize(("alpha", "lines"), [(0.0, 0), (0.3, 1), (0.5, 2)])

@@ -248,6 +248,14 @@ def test_limits_of_a_schedule_rise_with_the_step():
   assert greatest[-1] > 400 and run.train_step._cache_size() == 1
 
 
+def test_jumps_of_self_distillation_stay_below_the_limits_of_a_schedule():
+  scheduled = dataclasses.replace(tiny.SKIPS, schedule="200,2000")
+  distill = distillation.DistillConfig(weight=1.0, reach="limit", places="all")
+  run = tiny.Run(optim=OPTIM, positions=scheduled, steps=4, distill=distill)
+  greatest = [int(run.step(tiny.batch(seed=t))["largest_position"]) for t in range(4)]
+  assert max(greatest[:2]) < 200 < min(greatest[2:])
+
+
 def test_ten_steps_equal_a_naive_run(run, naive_sums):
   """Against full attention, full logits, clipping and Adam written out."""
   run.reset()
