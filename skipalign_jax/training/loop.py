@@ -131,7 +131,8 @@ class Loop:
     params = state_lib.full_params(self.setup.recipe, self.state)
     batches = map(self._place, self.setup.data.eval_batches)
     sums = [self._eval_step(params, batch) for batch in batches]
-    total, weight = np.sum(np.array(jax.device_get(sums)), axis=0)
+    # In float32 a large sum would round each batch that is added to it.
+    total, weight = np.sum(np.array(jax.device_get(sums), np.float64), axis=0)
     return float(total / weight)
 
   def report_saved(self) -> None:

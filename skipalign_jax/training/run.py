@@ -161,7 +161,8 @@ def show_first_batch(setup: setup_lib.Setup) -> None:
   """Prints and draws the positions of the first batch."""
   recipe = setup.recipe.positions
   batch = setup.data.first_rows(min(setup.config.batch_size, preview.ROWS))
-  positions_BL = preview.draw_positions(recipe, setup.recipe.seed, batch)
+  batch = preview.as_trained(recipe, setup.recipe.seed, batch, setup.recipe.crop)
+  positions_BL = batch["positions"]
   found = preview.samples(batch, positions_BL)
   found.sort(key=len, reverse=True)  # long dialogues show more
   limit = int(positions_BL.max()) + 1
