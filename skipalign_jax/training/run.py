@@ -62,7 +62,8 @@ def train(setup: setup_lib.Setup) -> int:
   saved = checkpoint.Checkpoints(
     folder, config.checkpoint.keep, config.checkpoint.keep_best
   )
-  start = saved.latest() or 0
+  # A network filesystem may show another process an older checkpoint as the latest.
+  start = int(distributed.exchange(str(saved.latest() or 0))[0])
   with distributed.together():
     workdir.check_start(folder, start, steps)
   announce(setup, start)
