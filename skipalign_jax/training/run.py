@@ -46,7 +46,8 @@ def run(
   config.data.date = distributed.exchange(date)[0]
   with distributed.together():
     setup = setup_lib.prepare(config, folder, console)
-  starts.check_processes(config, setup.data.fingerprint)
+  step = setup.opened.location.step if setup.opened else None
+  starts.check_processes(config, setup.data.fingerprint, step)
   lock = claim(setup)
   with workdir.writing(folder):
     status = train(setup)
