@@ -75,7 +75,7 @@ def train(setup: setup_lib.Setup) -> int:
   else:
     state, iterator = begin(setup)
   log = log_lib.Log(config, setup.recipe, folder, setup.console, start, steps)
-  trace = trace_lib.Trace(trace_lib.parse(config.profile), folder)
+  trace = trace_lib.Trace(trace_lib.parse(config.profile), trace_lib.folder_of(folder))
   with (
     signals.Stop(distributed.is_first()) as stop,
     jax.set_mesh(setup.mesh),

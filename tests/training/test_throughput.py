@@ -127,15 +127,28 @@ def test_a_trace_starts_and_stops_with_its_steps(monkeypatch, tmp_path, first, s
   calls = []
   monkeypatch.setattr(jax.profiler, "start_trace", lambda at: calls.append(at))
   monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
-  traced, starts = trace.Trace(trace.parse("2:4"), tmp_path), []
+  folder = trace.folder_of(tmp_path)
+  traced, starts = trace.Trace(trace.parse("2:4"), folder), []
   for step in range(first, 7):
     traced.before(step)
     starts += [step] * (len(calls) == 1 and not starts)
-    folder = traced.after(step, jax.numpy.ones(1))
-    assert folder == (tmp_path / "profile" if started and step == 4 else None)
+    ended = traced.after(step, jax.numpy.ones(1))
+    assert ended == (tmp_path / "profile" if started and step == 4 else None)
   traced.close()
   assert calls == ([tmp_path / "profile", "stop"] if started else [])
   assert starts == ([started] if started else [])
+
+
+@pytest.mark.parametrize(
+  ("index", "folder"), [(0, "profile"), (1, "profile/process_1"), (2, "profile")]
+)
+def test_processes_of_one_host_have_folders_of_their_own(
+  monkeypatch, tmp_path, index, folder
+):
+  """JAX would write all of their traces to one file."""
+  monkeypatch.setattr(trace.distributed, "exchange", lambda _: ["a", "a", "b", "b"])
+  monkeypatch.setattr(jax, "process_index", lambda: index)
+  assert trace.folder_of(tmp_path) == tmp_path / folder
 
 
 def test_a_trace_ends_with_a_run_that_stops_early(monkeypatch, tmp_path):
