@@ -111,7 +111,7 @@ def read_files(flag: str, files: str) -> dict[str, str]:
       continue
     places.add(path.resolve())
     try:
-      text = untrusted.read(path).decode("utf-8")
+      text = untrusted.read_text(path)  # as training reads it
     except untrusted.BROKEN as error:
       raise errors.UserError(f"--{flag}: {path} cannot be read: {error}") from error
     if not text.strip():

@@ -11,6 +11,7 @@ import tiny
 import tiny_subject
 from rich import console as rich_console
 
+from skipalign_jax.data import sources
 from skipalign_jax.evals import haystack, perplexity, runner, tasks
 from skipalign_jax.model import backends
 from skipalign_jax.runtime import errors
@@ -173,6 +174,17 @@ def test_a_file_in_two_spellings_is_read_once(texts, tmp_path):
   again = one.parent / "." / ".." / one.parent.name / one.name
   found = haystack.read_files("files", f"{one},{again}")
   assert list(found) == [str(one)]
+
+
+def test_a_text_is_the_same_wherever_it_was_written(tmp_path):
+  """As training reads it: line breaks of Windows and a byte order mark are no text."""
+  path = tmp_path / "a.txt"
+  path.write_bytes(b"\xef\xbb\xbfOne.\r\nTwo.\r\n")
+  (text,) = haystack.read_files("files", str(path)).values()
+  assert [{"text": text}] == [
+    record for _, record in sources.Source(str(path)).records()
+  ]
+  assert text == "One.\nTwo.\n"
 
 
 def test_small_batches_change_nothing(texts, tmp_path):
