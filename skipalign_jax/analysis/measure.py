@@ -131,7 +131,8 @@ def departure(count_D: np.ndarray, begin: int) -> Record | None:
     return None
   share_D = long_D / total
   size = len(long_D)
-  edges = np.arange(PARTS) * size // PARTS
+  edges = np.arange(PARTS + 1) * size // PARTS  # some are equal where D is small
+  part = np.diff(np.append(0, np.cumsum(long_D))[edges]) / total
   # Differences of the distribution function at the end of each distance.
   off_D = np.cumsum(share_D) - np.arange(1, size + 1) / size
   width = -(-size // WIDE_BINS)
@@ -140,7 +141,7 @@ def departure(count_D: np.ndarray, begin: int) -> Record | None:
   return {
     "from": begin,
     "share": total / int(count_D.sum()),
-    "parts": np.add.reduceat(share_D, edges).round(5).tolist(),
+    "parts": part.round(5).tolist(),
     "ks": round(float(np.abs(off_D).max()), 5),
     "tv": round(float(np.abs(np.add.reduceat(share_D, bins) - even).sum() / 2), 5),
   }

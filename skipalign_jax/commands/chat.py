@@ -8,7 +8,7 @@ import transformers
 
 from skipalign_jax.commands import text_stream
 from skipalign_jax.data import dialogues, prompts
-from skipalign_jax.runtime import errors, escape, terminal
+from skipalign_jax.runtime import errors, escape, signals, terminal
 
 MARK = "> "
 NEW = "/new"  # a line that begins another conversation
@@ -29,6 +29,8 @@ def typed(file: TextIO) -> Iterator[str]:
   while True:
     try:
       line = read()
+    except signals.Stopped:
+      raise
     except (EOFError, KeyboardInterrupt):
       terminal.write("\n")
       return
@@ -100,9 +102,12 @@ def _print(
   """Prints a reply while it is generated; returns its text."""
   stream = text_stream.TextStream(tokenizer)
   try:
-    for (token,) in steps:
-      if token is not None:
-        terminal.write(stream.add(token))
+    with signals.as_exceptions():  # so that a later Ctrl-C is not the command's second
+      for (token,) in steps:
+        if token is not None:
+          terminal.write(stream.add(token))
+  except signals.Stopped:
+    raise
   except KeyboardInterrupt:
     pass
   terminal.write("\n")

@@ -145,6 +145,7 @@ def open_subject(args: argparse.Namespace) -> subject_lib.Subject:
     UserError: the reference cannot be read, or rope or mesh do not fit the model.
   """
   opened = reference.open_model(args.model)
+  _check_step(args.model, opened.location.step)
   tokenizer = reference.load_tokenizer(args.tokenizer or args.model)
   if args.tokenizer:
     opened = reference.with_tokenizer(opened, tokenizer)
@@ -176,6 +177,21 @@ def open_subject(args: argparse.Namespace) -> subject_lib.Subject:
     args.batch_tokens,
     opened.eos_ids,
   )
+
+
+def _check_step(model: str, step: int | None) -> None:
+  """Raises UserError in all processes unless the model is the same checkpoint for all.
+
+  Args:
+    model: its reference.
+    step: of the latest checkpoint, as this process found it.
+  """
+  found = list(dict.fromkeys(distributed.exchange(str(step))))
+  if len(found) > 1:
+    raise errors.UserError(
+      f"--model={model}: its latest checkpoint is step {' or '.join(found)}, depending "
+      f"on the process; a run saves there: name one, as {model}@{found[0]}"
+    )
 
 
 def with_rope(

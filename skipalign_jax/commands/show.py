@@ -41,6 +41,7 @@ def run(
     UserError: `n` is out of range, or config or data cannot be used.
   """
   recipe = resolve.check(config)
+  crop = config.data.seq_len if config.data.text_window else 0
   tokenizer = tokenizer_lib.resolve(config)
   data = pipeline.build(config, tokenizer, 0, 1, console)
   rows = data.train_rows.filled
@@ -54,9 +55,10 @@ def run(
   for note in resolve.unread(config):
     console.print(f"NOTE: {note}")
   for i in range(n):
-    row = data.train_rows[i]
-    batch = {name: array_L[None] for name, array_L in row.items()}
-    positions_L = preview.draw_positions(recipe, config.seed, batch)[0]
+    batch = {name: array_L[None] for name, array_L in data.train_rows[i].items()}
+    batch = preview.as_trained(recipe, config.seed, batch, crop)
+    row = {name: array_BL[0] for name, array_BL in batch.items()}
+    positions_L = row["positions"]
     shown = spans(row)
     if every_token:
       shown = [

@@ -90,7 +90,8 @@ def files_of(name: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
   elif path.exists() or not glob.has_magic(name):
     found = [path]
   else:
-    found = [pathlib.Path(one) for one in glob.glob(str(path), recursive=True)]
+    # A pattern with ** twice finds a file once for each way that leads to it.
+    found = [pathlib.Path(one) for one in {*glob.glob(str(path), recursive=True)}]
   is_data = _is_known if found == [path] else _is_data
   files = [one for one in found if is_data(one) and one.is_file()]
   if files:

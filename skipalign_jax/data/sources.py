@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import pathlib
 import re
@@ -187,10 +186,9 @@ def _json(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
 
 
 def _document(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
-  """The whole file as one record; its line breaks become \\n."""
+  """The whole file as one record."""
   try:
-    data = io.BytesIO(untrusted.read(path))
-    document = io.TextIOWrapper(data, encoding="utf-8-sig").read()
+    document = untrusted.read_text(path)
   except untrusted.BROKEN as error:
     raise errors.UserError(f"data source {path} cannot be read: {error}") from error
   if document.strip():

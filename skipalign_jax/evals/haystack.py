@@ -99,16 +99,19 @@ def read_files(flag: str, files: str) -> dict[str, str]:
 
   Args:
     flag: the option that names the files, for error messages.
-    files: a file that is named twice is read once.
+    files: a file that is named twice, in any spelling, is read once.
 
   Raises:
     UserError: a file is missing, empty or not UTF-8 text.
   """
-  texts = {}
+  texts, places = {}, set()
   for name in map(str.strip, files.split(",")):
     path = paths.given(name, f"--{flag}={name}")
+    if path.resolve() in places:
+      continue
+    places.add(path.resolve())
     try:
-      text = untrusted.read(path).decode("utf-8")
+      text = untrusted.read_text(path)  # as training reads it
     except untrusted.BROKEN as error:
       raise errors.UserError(f"--{flag}: {path} cannot be read: {error}") from error
     if not text.strip():

@@ -203,7 +203,10 @@ def open_stores(
       f"{folder}: its arrays are not those of {source}: {different}"
     )
   driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
-  stores = {path: _open_store(folder, path, driver) for path in expected}
+  # Otherwise TensorStore gives zeros where a file has gone, as while a run deletes it.
+  whole = metadata.get("store_array_data_equal_to_fill_value", False)
+  options = {"fill_missing_data_reads": not whole}
+  stores = {path: _open_store(folder, path, driver, options) for path in expected}
   for path, store in stores.items():
     if store.shape != expected[path]:
       raise errors.UserError(
@@ -230,11 +233,11 @@ def _check_checksums(
 
 
 def _open_store(
-  folder: pathlib.Path, path: str, driver: str
+  folder: pathlib.Path, path: str, driver: str, options: dict[str, Any]
 ) -> tensorstore.TensorStore:
   try:
     return tensorstore.open(
-      _store_spec(folder, path, driver), open=True, read=True
+      _store_spec(folder, path, driver) | options, open=True, read=True
     ).result()
   except ValueError as error:
     raise errors.UserError(f"{folder}: {path} cannot be read ({error})") from error
@@ -248,6 +251,11 @@ def _reader(
     try:
       return tensorstore.cast(store, dtype)[index].read().result()
     except ValueError as error:
+      if not folder.is_dir():
+        raise errors.UserError(
+          f"{folder} was deleted while it was read; a run deletes all but its latest "
+          "checkpoints (checkpoint.keep). Run the command again, or read a copy"
+        ) from error
       raise errors.UserError(f"{folder}: damaged checkpoint ({error})") from error
 
   return read_block

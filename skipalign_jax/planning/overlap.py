@@ -156,41 +156,50 @@ class _Schedule:
     self._devices_per_host = devices_per_host
     self._kind = kind
     self._seconds: dict[str, float] = {}
-    self._products: list[int] = []
+    self._products: list[float] = []  # seconds of each instruction's
     self._first: dict[str, int] = {}
     self._last: dict[str, int] = {}
     by_name: dict[str, set[str]] = {}
     for place, instruction in enumerate(self._instructions):
-      channels, flops = self._inside(instruction, name)
+      channels, seconds = self._inside(instruction, name)
       if instruction.opcode.endswith("-done"):
         channels |= by_name.get(next(iter(instruction.operands), ""), set())
       by_name[instruction.name] = channels
-      self._products.append(flops)
+      self._products.append(seconds)
       for one in channels:
         self._first.setdefault(one, place)
         self._last[one] = place
 
   def _inside(
     self, instruction: hlo_text.Instruction, name: str
-  ) -> tuple[set[str], int]:
-    """Channels and FLOPs of products of an instruction and of what is fused in it."""
+  ) -> tuple[set[str], float]:
+    """Channels, and seconds of products, of an instruction and of what is fused."""
     if instruction.opcode.removesuffix("-start") in KINDS:
       number = channel(instruction)
       if number is None or not self._set_seconds(number, instruction, name):
         return set(), 0
       return {number}, 0
     if instruction.opcode in ("dot", "convolution"):
-      return set(), flops(instruction, self._computations[name])
+      return set(), self._product_seconds(instruction, name)
     if instruction.opcode not in PARTS:
       return set(), 0
     found: set[str] = set()
-    total = 0
+    total = 0.0
     for called in hlo_text.called(instruction):
       for one in self._computations[called]:
         channels, products = self._inside(one, called)
         found |= channels
         total += products
     return found, total
+
+  def _product_seconds(self, product: hlo_text.Instruction, name: str) -> float:
+    """How long a product takes at HIGHEST of the peak; 0 for unknown devices."""
+    if self._kind is None:
+      return 0.0
+    # As products in float32 are computed, see `model.products`.
+    whole = "operand_precision={highest" in product.text
+    peak = self._kind.peak("float32" if whole else "bfloat16")
+    return flops(product, self._computations[name]) / (HIGHEST * peak)
 
   def _set_seconds(
     self, number: str, instruction: hlo_text.Instruction, name: str
@@ -211,16 +220,14 @@ class _Schedule:
         ends[self._last[number]].append(number)
     flights: dict[str, _Flight] = {}
     found: dict[str, float] = {}
-    for place, products in enumerate(self._products):
+    for place, left in enumerate(self._products):
       for number in starts[place]:
         seconds = self._seconds.get(number, 0.0)
         flights[number] = _Flight(seconds, seconds)
-      if self._kind is not None:
-        left = products / (HIGHEST * self._kind.flops)
-        for flight in flights.values():
-          used = min(left, flight.open)
-          flight.open -= used
-          left -= used
+      for flight in flights.values():
+        used = min(left, flight.open)
+        flight.open -= used
+        left -= used
       for number in ends[place]:
         flight = flights.pop(number)
         found[number] = 1 - flight.open / flight.seconds if flight.seconds else 0.0

@@ -41,6 +41,17 @@ def read(path: pathlib.Path, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
   return data
 
 
+def read_text(path: pathlib.Path) -> str:
+  """The text of a file in UTF-8, decompressed if it is gzip.
+
+  Without a byte order mark; its line breaks become \\n. So a text is the same on every
+  system.
+
+  Raises: as `read`; ValueError also where it is not UTF-8.
+  """
+  return io.TextIOWrapper(io.BytesIO(read(path)), encoding="utf-8-sig").read()
+
+
 def lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
   """Lines that are not blank, with their numbers from 1; decompressed if gzip.
 

@@ -235,9 +235,9 @@ class Plan:
 
   def _check_evaluations(self, name: str) -> None:
     """Raises UserError if results are those of other options."""
-    there = [*self.sweep.evaluations]
-    there += [f"{runs.CHOOSE}@{target}" for target in self.targets(name)]
-    for evaluation in there:
+    names = [*self.sweep.evaluations]
+    names += [f"{runs.CHOOSE}@{target}" for target in self.targets(name)]
+    for evaluation in names:
       path = self.evaluation(name, evaluation) / "results.json"
       if not path.exists():
         continue
@@ -246,8 +246,11 @@ class Plan:
       known = {field.name for field in dataclasses.fields(tasks.module(task).Options)}
       wanted = tasks.options(task, {k: v for k, v in given.items() if k in known})
       found = files.read_json(path, json_limits.MAX_RESULT_VALUES)["protocol"]
-      for key, value in dataclasses.asdict(wanted).items():
-        before = found["options"].get(key, value)
+      limit = tasks.typed("limit", given.get("limit", 0), 0)
+      now = dataclasses.asdict(wanted) | {"limit": limit}
+      there = found["options"] | {"limit": found.get("limit", limit)}
+      for key, value in now.items():
+        before = there.get(key, value)
         if before != value and key not in PLACES:
           raise errors.UserError(
             f"{path.parent}: evaluated with --{key}={before}, now {value}. Give the "

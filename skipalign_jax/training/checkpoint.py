@@ -70,7 +70,7 @@ def set_damaged_aside(workdir: pathlib.Path, console: terminal.Console) -> None:
   if steps:
     raise errors.UserError(
       f"--workdir={workdir} has no undamaged checkpoint left; the damaged ones are "
-      f"in {workdir / DAMAGED}. The same command starts from the beginning."
+      f"in {workdir / DAMAGED}. Give a new --workdir to begin again"
     )
 
 

@@ -58,6 +58,7 @@ class Log:
     self._bar = progress.Progress(console, "training", steps, start, both_ends=True)
     self.clock = throughput.Clock()
     self._throughput = throughput.Throughput(recipe)
+    self._crop = recipe.crop  # a step computes so much of a row
     self._history: dict[str, list[float]] = collections.defaultdict(list)
     self._nonfinite = health.Nonfinite(
       folder, config.optim.max_nonfinite_steps, jax.process_index()
@@ -95,7 +96,7 @@ class Log:
     with self.clock.waiting("device"):
       found = jax.device_get(numbers)
     record = {"step": step} | {name: value.item() for name, value in found.items()}
-    times, length = self.clock.lap(), batch["tokens"].shape[1]
+    times, length = self.clock.lap(), self._crop or batch["tokens"].shape[1]
     record |= self._throughput.of(record["tokens"], length, times["step_seconds"])
     record |= times | {"peak_memory_gib": throughput.peak_memory()}
     self._done = step

@@ -68,7 +68,7 @@ class Loop:
       if self._is_due(at, config.eval.every):
         self._measure_held_out(at)
       status = votes.cast(stop.status)
-      if _due(at, config.checkpoint.every) or at == steps or status:
+      if self._is_saved(at) or status:
         self._save(at)
       self.report_saved()
       if status:
@@ -96,6 +96,12 @@ class Loop:
     """Whether an evaluation of this interval runs at a step; all run at the ends."""
     return at in (0, self.setup.data.steps) or _due(at, every)
 
+  def _is_saved(self, at: int) -> bool:
+    """Whether a step is saved: also before tasks run, so that none is lost by them."""
+    every = self.setup.config.checkpoint.every
+    last = at == self.setup.data.steps
+    return last or _due(at, every) or (every > 0 and bool(self._tasks(at)))
+
   def _place(self, batch: pipeline.Batch) -> state_lib.Batch:
     """A batch on all devices; this process has its rows."""
     rows = sharding.batch_sharding(self.setup.mesh)
@@ -111,17 +117,17 @@ class Loop:
 
   def _run_tasks(self, at: int, done: Collection[str] = ()) -> None:
     """The scheduled tasks that are due, except for those that are done."""
-    tasks = [
-      task
-      for task in self.setup.evaluations
-      if self._is_due(at, task.every) and task.name not in done
-    ]
+    tasks = [task for task in self._tasks(at) if task.name not in done]
     if not tasks:
       return
     self.log.read()
     params = self._merged_params()
     for task in tasks:
       self.log.evaluated(at, self._evaluator.run(task, at, params))
+
+  def _tasks(self, at: int) -> list[scheduled.Scheduled]:
+    """The scheduled tasks that run after a step."""
+    return [one for one in self.setup.evaluations if self._is_due(at, one.every)]
 
   def _merged_params(self) -> decoder.Params:
     return state_lib.merged_params(self.setup.recipe, self.state, self.setup.mesh)
@@ -131,7 +137,8 @@ class Loop:
     params = state_lib.full_params(self.setup.recipe, self.state)
     batches = map(self._place, self.setup.data.eval_batches)
     sums = [self._eval_step(params, batch) for batch in batches]
-    total, weight = np.sum(np.array(jax.device_get(sums)), axis=0)
+    # In float32 a large sum would round each batch that is added to it.
+    total, weight = np.sum(np.array(jax.device_get(sums), np.float64), axis=0)
     return float(total / weight)
 
   def report_saved(self) -> None:

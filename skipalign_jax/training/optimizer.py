@@ -66,7 +66,7 @@ def schedule(config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
   moves), then falls towards `final_fraction` of the highest rate, which it would reach
   at step `steps`. Fractions are rounded up to whole steps.
   """
-  warmup = max(1, math.ceil(config.warmup_fraction * steps))
+  warmup = _whole_steps(config.warmup_fraction, steps)
   left = _SCHEDULES[config.schedule](config, steps, warmup)
   final = config.final_fraction
 
@@ -76,6 +76,11 @@ def schedule(config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
     return config.learning_rate * jnp.clip(jnp.minimum(rise, fall), 0, 1)
 
   return learning_rate
+
+
+def _whole_steps(fraction: float, steps: int) -> int:
+  """A fraction of a run, rounded up; 0.07 of 100 steps are 7, not 7.000000000000001."""
+  return max(1, math.ceil(round(fraction * steps, 6)))
 
 
 def _linear(config, steps, warmup):
@@ -93,7 +98,7 @@ def _cosine(config, steps, warmup):
 
 
 def _wsd(config, steps, warmup):
-  decay = max(1, math.ceil(config.decay_fraction * steps))
+  decay = _whole_steps(config.decay_fraction, steps)
   return lambda step: jnp.minimum((steps - step) / decay, 1)
 
 

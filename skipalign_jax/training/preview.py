@@ -40,6 +40,27 @@ def draw_positions(
   return np.asarray(draw(batch))
 
 
+def as_trained(
+  recipe: positions.PositionConfig,
+  seed: int,
+  batch: dict[str, np.ndarray],
+  crop: int = 0,
+) -> dict[str, np.ndarray]:
+  """The arrays of a batch as the first step computes them, and `positions`.
+
+  Args:
+    recipe: how positions are drawn.
+    seed: of the run.
+    batch: arrays [B, L].
+    crop: tokens that a step cuts each row of a longer text to; 0 keeps all.
+  """
+  if not crop:
+    return batch | {"positions": draw_positions(recipe, seed, batch)}
+  limit = positions.limit_at(recipe, 0, 1)
+  cut = functools.partial(positions.crop, recipe, seed, N=crop, limit=limit)
+  return jax.tree.map(np.asarray, jax.jit(cut)(batch))
+
+
 def samples(batch: dict[str, np.ndarray], positions_BL: np.ndarray) -> list[list[Span]]:
   """The blocks of every sample of a batch, in row order."""
   found = []

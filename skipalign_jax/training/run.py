@@ -46,7 +46,8 @@ def run(
   config.data.date = distributed.exchange(date)[0]
   with distributed.together():
     setup = setup_lib.prepare(config, folder, console)
-  starts.check_processes(config, setup.data.fingerprint)
+  step = setup.opened.location.step if setup.opened else None
+  starts.check_processes(config, setup.data.fingerprint, step)
   lock = claim(setup)
   with workdir.writing(folder):
     status = train(setup)
@@ -62,7 +63,8 @@ def train(setup: setup_lib.Setup) -> int:
   saved = checkpoint.Checkpoints(
     folder, config.checkpoint.keep, config.checkpoint.keep_best
   )
-  start = saved.latest() or 0
+  # A network filesystem may show another process an older checkpoint as the latest.
+  start = int(distributed.exchange(str(saved.latest() or 0))[0])
   with distributed.together():
     workdir.check_start(folder, start, steps)
   announce(setup, start)
@@ -73,7 +75,7 @@ def train(setup: setup_lib.Setup) -> int:
   else:
     state, iterator = begin(setup)
   log = log_lib.Log(config, setup.recipe, folder, setup.console, start, steps)
-  trace = trace_lib.Trace(trace_lib.parse(config.profile), folder)
+  trace = trace_lib.Trace(trace_lib.parse(config.profile), trace_lib.folder_of(folder))
   with (
     signals.Stop(distributed.is_first()) as stop,
     jax.set_mesh(setup.mesh),
@@ -161,7 +163,8 @@ def show_first_batch(setup: setup_lib.Setup) -> None:
   """Prints and draws the positions of the first batch."""
   recipe = setup.recipe.positions
   batch = setup.data.first_rows(min(setup.config.batch_size, preview.ROWS))
-  positions_BL = preview.draw_positions(recipe, setup.recipe.seed, batch)
+  batch = preview.as_trained(recipe, setup.recipe.seed, batch, setup.recipe.crop)
+  positions_BL = batch["positions"]
   found = preview.samples(batch, positions_BL)
   found.sort(key=len, reverse=True)  # long dialogues show more
   limit = int(positions_BL.max()) + 1

@@ -44,14 +44,21 @@ def describe(
   }
 
 
-def check_processes(config: ml_collections.ConfigDict, data_fingerprint: str) -> None:
+def check_processes(
+  config: ml_collections.ConfigDict,
+  data_fingerprint: str,
+  model_step: int | None = None,
+) -> None:
   """Raises UserError in all processes unless all train the same on the same data.
 
   Args:
     config: the resolved config of this process.
     data_fingerprint: of its data.
+    model_step: of the checkpoint that model.init_from means here. The latest one of a
+      workdir in which another run trains may not be the same for all.
   """
   code = {"data fingerprint": data_fingerprint, "commit": _commit()}
+  code["step of the model"] = model_step
   this = {"config": config.to_dict(), "code and data": code}
   first, *others = map(json.loads, distributed.exchange(json.dumps(this)))
   different = []

@@ -1,12 +1,13 @@
 """XLA's trace of some steps, for xprof and TensorBoard's profile tab."""
 
 import pathlib
+import platform
 import re
 from typing import Any
 
 import jax
 
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import distributed, errors
 
 FOLDER = "profile"  # of a workdir
 
@@ -37,14 +38,26 @@ def check(text: str, steps: int) -> None:
     )
 
 
+def folder_of(workdir: pathlib.Path) -> pathlib.Path:
+  """Where this process writes its trace; all processes must call it.
+
+  JAX names a trace by its host: of several processes on one, the others have folders
+  of their own.
+  """
+  hosts, index = distributed.exchange(platform.node()), jax.process_index()
+  is_first = hosts.index(hosts[index]) == index
+  return workdir / FOLDER / ("" if is_first else f"process_{index}")
+
+
 class Trace:
   """Starts before the first of its steps and stops after the last one.
 
   A run that resumes among them traces the rest.
   """
 
-  def __init__(self, steps: range, workdir: pathlib.Path):
-    self._steps, self._folder, self._on = steps, workdir / FOLDER, False
+  def __init__(self, steps: range, folder: pathlib.Path):
+    """`folder`: see `folder_of`."""
+    self._steps, self._folder, self._on = steps, folder, False
 
   def before(self, step: int) -> None:
     """Starts the trace if it is due."""

@@ -153,6 +153,8 @@ def test_departure_from_uniform():
   assert half["ks"] == 0.5 and half["tv"] == 0.5
   assert half["parts"] == [0.2] * 5 + [0.0] * 5
   assert measure.departure(np.r_[np.ones(9), np.zeros(9)], 9) is None
+  few = measure.departure(np.ones(4), 0)  # fewer distances than parts
+  assert few["parts"] == [0, 0, 0.25, 0, 0.25, 0, 0, 0.25, 0, 0.25]
 
 
 def test_coverage_reports_what_never_occurs():

@@ -1,9 +1,11 @@
 """A conversation: what each reply is asked after, and how it ends."""
 
 import io
+import subprocess
 import sys
 
 import pytest
+import tiny
 import tiny_subject
 
 from skipalign_jax import generate as skipalign_jax_generate
@@ -89,6 +91,34 @@ def test_lines_of_a_file_end_with_it():
   assert list(chat.typed(io.StringIO("a\n\nb"))) == ["a", "", "b"]
   with pytest.raises(errors.UserError, match="UTF-8"):
     list(chat.typed(io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8")))
+
+
+# Replies that never end; the command gets a signal in each.
+ENDLESS = """if True:
+  import os, signal, sys, time
+  from skipalign_jax.commands import chat
+  from skipalign_jax.data import tokenizer as tokenizer_lib
+  from skipalign_jax.runtime import errors, signals
+  TOKENIZER = tokenizer_lib.byte_tokenizer()
+  def reply(prompts):
+    yield TOKENIZER.encode("a")
+    os.kill(os.getpid(), signal.Signals[sys.argv[1]])
+    time.sleep(2 * signals.TOGETHER)
+    while True: yield TOKENIZER.encode("b")
+  def main(): chat.hold(["one", "two", "three"], reply, TOKENIZER, "", 10_000)
+  errors.run_command(main)
+"""
+
+
+@pytest.mark.parametrize(
+  ("name", "status", "printed"), [("SIGINT", 0, "a\na\na\n"), ("SIGTERM", 143, "a")]
+)
+def test_each_reply_can_be_interrupted_and_sigterm_ends_all(name, status, printed):
+  command = [sys.executable, "-c", ENDLESS, name]
+  found = subprocess.run(
+    command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=60
+  )
+  assert (found.returncode, found.stdout) == (status, printed), found.stderr
 
 
 class Terminal(io.StringIO):

@@ -36,6 +36,16 @@ def test_command_writes_results_and_prints_them(model, tmp_path, capsys):
   assert "interval" in printed and f"{tmp_path}/out/results.json" in printed
 
 
+def test_processes_that_find_other_checkpoints_are_refused(monkeypatch):
+  """The latest one of a run that saves meanwhile."""
+  commands_evaluate._check_step("runs/a", 20)
+  monkeypatch.setattr(
+    commands_evaluate.distributed, "exchange", lambda step: [step, "40", step]
+  )
+  with pytest.raises(errors.UserError, match=r"step 20 or 40.*name one, as runs/a@20"):
+    commands_evaluate._check_step("runs/a", 20)
+
+
 def test_rope_is_scaled_at_inference(model, tmp_path):
   run(model, tmp_path / "a", *NEEDLE, "--rope.kind=ntk", "--rope.target_length=1024")
   protocol = json.loads((tmp_path / "a/results.json").read_text())["protocol"]

@@ -74,6 +74,13 @@ def test_shows_the_positions_and_targets_of_training(config):
   assert max(positions_L) > 1000  # the row has a skip
 
 
+def test_a_longer_text_is_shown_as_it_is_cropped(config):
+  config.data.train, config.data.eval = "builtin:text:8", ""
+  config.data.seq_len, config.data.text_window = 64, 256
+  config.data.packing, config.positions.strategy = False, "pose"
+  assert "row 0: 64 tokens" in printed(config, width=200)
+
+
 def test_a_reply_of_weight_zero_is_shown_as_read(config, tmp_path):
   """In a packed row the other replies are learned, each with its stop token."""
   path = tmp_path / "chats.jsonl"

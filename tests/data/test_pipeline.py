@@ -7,6 +7,7 @@ import json
 import pathlib
 import pickle
 import time
+import types
 from concurrent import futures
 from unittest import mock
 
@@ -369,6 +370,16 @@ def test_a_tenth_is_held_out_by_default(cache, tmp_path, samples, held):
   assert len(ids_of(data.eval_batches)) == held
   assert "1 of the samples are copies of others" in data.report
   assert ("nothing is held out" in data.report) == (not held)
+
+
+def test_samples_that_share_only_their_id_are_no_copies():
+  """Of a million samples about a hundred do."""
+  prepared = types.SimpleNamespace(
+    sample_ids=np.array([7, 7, 7, 2**32 - 1], np.uint32),
+    lengths=np.array([20, 30, 20, 30], np.int32),
+    usable=np.arange(4),
+  )
+  assert pipeline._copies([prepared]) == 1
 
 
 @pytest.mark.parametrize(

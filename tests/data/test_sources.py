@@ -100,6 +100,7 @@ def test_a_pattern_is_the_files_that_it_matches(tmp_path):
     ("*.jsonl", "34"),
     ("**/*", "1234"),
     ("?/z.*", "12"),
+    ("**/**/*", "1234"),  # each file once, though several ways lead to it
     ("[ab].jsonl*2", "34"),
   ):
     (source,) = sources.parse(f"{made}/{pattern}")

@@ -11,7 +11,8 @@ import tiny
 import tiny_subject
 from rich import console as rich_console
 
-from skipalign_jax.evals import perplexity, runner, tasks
+from skipalign_jax.data import sources
+from skipalign_jax.evals import haystack, perplexity, runner, tasks
 from skipalign_jax.model import backends
 from skipalign_jax.runtime import errors
 
@@ -166,6 +167,24 @@ def test_no_key_tokens_no_longppl(texts, tmp_path):
   results = run(tmp_path, texts, length=30, longppl=True, short=8, alpha=99.0)
   assert results["summary"]["longppl"] is None
   assert results["summary"]["key_tokens"] == 0
+
+
+def test_a_file_in_two_spellings_is_read_once(texts, tmp_path):
+  one = texts[0]
+  again = one.parent / "." / ".." / one.parent.name / one.name
+  found = haystack.read_files("files", f"{one},{again}")
+  assert list(found) == [str(one)]
+
+
+def test_a_text_is_the_same_wherever_it_was_written(tmp_path):
+  """As training reads it: line breaks of Windows and a byte order mark are no text."""
+  path = tmp_path / "a.txt"
+  path.write_bytes(b"\xef\xbb\xbfOne.\r\nTwo.\r\n")
+  (text,) = haystack.read_files("files", str(path)).values()
+  assert [{"text": text}] == [
+    record for _, record in sources.Source(str(path)).records()
+  ]
+  assert text == "One.\nTwo.\n"
 
 
 def test_small_batches_change_nothing(texts, tmp_path):

@@ -76,9 +76,15 @@ def test_tasks_run_before_when_due_and_at_the_end(evaluated):
   assert tiny_train.run(c, folder) == 0
 
 
-def test_a_task_that_fails_loses_no_step(evaluated, cache_dir, tmp_path, monkeypatch):
-  c = configured(cache_dir, passkey=NEEDLE | dict(every=0))
-  c.eval.at_start = False
+@pytest.mark.parametrize(
+  ("every", "interval", "step"), [(0, 4, 4), (3, 100, 3), (3, 0, None)]
+)
+def test_a_task_that_fails_loses_no_step(
+  evaluated, cache_dir, tmp_path, monkeypatch, every, interval, step
+):
+  """With checkpoint.every=0 no step is saved before the last one."""
+  c = configured(cache_dir, passkey=NEEDLE | dict(every=every))
+  c.eval.at_start, c.checkpoint.every = False, interval
   original = runner.run
 
   def fail(*args):
@@ -87,14 +93,14 @@ def test_a_task_that_fails_loses_no_step(evaluated, cache_dir, tmp_path, monkeyp
   monkeypatch.setattr(runner, "run", fail)
   with pytest.raises(errors.UserError, match="the haystack has gone"):
     tiny_train.run(c, tmp_path)
-  assert native.steps(tmp_path) == [4]
+  assert native.steps(tmp_path) == ([step] if step else [])
   monkeypatch.setattr(runner, "run", original)
   for _ in range(2):  # the second time, nothing is left to do
     assert tiny_train.run(c, tmp_path) == 0
     scores = [r for r in tiny.records(tmp_path) if "passkey/average" in r]
-    assert [record["step"] for record in scores] == [4]
+    assert [record["step"] for record in scores] == ([3, 4] if every else [4])
   of_other = [r for r in tiny.records(evaluated[1]) if r["step"] == 4]
-  assert scores[0] in of_other  # as in a run that nothing stopped
+  assert scores[-1] in of_other  # as in a run that nothing stopped
 
 
 def test_a_task_that_cannot_run_ends_the_run_before_its_first_step(cache_dir, tmp_path):

@@ -214,6 +214,29 @@ def test_a_damaged_checkpoint_is_not_read(tmp_path, monkeypatch):
   assert reference.open_model(str(folder)).weights["norm/weight"].read().size
 
 
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_checkpoint_that_goes_while_it_is_read_is_no_zeros(tmp_path, ours):
+  """A run deletes all but its latest checkpoints, also one that is being exported."""
+  folder = tmp_path / "run"
+  workdir(folder, steps=(0, 4))  # step 0 has zeros, which are stored too
+  if ours:
+    whole = reference.open_model(f"{folder}@4").weights.values()
+    native.write_params(folder, 9, whole)
+  zeros = reference.load_params(reference.open_model(f"{folder}@0"))
+  assert not any(np.asarray(x).any() for x in jax.tree.leaves(zeros))
+  opened = reference.open_model(str(folder))
+  params = folder / "checkpoints" / str(opened.location.step) / "params"
+  opened.weights["norm/weight"].read()
+  (folder / "checkpoints" / str(opened.location.step) / "seal.json").unlink(True)
+  for path in params.iterdir():  # rmtree is on its way
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+  with pytest.raises(errors.UserError, match="damaged checkpoint"):
+    opened.weights["embed/weight"].read()
+  shutil.rmtree(params)
+  with pytest.raises(errors.UserError, match="was deleted while it was read"):
+    opened.weights["layers/attn/q/weight"].read()
+
+
 def test_a_workdir_from_before_there_were_families_is_a_llama(tmp_path):
   native.write_config(tmp_path, native.Description(tiny.config()))
   written = json.loads((tmp_path / "config.json").read_text())

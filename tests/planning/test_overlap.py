@@ -54,6 +54,20 @@ def test_a_product_hides_one_gather_after_another(seconds, first, second):
   assert found == pytest.approx(expected)
 
 
+def test_a_product_in_float32_hides_more():
+  """Whole float32 products take longer than those of the same size in bf16."""
+  text = GPU.replace(
+    "rhs_contracting_dims={0}",
+    "rhs_contracting_dims={0}, operand_precision={highest,highest}",
+  )
+  slow = device(1e-4)
+  seconds = PRODUCT / overlap.HIGHEST / slow.peak("float32")
+  slow = dataclasses.replace(slow, link=GATHERED / (2 * seconds))  # half of one gather
+  computations, _ = hlo_text.parse(text)
+  found = overlap.shares(computations, 8, slow)
+  assert found == pytest.approx({"1": 0, "2": 0.5, "3": 0})
+
+
 def test_the_share_is_part_of_the_traffic():
   (gather,) = hlo.traffic(GPU, 8, device(1.5)).collectives
   assert gather.sent_bytes == 4 * GATHERED

@@ -290,6 +290,9 @@ def test_an_evaluation_with_other_options_is_refused(plan):
     plan.check("base")
   plan.options["keys"] = {"depths": "2", "haystack": "elsewhere.txt"}
   plan.check("base")
+  plan.options["keys"] = {"depths": "2", "limit": "3"}
+  with pytest.raises(errors.UserError, match="evaluated with --limit=0, now 3"):
+    plan.check("base")
 
 
 def test_a_sweep_resumes_and_failures_do_not_stop_it(plan, monkeypatch):

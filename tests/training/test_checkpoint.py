@@ -85,8 +85,9 @@ def test_a_flipped_bit_or_a_cut_file_is_set_aside(tmp_path):
 def test_without_a_whole_checkpoint_the_run_does_not_start_silently(tmp_path):
   save_all(tmp_path, {1: None}, keep=1, keep_best=False)
   arrays(tmp_path, 1).unlink()
-  with pytest.raises(errors.UserError, match="no undamaged checkpoint"):
+  with pytest.raises(errors.UserError, match="no undamaged checkpoint") as raised:
     set_aside(tmp_path)
+  assert "new --workdir to begin again" in str(raised.value)  # this one is refused now
 
 
 def test_saved_is_said_when_the_checkpoint_was_opened_again(tmp_path, monkeypatch):

@@ -36,6 +36,15 @@ def test_warmup_is_rounded_up(steps, warmup):
   assert np.all(np.diff(got[warmup:]) < 0)
 
 
+@pytest.mark.parametrize(
+  ("steps", "fraction", "warmup"), [(100, 0.07, 7), (25, 0.28, 7)]
+)
+def test_a_whole_number_of_steps_stays(steps, fraction, warmup):
+  """The product is 7.000000000000001."""
+  got = rates(steps, fraction)
+  assert got.index(max(got)) == warmup - 1
+
+
 def test_every_step_moves_whatever_its_number():
   for steps in (1, 2, 3, 50):
     for fraction in (0.0, 0.03, 1.0):

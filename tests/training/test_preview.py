@@ -32,6 +32,25 @@ def test_what_is_shown_is_what_the_first_step_reads(strategy, schedule):
   np.testing.assert_array_equal(shown, in_a_step(0))
 
 
+@pytest.mark.parametrize("strategy", ["pose", "cream"])
+def test_a_longer_text_is_shown_as_the_step_cuts_it(strategy):
+  recipe = dataclasses.replace(tiny.SKIPS, strategy=strategy, max_position=90)
+  tokens_BL = np.arange(1, 49, dtype=np.int32)[None].repeat(2, 0)
+  batch = {
+    "tokens": tokens_BL,
+    "segment_ids": np.where(np.arange(48) < [[48], [9]], 1, 0),
+    "block_ids": np.zeros_like(tokens_BL),
+    "sample_ids": np.full(tokens_BL.shape, 7, np.uint32),
+    "epochs": np.zeros_like(tokens_BL),
+  }
+  in_a_step = positions.crop(recipe, 3, batch, 12, 90)
+  shown = preview.as_trained(recipe, 3, batch, 12)
+  assert shown.keys() == in_a_step.keys()
+  for name, array_BL in in_a_step.items():
+    np.testing.assert_array_equal(shown[name], array_BL)
+  assert shown["tokens"].shape == (2, 12)
+
+
 def test_samples_gives_blocks_with_their_positions():
   batch = dict(
     segment_ids=np.array([[1, 1, 1, 1, 2, 2, 0]]),

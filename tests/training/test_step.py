@@ -1,6 +1,7 @@
 """The step: one denominator, one compile, NaN steps skipped, and a naive run."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ import tiny
 from skipalign_jax import config
 from skipalign_jax.data import packing
 from skipalign_jax.method import distillation, long_short, positions
+from skipalign_jax.training import loop, step
 from skipalign_jax.training import recipe as recipe_lib
-from skipalign_jax.training import step
+from skipalign_jax.training import state as state_lib
 
 OPTIM = tiny.optim(weight_decay=0.05)
 
@@ -316,3 +318,15 @@ def test_the_config_says_what_is_cropped():
     c.data.text_window = window
     recipe = recipe_lib.from_config(c, tiny.config(), tiny.SKIPS, "cpu")
     assert recipe.crop == crop
+
+
+def test_the_held_out_loss_of_many_batches_is_not_rounded(monkeypatch):
+  """In float32 each batch that is added to a large sum would be rounded."""
+  rows, loss, targets = 100_000, np.float32(5000), np.float32(3001)
+  data = types.SimpleNamespace(eval_batches=[{}] * rows)
+  one = object.__new__(loop.Loop)
+  one.setup = types.SimpleNamespace(recipe=tiny.recipe(), data=data)
+  one.state = state_lib.TrainState(0, {}, None)
+  one._eval_step = lambda params, batch: (loss, targets)
+  monkeypatch.setattr(one, "_place", lambda batch: batch)
+  assert one._held_out_loss() == pytest.approx(5000 / 3001, rel=1e-9)

@@ -6,6 +6,7 @@ import shlex
 import types
 
 import jax
+import numpy as np
 import pytest
 import tiny
 import tiny_train
@@ -13,7 +14,7 @@ import tiny_train
 from skipalign_jax.method import long_short
 from skipalign_jax.model import flops
 from skipalign_jax.runtime import errors, hardware, terminal
-from skipalign_jax.training import run, throughput, trace
+from skipalign_jax.training import log, run, throughput, trace
 
 
 class Time:
@@ -58,6 +59,26 @@ def test_mfu_is_model_flops_over_the_peak_of_all_devices(monkeypatch):
   assert fp32["mfu"] == pytest.approx(found["mfu"] * 312 / 19.49, rel=1e-3)
   twice = tiny.recipe(long_short=long_short.LongShortConfig(0.1, "none", 0))
   assert rates(twice)["mfu"] == pytest.approx(2 * fp32["mfu"])
+
+
+def test_mfu_counts_the_tokens_that_a_crop_leaves(monkeypatch, tmp_path):
+  """The step of a longer row of text computes seq_len of its tokens."""
+  asked = []
+
+  def of(self, tokens, length, seconds):
+    asked.append(length)
+    return {"tokens_per_second": 1.0}
+
+  monkeypatch.setattr(throughput.Throughput, "of", of)
+  config, console = tiny_train.load("quickstart"), terminal.Console(file=io.StringIO())
+  for crop in (0, 8):
+    recipe = tiny.recipe(crop=crop)
+    read = log.Log(config, recipe, tmp_path, console, 0, 3)
+    numbers = dict(tokens=16, loss=1.0, learning_rate=1.0, finite=True, grad_norm=1.0)
+    numbers = {name: jax.numpy.asarray(value) for name, value in numbers.items()}
+    read.dispatched(1, numbers, {"tokens": np.zeros((2, 32), np.int32)})
+    read.read()
+  assert asked == [32, 8]
 
 
 def test_a_device_without_a_known_peak_has_no_mfu():
@@ -106,15 +127,28 @@ def test_a_trace_starts_and_stops_with_its_steps(monkeypatch, tmp_path, first, s
   calls = []
   monkeypatch.setattr(jax.profiler, "start_trace", lambda at: calls.append(at))
   monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
-  traced, starts = trace.Trace(trace.parse("2:4"), tmp_path), []
+  folder = trace.folder_of(tmp_path)
+  traced, starts = trace.Trace(trace.parse("2:4"), folder), []
   for step in range(first, 7):
     traced.before(step)
     starts += [step] * (len(calls) == 1 and not starts)
-    folder = traced.after(step, jax.numpy.ones(1))
-    assert folder == (tmp_path / "profile" if started and step == 4 else None)
+    ended = traced.after(step, jax.numpy.ones(1))
+    assert ended == (tmp_path / "profile" if started and step == 4 else None)
   traced.close()
   assert calls == ([tmp_path / "profile", "stop"] if started else [])
   assert starts == ([started] if started else [])
+
+
+@pytest.mark.parametrize(
+  ("index", "folder"), [(0, "profile"), (1, "profile/process_1"), (2, "profile")]
+)
+def test_processes_of_one_host_have_folders_of_their_own(
+  monkeypatch, tmp_path, index, folder
+):
+  """JAX would write all of their traces to one file."""
+  monkeypatch.setattr(trace.distributed, "exchange", lambda _: ["a", "a", "b", "b"])
+  monkeypatch.setattr(jax, "process_index", lambda: index)
+  assert trace.folder_of(tmp_path) == tmp_path / folder
 
 
 def test_a_trace_ends_with_a_run_that_stops_early(monkeypatch, tmp_path):

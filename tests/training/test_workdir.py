@@ -1,10 +1,12 @@
 """A workdir has one writer, and reports what its storage does."""
 
+import contextlib
 import errno
 import io
 import json
 import subprocess
 import sys
+import types
 
 import pytest
 import tiny
@@ -14,7 +16,7 @@ from skipalign_jax import config as config_lib
 from skipalign_jax.data import tokenizer
 from skipalign_jax.hf import native
 from skipalign_jax.runtime import errors
-from skipalign_jax.training import starts, workdir
+from skipalign_jax.training import run, starts, workdir
 
 SILENT = rich_console.Console(quiet=True)
 
@@ -183,6 +185,26 @@ def test_processes_with_other_configs_are_named(key, value, monkeypatch):
   assert len(lines) == 3 and lines[1].startswith(f"  {key}: process 0 has ")
   with pytest.raises(errors.UserError, match="data fingerprint: process 0 has 'new'"):
     starts.check_processes(other, "new")
+  with pytest.raises(errors.UserError, match="step of the model: process 0 has 20"):
+    starts.check_processes(other, "data", 20)
+
+
+def test_all_processes_continue_from_the_checkpoint_of_the_first(monkeypatch, tmp_path):
+  """A network filesystem may show the others an older one as the latest."""
+
+  def check(folder, start, steps):
+    raise errors.UserError(f"starts after {start}")
+
+  saved = types.SimpleNamespace(latest=lambda: 2)
+  monkeypatch.setattr(run.checkpoint, "Checkpoints", lambda *_: saved)
+  monkeypatch.setattr(run.distributed, "exchange", lambda text: ["4", text])
+  monkeypatch.setattr(run.distributed, "together", contextlib.nullcontext)
+  monkeypatch.setattr(run.workdir, "check_start", check)
+  data = types.SimpleNamespace(steps=6)
+  config = config_lib.default()
+  setup = types.SimpleNamespace(config=config, folder=tmp_path, data=data)
+  with pytest.raises(errors.UserError, match="starts after 4"):
+    run.train(setup)
 
 
 def test_starts_report_what_changed_and_refuse_other_data(tmp_path):
