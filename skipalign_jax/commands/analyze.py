@@ -31,7 +31,7 @@ from skipalign_jax.runtime import (
   storage,
   terminal,
 )
-from skipalign_jax.training import preview, resolve
+from skipalign_jax.training import preview, resolve, unread
 
 STRATEGIES = (
   "contiguous",
@@ -64,7 +64,7 @@ class Options:
     if self.strategies:
       return measure.recipes(base, self.strategies)
     own = base.strategy
-    if "gaps" not in base.unread() and base.gaps != "sequential":
+    if "gaps" not in unread.of_positions(base) and base.gaps != "sequential":
       own += f"/{base.gaps}"
     names = ",".join(dict.fromkeys([*usual, own]))
     return measure.recipes(dataclasses.replace(base, gaps="sequential"), names)

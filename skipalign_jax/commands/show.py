@@ -11,7 +11,7 @@ from rich import table as rich_table
 from skipalign_jax.data import packing, pipeline
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.runtime import errors, terminal
-from skipalign_jax.training import preview, resolve
+from skipalign_jax.training import preview, resolve, unread
 
 STYLES = {
   "instruction": "blue",
@@ -52,7 +52,7 @@ def run(
   if max_tokens_per_block < 0:
     raise errors.UserError("--max_tokens_per_block must be 0 (shows all) or more")
   console.print(data.report)
-  for note in resolve.unread(config):
+  for note in unread.keys(config):
     console.print(f"NOTE: {note}")
   for i in range(n):
     batch = {name: array_L[None] for name, array_L in data.train_rows[i].items()}

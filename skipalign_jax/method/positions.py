@@ -44,18 +44,6 @@ DO_SKIP = {
   "skip_outer": lambda is_response: ~is_response,
 }
 
-_SKIPS = tuple(name for name in DO_SKIP if name != "contiguous")
-# Keys of `PositionConfig` that only some strategies read → these strategies. The cue's
-# keys are read with terminal=cue alone.
-_READ_BY = {
-  **dict.fromkeys(("skip_prob", "prob_per", "gaps"), _SKIPS),
-  "chunks": ("pose", "logo"),
-  "terminal": ("endprompt", "logo"),
-  "terminal_at": ("endprompt",),
-  "cue": ("endprompt",),
-  "cue_weight": ("endprompt",),
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class PositionConfig:
@@ -118,24 +106,6 @@ class PositionConfig:
         f"positions.schedule={self.schedule!r} must be whole numbers separated by "
         "commas, such as 8192,12288,16384"
       ) from None
-
-  def unread(self) -> list[str]:
-    """Fields that were changed from the default of their key and have no effect."""
-    nothing = {  # what this strategy does not read besides `_READ_BY`
-      "contiguous": ("resample", "skip_below", "schedule"),
-      "endprompt": ("resample",) if self.terminal_at == "end" else (),  # draws nothing
-    }.get(self.strategy, ())
-    if self.terminal != "cue":
-      nothing += ("cue", "cue_weight")
-    return [
-      field.name
-      for field in dataclasses.fields(self)
-      if getattr(self, field.name) != config_lib.KEYS[f"positions.{field.name}"].default
-      and (
-        field.name in nothing
-        or self.strategy not in _READ_BY.get(field.name, (self.strategy,))
-      )
-    ]
 
 
 def limit_at(

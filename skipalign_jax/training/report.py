@@ -8,9 +8,9 @@ from skipalign_jax.hf import reference
 from skipalign_jax.method import distillation, long_short, positions, preference
 from skipalign_jax.model import lora, model_config, quantized
 from skipalign_jax.runtime import terminal
-from skipalign_jax.training import resolve
 from skipalign_jax.training import setup as setup_lib
 from skipalign_jax.training import state as state_lib
+from skipalign_jax.training import unread
 
 
 def describe(setup: setup_lib.Setup, start: int) -> str:
@@ -46,7 +46,7 @@ def describe(setup: setup_lib.Setup, start: int) -> str:
       *describe_preference(recipe.loss),
       *(f"data       {line}" for line in data.report.splitlines()),
       *describe_template(config, setup.tokenizer),
-      *(f"config     NOTE: {note}" for note in resolve.unread(config)),
+      *(f"config     NOTE: {note}" for note in unread.keys(config)),
       f"batch      {config.batch_size} rows x {config.data.seq_len} tokens"
       f"{', packed' if config.data.packing else ''}"
       f"{'' if config.data.packing_mask else ' without a mask'}, "

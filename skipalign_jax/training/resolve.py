@@ -81,48 +81,6 @@ def check(config: ml_collections.ConfigDict) -> positions.PositionConfig:
   return recipe
 
 
-def unread(config: ml_collections.ConfigDict) -> list[str]:
-  """A line for each key that was changed and has no effect with the others.
-
-  These are no contradictions: a baseline keeps the keys of the recipe that it is
-  compared with.
-  """
-  p, distill = config.positions, config.distill
-  changed = lambda section, *names: [
-    f"{section}.{name}"
-    for name in names
-    if config[section][name] != config_lib.KEYS[f"{section}.{name}"].default
-  ]
-  unread_by_strategy = positions.PositionConfig(**p).unread()
-  if distill.weight and "schedule" in unread_by_strategy:
-    unread_by_strategy.remove("schedule")  # jumps stay below its limits
-  found = {
-    f"with positions.strategy={p.strategy}": [
-      f"positions.{name}" for name in unread_by_strategy
-    ]
-  }
-  jumps_before_blocks = distill.weight and distill.view == "jump"
-  if not p.strategy.startswith("skip_") and not (
-    jumps_before_blocks and distill.split == "block"
-  ):
-    found[f"with positions.strategy={p.strategy}"] += changed("data", "text_blocks")
-  if not distill.weight:
-    names = ("view", "split", "reach", "places")
-    found["with distill.weight=0"] = changed("distill", *names)
-  elif distill.view == "strategy":
-    found["with distill.view=strategy"] = changed("distill", "split", "reach")
-  if not config.long_short.alpha:
-    names = ("stop_gradient", "min_context")
-    found["with long_short.alpha=0"] = changed("long_short", *names)
-  if not config.log.to:
-    found["without log.to"] = changed("log", "project")
-  if config.rope.kind == "none":
-    found["with rope.kind=none"] = changed("rope", "target_length")
-  return [
-    f"{key} has no effect {where}" for where, keys in found.items() for key in keys
-  ]
-
-
 def check_schedule(recipe: positions.PositionConfig, steps: int) -> None:
   """Raises UserError if the run ends before the last limit of positions.schedule."""
   if len(recipe.limits) > steps:

@@ -13,8 +13,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-
 import tiny_files
+
 from skipalign_jax import convert
 from skipalign_jax.hf import names, reference
 from skipalign_jax.model import inference, model_config
@@ -32,7 +32,7 @@ SIZES = {
   "num_key_value_heads": 2,
   "vocab_size": 320,
 }
-PATHS = {"q": "self_attn.q_proj", "o": "self_attn.o_proj", "down": "mlp.down_proj"}
+MODULES = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
 
 
 def folder_of(name, path):
@@ -54,7 +54,7 @@ def adapter_of(c, base, path):
   """An adapter in PEFT's format."""
   rng, tensors = np.random.default_rng(0), {}
   for layer in range(c.num_layers):
-    for name, module in PATHS.items():
+    for module in MODULES:
       shape = names.hf_shapes(c)[f"model.layers.{layer}.{module}.weight"]
       start = f"base_model.model.model.layers.{layer}.{module}"
       for side, size in {"A": (8, shape[1]), "B": (shape[0], 8)}.items():
@@ -62,7 +62,7 @@ def adapter_of(c, base, path):
         tensors[f"{start}.lora_{side}.weight"] = drawn.astype("f4")
   path.mkdir()
   settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16}
-  settings |= {"target_modules": [module.split(".")[-1] for module in PATHS.values()]}
+  settings |= {"target_modules": [module.split(".")[-1] for module in MODULES]}
   settings |= {"base_model_name_or_path": str(base)}
   (path / "adapter_config.json").write_text(json.dumps(settings))
   safetensors.numpy.save_file(tensors, path / "adapter_model.safetensors")

@@ -33,8 +33,8 @@ def main():
     for token, given in zip(job["prompt"][1:], read.prompt_logprobs[1:], strict=True)
   ]
   (chat,) = model.chat(job["messages"], vllm.SamplingParams(max_tokens=1))
-  asked = chat.prompt_token_ids
-  print(json.dumps({"log_p": log_p, "reply": read.outputs[0].token_ids, "asked": asked}))
+  reply, asked = read.outputs[0].token_ids, chat.prompt_token_ids
+  print(json.dumps({"log_p": log_p, "reply": reply, "asked": asked}))
 
 
 if __name__ == "__main__":
