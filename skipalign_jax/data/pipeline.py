@@ -239,12 +239,10 @@ def _is_taken_out(data: ml_collections.ConfigDict) -> bool:
   return isinstance(data.eval, str) and bool(re.match("holdout(:|$)", data.eval))
 
 
-def _copies(train: list[prepare.Prepared], held_out: list[HeldOut]) -> int:
+def _trained_on(train: list[prepare.Prepared], held_out: list[HeldOut]) -> int:
   """Number of held-out samples that the training data have, too."""
-  trained = _different(train)
-  return sum(
-    int(np.isin(p.sample_ids[usable], trained).sum()) for p, usable in held_out
-  )
+  trained = np.concatenate([_names(p, p.usable) for p in train])
+  return sum(int(np.isin(_names(p, usable), trained).sum()) for p, usable in held_out)
 
 
 def _different(train: list[prepare.Prepared]) -> np.ndarray:
@@ -252,17 +250,18 @@ def _different(train: list[prepare.Prepared]) -> np.ndarray:
   return np.unique(np.concatenate([p.sample_ids[p.usable] for p in train]))
 
 
-def _copies(train: list[prepare.Prepared]) -> int:
-  """How many samples are copies of others.
+def _names(data: prepare.Prepared, samples: np.ndarray) -> np.ndarray:
+  """Id and length of samples in one number, uint64 [N]: copies have both in common.
 
-  Copies have one id and one length; of a million samples about a hundred share only
-  the id, which has 32 bits.
+  Of a million samples about a hundred share only the id, which has 32 bits.
   """
-  names = [
-    p.sample_ids[p.usable].astype(np.uint64) << 32 | p.lengths[p.usable].astype("u8")
-    for p in train
-  ]
-  whole = np.concatenate(names)
+  ids, lengths = data.sample_ids[samples], data.lengths[samples]
+  return ids.astype(np.uint64) << 32 | lengths.astype(np.uint64)
+
+
+def _copies(train: list[prepare.Prepared]) -> int:
+  """How many samples are copies of others."""
+  whole = np.concatenate([_names(p, p.usable) for p in train])
   return len(whole) - len(np.unique(whole))
 
 
@@ -346,7 +345,7 @@ def _report(
     lines.append(f"{copies:,} of the samples are copies of others")
   if held_out:
     lines.append(f"held out: {sum(len(usable) for _, usable in held_out):,} samples")
-    if not _is_taken_out(config.data) and (copies := _copies(train, held_out)):
+    if not _is_taken_out(config.data) and (copies := _trained_on(train, held_out)):
       lines.append(f"NOTE: {copies:,} of the held-out samples are training data, too")
   elif config.data.eval == "holdout":
     lines.append("NOTE: nothing is held out, because there are fewer than 10 samples")
