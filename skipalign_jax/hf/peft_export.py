@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from skipalign_jax.hf import (
   safetensors_files,
   weights,
 )
-from skipalign_jax.model import lora
+from skipalign_jax.model import lora, model_config
 from skipalign_jax.runtime import errors, files
 
 if TYPE_CHECKING:
@@ -137,10 +138,14 @@ def _notes(
 ) -> Iterator[str]:
   """What is not the same for who loads the adapters on the base alone."""
   if (base.config.rope, base.config.window) != (model.config.rope, model.config.window):
+    written = model_config.to_hf(model.config)
+    keys = ("rope_parameters", "max_position_embeddings")
+    overrides = json.dumps({key: written[key] for key in keys})
     yield (
       "the run has another rope than its base. It is in config.json of the new folder, "
       "which is read here; with peft, load the base with "
-      "config=AutoConfig.from_pretrained() of that file, or export with --format=hf"
+      "config=AutoConfig.from_pretrained() of that file; with vLLM, add "
+      f"--hf-overrides='{overrides}'; or export with --format=hf"
     )
   if base.kind != "hf":
     yield (

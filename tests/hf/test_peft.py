@@ -440,7 +440,11 @@ def test_what_peft_cannot_have_is_refused_or_noted(finished, base, tmp_path, cap
   config["model_config"]["rope"]["theta"] = 5e5
   (copy / "config.json").write_text(json.dumps(config))
   assert convert.main(argv(copy)) == 0
-  assert "another rope than its base" in " ".join(capsys.readouterr().out.split())
+  printed = " ".join(capsys.readouterr().out.split())
+  assert "another rope than its base" in printed
+  overrides = json.loads(printed.partition("--hf-overrides='")[2].partition("'")[0])
+  rope_parameters = {"rope_theta": 5e5, "rope_type": "default"}
+  assert overrides["rope_parameters"] == rope_parameters
   opened = reference.open_model(str(tmp_path / "o"))
   assert opened.config == native.read_config(copy).model_config
   config["base"] = config["base_digest"] = None

@@ -37,7 +37,9 @@ MODULES = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
 
 def folder_of(name, path):
   """An exported folder of a golden model of other sizes."""
-  c = model_config.from_hf(make_goldens.MODELS[name] | SIZES)
+  # vLLM's Qwen2 takes hidden_size / num_attention_heads as the size of a head.
+  sizes = SIZES | {"hidden_size": 256} if name == "qwen2" else SIZES
+  c = model_config.from_hf(make_goldens.MODELS[name] | sizes)
   (path / "source").mkdir()
   drawn = make_goldens.weights(names.hf_shapes(c), seed=3)
   safetensors.numpy.save_file(

@@ -24,7 +24,9 @@ def main():
     **options,
   )
   adapter = job["adapter"] and request.LoRARequest("adapter", 1, job["adapter"])
-  sampling = vllm.SamplingParams(temperature=0, max_tokens=8, prompt_logprobs=0)
+  sampling = vllm.SamplingParams(
+    temperature=0, max_tokens=8, ignore_eos=True, prompt_logprobs=0
+  )
   (read,) = model.generate(
     {"prompt_token_ids": job["prompt"]}, sampling, lora_request=adapter
   )
