@@ -4,6 +4,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from typing import IO
 
 from skipalign_jax.runtime import errors, files, signals, storage, terminal
 from skipalign_jax.sweep import plan as plan_lib
@@ -69,17 +70,21 @@ def run(plan: plan_lib.Plan, console: terminal.Console) -> int:
   return 0
 
 
-def call(command: list[str]) -> tuple[int, int]:
+def call(command: list[str], output: IO[str] | None = None) -> tuple[int, int]:
   """Runs a command and waits for its end.
 
   A signal is passed on, and the wait continues, because training saves its step. The
   command has a process group of its own, so that Ctrl-C reaches it only once.
 
+  Args:
+    command: its arguments.
+    output: an open file for what it prints, except for errors; None prints it here.
+
   Returns:
     Its exit status, and 128 + the number of a signal that came; 0 if none did.
   """
   stopped = 0
-  process = subprocess.Popen(command, process_group=0)
+  process = subprocess.Popen(command, process_group=0, stdout=output)
 
   def pass_on(number, _):
     nonlocal stopped

@@ -1,8 +1,9 @@
 """Runs the study: python -m studies.smollm2_far [--status] [--gate] [--minutes=N].
 
 Units that are missing are made one after the other, those of the gate first; each
-writes its results into studies/smollm2_far/results. The same command resumes. README.md
-there has the plan.
+writes its results into studies/smollm2_far/results. The same command resumes. What
+training and evaluation print, scores too, goes to runs/smollm2_far/printed.txt: nobody
+reads it before an arm is complete. README.md there has the plan.
 """
 
 import pathlib
@@ -11,6 +12,8 @@ import time
 from collections.abc import Sequence
 
 from skipalign_jax.runtime import arguments, errors, terminal
+
+PRINTED = pathlib.Path("runs/smollm2_far/printed.txt")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,13 +73,15 @@ def _make(study, missing: Sequence, late, commit: bool, console) -> int:
   from studies.smollm2_far import units
 
   missing = [unit for unit in missing if not study.is_done(unit)]
+  PRINTED.parent.mkdir(parents=True, exist_ok=True)
   for number, unit in enumerate(missing, 1):
     if late():
       console.print(f"{len(missing) - number + 1} units are left")
       return 0
     console.print(f"unit {number} of {len(missing)}: {unit.name}")
     try:
-      made = units.make(study, unit, execute.call)
+      with PRINTED.open("a", encoding="utf-8") as output:
+        made = units.make(study, unit, lambda one: execute.call(one, output))
     except units.Failed as failed:
       console.print(f"{unit.name} ended with status {failed.args[0]}; it resumes here")
       return int(failed.args[0])
