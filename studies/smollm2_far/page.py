@@ -19,6 +19,16 @@ MEASURES = {
   "owner_margin": "owner margin, nats",
   "hit": "hits, %",
 }
+CAPTION = (
+  "**Contrasts.** Differences in nats with 95 % intervals; p, sign flip and bootstrap "
+  "are those of the far texts, and bold names a primary contrast.\n"
+)
+# File → what it shows; drawn by `draw`.
+FIGURES = {
+  "contrasts": "All contrasts: far, near, and far minus near",
+  "distance": "Gain by distance, a thin line per seed and their mean",
+  "depth": "Facts found by depth and length",
+}
 
 
 def _interval(one: dict[str, Any]) -> str:
@@ -44,7 +54,9 @@ def made(content: dict[str, Any], report: dict[str, Any] | None) -> str:
         f"**{name}**: {done}, {primary}; it is read when all of these are.\n"
       )
       continue
-    parts.append(f"**{name}**, {done}.\n\n{rows(arm)}")
+    parts.append(
+      f"**{name}**: {done}. Means over seeds, texts, and facts or keys:\n\n{rows(arm)}"
+    )
     if found := arm["misalignment"]:
       parts.append(
         f"Misalignment (SCE) against gain far: rank correlation {_interval(found)}, "
@@ -57,7 +69,8 @@ def made(content: dict[str, Any], report: dict[str, Any] | None) -> str:
       )
     parts += [example(one) for one in arm["examples"]]
   if content["contrasts"]:
-    parts.insert(1, contrasts(content["contrasts"]))
+    figures = (f"![{text}](results/{name}.png)\n" for name, text in FIGURES.items())
+    parts[1:1] = [CAPTION, contrasts(content["contrasts"]), *figures]
   return "\n".join(parts)
 
 
@@ -162,7 +175,7 @@ def _claim(one: dict[str, Any]) -> str:
 
 
 def draw(study: units.Study, content: dict[str, Any]) -> list[pathlib.Path]:
-  """contrasts.png, distance.png and depth.png, of complete arms."""
+  """The pictures of FIGURES, of complete arms."""
   if not content["contrasts"]:
     return []
   plt = plotting.pyplot()
@@ -195,10 +208,13 @@ def _by_place(plt: Any, study: units.Study) -> list[pathlib.Path]:
     found = loaded[name]
     rows = [r for r, row in arms[name].rows.items() if row.planned and row.seeds]
     for i, row in enumerate(rows):
-      for seed in analysis.seeds_of(found, row):
-        x, y = _gain_by_distance(found[row, seed, plan.FAR]["texts"])
-        label = row if seed == plan.SEEDS[0] else None
-        line.plot(x, y, color=f"C{i}", alpha=0.6, label=label)
+      curves = [
+        _gain_by_distance(found[row, seed, plan.FAR]["texts"])
+        for seed in analysis.seeds_of(found, row)
+      ]
+      for x, y in curves:
+        line.plot(x, y, color=f"C{i}", alpha=0.4, linewidth=0.8)
+      line.plot(*np.mean(curves, axis=0), color=f"C{i}", linewidth=2, label=row)
       for which, style in ((plan.NEAR, "--"), (plan.FAR, "-")):
         hits = [
           np.mean([t["hit"] for t in found[row, s, which]["texts"]], axis=0)

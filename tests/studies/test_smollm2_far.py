@@ -238,7 +238,7 @@ def test_known_effects_are_found_and_the_page_has_them(machine, monkeypatch):
   here = pathlib.Path("README.md")
   shutil.copy(page.PAGE, here)
   page.main(study, here)
-  assert drawn == ["contrasts.png", "distance.png", "depth.png"]
+  assert drawn == [f"{name}.png" for name in page.FIGURES]
   content = files.read_json(study.results / "analysis.json")
   first, second = (one for one in content["contrasts"] if "p_holm" in one)
   for one, effect in ((first, 0.8), (second, 1.0)):
@@ -253,6 +253,7 @@ def test_known_effects_are_found_and_the_page_has_them(machine, monkeypatch):
   assert "**Gate: passed.**" in part and "holds; of long contexts" in part
   report = files.read_json(decision.path(study))
   assert part == page.made(content, report).strip("\n") + "\n"
+  assert all(f"](results/{name})" in part for name in drawn)
   assert "| Skip-Inner |" in part and "rank correlation" in part
   assert part.count("| In which city is the next meeting") == 6 * 8
   assert "Skip-Outer - Normal-SFT, nats per token: +0.000" in part
