@@ -312,7 +312,7 @@ def _write(task, options, results, folder, console) -> None:
 
 def notes(subject: subject_lib.Subject, items: Sequence[items_lib.Item]) -> list[str]:
   """What a reader of the results has to know."""
-  beyond = sum(item.places > subject.window for item in items)
+  beyond = sum(item.places // item.rows > subject.window for item in items)
   if not beyond:
     return []
   return [
