@@ -1,4 +1,4 @@
-"""Another process, which holds the lock of a folder."""
+"""Another process, which takes the lock of a folder."""
 
 import contextlib
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import tiny
 
-_HOLDS = """
+_TAKES = """
 import pathlib, sys
 from rich import console
 from skipalign_jax.runtime import locks
@@ -20,7 +20,7 @@ sys.stdin.read()
 def holding(folder):
   """The number of a process that is killed at the end of the block."""
   with subprocess.Popen(
-    [sys.executable, "-c", _HOLDS, str(folder)],
+    [sys.executable, "-c", _TAKES, str(folder)],
     cwd=tiny.ROOT,
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
@@ -31,3 +31,11 @@ def holding(folder):
       yield other.pid
     finally:
       other.kill()
+
+
+def is_refused(folder):
+  """Whether another process cannot have the lock."""
+  command = [sys.executable, "-c", _TAKES, str(folder)]
+  done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, input=b"")
+  assert done.returncode == 0 or b"is being written by" in done.stderr, done.stderr
+  return done.returncode != 0

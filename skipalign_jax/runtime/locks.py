@@ -43,14 +43,15 @@ def take(folder: pathlib.Path, flag: str, console: terminal.Console) -> TextIO:
         "sure that nothing else writes there"
       )
       return file
-    if error.errno not in (errno.EACCES, errno.EAGAIN):
-      file.close()
-      raise
-    file.seek(0)
-    raise errors.UserError(
-      f"{flag}={folder} is being written by {file.read().strip() or 'another process'}"
-      "; wait for it, stop it, or give a new folder"
-    ) from error
+    with file:  # left open, its end would give back a later lock of this process
+      if error.errno not in (errno.EACCES, errno.EAGAIN):
+        raise
+      file.seek(0)
+      raise errors.UserError(
+        f"{flag}={folder} is being written by "
+        f"{file.read().strip() or 'another process'}; wait for it, stop it, or give a "
+        "new folder"
+      ) from error
   file.truncate(0)
   file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
   file.flush()
