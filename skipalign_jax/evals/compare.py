@@ -5,7 +5,8 @@ over a part of the data of its column. Differences of protocols are listed under
 table.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from skipalign_jax.evals import (
@@ -27,12 +28,14 @@ from skipalign_jax.runtime import (
   terminal,
 )
 
-# SkipAlign's Table 2: lm_eval's groups and tasks; NAME_… is a part of NAME.
+# SkipAlign's Table 2: lm_eval's groups and tasks, and the names of their parts. Other
+# benchmarks have names that begin alike, such as mmlu_pro and humaneval_plus.
+_NOT_MMLU = "pro|prox|redux|flan|cot|continuation|early|generative|llama"
 SHORT = {
-  "MMLU": "mmlu",
-  "BBH": "bbh",
-  "TydiQA": "tydiqa_gold",
-  "Codex-Eval (HumanEval)": "humaneval",
+  "MMLU": ("mmlu", rf"mmlu_(?!(.*_)?({_NOT_MMLU})(_|$)).+"),
+  "BBH": ("bbh", r"bbh_cot_fewshot_.+"),
+  "TydiQA": ("tydiqa_gold", r"tydiqa_gold_.+"),
+  "Codex-Eval (HumanEval)": ("humaneval", ""),
 }
 MAPS = {"needle": needle, "keys": keys, "facts": facts}  # tasks with a heat map
 METRICS = ("acc", "f1", "pass@1", "exact_match")  # the first one of a task is shown
@@ -210,8 +213,8 @@ def short_cells(
   tasks, groups = lm_eval_scores(one.summary)
   scores = tasks | groups
   cells = {}
-  for column, name in SHORT.items():
-    parts = [task for task in tasks if task.startswith(f"{name}_")]
+  for column, (name, part) in SHORT.items():
+    parts = [task for task in tasks if re.fullmatch(part, task)]
     if name in scores:
       cells[column] = compare_table.Cell(scores[name], column, _limited(one))
     elif parts:
@@ -221,8 +224,9 @@ def short_cells(
       partial = f"mean of {len(parts)} task(s), {some}{limited}"
       cells[column] = compare_table.Cell(value, column, partial)
     for task in list(scores):
-      if task == name or task.startswith(f"{name}_"):
+      if task == name or re.fullmatch(part, task):
         del scores[task]
+  scores |= lm_eval_others(one.summary)
   return cells, {
     task: compare_table.Cell(score, task, _limited(one))
     for task, score in scores.items()
@@ -236,11 +240,28 @@ def lm_eval_scores(
   found: tuple[dict[str, float], dict[str, float]] = ({}, {})
   for scores, kind in zip(found, ("tasks", "groups"), strict=True):
     for name, metrics in summary.get(kind, {}).items():
-      plain = {key.partition(",")[0]: key for key in reversed(metrics)}
-      metric = next((metric for metric in METRICS if metric in plain), None)
-      if metric:
-        scores[name] = 100 * metrics[plain[metric]]["mean"]
+      if key := _chosen(metrics):
+        mean = metrics[key]["mean"]
+        # SQuAD's own scores are percents already.
+        scores[name] = mean if mean > 1 else 100 * mean
   return found
+
+
+def lm_eval_others(summary: dict[str, Any]) -> dict[str, float]:
+  """ "task metric" → the first metric, as it is, of tasks with none of METRICS."""
+  found = {}
+  for kind in ("tasks", "groups"):
+    for name, metrics in summary.get(kind, {}).items():
+      if metrics and not _chosen(metrics):
+        key = next(iter(metrics))
+        found[f"{name} {key.partition(',')[0]}"] = metrics[key]["mean"]
+  return found
+
+
+def _chosen(metrics: Mapping[str, Any]) -> str:
+  """The key of the first of METRICS, with its first filter; "" without one."""
+  plain = {key.partition(",")[0]: key for key in reversed(metrics)}
+  return next((plain[metric] for metric in METRICS if metric in plain), "")
 
 
 def headline(one: compare_table.Results) -> dict[str, compare_table.Cell]:

@@ -21,6 +21,7 @@ class Item:
     query: what the task's `measure` needs; plain data with a stable `repr`.
     record: what is saved with the id and with what `measure` returns; JSON.
     group: equal for all items of a batch.
+    rows: of a batch that it takes, which share its places alike.
   """
 
   id: str
@@ -28,6 +29,7 @@ class Item:
   query: Any
   record: Record
   group: tuple = ()
+  rows: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

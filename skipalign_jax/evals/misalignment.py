@@ -194,7 +194,7 @@ def _item(document: Document, length: int, seed: int, number: int):
   tokens = tuple(document.tokens[start : start + length].tolist())
   return items_lib.Item(
     id=f"{length}/{number}",
-    places=2 * length,  # two rows
+    places=2 * length,
     query=Pair(tokens, left_out, places),
     record={
       "length": length,
@@ -204,6 +204,7 @@ def _item(document: Document, length: int, seed: int, number: int):
       "pairs": len(places),
     },
     group=(length,),
+    rows=2,
   )
 
 

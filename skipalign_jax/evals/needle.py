@@ -86,6 +86,8 @@ def asked(
 ) -> str:
   """What follows a text up to an answer: the question, and the reply's beginning.
 
+  Without a template the reply is a line of its own.
+
   Args:
     subject: whose chat template is used.
     question: with names in braces.
@@ -93,7 +95,8 @@ def asked(
     chat: whether to use the chat template.
     names: what stands for them.
   """
-  _, after = subject.around(chat, reply.format(**names))
+  lead = reply.format(**names)
+  _, after = subject.around(chat, lead if chat else "\n" + lead)
   return AFTER.format(question=question.format(**names)) + after
 
 

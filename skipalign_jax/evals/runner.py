@@ -5,11 +5,13 @@ folder/
   records.jsonl  the records of one batch per line
   results.json   protocol, notes, summary and items; written at the end
   *.png          if the task draws
+  .lock          held by the process that writes here
 
 A batch is saved whole or not at all, and batches depend on all items, not on those
 that are left. So a resumed evaluation equals an uninterrupted one.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -29,6 +31,7 @@ from skipalign_jax.runtime import (
   distributed,
   errors,
   files,
+  locks,
   plotting,
   progress,
   storage,
@@ -45,35 +48,55 @@ class Store:
     records: id → record, of this and earlier runs; the same in all processes.
   """
 
-  def __init__(self, folder: pathlib.Path, protocol: dict[str, Any]):
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    protocol: dict[str, Any],
+    console: terminal.Console,
+    held: contextlib.ExitStack,
+  ):
     """Takes a new folder, or reads the records of the same evaluation from it.
 
+    Args:
+      folder: is made if it does not exist.
+      protocol: what makes two evaluations the same.
+      console: for a note if the filesystem has no locks.
+      held: its end gives the folder's lock back.
+
     Raises:
-      UserError: the folder holds another evaluation, is damaged or cannot be used.
+      UserError: the folder holds another evaluation or is being written by another
+        process, is damaged or cannot be used.
     """
     self._folder = folder
+    self._console = console
     self._path = folder / "records.jsonl"
     self.records: dict[str, Record] = {}
     lines: list[str] = []
     with distributed.together():
       if distributed.is_first():
-        lines = [json.dumps(batch) for batch in self._open(protocol)]
+        lines = [json.dumps(batch) for batch in self._open(protocol, held)]
     for i in range(int(distributed.exchange(str(len(lines)))[0])):
       line = distributed.exchange(lines[i] if lines else "")[0]
       self.records |= {record["id"]: record for record in json.loads(line)}
 
-  def _open(self, protocol: dict[str, Any]) -> list[list[Record]]:
-    folder = self._folder
+  def _open(
+    self, protocol: dict[str, Any], held: contextlib.ExitStack
+  ) -> list[list[Record]]:
+    folder, path = self._folder, self._folder / "protocol.json"
     try:
       folder.mkdir(parents=True, exist_ok=True)
-      if (folder / "protocol.json").exists():
-        self._check_same(protocol)
-        return self._read()
-      if any(folder.iterdir()):
+      # A start that was killed may leave these files.
+      ours = {locks.NAME, files.unfinished(path.name)}
+      found = {one.name for one in folder.iterdir()} - ours
+      if found and path.name not in found:
         raise errors.UserError(
           f"--out={folder} has files but no evaluation in it; name a new folder"
         )
-      files.write_json(folder / "protocol.json", protocol)
+      held.callback(locks.release, locks.take(folder, "--out", self._console))
+      if path.exists():
+        self._check_same(protocol)
+        return self._read()
+      files.write_json(path, protocol)
       return []
     except OSError as error:
       raise errors.UserError(
@@ -150,14 +173,16 @@ class Evaluation:
     folder: pathlib.Path,
     protocol: dict[str, Any],
     console: terminal.Console,
+    held: contextlib.ExitStack,
   ):
-    """Does not touch the folder yet."""
+    """Does not touch the folder yet; the end of `held` gives its lock back."""
     self.protocol = protocol
     self.notes: list[str] = []
     self._name = name
     self._subject = subject
     self._folder = folder
     self._console = console
+    self._held = held
 
   def records(
     self,
@@ -184,7 +209,7 @@ class Evaluation:
     assert len({item.id for item in items}) == len(items), "ids must be unique"
     self.protocol |= {"items_sha256": items_lib.digest(items), **identity}
     self.notes += notes(self._subject, items)
-    store = Store(self._folder, self.protocol)
+    store = Store(self._folder, self.protocol, self._console, self._held)
     if store.records:
       self._console.print(
         f"{self._name}: {len(store.records)} of {len(items)} items are done"
@@ -247,25 +272,26 @@ def run(
     "batch_tokens": subject.batch_tokens,
     "skipalign_jax": importlib.metadata.version("skipalign_jax"),
   }
-  evaluation = Evaluation(name, subject, folder, protocol, console)
-  if hasattr(task, "run"):
-    records, summary = task.run(options, subject, evaluation, limit)
-  else:
-    items = task.items(options, subject)
-    records = evaluation.records(
-      items[:limit] if limit else items,
-      functools.partial(task.measure, options, subject),
-    )
-    summary = task.summarize(options, records)
-  results = {
-    "protocol": evaluation.protocol,
-    "notes": evaluation.notes,
-    "summary": summary,
-    "items": records,
-  }
-  with distributed.together():
-    if distributed.is_first():
-      _write(task, options, results, folder, console)
+  with contextlib.ExitStack() as held:
+    evaluation = Evaluation(name, subject, folder, protocol, console, held)
+    if hasattr(task, "run"):
+      records, summary = task.run(options, subject, evaluation, limit)
+    else:
+      items = task.items(options, subject)
+      records = evaluation.records(
+        items[:limit] if limit else items,
+        functools.partial(task.measure, options, subject),
+      )
+      summary = task.summarize(options, records)
+    results = {
+      "protocol": evaluation.protocol,
+      "notes": evaluation.notes,
+      "summary": summary,
+      "items": records,
+    }
+    with distributed.together():
+      if distributed.is_first():
+        _write(task, options, results, folder, console)
   return results
 
 
@@ -286,7 +312,7 @@ def _write(task, options, results, folder, console) -> None:
 
 def notes(subject: subject_lib.Subject, items: Sequence[items_lib.Item]) -> list[str]:
   """What a reader of the results has to know."""
-  beyond = sum(item.places > subject.window for item in items)
+  beyond = sum(item.places // item.rows > subject.window for item in items)
   if not beyond:
     return []
   return [

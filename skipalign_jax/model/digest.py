@@ -26,12 +26,20 @@ def of(params: decoder.Params) -> str:
 
 @jax.jit
 def _sum_of_bits(x: jax.Array) -> jax.Array:
-  """uint32 sum of a hash of each value's bits, times odd numbers that differ by row.
+  """uint32 sum of a hash of each value's bits, times an odd hash of its place.
 
   Whole numbers, modulo 2^32: no order of summation changes it.
   """
   bits = x.view(f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
-  bits = (bits ^ bits >> 16) * jnp.uint32(0x7FEB352D)
-  bits = (bits ^ bits >> 15) * jnp.uint32(0x846CA68B)
-  row = jax.lax.broadcasted_iota(jnp.uint32, x.shape, 0)
-  return jnp.sum((bits ^ bits >> 16) * (2 * row + 1), dtype=jnp.uint32)
+  place = jnp.zeros(x.shape, jnp.uint32)
+  for axis, size in enumerate(x.shape):
+    along = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    place = place * jnp.uint32(size) + along
+  return jnp.sum(_mixed(bits) * (_mixed(place) | 1), dtype=jnp.uint32)
+
+
+def _mixed(x: jax.Array) -> jax.Array:
+  """A hash of each number; 0 stays 0."""
+  x = (x ^ x >> 16) * jnp.uint32(0x7FEB352D)
+  x = (x ^ x >> 15) * jnp.uint32(0x846CA68B)
+  return x ^ x >> 16

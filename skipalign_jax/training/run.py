@@ -9,7 +9,7 @@ import jax
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import pipeline
-from skipalign_jax.runtime import distributed, plotting, signals, terminal
+from skipalign_jax.runtime import distributed, locks, plotting, signals, terminal
 from skipalign_jax.training import (
   checkpoint,
   initial_weights,
@@ -52,8 +52,7 @@ def run(
   with workdir.writing(folder):
     status = train(setup)
   if lock is not None:
-    with contextlib.suppress(OSError):  # nothing was written there
-      lock.close()
+    locks.release(lock)
   return status
 
 

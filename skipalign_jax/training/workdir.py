@@ -18,13 +18,9 @@ workdir/
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
-import os
 import pathlib
 import shlex
-import socket
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
@@ -40,14 +36,13 @@ from skipalign_jax.hf import (
   template_dates,
 )
 from skipalign_jax.model import model_config
-from skipalign_jax.runtime import errors, files, storage, terminal
+from skipalign_jax.runtime import errors, files, locks, storage, terminal
 from skipalign_jax.training import metrics, same_run, starts
 
 if TYPE_CHECKING:  # slow to load
   import transformers
 
 STEPS = "steps.json"
-LOCK = ".lock"
 
 
 def claim(
@@ -69,19 +64,19 @@ def claim(
   """
   try:
     if (folder / "config.json").exists():
-      held = _lock(folder, console)
+      held = locks.take(folder, "--workdir", console)
       _check_same(folder, config)
       if base is not None:
         adapters.check_base(folder, native.read_config(folder), base.weights)
     else:
       # A start that was killed may leave these files.
-      ours = {LOCK, files.unfinished("config.json")}
+      ours = {locks.NAME, files.unfinished("config.json")}
       if folder.exists() and {path.name for path in folder.iterdir()} - ours:
         raise errors.UserError(
           f"--workdir={folder} has files but no run in it; give a new folder"
         )
       folder.mkdir(parents=True, exist_ok=True)
-      held = _lock(folder, console)
+      held = locks.take(folder, "--workdir", console)
       description = native.Description(
         model_config=shape,
         hf_config=base and base.hf_config,
@@ -102,39 +97,6 @@ def claim(
     raise errors.UserError(
       f"--workdir={folder} cannot be used: {storage.explain(error)}"
     ) from error
-
-
-# Errors of filesystems without record locks: NFS without its lock service, and FUSE.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-
-
-def _lock(folder: pathlib.Path, console: terminal.Console) -> TextIO:
-  """Takes the lock of a workdir; reports a filesystem that has no locks.
-
-  A record lock, not flock: data workers that outlive their parent do not inherit it.
-  """
-  file = (folder / LOCK).open("a+", encoding="utf-8")
-  try:
-    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError as error:
-    if error.errno in _NO_LOCKS:
-      console.print(
-        f"NOTE       the filesystem of {folder} has no locks ({error.strerror}): make "
-        "sure that no other run writes there"
-      )
-      return file
-    if error.errno not in (errno.EACCES, errno.EAGAIN):
-      file.close()
-      raise
-    file.seek(0)
-    raise errors.UserError(
-      f"--workdir={folder} is being written by {file.read().strip() or 'another run'}; "
-      "wait for it, stop it, or give a new folder"
-    ) from error
-  file.truncate(0)
-  file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-  file.flush()
-  return file
 
 
 @contextlib.contextmanager

@@ -134,7 +134,8 @@ def test_table_2_joins_results_of_a_model(tmp_path):
 def test_parts_of_a_short_benchmark_are_marked(tmp_path):
   parts = lm_eval(
     mmlu_law={"acc": interval(0.4)}, mmlu_art={"acc": interval(0.6)},
-    bbh={"exact_match": interval(0.5)}, bbh_dates={"exact_match": interval(0.1)},
+    bbh={"exact_match": interval(0.5)},
+    bbh_cot_fewshot_dates={"exact_match": interval(0.1)},
   )  # fmt: skip
   a = save(tmp_path / "a", "lm_eval", parts)
   _, tables = run(a)
@@ -153,6 +154,47 @@ def test_parts_of_a_short_benchmark_are_marked(tmp_path):
     "* llama, MMLU: mean of 1 task(s), mmlu_law; only the first 9",
     "* llama, BBH, Codex-Eval (HumanEval): only the first 9",
   ]
+
+
+def test_benchmarks_whose_names_begin_alike_are_others(tmp_path):
+  exact = lambda mean: {"exact_match,custom-extract": interval(mean)}
+  found = lm_eval(
+    dict(mmlu={"acc": interval(0.6)}, mmlu_stem={"acc": interval(0.5)},
+         mmlu_pro=exact(0.3), bbh_zeroshot=exact(0.2)),
+    mmlu_professional_law={"acc": interval(0.6)}, mmlu_pro_law=exact(0.3),
+    mmlu_law_generative=exact(0.1), bbh_zeroshot_snarks=exact(0.2),
+    humaneval={"pass@1,create_test": interval(0.25)},
+    humaneval_plus={"pass@1,create_test": interval(0.125)},
+  )  # fmt: skip
+  _, tables = run(save(tmp_path / "a", "lm_eval", found))
+  short = {"MMLU": 60.0, "Codex-Eval (HumanEval)": 25.0}
+  assert values(tables[TABLE_2]) == {"llama": short}
+  assert tables[TABLE_2]["notes"] == []
+  assert values(tables[OTHERS])["llama"] == pytest.approx(
+    {"mmlu_pro": 30.0, "mmlu_pro_law": 30.0, "mmlu_law_generative": 10.0,
+     "bbh_zeroshot": 20.0, "bbh_zeroshot_snarks": 20.0, "humaneval_plus": 12.5}
+  )  # fmt: skip
+  alone = lm_eval(dict(mmlu_pro=exact(0.3)), mmlu_pro_law=exact(0.3))
+  _, tables = run(save(tmp_path / "b", "lm_eval", alone))
+  assert set(tables) == {OTHERS}
+
+
+def test_tasks_of_lm_eval_with_other_metrics_are_shown_as_they_are(tmp_path):
+  found = lm_eval(
+    infinitebench_passkey={"score": interval(0.75)},
+    wikitext={"word_perplexity": interval(20.5), "bits_per_byte": interval(0.9)},
+    mbpp={"pass_at_1,extract": interval(0.5)},
+    squadv2={"exact": interval(70.0), "f1": interval(80.0)},
+  )
+  _, tables = run(save(tmp_path / "a", "lm_eval", found))
+  assert values(tables[OTHERS]) == {
+    "llama": {
+      "infinitebench_passkey score": 0.75,
+      "wikitext word_perplexity": 20.5,
+      "mbpp pass_at_1": 0.5,
+      "squadv2": 80.0,
+    }
+  }
 
 
 @pytest.mark.parametrize(

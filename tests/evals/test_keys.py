@@ -31,7 +31,9 @@ def test_each_text_has_all_keys_and_each_question_is_about_one(chat):
       question = SUBJECT.tokenizer.decode(tail[:start])
       assert SUBJECT.tokenizer.decode(tail[start:]) == key and key not in question
       owner = question.rpartition("The pass key of ")[2].removesuffix(" is ")
-      assert f"What is the pass key of {owner}?" in question
+      asked = f"What is the pass key of {owner}?"
+      assert asked in question
+      assert chat or question.endswith(f"{asked}\nThe pass key of {owner} is ")
       assert text.count(f"The pass key of {owner} is {key}.") == 1
       at.append(text.index(f" {key}."))
       before = text[: text.index(f" The pass key of {owner}")]

@@ -235,6 +235,12 @@ def test_batches_and_summary(book, tmp_path):
   assert summary["average"] == summary["sce"]["mean"]
 
 
+def test_only_windows_beyond_the_models_are_noted(book):
+  one = lambda length: runner.notes(SUBJECT, made(source=str(book), lengths=length))
+  assert one(str(SUBJECT.window)) == []  # two passes, each within the window
+  assert "items need more than the model's window" in one(str(SUBJECT.window + 1))[0]
+
+
 @pytest.mark.parametrize(
   ("options", "message"),
   [

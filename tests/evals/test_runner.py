@@ -8,6 +8,7 @@ import types
 from unittest import mock
 
 import jax
+import other_process
 import pytest
 import tiny_subject
 from rich import console as rich_console
@@ -111,6 +112,29 @@ def test_a_folder_of_something_else_is_refused(whole, tmp_path):
     run(tmp_path)
   with pytest.raises(errors.UserError, match="cannot be used"):
     run(tmp_path / "notes.txt" / "sub")
+
+
+def test_a_folder_that_another_process_writes_is_refused(whole, tmp_path):
+  folder = tmp_path / "shared"
+  with pytest.raises(KilledError):
+    run(folder, killed_after(1))
+  records = (folder / "records.jsonl").read_text()
+  with other_process.holding(folder) as number:
+    written = f"--out={folder} is being written by process {number} on"
+    with pytest.raises(errors.UserError, match=written):
+      run(folder)
+  assert (folder / "records.jsonl").read_text() == records
+  assert run(folder) == whole[0]
+  with other_process.holding(folder):
+    pass  # an evaluation that has ended holds nothing
+
+
+def test_what_a_killed_start_leaves_is_no_evaluation(tmp_path):
+  options = dataclasses.replace(OPTIONS, lengths="300", depths="1")
+  for name in (".lock", ".protocol.json.new"):
+    (tmp_path / name).write_text("{")
+  assert run(tmp_path, options=options)["items"]
+  assert not (tmp_path / ".protocol.json.new").exists()
 
 
 def test_other_weights_of_the_same_name_are_refused(whole):

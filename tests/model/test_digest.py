@@ -22,6 +22,7 @@ def test_a_digest_notices_each_weight_and_its_place(dtype):
 
   one_more = lambda w: w.at[1, 2, 3].multiply(1.1)
   negated = lambda w: w.at[1, 2, 3:5].multiply(-1)
-  changes = (lambda w: w, one_more, negated, lambda w: w[::-1])
+  orders = (lambda w: w[::-1], lambda w: w[:, ::-1], lambda w: w[..., ::-1])
+  changes = (lambda w: w, one_more, negated, *orders)
   found = [changed(change) for change in changes]
   assert found[0] == digest_of(PARAMS) and len(set(found)) == len(changes)

@@ -4,8 +4,6 @@ import contextlib
 import errno
 import io
 import json
-import subprocess
-import sys
 import types
 
 import pytest
@@ -15,7 +13,7 @@ from rich import console as rich_console
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import tokenizer
 from skipalign_jax.hf import native
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, locks
 from skipalign_jax.training import run, starts, workdir
 
 SILENT = rich_console.Console(quiet=True)
@@ -25,30 +23,6 @@ def described(config):
   return native.Description(tiny.config(), config=config.to_dict())
 
 
-def test_a_second_run_is_refused_until_the_first_has_died(tmp_path):
-  code = (
-    "import pathlib, sys, time; from rich import console\n"
-    "from skipalign_jax.training import workdir\n"
-    "held = workdir._lock(pathlib.Path(sys.argv[1]), console.Console(quiet=True))\n"
-    "print('held', flush=True)\n"
-    "time.sleep(60)"
-  )
-  other = subprocess.Popen(
-    [sys.executable, "-c", code, str(tmp_path)],
-    cwd=tiny.ROOT,
-    stdout=subprocess.PIPE,
-    text=True,
-  )
-  try:
-    assert other.stdout.readline() == "held\n"
-    with pytest.raises(errors.UserError, match=f"written by process {other.pid} on"):
-      workdir._lock(tmp_path, SILENT)
-  finally:
-    other.kill()
-    other.wait()
-  workdir._lock(tmp_path, SILENT).close()
-
-
 @pytest.mark.parametrize("name", ["ENOLCK", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EIO"])
 def test_a_filesystem_without_locks_is_reported(name, tmp_path, monkeypatch):
   number, file = getattr(errno, name), io.StringIO()
@@ -56,7 +30,7 @@ def test_a_filesystem_without_locks_is_reported(name, tmp_path, monkeypatch):
   def lockf(*_):
     raise OSError(number, errno.errorcode[number])
 
-  monkeypatch.setattr(workdir.fcntl, "lockf", lockf)
+  monkeypatch.setattr(locks.fcntl, "lockf", lockf)
   console = rich_console.Console(file=file, soft_wrap=True)
   claim = lambda: workdir.claim(
     tmp_path / "run",

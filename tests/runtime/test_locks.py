@@ -1,0 +1,24 @@
+"""A folder has one writer."""
+
+import gc
+
+import other_process
+import pytest
+from rich import console as rich_console
+
+from skipalign_jax.runtime import errors, locks
+
+SILENT = rich_console.Console(quiet=True)
+
+
+def test_a_second_process_is_refused_until_the_first_has_died(tmp_path):
+  with other_process.holding(tmp_path) as number:
+    written = f"--out={tmp_path} is being written by process {number} on"
+    with pytest.raises(errors.UserError, match=written) as refused:
+      locks.take(tmp_path, "--out", SILENT)
+  held = locks.take(tmp_path, "--out", SILENT)
+  del refused  # with all that its frames have; a file that is closed ends the lock
+  gc.collect()
+  assert other_process.is_refused(tmp_path)
+  locks.release(held)
+  assert not other_process.is_refused(tmp_path)
