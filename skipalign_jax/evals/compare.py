@@ -38,6 +38,7 @@ SHORT = {
   "Codex-Eval (HumanEval)": ("humaneval", ""),
 }
 MAPS = {"needle": needle, "keys": keys, "facts": facts}  # tasks with a heat map
+PERCENTS = ("squadv2", "scrolls_")  # tasks whose scores are percents already
 METRICS = ("acc", "f1", "pass@1", "exact_match")  # the first one of a task is shown
 
 
@@ -242,8 +243,8 @@ def lm_eval_scores(
     for name, metrics in summary.get(kind, {}).items():
       if key := _chosen(metrics):
         mean = metrics[key]["mean"]
-        # SQuAD's own scores are percents already.
-        scores[name] = mean if mean > 1 else 100 * mean
+        percent = name.startswith(PERCENTS) or mean > 1
+        scores[name] = mean if percent else 100 * mean
   return found
 
 

@@ -184,7 +184,8 @@ def test_tasks_of_lm_eval_with_other_metrics_are_shown_as_they_are(tmp_path):
     infinitebench_passkey={"score": interval(0.75)},
     wikitext={"word_perplexity": interval(20.5), "bits_per_byte": interval(0.9)},
     mbpp={"pass_at_1,extract": interval(0.5)},
-    squadv2={"exact": interval(70.0), "f1": interval(80.0)},
+    squadv2={"exact": interval(0.5), "f1": interval(0.8)},  # percents
+    scrolls_qasper={"f1": interval(30.0)},
   )
   _, tables = run(save(tmp_path / "a", "lm_eval", found))
   assert values(tables[OTHERS]) == {
@@ -192,7 +193,8 @@ def test_tasks_of_lm_eval_with_other_metrics_are_shown_as_they_are(tmp_path):
       "infinitebench_passkey score": 0.75,
       "wikitext word_perplexity": 20.5,
       "mbpp pass_at_1": 0.5,
-      "squadv2": 80.0,
+      "squadv2": 0.8,
+      "scrolls_qasper": 30.0,
     }
   }
 
