@@ -114,8 +114,15 @@ def _check_distillation(config: ml_collections.ConfigDict) -> None:
       f"long_short.alpha={config.long_short.alpha} each need the second read of a "
       "batch; set one of them to 0"
     )
+  p = config.positions
+  if p.max_position < config.data.seq_len:
+    raise errors.UserError(
+      f"distill.weight={config.distill.weight}: positions.max_position="
+      f"{p.max_position} is smaller than data.seq_len={config.data.seq_len}, so long "
+      "samples have no room for a jump; increase positions.max_position"
+    )
   if config.distill.view == "strategy" and (
-    config.positions.strategy == "contiguous" or config.data.text_window
+    p.strategy == "contiguous" or config.data.text_window
   ):
     raise errors.UserError(
       "distill.view=strategy compares positions.strategy with contiguous positions of "
