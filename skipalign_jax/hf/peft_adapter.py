@@ -146,12 +146,7 @@ class Adapter:
       UserError: its config.json is of a model of another shape.
     """
     own = config_of(pathlib.Path(self.config.where).parent, shape).rope
-    (inv_P, scale), (own_inv_P, own_scale) = (
-      rope.inverse_frequencies(one, shape.head_dim) for one in (shape.rope, own)
-    )
-    # NTK is written as the base that it means, so the two may be spelled differently.
-    same = np.allclose(own_inv_P, inv_P, rtol=1e-5, atol=0)
-    return None if same and np.isclose(own_scale, scale) else own
+    return None if rope.alike(own, shape.rope, shape.head_dim) else own
 
   def _stack(self, tensors: list[str]):
     def read_block(index: weights.Index, dtype: np.dtype) -> np.ndarray:
