@@ -26,7 +26,7 @@ def describe(setup: setup_lib.Setup, start: int) -> str:
   p = recipe.positions
   moves_turn = p.strategy in ("endprompt", "logo") and p.terminal == "turn"
   needs_turns = p.strategy == "skip_outer" or moves_turn
-  if needs_turns and not data.several_turns:
+  if needs_turns and not data.several_turns and config.data.packing_mask:
     strategy += (
       "\n           NOTE: no sample has a second instruction, so nothing will skip"
     )
