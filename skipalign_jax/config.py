@@ -22,7 +22,7 @@ ConfigDict = ml_collections.ConfigDict
 key, section = config_keys.key, config_keys.section
 
 INT32 = 2**31 - 1  # the largest index or step number
-POSITIONS = 2**30  # positions are below this; differences of two fit int32
+POSITIONS = 2**24  # positions are below this: float32, in which they turn, has them all
 
 # Defaults are the recipe of the SkipAlign paper where it states one. A default of None
 # means that the key is unset.

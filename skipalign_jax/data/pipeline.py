@@ -42,7 +42,7 @@ class Data:
     report: what was read and what was left out, a few lines.
     fingerprint: hash of the samples, their lengths and the tokenizer; it depends on
       neither the machine nor the number of processes.
-    several_turns: number of samples with more than one reply.
+    several_turns: number of samples with a second instruction, or block of a text.
     train_rows: rows of all processes, in training order.
     eval_batches: this process' held-out batches, as many as every other process has;
       empty without held-out data.

@@ -83,8 +83,12 @@ class Prepared:
     return self.rows.lists(row) | one
 
   def several_turns(self) -> int:
-    """Number of samples with more than one reply, or block of a text."""
-    return int(np.sum(self.rows.column("turns") > 1))
+    """Number of samples with a second instruction, or a second block of a text.
+
+    Replies that are not learned are not asked for: their turns skip, too.
+    """
+    of_one = self.rows.blocks() // np.where(self.rows.rejected_start > 0, 2, 1)
+    return int(np.sum(of_one > np.where(self.is_text, 1, 2)))
 
   def report(self) -> str:
     """Counts, in a few lines: samples, tokens, unusable records."""

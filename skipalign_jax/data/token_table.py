@@ -109,6 +109,12 @@ class Rows:
     """A column of numbers or texts [N]."""
     return self.table.column(name).to_numpy()
 
+  def blocks(self) -> np.ndarray:
+    """How many blocks each row has [N]; those of both replies of a pair."""
+    import pyarrow.compute
+
+    return pyarrow.compute.list_value_length(self.table["block_starts"]).to_numpy()
+
   def lists(self, row: int) -> dict[str, np.ndarray]:
     """The lists of a row, as views of the memory map."""
     batch = bisect.bisect_right(self._ends, row)

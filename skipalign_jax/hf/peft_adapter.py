@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from skipalign_jax.hf import names, peft_config, safetensors_files, weights
-from skipalign_jax.model import lora, model_config
+from skipalign_jax.model import lora, model_config, rope
 from skipalign_jax.runtime import errors, escape, files
 
 FILE = "adapter_model.safetensors"
@@ -138,6 +138,15 @@ class Adapter:
           at, size, np.dtype(np.float32), self._stack(tensors)
         )
     return found
+
+  def other_rope(self, shape: model_config.ModelConfig) -> rope.RopeConfig | None:
+    """The rope that it was trained with, if a model of this shape has another one.
+
+    Raises:
+      UserError: its config.json is of a model of another shape.
+    """
+    own = config_of(pathlib.Path(self.config.where).parent, shape).rope
+    return None if rope.alike(own, shape.rope, shape.head_dim) else own
 
   def _stack(self, tensors: list[str]):
     def read_block(index: weights.Index, dtype: np.dtype) -> np.ndarray:

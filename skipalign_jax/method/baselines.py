@@ -88,14 +88,15 @@ def cream(
 
   With f = L/m, head and tail take h = ⌊m/3⌋ or 4f tokens (a fair coin; never more than
   ⌊m/3⌋), the middle the other m − 2h. It ends at e ~ U{h + (mid−1)α/2 … mα/2 − h − 1},
-  where α is drawn from a Gaussian around 1 + f, truncated to 2 … 2f, which trains the
-  distances of the middle most. The text is taken at the same places. If it is shorter
-  than L, its own end is the tail, and the middle ends before that tail. Fewer than
-  three tokens have no middle and stay contiguous.
+  where α is drawn from a Gaussian around 1 + f, which trains the distances of the
+  middle most; draws below 2 count as 2, those above 2f as 2f. The text is taken at the
+  same places. If it is shorter than L, its own end is the tail, and the middle ends
+  before that tail. Fewer than three tokens have no middle and stay contiguous.
 
   The authors' code fixes the mean of that Gaussian at 9, which is 1 + f at f = 8 only;
   this follows the paper.
   """
+  length = jnp.minimum(length, L)  # what is after it has no places
   m = jnp.minimum(length, N)
   at_N = jnp.arange(N)
   f = L / m

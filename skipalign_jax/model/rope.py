@@ -116,6 +116,15 @@ def inverse_frequencies(config: RopeConfig, head_dim: int) -> tuple[np.ndarray, 
   return inv_P, float(scale)
 
 
+def alike(one: RopeConfig, other: RopeConfig, head_dim: int) -> bool:
+  """Whether two ropes turn alike; NTK may be spelled as the base that it means."""
+  (one_P, one_scale), (other_P, other_scale) = (
+    inverse_frequencies(config, head_dim) for config in (one, other)
+  )
+  same = np.allclose(one_P, other_P, rtol=1e-5, atol=0)
+  return bool(same and np.isclose(one_scale, other_scale))
+
+
 def _yarn(config: RopeConfig, head_dim: int, inv_P: np.ndarray) -> np.ndarray:
   def pair_with_turns(turns: float) -> float:
     """The (real) pair index that makes `turns` over the original window."""

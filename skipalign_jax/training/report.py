@@ -26,7 +26,7 @@ def describe(setup: setup_lib.Setup, start: int) -> str:
   p = recipe.positions
   moves_turn = p.strategy in ("endprompt", "logo") and p.terminal == "turn"
   needs_turns = p.strategy == "skip_outer" or moves_turn
-  if needs_turns and not data.several_turns:
+  if needs_turns and not data.several_turns and config.data.packing_mask:
     strategy += (
       "\n           NOTE: no sample has a second instruction, so nothing will skip"
     )
@@ -107,14 +107,18 @@ def describe_reach(config: config_lib.ConfigDict, window: int) -> list[str]:
     config: of the run. A model from scratch has seen no positions, so it has no note.
     window: of the model, with the scaling of the run.
   """
-  key = "positions.max_position"
-  if config.positions.strategy == "contiguous":
-    key = "data.seq_len"
-  reach = config_lib.flatten(config)[key]
+  p, seq_len = config.positions, config.data.seq_len
+  key, reach = "positions.max_position", p.max_position
+  what = f"{key}={reach:,}"
+  if p.strategy == "contiguous" and not config.distill.weight:
+    key, reach, what = "data.seq_len", seq_len, f"data.seq_len={seq_len:,}"
+  elif p.strategy == "contiguous" and config.distill.reach == "sample":
+    key, reach = "data.seq_len", min(reach, 2 * seq_len)
+    what = f"data.seq_len={seq_len:,} with jumps of distill.weight, {reach:,},"
   if reach <= window or not config.model.init_from:
     return []
   return [
-    f"           NOTE: {key}={reach:,} is beyond the model's window of {window:,} "
+    f"           NOTE: {what} is beyond the model's window of {window:,} "
     f"positions; scale its rope (rope.kind=ntk, rope.target_length) or lower {key}"
   ]
 

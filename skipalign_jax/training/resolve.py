@@ -114,8 +114,15 @@ def _check_distillation(config: ml_collections.ConfigDict) -> None:
       f"long_short.alpha={config.long_short.alpha} each need the second read of a "
       "batch; set one of them to 0"
     )
+  p = config.positions
+  if p.max_position < config.data.seq_len:
+    raise errors.UserError(
+      f"distill.weight={config.distill.weight}: positions.max_position="
+      f"{p.max_position} is smaller than data.seq_len={config.data.seq_len}, so long "
+      "samples have no room for a jump; increase positions.max_position"
+    )
   if config.distill.view == "strategy" and (
-    config.positions.strategy == "contiguous" or config.data.text_window
+    p.strategy == "contiguous" or config.data.text_window
   ):
     raise errors.UserError(
       "distill.view=strategy compares positions.strategy with contiguous positions of "
@@ -299,17 +306,49 @@ def _with_rope(
       f"rope.kind={kind} conflicts with the model's own config, which has "
       f"{base.rope.kind} with factor {base.rope.factor}; use rope.kind=model"
     )
-  original = base.rope.original_window if base.rope.kind == kind else base.window
   if kind == "none":
     return base
   if target is None:
     target = max(config.positions.max_position, base.window)
-  if target < original:
+  unscaled = _unscaled_window(base, config)
+  if target < unscaled:
     raise errors.UserError(
-      f"rope.target_length={target} is below the model's window of {original}; "
+      f"rope.target_length={target} is below the model's window of {unscaled:.0f}; "
       "increase it"
     )
   scaled = dataclasses.replace(
-    base.rope, kind=kind, factor=target / original, original_window=original
+    base.rope,
+    kind=kind,
+    factor=target / unscaled,
+    original_window=(
+      base.rope.original_window if base.rope.kind == kind else base.window
+    ),
   )
   return dataclasses.replace(base, window=target, rope=scaled)
+
+
+def _unscaled_window(
+  base: model_config.ModelConfig, config: ml_collections.ConfigDict
+) -> float:
+  """Positions that a factor of 1 means: those before the model's own scaling.
+
+  Raises:
+    UserError: the model does not say how many these are.
+  """
+  own = base.rope
+  if own.kind != config.rope.kind:
+    return base.window
+  if own.kind == "llama3":
+    # Its factor is no ratio of lengths: Llama 3.1 has 8 from 8192 to 131072, Llama 3.2
+    # has 32. What its window has is what its factor is for.
+    return base.window / own.factor
+  if own.kind == "linear" and own.factor > 1 and own.original_window == base.window:
+    # Files have the window before scaling there, or the one after it.
+    raise errors.UserError(
+      f"rope.kind=linear: {config.model.init_from} is scaled by {own.factor:g} "
+      f"already, and does not say whether its window of {base.window} is the one "
+      "before that or after; use rope.kind=model, or let its config.json have the one "
+      "after as max_position_embeddings and the one before as "
+      "original_max_position_embeddings, next to the factor"
+    )
+  return own.original_window

@@ -15,7 +15,7 @@ from skipalign_jax.data import pipeline
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.evals import scheduled
 from skipalign_jax.hf import reference, weights
-from skipalign_jax.model import sharding
+from skipalign_jax.model import rope, sharding
 from skipalign_jax.runtime import distributed, terminal
 from skipalign_jax.training import loggers, resolve, trace
 from skipalign_jax.training import optimizer as optimizer_lib
@@ -80,7 +80,14 @@ def prepare(
   recipe = recipe_lib.from_config(config, shape, positions, platform)
   adapters = {}
   if name := config.lora.init_from:
-    adapters = reference.open_adapter(name).start(recipe.adapters, shape)
+    adapter = reference.open_adapter(name)
+    adapters = adapter.start(recipe.adapters, shape)
+    if own := adapter.other_rope(shape):
+      console.print(
+        f"NOTE       the adapters in {name} were trained with another rope "
+        f"({_describe(own)}) than this run has ({_describe(shape.rope)}); with "
+        "rope.kind and rope.target_length as that run had them they go on as they were"
+      )
   share = sharding.process_share(mesh)
   data = pipeline.build(config, tokenizer, *share, console)
   trace.check(config.profile, data.steps)
@@ -100,3 +107,8 @@ def prepare(
     optimizer=optimizer_lib.make(config.optim, data.steps),
     evaluations=evaluations,
   )
+
+
+def _describe(own: rope.RopeConfig) -> str:
+  """ "ntk, theta 10000, factor 24.4"."""
+  return f"{own.kind}, theta {own.theta:g}, factor {own.factor:.3g}"

@@ -18,6 +18,7 @@ workdir/
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import pathlib
 import shlex
@@ -35,7 +36,7 @@ from skipalign_jax.hf import (
   reference,
   template_dates,
 )
-from skipalign_jax.model import model_config
+from skipalign_jax.model import model_config, rope
 from skipalign_jax.runtime import errors, files, locks, storage, terminal
 from skipalign_jax.training import metrics, same_run, starts
 
@@ -59,13 +60,14 @@ def claim(
     The lock on it; closing it, or the end of this process, releases it.
 
   Raises:
-    UserError: it belongs to another config or to a run that is still running, is not a
-      workdir, or cannot be written.
+    UserError: it belongs to another config, another model or a run that is still
+      running, is not a workdir, or cannot be written.
   """
   try:
     if (folder / "config.json").exists():
       held = locks.take(folder, "--workdir", console)
       _check_same(folder, config)
+      _check_model(folder, shape)
       if base is not None:
         adapters.check_base(folder, native.read_config(folder), base.weights)
     else:
@@ -256,4 +258,31 @@ def _check_same(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None
       + "\n".join(different)
       + "\nGive a new folder, or the same values to resume that run."
       + f" To train on, give a new folder and model.init_from={name}." * longer
+    )
+
+
+def _check_model(folder: pathlib.Path, shape: model_config.ModelConfig) -> None:
+  """Raises UserError if model.init_from has become a model of another shape or rope.
+
+  The weights of a run that is resumed are its own, but its shape is read again.
+  """
+  described = native.read_config(folder)
+  known, alike = described.model_config, True
+  if known.head_dim == shape.head_dim:
+    alike = rope.alike(known.rope, shape.rope, shape.head_dim)
+  before, now = (
+    dataclasses.asdict(dataclasses.replace(one, rope=shape.rope if alike else one.rope))
+    for one in (known, shape)
+  )
+  different = [
+    f"  {key}: the run has {before[key]}, now {now[key]}"
+    for key in now
+    if before[key] != now[key]
+  ]
+  if different:
+    raise errors.UserError(
+      f"--workdir={folder} is of a run whose model was another one:\n"
+      + "\n".join(different)
+      + f"\nBring back {described.base or 'the version'} as it was when the run began, "
+      "or give a new folder."
     )

@@ -320,6 +320,28 @@ def test_a_prompt_that_replies_do_not_continue_is_reported(cache, monkeypatch):
   assert "asks for a reply after" not in build(c).report
 
 
+def test_turns_that_are_not_learned_count_as_turns(cache, tmp_path):
+  """They skip as others do."""
+  one, two = turns("x", "y"), turns("q", "a", "p", "b")
+  two["messages"][1]["weight"] = 0
+  path = write(tmp_path / "a.jsonl", [one, two, b"{}"])
+  c = make_config(cache, train=path, eval="", max_bad_fraction=1.0)
+  assert build(c).several_turns == 1
+  c.data.train = write(tmp_path / "b.jsonl", [one])
+  assert build(c).several_turns == 0
+  c.data.train = write(tmp_path / "c.jsonl", [{"text": "One. Two."}])
+  assert build(c).several_turns == 0
+  c.data.text_blocks = "sentences"
+  assert build(c).several_turns == 1
+  c.loss.kind, c.loss.beta, c.data.text_blocks = "dpo", 0.1, "none"
+  for prompt, count in (([], 0), (two["messages"][:2], 1)):
+    pair = {
+      key: [*prompt, *turns("p", key)["messages"]] for key in ("chosen", "rejected")
+    }
+    c.data.train = write(tmp_path / f"{count}.jsonl", [pair])
+    assert build(c).several_turns == count
+
+
 def test_sources_may_be_given_in_tuples(cache, tmp_path):
   path = write(tmp_path / "a, b.jsonl", [turns("x", "y")])
   c = make_config(cache)

@@ -1,5 +1,7 @@
 """Adapters in PEFT's format: names, values, a run that starts from one, refusals."""
 
+import dataclasses
+import io
 import json
 import shutil
 
@@ -333,6 +335,30 @@ def test_a_start_is_the_adapter_in_all_layers(finished, base):
   name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
   block = (slice(1, 2), slice(3, 9), slice(0, 2))
   np.testing.assert_array_equal(found.read(block)[0], drawn()[name][3:9, :2])
+
+
+def test_a_start_that_was_trained_with_another_rope_is_noted(base, tmp_path, cache_dir):
+  adapter = write(tmp_path / "a", base)
+  assert reference.open_adapter(str(adapter)).other_rope(SHAPE) is None
+  scaled = dataclasses.replace(
+    SHAPE,
+    window=8 * SHAPE.window,
+    rope=dataclasses.replace(
+      SHAPE.rope, kind="ntk", factor=8.0, original_window=SHAPE.window
+    ),
+  )
+  (adapter / "config.json").write_text(json.dumps(model_config.to_hf(scaled)))
+  opened = reference.open_adapter(str(adapter))
+  assert opened.other_rope(scaled) is None  # there it is the base that NTK means
+  assert opened.other_rope(SHAPE).theta > 8 * SHAPE.rope.theta
+  c = training(base, cache_dir, init_from=str(adapter))
+  out = rich_console.Console(file=io.StringIO(), width=1000)
+  setup_lib.prepare(c, tmp_path / "run", out)
+  assert "were trained with another rope (none, theta" in out.file.getvalue()
+  c.rope.kind, c.rope.target_length = "ntk", scaled.window
+  out = rich_console.Console(file=io.StringIO(), width=1000)
+  setup_lib.prepare(c, tmp_path / "run", out)
+  assert "another rope" not in out.file.getvalue()
 
 
 def test_preferences_are_compared_with_the_adapter_of_the_start(

@@ -57,6 +57,7 @@ def naive_gaussian(factor):
 
 
 def naive_cream(rng, length, N, L):
+  length = min(length, L)
   n = min(length, N)
   factor = L / n
   h = n // 3 if rng.random() < 0.5 else min(int(4 * factor), n // 3)
@@ -185,6 +186,9 @@ def test_crop_takes_the_text_at_its_positions(name):
   np.testing.assert_array_equal(cut["tokens"][3, :7], 100 + np.arange(7))
   if name == "cream":  # a text as long as L: its places are its positions
     np.testing.assert_array_equal(cut["positions"][:2], content[:2])
+    near = jax.jit(lambda batch: positions.crop(config(name, 25), 0, batch, N))(batch)
+    here = np.asarray(near["tokens"][:2]) - 100  # a longer text: the same
+    np.testing.assert_array_equal(near["positions"][:2], here)
   assert all(cut[key].dtype == x.dtype for key, x in batch.items())
 
 

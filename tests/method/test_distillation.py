@@ -159,6 +159,10 @@ def test_equal_reads_have_no_divergence():
     ({"distill.view": "strategy", "positions.strategy": "contiguous"}, "distill.view"),
     ({"distill.weight": -1.0}, "distill.weight"),
     ({"distill.split": "sentence"}, "distill.split"),
+    (
+      {"positions.strategy": "contiguous", "positions.max_position": 4000},
+      "increase positions.max_position",
+    ),
   ],
 )
 def test_settings_that_do_not_fit_are_refused(changes, key):

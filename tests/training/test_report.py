@@ -36,6 +36,9 @@ def test_positions_are_described_with_the_parameters_of_the_strategy(changes, re
   assert report.describe_positions(dataclasses.replace(fixed, **changes)) == reported
 
 
+FAR = {"positions.max_position": 100_000, "data.seq_len": 6000}
+
+
 @pytest.mark.parametrize(
   ("changes", "noted"),
   [
@@ -48,6 +51,16 @@ def test_positions_are_described_with_the_parameters_of_the_strategy(changes, re
       "data.seq_len=16,384 is beyond the model's window of 8,192",
     ),
     ({"positions.max_position": 9000, "model.init_from": ""}, ""),
+    (
+      {"positions.strategy": "contiguous", "distill.weight": 1.0} | FAR,
+      "data.seq_len=6,000 with jumps of distill.weight, 12,000, is beyond",
+    ),
+    (
+      {"positions.strategy": "contiguous", "distill.weight": 1.0}
+      | {"distill.reach": "limit"}
+      | FAR,
+      "positions.max_position=100,000 is beyond",
+    ),
   ],
 )
 def test_positions_beyond_the_window_are_noted(changes, noted):

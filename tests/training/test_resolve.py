@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.model import known_models, rope
+from skipalign_jax.model import known_models, model_config, rope
 from skipalign_jax.runtime import errors
 from skipalign_jax.training import resolve
 
@@ -79,6 +79,40 @@ def test_rope_that_conflicts_with_the_models_own(config):
   scaled = dataclasses.replace(LLAMA.rope, kind="yarn", factor=4.0)
   with pytest.raises(errors.UserError, match=r"ntk conflicts .*yarn.*rope.kind=model"):
     resolve.model_from(config, dataclasses.replace(LLAMA, rope=scaled), 32_000)
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])  # Llama 3.1, Llama 3.2
+def test_llama3_is_scaled_from_the_models_own_factor(config, factor):
+  own = rope.RopeConfig("llama3", 500_000.0, factor, original_window=8192)
+  llama = dataclasses.replace(LLAMA, window=131_072, rope=own)
+  config.rope.kind = "llama3"  # to 131,072: max_position is less
+  assert resolve.model_from(config, llama, 32_000) == llama
+  config.rope.target_length = 262_144
+  found = resolve.model_from(config, llama, 32_000).rope
+  assert found == dataclasses.replace(own, factor=2 * factor)
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn", "llama3", "ntk"])
+def test_a_trained_model_goes_on_as_it_was_scaled(config, kind):
+  config.rope.kind, config.rope.target_length = kind, 32_768
+  trained = resolve.model_from(config, LLAMA, 32_000)
+  assert trained.rope.factor == 8
+  assert resolve.model_from(config, trained, 32_000) == trained
+  config.rope.target_length = 65_536
+  assert resolve.model_from(config, trained, 32_000).rope.factor == 16
+
+
+def test_a_linear_rope_whose_first_window_is_unknown(config):
+  config.rope.kind, config.rope.target_length = "linear", 32_768
+  trained = resolve.model_from(config, LLAMA, 32_000)
+  exported = model_config.to_hf(trained)  # transformers knows no such key for linear
+  with pytest.raises(errors.UserError, match=r"by 8 already.*rope.kind=model"):
+    resolve.model_from(config, model_config.from_hf(exported), 32_000)
+  for spelling in ("rope_scaling", "rope_parameters"):
+    exported[spelling]["original_max_position_embeddings"] = 4096
+  config.rope.target_length = 65_536
+  found = resolve.model_from(config, model_config.from_hf(exported), 32_000)
+  assert (found.rope.factor, found.rope.original_window) == (16, 4096)
 
 
 POSE = {"positions.strategy": "pose"}

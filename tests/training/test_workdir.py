@@ -1,6 +1,7 @@
 """A workdir has one writer, and reports what its storage does."""
 
 import contextlib
+import dataclasses
 import errno
 import io
 import json
@@ -13,6 +14,7 @@ from rich import console as rich_console
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import tokenizer
 from skipalign_jax.hf import native
+from skipalign_jax.model import rope
 from skipalign_jax.runtime import errors, locks
 from skipalign_jax.training import run, starts, workdir
 
@@ -62,6 +64,21 @@ def test_keys_that_are_new_since_a_run_began_have_their_defaults(tmp_path):
   config.long_short.alpha = 0.5
   with pytest.raises(errors.UserError, match=r"long_short.alpha: the run has 0.0, now"):
     claim()
+
+
+def test_a_model_that_is_another_one_since_a_run_began(tmp_path):
+  config, words, shape = config_lib.default(), tokenizer.byte_tokenizer(), tiny.config()
+  claim = lambda shape: workdir.claim(tmp_path, config, shape, None, words, SILENT)
+  claim(shape).close()
+  ntk = rope.RopeConfig("ntk", shape.rope.theta, 4.0, shape.window)
+  for changes in ({"rope": ntk}, {"norm_eps": 1e-6}, {"window": 128}):
+    (name,) = changes
+    with pytest.raises(errors.UserError, match=rf"  {name}: the run has .*, now"):
+      claim(dataclasses.replace(shape, **changes))
+  known = dataclasses.replace(shape, rope=ntk)
+  native.write_config(tmp_path, native.Description(known, config=config.to_dict()))
+  theta = rope.ntk_theta(ntk.theta, ntk.factor, shape.head_dim)
+  claim(dataclasses.replace(shape, rope=rope.RopeConfig("none", theta))).close()
 
 
 def test_keys_that_an_older_version_had_are_named(tmp_path):
