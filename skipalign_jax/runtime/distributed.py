@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, NoReturn
 
 import jax
@@ -155,6 +155,7 @@ def initialize(flag: str, run: str, timeout: int = TIMEOUT) -> None:
   try:
     arguments = _complete(launch.arguments, timeout)
     _meet(arguments, run, timeout)
+    _pass_proxies_by(arguments["coordinator_address"], os.environ)
     with _watchdog(launch, timeout):
       jax.distributed.initialize(
         **arguments,
@@ -220,6 +221,18 @@ def _meet(arguments: dict[str, Any], run: str, timeout: int) -> None:
   me = rendezvous.Process(*(arguments[name] for name in names), run)
   if me.count > 1:
     rendezvous.meet(me, timeout)
+
+
+def _pass_proxies_by(address: str, environ: MutableMapping[str, str]) -> None:
+  """Lets gRPC reach process 0 where the environment names a proxy.
+
+  It would ask the proxy, which knows no names of the cluster, and then XLA aborts.
+  """
+  if not any(environ.get(f"{kind}_proxy") for kind in ("grpc", "https", "http")):
+    return
+  host = address.rpartition(":")[0].strip("[]")
+  others = environ.get("no_grpc_proxy") or environ.get("no_proxy", "")
+  environ["no_grpc_proxy"] = ",".join(filter(None, (others, host)))
 
 
 @contextlib.contextmanager

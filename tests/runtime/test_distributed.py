@@ -138,7 +138,7 @@ def test_sigterm_ends_processes_that_wait_for_one_that_works():
   pair = [
     subprocess.Popen(
       [sys.executable, "-c", code.replace("INDEX", str(index))],
-      env=tiny.environment(devices=1),
+      env=tiny.environment(devices=1) | {"http_proxy": "http://127.0.0.1:9"},
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
@@ -165,6 +165,23 @@ def test_the_address_of_a_slurm_step_is_found_before_jax_connects(monkeypatch):
   assert found["coordinator_address"].startswith("n1:")
   assert (found["num_processes"], found["process_id"]) == (8, 1)
   assert found["local_device_ids"] == [0]
+
+
+@pytest.mark.parametrize(
+  ("environ", "expected"),
+  [
+    ({}, None),
+    ({"no_proxy": "a"}, None),
+    ({"http_proxy": "p:1"}, "n1"),
+    ({"https_proxy": "p:1", "no_proxy": "a,b"}, "a,b,n1"),
+    ({"grpc_proxy": "p:1", "no_proxy": "a", "no_grpc_proxy": "b"}, "b,n1"),
+  ],
+)
+def test_a_proxy_is_not_asked_for_process_0(environ, expected):
+  """Without a proxy nothing is set: JAX warns of every such variable."""
+  before = dict(environ)
+  distributed._pass_proxies_by("n1:99", environ)
+  assert environ == before | ({"no_grpc_proxy": expected} if expected else {})
 
 
 @pytest.mark.parametrize(
