@@ -3,8 +3,10 @@
 #
 #   TPU=my-v5p-16 ZONE=us-east5-a BUCKET=my-bucket launch/tpu_vm.sh
 #
-# Every host has the repository with '.[tpu]' installed, in ~/skipalign_jax. The workdir
-# has to be one folder for all hosts: here a bucket mounted with gcsfuse (or Filestore).
+# Every host has the repository in ~/skipalign_jax, with '.[tpu]' installed in its .venv
+# or for its python. The workdir has to be one folder for all hosts: here a bucket mounted
+# with gcsfuse (or Filestore). Without its limit gcsfuse renames no folders, and a
+# checkpoint gets its name when it is complete.
 # JAX finds the other hosts by itself. Before its maintenance a host sends its
 # process SIGTERM; when it is shut down or preempted, systemd sends it. All hosts save
 # the same step and end with 143. Create the slice again, if it is gone, and run this
@@ -29,8 +31,9 @@ flags=(
 gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command="
 set -euo pipefail
 mkdir -p ~/runs
-mountpoint -q ~/runs || gcsfuse --implicit-dirs '$BUCKET' ~/runs
+mountpoint -q ~/runs || gcsfuse --implicit-dirs --rename-dir-limit=100000 '$BUCKET' ~/runs
 cd ~/skipalign_jax
+export PATH=~/skipalign_jax/.venv/bin:\$PATH
 export LIBTPU_INIT_ARGS='${flags[*]}'
 export JAX_COMPILATION_CACHE_DIR=~/runs/.xla_cache
 # The end of a session sends SIGTERM, then SIGHUP, to all processes of it. Neither may

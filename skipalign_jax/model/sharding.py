@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from skipalign_jax import config as config_lib
@@ -55,7 +56,30 @@ def make_mesh(sizes: dict[str, int], devices: list[Any] | None = None) -> Mesh:
       f"mesh {sizes} does not fit {len(devices)} devices; change config.mesh"
     )
   kinds = (AxisType.Auto,) * len(AXES)
-  return jax.make_mesh(shape, AXES, kinds, devices=devices)
+  return Mesh(_arranged(shape, devices), AXES, axis_types=kinds)
+
+
+def _arranged(shape: list[int], devices: list[Any]) -> np.ndarray:
+  """Devices in the shape of a mesh, of which the last axes have the fastest links.
+
+  A slice is what JAX calls the TPUs, or the GPUs of a host, that links connect. The
+  first axes go over slices, as far as their sizes allow. `jax.make_mesh` takes one
+  slice only, and of most TPUs no mesh that splits an axis of the slice.
+  """
+  slices: dict[int, int] = {}
+  for device in devices:
+    index = getattr(device, "slice_index", 0)
+    slices[index] = slices.get(index, 0) + 1
+  if len(slices) == 1 or len(set(slices.values())) > 1:  # hosts may differ in size
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  between, left = [], len(slices)
+  for size in shape:
+    between.append(math.gcd(size, left))
+    left //= between[-1]
+  within = [size // over for size, over in zip(shape, between, strict=True)]
+  return mesh_utils.create_hybrid_device_mesh(
+    within, between, devices, allow_split_physical_axes=True
+  )
 
 
 def abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:

@@ -12,7 +12,8 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, NoReturn
 
 import jax
@@ -28,8 +29,10 @@ FORMS = "auto, off or HOST:PORT,COUNT,INDEX"
 _ONE_PROCESS = "--distributed=off runs a single process"
 TIMEOUT = 300  # seconds for all processes to connect
 HEARTBEAT = 60  # seconds without a message after which a process counts as dead
-_FAILURE_MS = 10_000  # that a failed process waits for the others to fail too
-_ONE_DAY_MS = 24 * 3600 * 1000  # a dead process is noticed long before
+_ENDING_MS = 10_000  # that a process that ends waits for the others to end too
+# A wait in one call would keep Python from handling signals; many short ones would each
+# leave something in JAX's service.
+_WAIT_MS, _PAUSE = 1000, 0.2  # a first wait; seconds between looks after it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,9 +150,12 @@ def initialize(flag: str, run: str, timeout: int = TIMEOUT) -> None:
   if launch is None:
     return
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  # It would take SIGTERM for itself, and nothing here asks it about signals.
+  jax.config.update("jax_enable_preemption_service", False)
   try:
     arguments = _complete(launch.arguments, timeout)
     _meet(arguments, run, timeout)
+    _pass_proxies_by(arguments["coordinator_address"], os.environ)
     with _watchdog(launch, timeout):
       jax.distributed.initialize(
         **arguments,
@@ -187,10 +193,26 @@ def _complete(arguments: dict[str, Any], timeout: int) -> dict[str, Any]:
     "coordinator_address": address,
     "num_processes": count,
     "process_id": index,
-    # JAX reads the variable where this is None.
-    "local_device_ids": None if "JAX_LOCAL_DEVICE_IDS" in os.environ else devices,
+    "local_device_ids": None if _takes_all(method, count, os.environ) else devices,
     "cluster_detection_method": "deactivate",
   }
+
+
+def _takes_all(method: str | None, count: int, environ: Mapping[str, str]) -> bool:
+  """Whether a process takes all GPUs that it sees, or those that the user names.
+
+  JAX gives each process that SLURM or Open MPI starts the GPU of its local number.
+  Where a node has one process, its other GPUs would be idle; where each process sees
+  only its own GPU, most numbers do not exist.
+  """
+  if "JAX_LOCAL_DEVICE_IDS" in environ:
+    return True
+  if method == "ompi":
+    alone = _number(environ, "OMPI_COMM_WORLD_LOCAL_SIZE") == 1
+  else:
+    alone = _number(environ, "SLURM_STEP_NUM_NODES") == count
+  seen = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+  return alone or (len(seen) == 1 and seen != [""])
 
 
 def _meet(arguments: dict[str, Any], run: str, timeout: int) -> None:
@@ -199,6 +221,18 @@ def _meet(arguments: dict[str, Any], run: str, timeout: int) -> None:
   me = rendezvous.Process(*(arguments[name] for name in names), run)
   if me.count > 1:
     rendezvous.meet(me, timeout)
+
+
+def _pass_proxies_by(address: str, environ: MutableMapping[str, str]) -> None:
+  """Lets gRPC reach process 0 where the environment names a proxy.
+
+  It would ask the proxy, which knows no names of the cluster, and then XLA aborts.
+  """
+  if not any(environ.get(f"{kind}_proxy") for kind in ("grpc", "https", "http")):
+    return
+  host = address.rpartition(":")[0].strip("[]")
+  others = environ.get("no_grpc_proxy") or environ.get("no_proxy", "")
+  environ["no_grpc_proxy"] = ",".join(filter(None, (others, host)))
 
 
 @contextlib.contextmanager
@@ -239,12 +273,23 @@ def exchange(text: str) -> list[str]:
   client, key = service.global_state.client, f"skipalign/{next(_exchanges)}"
   client.key_value_set(f"{key}/{jax.process_index()}", text)
   if is_first():
-    texts = [
-      client.blocking_key_value_get(f"{key}/{i}", _ONE_DAY_MS)
-      for i in range(jax.process_count())
-    ]
+    texts = [_wait_for(f"{key}/{i}") for i in range(jax.process_count())]
     client.key_value_set(f"{key}/all", json.dumps(texts))
-  return json.loads(client.blocking_key_value_get(f"{key}/all", _ONE_DAY_MS))
+  return json.loads(_wait_for(f"{key}/all"))
+
+
+def _wait_for(key: str) -> str:
+  """The value of a key as soon as a process sets it; a dead one is an error."""
+  client = service.global_state.client
+  look = lambda: client.blocking_key_value_get(key, _WAIT_MS)
+  while True:
+    try:
+      return look()
+    except jax.errors.JaxRuntimeError as error:
+      if not str(error).startswith(("DEADLINE_EXCEEDED", "NOT_FOUND")):
+        raise
+    look = lambda: client.key_value_try_get(key)
+    time.sleep(_PAUSE)
 
 
 @contextlib.contextmanager
@@ -303,8 +348,9 @@ def run(work: Callable[[], int]) -> int:
   except errors.UserError as error:
     return _reported_once(error)
   except KeyboardInterrupt as error:
-    if jax.distributed.is_initialized():  # the others may not have seen it
+    if jax.distributed.is_initialized():
       terminal.print_to_stderr(signals.describe(error))
+      _all_end("stopped")  # the others may not have seen it
       _leave(signals.status_of(error))
     raise
   except Exception as error:
@@ -325,14 +371,24 @@ def _reported_once(error: errors.UserError) -> int:
   """The exit status after an error; process 0 raises it for all that have it."""
   if not jax.distributed.is_initialized():
     raise error
-  try:
-    service.global_state.client.wait_at_barrier("skipalign/failed", _FAILURE_MS)
-  except jax.errors.JaxRuntimeError:
+  if not _all_end("failed"):
     terminal.print_to_stderr(f"error: process {jax.process_index()}: {error}")
     _leave(2)
   if is_first():
     raise error
   return 2
+
+
+def _all_end(how: str) -> bool:
+  """Waits for the other processes to end in the same way; False if they do not.
+
+  JAX aborts those that are still at work when process 0 leaves.
+  """
+  try:
+    service.global_state.client.wait_at_barrier(f"skipalign/{how}", _ENDING_MS)
+  except jax.errors.JaxRuntimeError:
+    return False
+  return True
 
 
 def _leave(status: int) -> NoReturn:

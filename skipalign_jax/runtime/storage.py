@@ -18,7 +18,8 @@ _REMEDIES = {
   errno.EACCES: _FORBIDDEN,
   errno.EPERM: _FORBIDDEN,
   errno.EIO: "the disk or its connection fails; look at it, or give another folder",
-  errno.EMFILE: "too many files are open; see ulimit -n",
+  errno.EMFILE: "too many files are open, see ulimit -n; or gcsfuse does not rename "
+  "folders, see its --rename-dir-limit",
   errno.ENFILE: "too many files are open on this machine",
   errno.ENAMETOOLONG: "names may not be so long here; give a shorter one",
   **dict.fromkeys((errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ENXIO), _GONE),

@@ -42,8 +42,7 @@ def run(
   """
   with distributed.together():
     checkpoint.check_path(folder)
-    date = workdir.date_of(folder, config.data.date)
-  config.data.date = distributed.exchange(date)[0]
+  config.data.date = date_of(folder, config.data.date)
   with distributed.together():
     setup = setup_lib.prepare(config, folder, console)
   step = setup.opened.location.step if setup.opened else None
@@ -54,6 +53,15 @@ def run(
   if lock is not None:
     locks.release(lock)
   return status
+
+
+def date_of(folder: pathlib.Path, given: str) -> str:
+  """`workdir.date_of` in the first process, for all."""
+  date = given
+  with distributed.together():
+    if distributed.is_first():
+      date = workdir.date_of(folder, given)
+  return distributed.exchange(date)[0]
 
 
 def train(setup: setup_lib.Setup) -> int:

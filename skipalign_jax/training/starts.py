@@ -20,6 +20,7 @@ from skipalign_jax.training import same_run
 
 FILE = "starts.jsonl"
 MAX_DIFFERENCES = 20  # that are listed
+_CODE = "code and data"
 
 
 def describe(
@@ -59,15 +60,16 @@ def check_processes(
   """
   code = {"data fingerprint": data_fingerprint, "commit": _commit()}
   code["step of the model"] = model_step
-  this = {"config": config.to_dict(), "code and data": code}
+  this = {"config": config.to_dict(), _CODE: code}
   first, *others = map(json.loads, distributed.exchange(json.dumps(this)))
   different = []
   for index, other in enumerate(others, 1):
     names = "process 0 has", f"process {index} has"
+    free = same_run.OF_A_PROCESS
+    if None in (first[_CODE]["commit"], other[_CODE]["commit"]):  # git did not answer
+      free += ("commit",)
     for part in this:
-      different += same_run.differences(
-        first[part], other[part], same_run.OF_A_PROCESS, names
-      )
+      different += same_run.differences(first[part], other[part], free, names)
   if different:
     raise errors.UserError(
       "the processes of this run do not train the same:\n"

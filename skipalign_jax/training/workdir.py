@@ -44,6 +44,9 @@ if TYPE_CHECKING:  # slow to load
   import transformers
 
 STEPS = "steps.json"
+# NFS may show a new folder up to a minute late (acdirmax) to a host that has looked for
+# it before it was there.
+_TRIES, _PAUSE = 140, 0.5  # seconds
 
 
 def claim(
@@ -222,10 +225,10 @@ def check_shared(folder: pathlib.Path, written: str) -> None:
     folder: the workdir, as this process knows it.
     written: `identity` of it in process 0.
   """
-  for _ in range(20):  # a network filesystem may show it a little later
+  for _ in range(_TRIES):
     if (found := identity(folder)) == written:
       return
-    time.sleep(0.5)
+    time.sleep(_PAUSE)
   raise errors.UserError(
     f"--workdir={folder} is not the folder that process 0 writes to"
     f"{'' if found else ' (here it does not exist)'}; all processes need one on a "

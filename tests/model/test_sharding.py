@@ -1,5 +1,6 @@
 """The table of layouts, and many devices against one."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -140,6 +141,61 @@ def test_sizes_that_do_not_fit_are_refused(sizes, message):
   sizes = dict(zip(sharding.AXES, sizes, strict=True))
   with pytest.raises(errors.UserError, match=message):
     sharding.make_mesh(sizes, jax.devices()[:1] * 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class StandIn:
+  """What JAX knows of a device that is not here."""
+
+  id: int
+  process_index: int
+  slice_index: int
+  device_kind: str = "NVIDIA A100-SXM4-80GB"
+  platform: str = "gpu"
+  coords: tuple[int, ...] = ()
+  core_on_chip: int = 0
+
+
+def gpus(*per_host):
+  """A process for each GPU, as SLURM starts them; hosts take turns."""
+  order = sorted((i, host) for host, count in enumerate(per_host) for i in range(count))
+  return [StandIn(at, at, host) for at, (_, host) in enumerate(order)]
+
+
+def tpus(kind, *axes, slices=1):
+  places = list(np.ndindex(*axes))
+  return [
+    StandIn(at, at // 4, at // len(places), kind, "tpu", tuple(map(int, place)))
+    for at, place in enumerate(places * slices)
+  ]
+
+
+@pytest.mark.parametrize(
+  ("devices", "sizes", "in_one_slice"),
+  [
+    (gpus(8, 8), (1, 16, 1, 1), 8),
+    (gpus(8, 8), (2, 8, 1, 1), 8),
+    (gpus(8, 8), (4, 4, 1, 1), 4),
+    (gpus(8, 8), (1, 1, 2, 8), 8),
+    (gpus(4, 4, 4), (1, 6, 2, 1), 4),
+    (gpus(6, 6), (3, 4, 1, 1), 2),
+    (gpus(8, 4), (1, 12, 1, 1), 1),
+    (tpus("TPU v5", 2, 2, 4, slices=2), (2, 16, 1, 1), 16),
+    (tpus("TPU v5", 4, 4, 4), (2, 32, 1, 1), 64),
+    (tpus("TPU v6 lite", 8, 8, 1), (16, 4, 1, 1), 64),
+  ],
+)
+def test_a_mesh_takes_hosts_of_gpus_and_any_axes_of_a_slice(
+  devices, sizes, in_one_slice
+):
+  """`in_one_slice`: neighbours in the mesh that are in the same slice."""
+  mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), devices)
+  assert tuple(mesh.shape.values()) == sizes
+  assert set(mesh.devices.flat) == set(devices)
+  for group in mesh.devices.reshape(-1, in_one_slice):
+    assert len({device.slice_index for device in group}) == 1
+  index, count = 0, len({device.process_index for device in devices})
+  assert sizes[2:] != (1, 1) or sharding.process_share(mesh) == (index, count)
 
 
 MESHES = {  # data, fsdp, tensor, context

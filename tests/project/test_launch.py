@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 
 import pytest
 import tiny
@@ -67,6 +68,9 @@ def test_skypilot_has_what_a_managed_job_needs():
   assert task["file_mounts"][mount]["mode"] == "MOUNT"
   assert f"--workdir={mount}/" in task["run"]
   values = dict(NODE_IPS="10.0.0.1\n10.0.0.2", NUM_NODES="2", NODE_RANK="1")
+  ours = tomllib.loads((tiny.ROOT / "pyproject.toml").read_text())
+  made = re.search(r"uv venv .*--python=(3\.\d+)", task["setup"])[1]
+  assert f">={made}" in ours["project"]["requires-python"]  # their images have 3.10
   script = task["run"].replace("exec python", "echo")
   printed = subprocess.run(
     ["bash", "-euc", script],
@@ -136,7 +140,8 @@ def test_xla_takes_the_flags():
 def test_slurm_queues_again_at_the_limit_of_time_only(ended_by, tmp_path):
   """With stand-ins for SLURM's commands; srun leaves with 143 as training does."""
   stubs = {
-    "srun": "trap 'exit 143' TERM; echo $$ > step; while :; do sleep 0.02; done",
+    "srun": "trap 'exit 143' TERM; echo $SRUN_CPUS_PER_TASK > cpus; echo $$ > step; "
+    "while :; do sleep 0.02; done",
     "scancel": 'kill -TERM "$(< step)"',
     "scontrol": 'echo "$@" > queued',
   }
@@ -146,7 +151,11 @@ def test_slurm_queues_again_at_the_limit_of_time_only(ended_by, tmp_path):
   process = subprocess.Popen(
     ["bash", FOLDER / "slurm.sbatch"],
     cwd=tmp_path,
-    env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"},
+    env={
+      "PATH": f"{tmp_path}:{os.environ['PATH']}",
+      "SLURM_JOB_ID": "7",
+      "SLURM_CPUS_PER_TASK": "8",
+    },
   )
   deadline = time.monotonic() + 10
   while not (tmp_path / "step").exists() or not (tmp_path / "step").read_text():
@@ -157,6 +166,7 @@ def test_slurm_queues_again_at_the_limit_of_time_only(ended_by, tmp_path):
   else:
     process.send_signal(signal.SIGUSR1)
   assert process.wait(timeout=10) == 143
+  assert (tmp_path / "cpus").read_text() == "8\n"  # srun ignores those of sbatch
   queued = tmp_path / "queued"
   assert queued.exists() == (ended_by != "scancel")
   assert not queued.exists() or queued.read_text() == "requeue 7\n"
@@ -171,7 +181,8 @@ def test_a_tpu_host_that_goes_down_asks_training_to_stop(asked_by, tmp_path):
   """With stand-ins for the cloud's commands; the host's shell is the real one."""
   stubs = {
     "gcloud": 'for last; do :; done; exec setsid bash -c "${last#--command=}"',
-    "mountpoint": "",
+    "mountpoint": "exit 1",
+    "gcsfuse": 'echo "$@" > ~/mounted',
     "sleep": "exec /bin/sleep 0.05",
     "curl": 'echo "$@" >> asked; cat event',  # a kill leaves what it had written
     "python": "trap 'echo TERM >> got' TERM; echo $$ > started; "
@@ -205,6 +216,7 @@ def test_a_tpu_host_that_goes_down_asks_training_to_stop(asked_by, tmp_path):
       os.killpg(session, number)
   assert process.wait(timeout=10) == 143
   assert (repository / "got").read_text() == "TERM\n"  # twice would insist
+  assert "--rename-dir-limit=" in (tmp_path / "mounted").read_text()
   assert "metadata.google.internal" in (repository / "asked").read_text()
 
 

@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 import tiny
@@ -118,6 +119,45 @@ def test_a_process_that_waits_in_vain_gives_up_with_one_message(index):
   assert "Check failure" not in done.stderr
 
 
+@pytest.mark.multidevice
+def test_sigterm_ends_processes_that_wait_for_one_that_works():
+  """JAX takes SIGTERM for its preemption service, and a wait is a call into C."""
+  with socket.socket() as found:
+    found.bind(("127.0.0.1", 0))
+    port = found.getsockname()[1]
+  code = (
+    "import time\n"
+    "from skipalign_jax.runtime import distributed, errors\n"
+    "def work():\n"
+    f"  distributed.initialize('127.0.0.1:{port},2,INDEX', 'run', 60)\n"
+    "  print('connected', flush=True)\n"
+    "  time.sleep(60 * (1 - INDEX))\n"  # as one that tokenizes
+    "  distributed.exchange('')\n"
+    "errors.run_command(lambda: distributed.run(work))"
+  )
+  pair = [
+    subprocess.Popen(
+      [sys.executable, "-c", code.replace("INDEX", str(index))],
+      env=tiny.environment(devices=1) | {"http_proxy": "http://127.0.0.1:9"},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(2)
+  ]
+  try:
+    assert [process.stdout.readline() for process in pair] == 2 * ["connected\n"]
+    time.sleep(0.5)
+    for process in pair:
+      process.terminate()
+    printed = [process.communicate(timeout=90)[1] for process in pair]
+  finally:
+    for process in pair:
+      process.kill()
+  assert [process.returncode for process in pair] == [143, 143], printed
+  assert all("stopped by SIGTERM" in text for text in printed)
+
+
 def test_the_address_of_a_slurm_step_is_found_before_jax_connects(monkeypatch):
   for name, value in (SLURM | {"SLURM_STEP_NODELIST": "n[1-2]"}).items():
     monkeypatch.setenv(name, value)
@@ -125,9 +165,48 @@ def test_the_address_of_a_slurm_step_is_found_before_jax_connects(monkeypatch):
   assert found["coordinator_address"].startswith("n1:")
   assert (found["num_processes"], found["process_id"]) == (8, 1)
   assert found["local_device_ids"] == [0]
-  monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "3")
-  found = distributed._complete(distributed.decide("auto", SLURM).arguments, 1)
+
+
+@pytest.mark.parametrize(
+  ("environ", "expected"),
+  [
+    ({}, None),
+    ({"no_proxy": "a"}, None),
+    ({"http_proxy": "p:1"}, "n1"),
+    ({"https_proxy": "p:1", "no_proxy": "a,b"}, "a,b,n1"),
+    ({"grpc_proxy": "p:1", "no_proxy": "a", "no_grpc_proxy": "b"}, "b,n1"),
+  ],
+)
+def test_a_proxy_is_not_asked_for_process_0(environ, expected):
+  """Without a proxy nothing is set: JAX warns of every such variable."""
+  before = dict(environ)
+  distributed._pass_proxies_by("n1:99", environ)
+  assert environ == before | ({"no_grpc_proxy": expected} if expected else {})
+
+
+@pytest.mark.parametrize(
+  "environ",
+  [
+    SLURM | {"JAX_LOCAL_DEVICE_IDS": "3"},
+    SLURM | {"SLURM_STEP_NUM_NODES": "8"},  # --ntasks-per-node=1
+    SLURM | {"SLURM_LOCALID": "3", "CUDA_VISIBLE_DEVICES": "0"},  # --gpus-per-task=1
+    MPI | ORTE | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"},
+  ],
+)
+def test_a_process_takes_all_devices_that_are_its_own(environ, monkeypatch):
+  """By their local numbers, seven of eight GPUs of a node would have no process."""
+  for name, value in ({"OMPI_COMM_WORLD_LOCAL_RANK": "0"} | environ).items():
+    monkeypatch.setenv(name, value)
+  found = distributed._complete(distributed.decide("auto", environ).arguments, 1)
   assert found["local_device_ids"] is None
+
+
+def test_processes_that_share_a_node_take_a_device_each(monkeypatch):
+  seen = {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_STEP_NUM_NODES": "2"}
+  for name, value in (SLURM | seen | {"SLURM_LOCALID": "3"}).items():
+    monkeypatch.setenv(name, value)
+  found = distributed._complete(distributed.decide("auto", SLURM).arguments, 1)
+  assert found["local_device_ids"] == [3]
 
 
 def test_a_single_process_does_not_communicate():

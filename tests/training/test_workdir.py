@@ -180,6 +180,47 @@ def test_processes_with_other_configs_are_named(key, value, monkeypatch):
     starts.check_processes(other, "data", 20)
 
 
+def test_a_process_without_git_is_not_one_of_other_code(monkeypatch):
+  """Git may also take too long where many processes ask it on a network disk."""
+  config = config_lib.tiny(config_lib.default())
+  said, commits = [], ["1234", None, "5678"]
+  monkeypatch.setattr(starts, "_commit", lambda: commits[len(said)])
+  monkeypatch.setattr(starts.distributed, "exchange", lambda t: said.append(t) or said)
+  starts.check_processes(config, "data")
+  starts.check_processes(config, "data")
+  with pytest.raises(errors.UserError, match="commit: process 0 has '1234'"):
+    starts.check_processes(config, "data")
+
+
+def test_a_new_workdir_may_be_seen_late(monkeypatch, tmp_path):
+  """For a minute, where a client of NFS has asked for it before it was there."""
+  waited = []
+
+  def sleep(seconds):
+    waited.append(seconds)
+    if sum(waited) > 60:
+      (tmp_path / "config.json").write_text("{}")
+
+  monkeypatch.setattr(workdir.time, "sleep", sleep)
+  (tmp_path / "config.json").write_text("{}")
+  claimed = workdir.identity(tmp_path)
+  (tmp_path / "config.json").unlink()
+  workdir.check_shared(tmp_path, claimed)
+  assert 60 < sum(waited) < 62
+  with pytest.raises(errors.UserError, match="not the folder that process 0 writes"):
+    workdir.check_shared(tmp_path, "another")
+  assert sum(waited) < 150
+
+
+def test_only_the_first_process_asks_for_a_new_workdir(monkeypatch, tmp_path):
+  """What another host asks for too early, it may not see for a minute."""
+  monkeypatch.setattr(run.distributed, "is_first", lambda: False)
+  monkeypatch.setattr(run.distributed, "exchange", lambda text: ["2026-01-02", text])
+  monkeypatch.setattr(run.distributed, "together", contextlib.nullcontext)
+  monkeypatch.setattr(run.workdir, "date_of", lambda *_: pytest.fail("it asked"))
+  assert run.date_of(tmp_path / "new", "") == "2026-01-02"
+
+
 def test_all_processes_continue_from_the_checkpoint_of_the_first(monkeypatch, tmp_path):
   """A network filesystem may show the others an older one as the latest."""
 
