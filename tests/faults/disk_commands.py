@@ -54,16 +54,19 @@ def digest(data: bytes) -> str:
 
 
 def files(folder: pathlib.Path) -> Content:
-  """Path → digest of each file."""
+  """Path → digest of each file, but of locks, which name a process."""
   found = sorted(path for path in folder.rglob("*") if path.is_file())
-  return {str(p.relative_to(folder)): digest(p.read_bytes()) for p in found}
+  return {
+    str(p.relative_to(folder)): digest(p.read_bytes())
+    for p in found
+    if not p.name.endswith(".lock")
+  }
 
 
 def state(folder: pathlib.Path) -> Content:
-  """Path → digest of each file, but of locks, which name a process; its folders."""
+  """As `files`, and the names of folders and locks."""
   found = {str(path.relative_to(folder)): "" for path in folder.rglob("*")}
-  whole = files(folder).items()
-  return found | {name: one for name, one in whole if not name.endswith(".lock")}
+  return found | files(folder)
 
 
 def arrays(item: pathlib.Path) -> Content:
