@@ -193,26 +193,46 @@ def _complete(arguments: dict[str, Any], timeout: int) -> dict[str, Any]:
     "coordinator_address": address,
     "num_processes": count,
     "process_id": index,
-    "local_device_ids": None if _takes_all(method, count, os.environ) else devices,
+    "local_device_ids": _own_devices(count, devices, os.environ),
     "cluster_detection_method": "deactivate",
   }
 
 
-def _takes_all(method: str | None, count: int, environ: Mapping[str, str]) -> bool:
-  """Whether a process takes all GPUs that it sees, or those that the user names.
+def _own_devices(
+  count: int, local: list[int] | None, environ: Mapping[str, str]
+) -> list[int] | None:
+  """The GPUs of a process that SLURM or Open MPI started; None: all that it sees.
 
-  JAX gives each process that SLURM or Open MPI starts the GPU of its local number.
-  Where a node has one process, its other GPUs would be idle; where each process sees
-  only its own GPU, most numbers do not exist.
+  JAX gives each the GPU of its local number. Others would be idle where a node has
+  fewer processes than GPUs, and most numbers do not exist where each process sees its
+  own GPUs only.
+
+  Args:
+    count: of all processes.
+    local: as JAX found it, the number of this process on its node.
+    environ: of this process.
+
+  Raises:
+    UserError: the processes of this node cannot share its GPUs evenly.
   """
-  if "JAX_LOCAL_DEVICE_IDS" in environ:
-    return True
-  if method == "ompi":
-    alone = _number(environ, "OMPI_COMM_WORLD_LOCAL_SIZE") == 1
-  else:
-    alone = _number(environ, "SLURM_STEP_NUM_NODES") == count
-  seen = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-  return alone or (len(seen) == 1 and seen != [""])
+  if "JAX_LOCAL_DEVICE_IDS" in environ or local is None:
+    return None
+  on_node = _number(environ, "OMPI_COMM_WORLD_LOCAL_SIZE")
+  if nodes := _number(environ, "SLURM_STEP_NUM_NODES"):
+    on_node = count // nodes
+  seen = len(list(filter(None, environ.get("CUDA_VISIBLE_DEVICES", "").split(","))))
+  per_task = environ.get("SLURM_GPUS_PER_TASK", "").rpartition(":")[2]  # "a100:4"
+  if on_node == 1 or seen == 1 or (seen and per_task == str(seen)):
+    return None
+  if not (on_node and seen) or environ.get("JAX_PLATFORMS") == "cpu":
+    return local
+  if seen % on_node:
+    raise errors.UserError(
+      f"{on_node} processes cannot share the {seen} GPUs of their node evenly; start "
+      "one process per GPU or per node, or give each its GPUs by JAX_LOCAL_DEVICE_IDS"
+    )
+  each = seen // on_node
+  return [local[0] * each + i for i in range(each)]
 
 
 def _meet(arguments: dict[str, Any], run: str, timeout: int) -> None:

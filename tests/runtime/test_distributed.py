@@ -190,6 +190,7 @@ def test_a_proxy_is_not_asked_for_process_0(environ, expected):
     SLURM | {"JAX_LOCAL_DEVICE_IDS": "3"},
     SLURM | {"SLURM_STEP_NUM_NODES": "8"},  # --ntasks-per-node=1
     SLURM | {"SLURM_LOCALID": "3", "CUDA_VISIBLE_DEVICES": "0"},  # --gpus-per-task=1
+    SLURM | {"SLURM_GPUS_PER_TASK": "a100:2", "CUDA_VISIBLE_DEVICES": "0,1"},
     MPI | ORTE | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"},
   ],
 )
@@ -201,12 +202,29 @@ def test_a_process_takes_all_devices_that_are_its_own(environ, monkeypatch):
   assert found["local_device_ids"] is None
 
 
-def test_processes_that_share_a_node_take_a_device_each(monkeypatch):
-  seen = {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_STEP_NUM_NODES": "2"}
-  for name, value in (SLURM | seen | {"SLURM_LOCALID": "3"}).items():
+@pytest.mark.parametrize(
+  ("seen", "expected"),
+  [("0,1,2,3", [3]), ("0,1,2,3,4,5,6,7", [6, 7]), ("", [3])],
+)
+def test_processes_of_a_node_share_its_devices(seen, expected, monkeypatch):
+  monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+  environ = SLURM | {"SLURM_STEP_NUM_NODES": "2", "SLURM_LOCALID": "3"}
+  for name, value in (environ | {"CUDA_VISIBLE_DEVICES": seen}).items():
     monkeypatch.setenv(name, value)
   found = distributed._complete(distributed.decide("auto", SLURM).arguments, 1)
-  assert found["local_device_ids"] == [3]
+  assert found["local_device_ids"] == expected
+
+
+def test_devices_that_processes_cannot_share_are_refused(monkeypatch):
+  environ = SLURM | {"SLURM_STEP_NUM_NODES": "2", "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5"}
+  monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+  for name, value in environ.items():
+    monkeypatch.setenv(name, value)
+  with pytest.raises(errors.UserError, match="4 processes cannot share the 6 GPUs"):
+    distributed._complete(distributed.decide("auto", SLURM).arguments, 1)
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  found = distributed._complete(distributed.decide("auto", SLURM).arguments, 1)
+  assert found["local_device_ids"] == [0]
 
 
 def test_a_single_process_does_not_communicate():
