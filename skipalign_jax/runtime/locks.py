@@ -47,10 +47,12 @@ def take(folder: pathlib.Path, flag: str, console: terminal.Console) -> TextIO:
       if error.errno not in (errno.EACCES, errno.EAGAIN):
         raise
       file.seek(0)
+      holder = file.read().strip() or "another process"
+      here = holder.endswith(f" on {socket.gethostname()}")  # gone with its process
+      remedy = "" if here else f". If its machine is gone, delete {folder / NAME}"
       raise errors.UserError(
-        f"{flag}={folder} is being written by "
-        f"{file.read().strip() or 'another process'}; wait for it, stop it, or give a "
-        "new folder"
+        f"{flag}={folder} is being written by {holder}; wait for it, stop it, or give "
+        f"a new folder{remedy}"
       ) from error
   file.truncate(0)
   file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

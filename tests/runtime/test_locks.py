@@ -22,3 +22,15 @@ def test_a_second_process_is_refused_until_the_first_has_died(tmp_path):
   assert other_process.is_refused(tmp_path)
   locks.release(held)
   assert not other_process.is_refused(tmp_path)
+
+
+def test_the_lock_of_a_machine_that_is_gone_can_be_deleted(tmp_path, monkeypatch):
+  """NFS may keep it."""
+  with other_process.holding(tmp_path):
+    with pytest.raises(errors.UserError) as here:
+      locks.take(tmp_path, "--out", SILENT)
+    monkeypatch.setattr(locks.socket, "gethostname", lambda: "another-host")
+    with pytest.raises(errors.UserError) as elsewhere:
+      locks.take(tmp_path, "--out", SILENT)
+  assert "delete" not in str(here.value)
+  assert str(elsewhere.value).endswith(f"is gone, delete {tmp_path / locks.NAME}")
