@@ -7,6 +7,7 @@ one layer's tensor.
 """
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
@@ -100,6 +101,20 @@ def stacked(
     dtype = stored.pop() if len(stored) == 1 else np.dtype(np.float32)
     parameters[path] = Parameter(path, shape, dtype, _reader(path, source))
   return parameters
+
+
+def sample(parameters: Mapping[str, Parameter]) -> str:
+  """A digest of one row of each parameter, which other weights do not have.
+
+  It is no proof: a few other values may be elsewhere. To read all would take minutes.
+  """
+  checksum = 0
+  for path in sorted(parameters):
+    parameter = parameters[path]
+    middle = tuple(slice(n // 2, n // 2 + 1) for n in parameter.shape[:-1])
+    row = np.ascontiguousarray(parameter.read(middle, np.float32))
+    checksum = zlib.crc32(row, checksum)
+  return f"{checksum:08x}"
 
 
 def _reader(path: str, source: TensorSource) -> Callable[[Index, np.dtype], np.ndarray]:

@@ -3,12 +3,13 @@
 import contextlib
 import dataclasses
 import pathlib
-from typing import TextIO
+from typing import Any, TextIO
 
 import jax
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import pipeline
+from skipalign_jax.hf import weights
 from skipalign_jax.runtime import distributed, locks, plotting, signals, terminal
 from skipalign_jax.training import (
   checkpoint,
@@ -45,14 +46,25 @@ def run(
   config.data.date = date_of(folder, config.data.date)
   with distributed.together():
     setup = setup_lib.prepare(config, folder, console)
-  step = setup.opened.location.step if setup.opened else None
-  starts.check_processes(config, setup.data.fingerprint, step)
+  with distributed.together():
+    model = describe_model(setup)
+  starts.check_processes(config, setup.data.fingerprint, model)
   lock = claim(setup)
   with workdir.writing(folder):
     status = train(setup)
   if lock is not None:
     locks.release(lock)
   return status
+
+
+def describe_model(setup: setup_lib.Setup) -> dict[str, Any]:
+  """What the processes of a run must have alike of the model; JSON."""
+  found: dict[str, Any] = {"shape": dataclasses.asdict(setup.recipe.model)}
+  if setup.opened is not None:
+    found["step"] = setup.opened.location.step
+    if jax.process_count() > 1:
+      found["weights"] = weights.sample(setup.opened.weights)
+  return found
 
 
 def date_of(folder: pathlib.Path, given: str) -> str:

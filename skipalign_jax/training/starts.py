@@ -9,6 +9,7 @@ import json
 import pathlib
 import platform
 import subprocess
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -48,18 +49,18 @@ def describe(
 def check_processes(
   config: ml_collections.ConfigDict,
   data_fingerprint: str,
-  model_step: int | None = None,
+  model: Mapping[str, Any],
 ) -> None:
   """Raises UserError in all processes unless all train the same on the same data.
 
   Args:
     config: the resolved config of this process.
     data_fingerprint: of its data.
-    model_step: of the checkpoint that model.init_from means here. The latest one of a
-      workdir in which another run trains may not be the same for all.
+    model: what model.init_from means here, JSON. Hosts may have other copies of it, and
+      the latest checkpoint of a workdir in which another run trains may not be the
+      same for all.
   """
-  code = {"data fingerprint": data_fingerprint, "commit": _commit()}
-  code["step of the model"] = model_step
+  code = {"data fingerprint": data_fingerprint, "commit": _commit(), "model": model}
   this = {"config": config.to_dict(), _CODE: code}
   first, *others = map(json.loads, distributed.exchange(json.dumps(this)))
   different = []
@@ -74,7 +75,7 @@ def check_processes(
     raise errors.UserError(
       "the processes of this run do not train the same:\n"
       + "\n".join(different[:MAX_DIFFERENCES])
-      + "\nStart all of them with the same command, code and data."
+      + "\nStart all of them with the same command, code, data and model."
     )
 
 

@@ -9,8 +9,10 @@ import time
 
 import pytest
 import tiny
+import tiny_files
 import tiny_runs
 
+from skipalign_jax import config as config_lib
 from skipalign_jax.runtime import distributed
 
 pytestmark = pytest.mark.slow
@@ -22,7 +24,7 @@ def free_port():
     return found.getsockname()[1]
 
 
-def start_one(folder, cache_dir, steps, port, index, **changes):
+def start_one(folder, cache_dir, steps, port, index, home=None, **changes):
   args = tiny_runs.arguments(folder, cache_dir, steps=steps, **changes)
   return subprocess.Popen(
     [
@@ -33,7 +35,7 @@ def start_one(folder, cache_dir, steps, port, index, **changes):
       f"--distributed=127.0.0.1:{port},2,{index}",
     ],
     cwd=tiny.ROOT,
-    env=tiny_runs.environment(),
+    env=tiny_runs.environment() | ({} if home is None else {"HOME": str(home)}),
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
@@ -171,13 +173,36 @@ def test_processes_that_differ_end_with_one_message(key, cache_dir, tmp_path):
       [{"steps": 12}, {"steps": 12, key: DIFFERENCES[key]}]
     )
   ]
+  both = ended_with_one_message(pair)
+  print(f"{key}: {time.monotonic() - began:.0f} s with both starts\n{both}")
+  assert f"  {key}: process 0 has " in both and not (tmp_path / "run").exists()
+
+
+def test_processes_with_other_copies_of_the_model_end_with_one_message(
+  cache_dir, tmp_path
+):
+  port, pair = free_port(), []
+  keys = config_lib.flatten(config_lib.default())
+  changes = {key: keys[key] for key in keys if key.startswith("model.")}
+  changes |= {"model.init_from": "~/model", "rope.theta": None, "data.tokenizer": ""}
+  for index in range(2):
+    home = tmp_path / f"host-{index}"
+    home.mkdir()
+    tiny_files.hf_folder(home / "model", seed=index)
+    one = {"steps": 12, "port": port, "index": index, "home": home}
+    pair.append(start_one(tmp_path / "run", cache_dir, **one, **changes))
+  both = ended_with_one_message(pair)
+  assert "  model.weights: process 0 has " in both and not (tmp_path / "run").exists()
+
+
+def ended_with_one_message(pair):
+  """What two processes have printed that each ended with status 2."""
   try:
     printed = [process.communicate(timeout=200)[0] for process in pair]
   finally:
     for process in pair:
       process.kill()
-  print(f"{key}: {time.monotonic() - began:.0f} s with both starts\n{printed[0]}")
   assert [process.returncode for process in pair] == [2, 2], printed
   both = "".join(printed)
   assert both.count("error: ") == 1 and "Traceback" not in both, both
-  assert f"  {key}: process 0 has " in both and not (tmp_path / "run").exists()
+  return both

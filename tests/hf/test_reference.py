@@ -49,6 +49,17 @@ def test_names_translate_both_ways():
     names.path_of_hf("model.layers.0.mlp.experts.w1")
 
 
+def test_copies_of_a_model_have_a_sample_that_others_do_not(tmp_path):
+  folders = [
+    tiny.hf_folder(tmp_path / f"{seed}-{shards}", "biases", np.float32, shards, seed)
+    for shards, seed in ((1, 0), (3, 0), (1, 1))
+  ]
+  one, copy, other = (
+    weights.sample(reference.open_model(str(folder)).weights) for folder in folders
+  )
+  assert one == copy != other
+
+
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float32])
 @pytest.mark.parametrize("shards", [1, 3])
 def test_hf_folder(tmp_path, shards, dtype):

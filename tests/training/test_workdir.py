@@ -168,16 +168,16 @@ def test_processes_with_other_configs_are_named(key, value, monkeypatch):
   other.update_from_flattened_dict({key: value, "data.workers": 3})
   said = []
   monkeypatch.setattr(starts.distributed, "exchange", lambda t: said.append(t) or [t])
-  starts.check_processes(other, "data")
+  starts.check_processes(other, "data", {})
   monkeypatch.setattr(starts.distributed, "exchange", lambda t: [t, *said])
   with pytest.raises(errors.UserError) as caught:
-    starts.check_processes(config, "data")
+    starts.check_processes(config, "data", {})
   lines = str(caught.value).splitlines()
   assert len(lines) == 3 and lines[1].startswith(f"  {key}: process 0 has ")
   with pytest.raises(errors.UserError, match="data fingerprint: process 0 has 'new'"):
-    starts.check_processes(other, "new")
-  with pytest.raises(errors.UserError, match="step of the model: process 0 has 20"):
-    starts.check_processes(other, "data", 20)
+    starts.check_processes(other, "new", {})
+  with pytest.raises(errors.UserError, match=r"model\.step: process 0 has 20"):
+    starts.check_processes(other, "data", {"step": 20})
 
 
 def test_a_process_without_git_is_not_one_of_other_code(monkeypatch):
@@ -186,10 +186,10 @@ def test_a_process_without_git_is_not_one_of_other_code(monkeypatch):
   said, commits = [], ["1234", None, "5678"]
   monkeypatch.setattr(starts, "_commit", lambda: commits[len(said)])
   monkeypatch.setattr(starts.distributed, "exchange", lambda t: said.append(t) or said)
-  starts.check_processes(config, "data")
-  starts.check_processes(config, "data")
+  starts.check_processes(config, "data", {})
+  starts.check_processes(config, "data", {})
   with pytest.raises(errors.UserError, match="commit: process 0 has '1234'"):
-    starts.check_processes(config, "data")
+    starts.check_processes(config, "data", {})
 
 
 def test_a_new_workdir_may_be_seen_late(monkeypatch, tmp_path):
