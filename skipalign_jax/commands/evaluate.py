@@ -2,15 +2,18 @@
 
 import argparse
 import dataclasses
+import json
 import pathlib
 import re
 from typing import Any
+
+import jax
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import template_values, templates
 from skipalign_jax.evals import runner, suite, tasks
 from skipalign_jax.evals import subject as subject_lib
-from skipalign_jax.hf import reference, template_dates
+from skipalign_jax.hf import reference, template_dates, weights
 from skipalign_jax.model import decoder, inference, model_config, sharding
 from skipalign_jax.runtime import (
   compile_cache,
@@ -146,6 +149,8 @@ def open_subject(args: argparse.Namespace) -> subject_lib.Subject:
   """
   opened = reference.open_model(args.model)
   _check_step(args.model, opened.location.step)
+  if jax.process_count() > 1:
+    _check_copies(args.model, repr(opened.config), weights.sample(opened.weights))
   tokenizer = reference.load_tokenizer(args.tokenizer or args.model)
   if args.tokenizer:
     opened = reference.with_tokenizer(opened, tokenizer)
@@ -191,6 +196,20 @@ def _check_step(model: str, step: int | None) -> None:
     raise errors.UserError(
       f"--model={model}: its latest checkpoint is step {' or '.join(found)}, depending "
       f"on the process; a run saves there: name one, as {model}@{found[0]}"
+    )
+
+
+def _check_copies(model: str, *of_this: str) -> None:
+  """Raises UserError in all processes unless they have the same copy of the model.
+
+  Args:
+    model: its reference.
+    of_this: what copies have alike, of that of this process.
+  """
+  if len(set(distributed.exchange(json.dumps(of_this)))) > 1:
+    raise errors.UserError(
+      f"--model={model}: the processes have copies of it that differ; give all hosts "
+      "the same config.json and weights"
     )
 
 

@@ -46,6 +46,15 @@ def test_processes_that_find_other_checkpoints_are_refused(monkeypatch):
     commands_evaluate._check_step("runs/a", 20)
 
 
+def test_processes_with_other_copies_of_the_model_are_refused(monkeypatch):
+  commands_evaluate._check_copies("m", "config", "1234")
+  monkeypatch.setattr(
+    commands_evaluate.distributed, "exchange", lambda one: [one, one.replace("4", "5")]
+  )
+  with pytest.raises(errors.UserError, match="--model=m: the processes have copies"):
+    commands_evaluate._check_copies("m", "config", "1234")
+
+
 def test_rope_is_scaled_at_inference(model, tmp_path):
   run(model, tmp_path / "a", *NEEDLE, "--rope.kind=ntk", "--rope.target_length=1024")
   protocol = json.loads((tmp_path / "a/results.json").read_text())["protocol"]
