@@ -63,7 +63,7 @@ def describe_model(setup: setup_lib.Setup) -> dict[str, Any]:
   if setup.opened is not None:
     found["step"] = setup.opened.location.step
     if jax.process_count() > 1:
-      found["weights"] = weights.sample(setup.opened.weights)
+      found["weights"] = weights.sample(setup.opened.weights | setup.adapters)
   return found
 
 
