@@ -81,6 +81,7 @@ GOOD = {
   "goldens": [{"holds": True}, {"holds": True}],
   "attention": [{"holds": True}, {"refused": "not on this GPU"}],
   "losses": {"holds": True},
+  "programs": [{"train": {}}, {"skipped": "needs memory"}],
 }
 
 
@@ -93,10 +94,55 @@ GOOD = {
     ({"goldens": [{"holds": True}, {"holds": False}]}, False),
     ({"attention": [{"holds": False}]}, False),
     ({"losses": {"holds": False}}, False),
+    ({"losses": {"failed": "no memory"}}, False),
+    ({"programs": [{"train": {}}, {"failed": "no memory"}]}, False),
   ],
 )
 def test_each_check_counts(change, passed):
-  assert all(device_report.checks(GOOD | change)) == passed
+  assert device_report.passed(GOOD | change) == passed
+
+
+def fail(*arguments, **options):
+  raise MosaicError("INTERNAL: does not compile\nand more")
+
+
+class MosaicError(Exception):
+  """As Pallas has: none of JAX's own."""
+
+
+def test_a_part_that_fails_does_not_end_the_others(monkeypatch, tmp_path, capsys):
+  one_case = attention_errors.Case("blockwise", "float32", 64, False)
+  monkeypatch.setattr(attention_errors, "cases", lambda *arguments: [one_case])
+  monkeypatch.setattr(backends, "attend", fail)
+  monkeypatch.setattr(goldens, "check", fail)
+  monkeypatch.setattr(check_device, "check_losses", fail)
+  monkeypatch.setattr(timed_programs, "train", fail)
+  monkeypatch.setattr(sys, "argv", ["check_device", f"--out={tmp_path}"])
+  assert skipalign_jax_check_device.main() == 1
+  found = json.loads((tmp_path / "report.json").read_text())
+  why = "MosaicError: INTERNAL: does not compile"
+  assert found["positions"]["equal"] and not found["passed"]
+  assert found["goldens"] == found["losses"] == {"failed": why}
+  assert found["attention"][0]["failed"] == found["programs"][0]["failed"] == why
+  assert found["programs"][0]["prefill_seconds"] > 0
+  text = (tmp_path / "report.md").read_text()
+  assert "Some checks fail" in text and text.count(f"FAILS: {why}") == 4
+  assert "prefill" in text and "Not complete" not in text
+  assert "in fail" in capsys.readouterr().err
+
+
+def test_parts_that_ended_are_written_before_the_next(monkeypatch, tmp_path):
+  """A fault of XLA may end the process."""
+
+  def abort(platform):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(goldens, "check", abort)
+  monkeypatch.setattr(sys, "argv", ["check_device", f"--out={tmp_path}"])
+  with pytest.raises(KeyboardInterrupt):
+    skipalign_jax_check_device.main()
+  assert json.loads((tmp_path / "report.json").read_text())["positions"]["equal"]
+  assert "Not complete: nothing after positions" in (tmp_path / "report.md").read_text()
 
 
 def test_goldens_are_those_of_the_script():
