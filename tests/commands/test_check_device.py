@@ -14,7 +14,7 @@ import tiny
 
 from skipalign_jax import check_device as skipalign_jax_check_device
 from skipalign_jax.commands import check_device
-from skipalign_jax.model import attention, backends, sharding
+from skipalign_jax.model import attention, backends, products, sharding
 from skipalign_jax.planning import (
   attention_errors,
   device_report,
@@ -74,6 +74,23 @@ def test_a_wrong_backend_is_found(monkeypatch, packed, fails):
   monkeypatch.setitem(backends.BACKENDS, "blockwise", leaks)
   error = attention_errors.error(case, 128)
   assert (error > attention_errors.bound(case, "cpu")) == fails
+
+
+@pytest.mark.parametrize("bits", [8, 11])  # as a TPU's default, as TF32
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_products_of_fewer_bits_are_found(monkeypatch, bits, platform):
+  case = attention_errors.Case("blockwise", "float32", 64, True)
+  whole = products.einsum
+  assert attention_errors.error(case, 128) < attention_errors.bound(case, "cpu")
+
+  def rounded(x):
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=bits - 1)
+
+  def narrow(equation, left, right):
+    return whole(equation, rounded(left), rounded(right))
+
+  monkeypatch.setattr(products, "einsum", narrow)
+  assert attention_errors.error(case, 128) > attention_errors.bound(case, platform)
 
 
 GOOD = {
