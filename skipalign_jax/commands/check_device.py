@@ -167,7 +167,7 @@ def time_programs(size: str, device: jax.Device) -> list[Record]:
       "planned_gib": needed,
     }
     if not timed_programs.fits(planned, device):
-      found.append(record | {"skipped": f"needs about {needed:.1f} GiB a device"})
+      found.append(record | {"skipped": _too_little(needed, device)})
       continue
     dtype = planned.recipe.compute_dtype
     for timed in (
@@ -177,6 +177,15 @@ def time_programs(size: str, device: jax.Device) -> list[Record]:
       record = tried(timed) | record  # of two failures, the first
     found.append(record)
   return found
+
+
+def _too_little(needed: float, device: jax.Device) -> str:
+  """Why a model that needs so many GiB a device does not run."""
+  has = device.memory_stats()["bytes_limit"] / timed_programs.GIB
+  why = f"needs about {needed:.1f} GiB a device, and JAX has {has:.1f}"
+  if device.platform != "gpu":
+    return why
+  return f"{why}, by default 75 % of a GPU's; XLA_PYTHON_CLIENT_MEM_FRACTION sets it"
 
 
 def _train(

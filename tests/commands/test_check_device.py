@@ -233,6 +233,8 @@ def test_a_model_that_does_not_fit_is_named(monkeypatch):
   monkeypatch.setattr(timed_programs, "FULL", (large,))
   found = check_device.time_programs("full", Device())
   assert "needs about" in found[0]["skipped"]
+  assert "JAX has 60.0" in found[0]["skipped"]
+  assert "XLA_PYTHON_CLIENT_MEM_FRACTION" in found[0]["skipped"]
   assert "not run: needs about" in device_report.section(
     "programs", {"programs": found}
   )
