@@ -510,8 +510,8 @@ SECTIONS = (
     "Kernels of attention.",
     backend=key(
       "auto",
-      "auto: cudnn on NVIDIA GPUs (triton for packed rows), splash on TPUs, otherwise "
-      "blockwise. xla holds all L x L scores in memory.",
+      "auto: cudnn on NVIDIA GPUs from Ampere on (triton for packed rows), splash on "
+      "TPUs, otherwise blockwise. xla holds all L x L scores in memory.",
       choices=("auto", "xla", "blockwise", "cudnn", "triton", "splash"),
     ),
   ),

@@ -2,7 +2,10 @@
 
 import argparse
 import datetime
+import functools
 import importlib.metadata
+import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,6 +17,7 @@ from skipalign_jax.model import sharding
 from skipalign_jax.planning import (
   attention_errors,
   device_report,
+  estimate,
   goldens,
   timed_programs,
 )
@@ -28,6 +32,8 @@ LOSS_BOUND = 0.02  # nats between one device and several: products are in bf16
 
 def run(args: argparse.Namespace) -> int:
   """Prints the report and writes report.json and report.md; returns the exit status.
+
+  They are written after each part, and a part that fails does not end the others.
 
   Args:
     args: the flags of `skipalign_jax.check_device`.
@@ -52,19 +58,32 @@ def run(args: argparse.Namespace) -> int:
     "programs": lambda: time_programs(size, device),
   }
   for name, step in steps.items():
-    record[name] = step()
+    record[name] = tried(step)
+    record["passed"] = device_report.passed(record)
     console.print(device_report.section(name, record))
-  record["passed"] = all(device_report.checks(record))
-  try:
-    out.mkdir(parents=True, exist_ok=True)
-    files.write_json(out / "report.json", record)
-    files.write_text(out / "report.md", device_report.markdown(record))
-  except OSError as error:
-    raise errors.UserError(
-      f"--out={args.out} cannot be written: {storage.explain(error)}"
-    ) from error
+    try:
+      _write(out, record)
+    except OSError as error:
+      raise errors.UserError(
+        f"--out={args.out} cannot be written: {storage.explain(error)}"
+      ) from error
   console.print(f"\nwritten to {out}: report.json, report.md")
   return 0 if record["passed"] else 1
+
+
+def _write(out: pathlib.Path, record: Record) -> None:
+  out.mkdir(parents=True, exist_ok=True)
+  files.write_json(out / "report.json", record)
+  files.write_text(out / "report.md", device_report.markdown(record))
+
+
+def tried(step: Callable[[], Any]) -> Any:
+  """What a step returns; {"failed": why} for one that raises, as anything here may."""
+  try:
+    return step()
+  except Exception as error:  # a compiler has many, such as for memory that runs out
+    terminal.print_exception(error)
+    return {"failed": f"{type(error).__name__}: {errors.first_line(error)}"}
 
 
 def describe(device: jax.Device, size: str) -> Record:
@@ -108,8 +127,11 @@ def check_attention(
     try:
       error = attention_errors.error(case, length)
       record |= {"error": error, "holds": error <= record["bound"]}
-    except (errors.UserError, jax.errors.JaxRuntimeError) as refused:
+    except errors.UserError as refused:
       record |= {"refused": errors.first_line(refused)}
+    except Exception as error:  # Pallas has its own, and those of XLA
+      failed = f"{type(error).__name__}: {errors.first_line(error)}"
+      record |= {"failed": failed, "holds": False}
     found.append(record)
   return found
 
@@ -145,10 +167,29 @@ def time_programs(size: str, device: jax.Device) -> list[Record]:
       "planned_gib": needed,
     }
     if not timed_programs.fits(planned, device):
-      found.append(record | {"skipped": f"needs about {needed:.1f} GiB a device"})
+      found.append(record | {"skipped": _too_little(needed, device)})
       continue
-    measured = timed_programs.train(planned, mesh, one.repeats)
-    record |= {"train": measured, "plan": timed_programs.ratios(measured, planned)}
-    record |= timed_programs.generate(one, mesh, planned.recipe.compute_dtype)
+    dtype = planned.recipe.compute_dtype
+    for timed in (
+      functools.partial(_train, one, planned, mesh),
+      functools.partial(timed_programs.generate, one, mesh, dtype),
+    ):
+      record = tried(timed) | record  # of two failures, the first
     found.append(record)
   return found
+
+
+def _too_little(needed: float, device: jax.Device) -> str:
+  """Why a model that needs so many GiB a device does not run."""
+  has = device.memory_stats()["bytes_limit"] / timed_programs.GIB
+  why = f"needs about {needed:.1f} GiB a device, and JAX has {has:.1f}"
+  if device.platform != "gpu":
+    return why
+  return f"{why}, by default 75 % of a GPU's; XLA_PYTHON_CLIENT_MEM_FRACTION sets it"
+
+
+def _train(
+  one: timed_programs.Run, planned: estimate.Job, mesh: jax.sharding.Mesh
+) -> Record:
+  measured = timed_programs.train(planned, mesh, one.repeats)
+  return {"train": measured, "plan": timed_programs.ratios(measured, planned)}

@@ -75,7 +75,7 @@ def choose(
 
   Args:
     name: "auto" or a key of BACKENDS.
-    platform: of the devices: "cpu", "gpu" (also "cuda") or "tpu".
+    platform: of the devices: "cpu", "gpu" or "tpu"; "cuda" of GPUs that are not here.
     dtype: of the products.
     length: L.
     head_dim: H.
@@ -85,18 +85,18 @@ def choose(
     UserError: the kernel does not exist for these; the message lists what it needs.
   """
   config_lib.check_section("attention", {"backend": name})
-  platform = "gpu" if platform == "cuda" else platform
+  gpu = platform == "cuda" or (platform == "gpu" and _have_kernels())
   packed, narrow, whole = max_segments > 2, dtype == "bfloat16", length % TILE == 0
   needs = {
     "cudnn": (
-      platform == "gpu" and narrow and head_dim % 8 == 0 and head_dim <= 128,
-      "an NVIDIA GPU, model.compute_dtype=bfloat16 and head_dim a multiple of 8 up "
-      "to 128",
+      gpu and narrow and head_dim % 8 == 0 and head_dim <= 128,
+      "an NVIDIA GPU (Ampere or later), model.compute_dtype=bfloat16 and head_dim a "
+      "multiple of 8 up to 128",
     ),
     "triton": (
-      platform == "gpu" and narrow and whole,
-      "an NVIDIA GPU, model.compute_dtype=bfloat16 and data.seq_len a multiple of "
-      f"{TILE}",
+      gpu and narrow and whole and head_dim <= 128,
+      "an NVIDIA GPU (Ampere or later), model.compute_dtype=bfloat16, data.seq_len a "
+      f"multiple of {TILE} and head_dim up to 128",
     ),
     "splash": (
       platform == "tpu" and narrow and whole,
@@ -115,6 +115,17 @@ def choose(
       f"{length}, head_dim {head_dim}. Use attention.backend=auto."
     )
   return Backend(name, max_segments)
+
+
+def _have_kernels() -> bool:
+  """Whether the GPUs of this process run cuDNN's and Triton's kernels.
+
+  NVIDIA's from Ampere on do: their compute capability is 8.0 or more. AMD's is no
+  number.
+  """
+  found = (getattr(device, "compute_capability", "8.0") for device in jax.devices())
+  majors = [capability.partition(".")[0] for capability in found]
+  return all(major.isdecimal() and int(major) >= 8 for major in majors)
 
 
 def attend(

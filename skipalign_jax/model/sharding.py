@@ -120,7 +120,8 @@ def process_share(mesh: Mesh) -> tuple[int, int]:
   if sum(map(len, shares)) != len(blocks) or len(set(map(len, shares))) != 1:
     raise errors.UserError(
       f"mesh {dict(mesh.shape)} cuts rows across its {len(blocks_of)} processes; let "
-      "tensor x context divide the devices of a process, or be a multiple of them"
+      "tensor x context divide the devices of a process, or be a multiple of them; "
+      "where hosts have different numbers of devices, start a process for each device"
     )
   mine = tuple(sorted(blocks_of[jax.process_index()]))
   return shares.index(mine), len(shares)

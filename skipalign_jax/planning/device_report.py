@@ -8,16 +8,17 @@ from skipalign_jax.runtime import escape
 Record = dict[str, Any]
 
 
-def checks(record: Record) -> Iterator[bool]:
-  """Each check that ran: whether it holds."""
-  if "equal" in record["positions"]:
-    yield record["positions"]["equal"]
-  for one in record["goldens"]:
-    yield one["holds"]
-  for one in record["attention"]:
-    if "holds" in one:
-      yield one["holds"]
-  yield record["losses"]["holds"]
+def passed(record: Record) -> bool:
+  """Whether all checks of the parts that ran hold."""
+  return all(all(checks(record[name])) for name in _SECTIONS if name in record)
+
+
+def checks(part: Record | list[Record]) -> Iterator[bool]:
+  """Each check of a part: whether it holds."""
+  for one in part if isinstance(part, list) else [part]:
+    yield "failed" not in one
+    yield one.get("equal", True)
+    yield one.get("holds", True)
 
 
 def heading(record: Record) -> str:
@@ -33,20 +34,24 @@ def heading(record: Record) -> str:
 
 def section(name: str, record: Record) -> str:
   """A part of the report, as lines for a terminal."""
-  return "\n".join(_SECTIONS[name](record[name]))
+  found = record[name]
+  if "failed" in found:
+    return f"{name:10} FAILS: {found['failed']}"
+  return "\n".join(_SECTIONS[name](found))
 
 
 def markdown(record: Record) -> str:
-  """The whole report."""
+  """The whole report, or that of the parts that have ended."""
+  names = [name for name in _SECTIONS if name in record]
   verdict = "All checks hold." if record["passed"] else "**Some checks fail.**"
+  if len(names) < len(_SECTIONS):
+    verdict = f"**Not complete: nothing after {names[-1]}.** {verdict}"
   parts = [
     f"# Check of {record['devices']} x {escape.markdown(record['device'])}, "
     f"{record['date']}",
     f"`python -m skipalign_jax.check_device --size={record['size']}`. {verdict}",
     _block(heading(record)),
-    *(
-      f"## {name.capitalize()}\n\n{_block(section(name, record))}" for name in _SECTIONS
-    ),
+    *(f"## {name.capitalize()}\n\n{_block(section(name, record))}" for name in names),
   ]
   return "\n\n".join(parts) + "\n"
 
@@ -79,6 +84,9 @@ def _attention(found: list[Record]) -> Iterator[str]:
     if "refused" in one:
       yield f"  {name}  not possible here: {one['refused']}"
       continue
+    if "failed" in one:
+      yield f"  {name}  FAILS: {one['failed']}"
+      continue
     verdict = "" if one["holds"] else "  FAILS"
     yield f"  {name}  {one['error']:.1e} (at most {one['bound']:.0e}){verdict}"
 
@@ -101,11 +109,15 @@ def _programs(found: list[Record]) -> Iterator[str]:
     if "skipped" in one:
       yield f"  not run: {one['skipped']}"
       continue
-    yield from _training(one["train"], one["plan"])
-    yield (
-      f"  prefill  {one['prefill_tokens_per_second']:,.0f} tok/s; decoding "
-      f"{one['decode_tokens_per_second']:,.1f} tok/s"
-    )
+    if "train" in one:
+      yield from _training(one["train"], one["plan"])
+    if "prefill_seconds" in one:
+      yield (
+        f"  prefill  {one['prefill_tokens_per_second']:,.0f} tok/s; decoding "
+        f"{one['decode_tokens_per_second']:,.1f} tok/s"
+      )
+    if "failed" in one:
+      yield f"  FAILS: {one['failed']}"
 
 
 def _training(train: Record, plan: Record) -> Iterator[str]:

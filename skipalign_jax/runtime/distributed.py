@@ -347,9 +347,10 @@ class Votes:
     """
     if jax.process_count() == 1:
       return status
-    mine = np.full(jax.local_device_count(), status, np.int32)
-    before = self._cast
-    self._cast = self._highest(jax.make_array_from_process_local_data(self._each, mine))
+    # By a callback, because processes may have different numbers of devices.
+    mine = lambda index: np.full(1, status, np.int32)
+    votes = jax.make_array_from_callback((jax.device_count(),), self._each, mine)
+    before, self._cast = self._cast, self._highest(votes)
     return 0 if before is None else int(before)
 
 

@@ -14,7 +14,7 @@ import tiny
 
 from skipalign_jax import check_device as skipalign_jax_check_device
 from skipalign_jax.commands import check_device
-from skipalign_jax.model import attention, backends, sharding
+from skipalign_jax.model import attention, backends, products, sharding
 from skipalign_jax.planning import (
   attention_errors,
   device_report,
@@ -76,11 +76,29 @@ def test_a_wrong_backend_is_found(monkeypatch, packed, fails):
   assert (error > attention_errors.bound(case, "cpu")) == fails
 
 
+@pytest.mark.parametrize("bits", [8, 11])  # as a TPU's default, as TF32
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_products_of_fewer_bits_are_found(monkeypatch, bits, platform):
+  case = attention_errors.Case("blockwise", "float32", 64, True)
+  whole = products.einsum
+  assert attention_errors.error(case, 128) < attention_errors.bound(case, "cpu")
+
+  def rounded(x):
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=bits - 1)
+
+  def narrow(equation, left, right):
+    return whole(equation, rounded(left), rounded(right))
+
+  monkeypatch.setattr(products, "einsum", narrow)
+  assert attention_errors.error(case, 128) > attention_errors.bound(case, platform)
+
+
 GOOD = {
   "positions": {"equal": True, "largest": 9},
   "goldens": [{"holds": True}, {"holds": True}],
   "attention": [{"holds": True}, {"refused": "not on this GPU"}],
   "losses": {"holds": True},
+  "programs": [{"train": {}}, {"skipped": "needs memory"}],
 }
 
 
@@ -93,10 +111,55 @@ GOOD = {
     ({"goldens": [{"holds": True}, {"holds": False}]}, False),
     ({"attention": [{"holds": False}]}, False),
     ({"losses": {"holds": False}}, False),
+    ({"losses": {"failed": "no memory"}}, False),
+    ({"programs": [{"train": {}}, {"failed": "no memory"}]}, False),
   ],
 )
 def test_each_check_counts(change, passed):
-  assert all(device_report.checks(GOOD | change)) == passed
+  assert device_report.passed(GOOD | change) == passed
+
+
+def fail(*arguments, **options):
+  raise MosaicError("INTERNAL: does not compile\nand more")
+
+
+class MosaicError(Exception):
+  """As Pallas has: none of JAX's own."""
+
+
+def test_a_part_that_fails_does_not_end_the_others(monkeypatch, tmp_path, capsys):
+  one_case = attention_errors.Case("blockwise", "float32", 64, False)
+  monkeypatch.setattr(attention_errors, "cases", lambda *arguments: [one_case])
+  monkeypatch.setattr(backends, "attend", fail)
+  monkeypatch.setattr(goldens, "check", fail)
+  monkeypatch.setattr(check_device, "check_losses", fail)
+  monkeypatch.setattr(timed_programs, "train", fail)
+  monkeypatch.setattr(sys, "argv", ["check_device", f"--out={tmp_path}"])
+  assert skipalign_jax_check_device.main() == 1
+  found = json.loads((tmp_path / "report.json").read_text())
+  why = "MosaicError: INTERNAL: does not compile"
+  assert found["positions"]["equal"] and not found["passed"]
+  assert found["goldens"] == found["losses"] == {"failed": why}
+  assert found["attention"][0]["failed"] == found["programs"][0]["failed"] == why
+  assert found["programs"][0]["prefill_seconds"] > 0
+  text = (tmp_path / "report.md").read_text()
+  assert "Some checks fail" in text and text.count(f"FAILS: {why}") == 4
+  assert "prefill" in text and "Not complete" not in text
+  assert "in fail" in capsys.readouterr().err
+
+
+def test_parts_that_ended_are_written_before_the_next(monkeypatch, tmp_path):
+  """A fault of XLA may end the process."""
+
+  def abort(platform):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(goldens, "check", abort)
+  monkeypatch.setattr(sys, "argv", ["check_device", f"--out={tmp_path}"])
+  with pytest.raises(KeyboardInterrupt):
+    skipalign_jax_check_device.main()
+  assert json.loads((tmp_path / "report.json").read_text())["positions"]["equal"]
+  assert "Not complete: nothing after positions" in (tmp_path / "report.md").read_text()
 
 
 def test_goldens_are_those_of_the_script():
@@ -170,6 +233,8 @@ def test_a_model_that_does_not_fit_is_named(monkeypatch):
   monkeypatch.setattr(timed_programs, "FULL", (large,))
   found = check_device.time_programs("full", Device())
   assert "needs about" in found[0]["skipped"]
+  assert "JAX has 60.0" in found[0]["skipped"]
+  assert "XLA_PYTHON_CLIENT_MEM_FRACTION" in found[0]["skipped"]
   assert "not run: needs about" in device_report.section(
     "programs", {"programs": found}
   )

@@ -4,6 +4,7 @@ import functools
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +85,36 @@ def test_runs_are_the_segments_of_each_row():
 def test_auto(platform, dtype, length, segments, chosen):
   backend = backends.choose("auto", platform, dtype, length, 128, segments)
   assert backend == backends.Backend(chosen, segments)
+
+
+@pytest.mark.parametrize("segments", [2, 129])
+@pytest.mark.parametrize(
+  ("capability", "head_dim", "kernels"),
+  [
+    ("7.5", 64, False),  # T4: XLA refuses Triton, and cuDNN has no engine
+    ("gfx942", 64, False),  # AMD
+    ("8.0", 128, True),
+    ("12.0", 64, True),
+    ("9.0", 256, False),  # Triton's kernel needs more shared memory than any GPU has
+  ],
+)
+def test_auto_knows_which_gpus_run_the_kernels(
+  monkeypatch, capability, head_dim, kernels, segments
+):
+  gpu = types.SimpleNamespace(compute_capability=capability)
+  monkeypatch.setattr(jax, "devices", lambda: [gpu])
+  auto = lambda name: backends.choose(name, "gpu", "bfloat16", 4096, head_dim, segments)
+  assert (auto("auto").name != "blockwise") == kernels
+  if not kernels:
+    for name in ("cudnn", "triton"):
+      with pytest.raises(errors.UserError, match="Ampere or later"):
+        auto(name)
+
+
+def test_plans_do_not_ask_the_gpus_that_are_here(monkeypatch):
+  t4 = types.SimpleNamespace(compute_capability="7.5")
+  monkeypatch.setattr(jax, "devices", lambda: [t4])
+  assert backends.choose("auto", "cuda", "bfloat16", 4096, 128, 2).name == "cudnn"
 
 
 @pytest.mark.parametrize(

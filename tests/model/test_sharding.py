@@ -198,6 +198,16 @@ def test_a_mesh_takes_hosts_of_gpus_and_any_axes_of_a_slice(
   assert sizes[2:] != (1, 1) or sharding.process_share(mesh) == (index, count)
 
 
+def test_a_process_per_device_shares_rows_where_hosts_differ(monkeypatch):
+  monkeypatch.setattr(jax, "process_index", lambda: 11)
+  each = gpus(8, 4)
+  sizes = dict(data=1, fsdp=-1, tensor=1, context=1)
+  assert sharding.process_share(sharding.make_mesh(sizes, each)) == (11, 12)
+  by_host = [dataclasses.replace(one, process_index=one.slice_index) for one in each]
+  with pytest.raises(errors.UserError, match="start a process for each device"):
+    sharding.process_share(sharding.make_mesh(sizes, by_host))
+
+
 MESHES = {  # data, fsdp, tensor, context
   "one": (1, 1, 1, 1),
   "data8": (8, 1, 1, 1),

@@ -227,6 +227,36 @@ def test_devices_that_processes_cannot_share_are_refused(monkeypatch):
   assert found["local_device_ids"] == [0]
 
 
+@pytest.mark.multidevice
+def test_processes_with_different_numbers_of_devices_vote():
+  """As those of a row that goes over all devices of two unlike hosts."""
+  with socket.socket() as found:
+    found.bind(("127.0.0.1", 0))
+    port = found.getsockname()[1]
+  code = (
+    "from skipalign_jax.runtime import distributed\n"
+    f"distributed.initialize('127.0.0.1:{port},2,INDEX', 'run', 60)\n"
+    "votes = distributed.Votes()\n"
+    "print([votes.cast(status) for status in (0, 143 * INDEX, 0)])"
+  )
+  pair = [
+    subprocess.Popen(
+      [sys.executable, "-c", code.replace("INDEX", str(index))],
+      env=tiny.environment(devices=2 - index),
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(2)
+  ]
+  try:
+    printed = [process.communicate(timeout=90)[0] for process in pair]
+  finally:
+    for process in pair:
+      process.kill()
+  lines = [text.splitlines()[-1] for text in printed]  # gloo prints others before
+  assert lines == 2 * ["[0, 0, 143]"]
+
+
 def test_a_single_process_does_not_communicate():
   assert distributed.exchange("x") == ["x"]
   assert distributed.Votes().cast(143) == 143
