@@ -204,8 +204,18 @@ def min_memory_traffic(job: Job) -> int:
   return round(once + job.recipe.grad_accum * (passes * weights + 2 * trained * inputs))
 
 
+def _on_one_host(job: Job, per_host: int, over: tuple[str, ...]) -> int:
+  """Devices of one host that differ only in their places on these axes."""
+  found, left = 1, per_host
+  for axis, size in reversed(job.mesh):  # the last axes are inside a host
+    here = math.gcd(size, left)
+    left //= here
+    found *= here if axis in over else 1
+  return found
+
+
 def min_traffic(job: Job, per_host: int) -> dict[bool, float]:
-  """Bytes that a device sends at least in one run: crosses_hosts → bytes.
+  """Bytes that a device sends at least in one run: to other hosts or not → bytes.
 
   Parameters split over fsdp × context are gathered in compute dtype (a base under
   adapters as it is stored) forward and backward, and fp32 gradients scattered, in
@@ -217,34 +227,37 @@ def min_traffic(job: Job, per_host: int) -> dict[bool, float]:
   shape, width, axes = job.recipe.model, _width(job), job.axes
   tokens = job.micro_rows * -(-job.new // axes["context"])
   total = {False: 0.0, True: 0.0}
-  ring = lambda n: (n - 1) / n
+
+  def add(array: float, over: tuple[str, ...], to_all: bool = False) -> None:
+    size = math.prod(axes[axis] for axis in over)
+    if size > 1:
+      sent = array * (size - 1) / size
+      out = sent * hardware.share_between_hosts(
+        size, _on_one_host(job, per_host, over), to_all
+      )
+      total[True] += out
+      total[False] += sent - out
+
+  training = job.kind == "train"
+  reads, backward = job.recipe.reads if training else (1, 0)
+  accum = job.recipe.grad_accum if training else 1
   values = shape.num_params() / axes["tensor"]
-  shards = axes["fsdp"] * axes["context"]
-  gathered = width * values * ring(shards)
-  if job.kind == "train" and job.recipe.adapters:
+  gathered = width * values
+  if training and job.recipe.adapters:
     values = trained_params(job) / axes["tensor"]
-    gathered = base_bytes(job) / axes["tensor"] * ring(shards)
-  inner = axes["tensor"] * axes["context"]
-  fsdp_crosses = axes["fsdp"] * inner > per_host
-  accum = job.recipe.grad_accum if job.kind == "train" else 1
-  reads, backward = job.recipe.reads if job.kind == "train" else (1, 0)
-  if job.kind == "train":
-    scattered = 4 * values * ring(shards)
-    total[fsdp_crosses] += accum * ((reads + backward) * gathered + scattered)
-    reduced = 2 * 4 * values / shards * ring(axes["data"])
-    total[job.devices > per_host] += reduced
-  else:
-    total[fsdp_crosses] += gathered
+    gathered = base_bytes(job) / axes["tensor"]
+  add(accum * (reads + backward) * gathered, sharding.SHARDS)
+  if training:
+    add(accum * 4 * values, sharding.SHARDS)
+    add(2 * 4 * values / (axes["fsdp"] * axes["context"]), ("data",))
   sums = 2 * (reads + backward)
-  activations = 2 * width * tokens * shape.embed_dim * ring(axes["tensor"])
+  activations = 2 * width * tokens * shape.embed_dim
+  add(accum * shape.num_layers * sums * activations, ("tensor",))
   heads = 2 * shape.num_heads + 2 * shape.num_kv_heads
-  exchanged = width * tokens * heads * shape.head_dim * ring(axes["context"])
-  exchanged *= reads + 2 * backward
-  if job.kind == "decode":
-    exchanged = 0
-  total[inner > per_host] += (
-    accum * shape.num_layers * (sums * activations + exchanged / axes["tensor"])
-  )
+  exchanged = width * tokens * heads * shape.head_dim / axes["tensor"]
+  if job.kind != "decode":
+    exchanged *= accum * shape.num_layers * (reads + 2 * backward)
+    add(exchanged, ("context",), to_all=True)
   return total
 
 
@@ -266,7 +279,7 @@ def bounds(
     job: the program.
     kind: the accelerator.
     executed: FLOPs over all devices.
-    sent: crosses_hosts → bytes that a device sends.
+    sent: to other hosts or not → bytes that a device sends.
   """
   return Bounds(
     arithmetic=executed / job.devices / kind.peak(job.recipe.compute_dtype),

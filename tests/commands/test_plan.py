@@ -223,7 +223,7 @@ KEYS = {
   "bounds_seconds": "arithmetic memory interconnect",
   "estimate": "seconds mfu tokens_per_second",
   "collective": "kind dtype crosses_hosts count payload_bytes sent_bytes "
-  "asynchronous_bytes hidden_bytes",
+  "network_bytes asynchronous_bytes hidden_bytes",
 }
 
 

@@ -265,6 +265,33 @@ def test_two_reads_keep_and_move_more():
   assert of(estimate.min_memory_traffic, "none") == once + 3 * weights + 2 * inputs
 
 
+@pytest.mark.parametrize(
+  ("mesh", "inside", "between"),
+  [
+    ((1, 16, 1, 1), 14 / 16, 1 / 16),  # two hosts: an eighth of a half by each adapter
+    ((1, 64, 1, 1), 7 / 8, 7 / 64),
+    ((2, 8, 1, 1), 7 / 8, 0),  # weights are gathered inside a host
+    ((1, 8, 2, 1), 3 / 4 / 2, 1 / 8 / 2),  # tensor halves them
+  ],
+)
+def test_weights_are_gathered_by_all_adapters_of_a_host(mesh, inside, between):
+  """As sent by prefill, whose microbatch moves nothing else over fsdp."""
+  one = job("prefill", mesh, rows=mesh[0] * mesh[1], compute_dtype="bfloat16")
+  sent = estimate.min_traffic(one, per_host=8)
+  whole = 2 * one.recipe.model.num_params()
+  sums = 2 * 2 * 2 * 2 * L * 24 / 2 if mesh[2] == 2 else 0  # of tensor, in two layers
+  assert sent[False] == pytest.approx(inside * whole + sums)
+  assert sent[True] == pytest.approx(between * whole)
+
+
+def test_replicas_on_other_hosts_reduce_their_part_of_the_gradients():
+  one = job(mesh=(2, 8, 1, 1), rows=16, compute_dtype="bfloat16")
+  size = one.recipe.model.num_params()
+  sent = estimate.min_traffic(one, per_host=8)
+  assert sent[True] == pytest.approx(2 * 4 * size / 8 / 2)
+  assert sent[False] == pytest.approx((2 * 2 + 4) * size * 7 / 8)
+
+
 def test_two_reads_gather_weights_twice():
   sent = {
     side: estimate.min_traffic(
