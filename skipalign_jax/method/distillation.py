@@ -54,6 +54,12 @@ class DistillConfig:
     config_lib.check_section("distill", vars(self))
 
 
+def leaves_room(recipe: positions.PositionConfig) -> bool:
+  """Whether samples that a strategy moves can jump: they do not all end at L − 1."""
+  at_end = recipe.strategy == "endprompt" and recipe.terminal_at == "end"
+  return not at_end and recipe.strategy not in ("cream", "logo")
+
+
 def views(
   config: DistillConfig,
   limit: jax.Array | int,

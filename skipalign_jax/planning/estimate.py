@@ -150,8 +150,9 @@ def activation_bytes(job: Job) -> int:
   """Bytes per device of what a step holds in addition to its state: a rough estimate.
 
   Training: fp32 gradients; what the backward pass keeps of each layer (its
-  input; its products too with remat "dots"; about twice those with "none"); one
-  layer being recomputed; one chunk of fp32 logits and of its gradient.
+  input; its products too with remat "dots"; about twice those with "none"), for each
+  read of the batch that has one; one layer being recomputed; one chunk of fp32 logits
+  and of its gradient.
   """
   shape, recipe = job.recipe.model, job.recipe
   width, split = _width(job), job.axes["tensor"]
@@ -168,7 +169,7 @@ def activation_bytes(job: Job) -> int:
     "dots": shape.embed_dim + products,
     "none": shape.embed_dim + 2 * (products + shape.ffn_dim / split),
   }[recipe.remat]
-  residuals = width * tokens * shape.num_layers * kept
+  residuals = width * tokens * shape.num_layers * kept * recipe.reads[1]
   chunk = job.micro_rows * min(recipe.loss_chunk, job.length)
   logits = 2 * 4 * chunk * shape.vocab_size
   gradients = 4 * trained_params(job) / parameter_shards(job)
@@ -181,7 +182,8 @@ def min_memory_traffic(job: Job) -> int:
   Training: weights and optimizer state read and written, gradients written and read
   (8 bytes per trained parameter that it holds); in each microbatch the weights of its
   layers in compute dtype (a base under adapters as it is stored) once forward, once
-  backward and, with remat, once more; the inputs of all layers written and read.
+  backward and, with remat, once more; the inputs of all layers written and read. The
+  microbatch is read as often as `recipe.reads` says.
   Decoding: weights and cache read once. Attention, norms and the loss move more: this
   is a lower bound.
   """
@@ -194,15 +196,26 @@ def min_memory_traffic(job: Job) -> int:
     return state_bytes(job)
   if job.kind == "prefill":
     return round(weights + 2 * inputs + cache_bytes(job))
-  passes = 2 + (job.recipe.remat != "none")
+  reads, trained = job.recipe.reads
+  passes = reads + trained * (1 + (job.recipe.remat != "none"))
   shards = parameter_shards(job)
   changed = state_bytes(job) - base_bytes(job) / shards
   once = 2 * changed + 8 * trained_params(job) / shards
-  return round(once + job.recipe.grad_accum * (passes * weights + 2 * inputs))
+  return round(once + job.recipe.grad_accum * (passes * weights + 2 * trained * inputs))
+
+
+def _on_one_host(job: Job, per_host: int, over: tuple[str, ...]) -> int:
+  """Devices of one host that differ only in their places on these axes."""
+  found, left = 1, per_host
+  for axis, size in reversed(job.mesh):  # the last axes are inside a host
+    here = math.gcd(size, left)
+    left //= here
+    found *= here if axis in over else 1
+  return found
 
 
 def min_traffic(job: Job, per_host: int) -> dict[bool, float]:
-  """Bytes that a device sends at least in one run: crosses_hosts → bytes.
+  """Bytes that a device sends at least in one run: to other hosts or not → bytes.
 
   Parameters split over fsdp × context are gathered in compute dtype (a base under
   adapters as it is stored) forward and backward, and fp32 gradients scattered, in
@@ -214,33 +227,37 @@ def min_traffic(job: Job, per_host: int) -> dict[bool, float]:
   shape, width, axes = job.recipe.model, _width(job), job.axes
   tokens = job.micro_rows * -(-job.new // axes["context"])
   total = {False: 0.0, True: 0.0}
-  ring = lambda n: (n - 1) / n
+
+  def add(array: float, over: tuple[str, ...], to_all: bool = False) -> None:
+    size = math.prod(axes[axis] for axis in over)
+    if size > 1:
+      sent = array * (size - 1) / size
+      out = sent * hardware.share_between_hosts(
+        size, _on_one_host(job, per_host, over), to_all
+      )
+      total[True] += out
+      total[False] += sent - out
+
+  training = job.kind == "train"
+  reads, backward = job.recipe.reads if training else (1, 0)
+  accum = job.recipe.grad_accum if training else 1
   values = shape.num_params() / axes["tensor"]
-  shards = axes["fsdp"] * axes["context"]
-  gathered = width * values * ring(shards)
-  if job.kind == "train" and job.recipe.adapters:
+  gathered = width * values
+  if training and job.recipe.adapters:
     values = trained_params(job) / axes["tensor"]
-    gathered = base_bytes(job) / axes["tensor"] * ring(shards)
-  inner = axes["tensor"] * axes["context"]
-  fsdp_crosses = axes["fsdp"] * inner > per_host
-  if job.kind == "train":
-    scattered = 4 * values * ring(shards)
-    total[fsdp_crosses] += job.recipe.grad_accum * (2 * gathered + scattered)
-    reduced = 2 * 4 * values / shards * ring(axes["data"])
-    total[job.devices > per_host] += reduced
-  else:
-    total[fsdp_crosses] += gathered
-  sums = 4 if job.kind == "train" else 2
-  accum = job.recipe.grad_accum if job.kind == "train" else 1
-  activations = 2 * width * tokens * shape.embed_dim * ring(axes["tensor"])
+    gathered = base_bytes(job) / axes["tensor"]
+  add(accum * (reads + backward) * gathered, sharding.SHARDS)
+  if training:
+    add(accum * 4 * values, sharding.SHARDS)
+    add(2 * 4 * values / (axes["fsdp"] * axes["context"]), ("data",))
+  sums = 2 * (reads + backward)
+  activations = 2 * width * tokens * shape.embed_dim
+  add(accum * shape.num_layers * sums * activations, ("tensor",))
   heads = 2 * shape.num_heads + 2 * shape.num_kv_heads
-  exchanged = width * tokens * heads * shape.head_dim * ring(axes["context"])
-  exchanged *= 3 if job.kind == "train" else 1
-  if job.kind == "decode":
-    exchanged = 0
-  total[inner > per_host] += (
-    accum * shape.num_layers * (sums * activations + exchanged / axes["tensor"])
-  )
+  exchanged = width * tokens * heads * shape.head_dim / axes["tensor"]
+  if job.kind != "decode":
+    exchanged *= accum * shape.num_layers * (reads + 2 * backward)
+    add(exchanged, ("context",), to_all=True)
   return total
 
 
@@ -262,7 +279,7 @@ def bounds(
     job: the program.
     kind: the accelerator.
     executed: FLOPs over all devices.
-    sent: crosses_hosts → bytes that a device sends.
+    sent: to other hosts or not → bytes that a device sends.
   """
   return Bounds(
     arithmetic=executed / job.devices / kind.peak(job.recipe.compute_dtype),

@@ -23,6 +23,7 @@ class Collective:
     count: how often one runs.
     payload_bytes: the whole arrays gathered, reduced or sent, on each device.
     sent_bytes: the bytes that a device sends with ring algorithms.
+    network_bytes: of those, sent to other hosts.
     asynchronous_bytes: of those, sent by collectives that start and end in two
       places of the schedule.
     hidden_bytes: of those, what can be sent while products between the two places
@@ -35,6 +36,7 @@ class Collective:
   count: int
   payload_bytes: float
   sent_bytes: float
+  network_bytes: float
   asynchronous_bytes: float
   hidden_bytes: float
 
@@ -85,7 +87,7 @@ class _Sums:
 
   Attributes:
     by_kind: (kind, dtype, crosses_hosts) → [count, payload bytes, sent bytes,
-      asynchronous bytes, hidden bytes].
+      network bytes, asynchronous bytes, hidden bytes].
     unknown_loops: see `Traffic`.
   """
 
@@ -96,7 +98,7 @@ class _Sums:
     hidden: dict[str, float],
   ):
     self.by_kind: dict[tuple[str, str, bool], list[float]] = collections.defaultdict(
-      lambda: [0, 0.0, 0.0, 0.0, 0.0]
+      lambda: [0, 0.0, 0.0, 0.0, 0.0, 0.0]
     )
     self.unknown_loops = 0
     self._computations = computations
@@ -150,5 +152,6 @@ class _Sums:
       sums[0] += times
       sums[1] += times * part.payload_bytes
       sums[2] += times * part.sent_bytes
-      sums[3] += times * part.sent_bytes * (share is not None)
-      sums[4] += times * part.sent_bytes * (share or 0.0)
+      sums[3] += times * part.network_bytes
+      sums[4] += times * part.sent_bytes * (share is not None)
+      sums[5] += times * part.sent_bytes * (share or 0.0)

@@ -25,6 +25,7 @@ KINDS = (
   "collective-broadcast",
   "ragged-all-to-all",
 )
+TO_ALL = ("all-to-all", "ragged-all-to-all")  # other bytes for each device
 # What runs another computation as a part of itself, or starts it and continues.
 PARTS = ("fusion", "async-start", "call-start")
 HIGHEST = 0.75  # share of the peak; as in estimate.PRODUCT_EFFICIENCY
@@ -42,6 +43,7 @@ class Part:
   crosses_hosts: bool
   payload_bytes: float
   sent_bytes: float
+  network_bytes: float
 
 
 def channel(instruction: hlo_text.Instruction) -> str | None:
@@ -70,9 +72,8 @@ def parts(
   if kind == "all-reduce" and inside.startswith("all-reduce-scatter"):
     kind = "reduce-scatter"
   groups = replica_groups.parse(instruction.text)
-  crosses = any(
-    len({device // devices_per_host for device in group}) > 1 for group in groups
-  )
+  hosts = [len({device // devices_per_host for device in group}) for group in groups]
+  crosses = any(count > 1 for count in hosts)
   size = len(groups[0]) if groups else 1
   if kind == "collective-permute":
     size = 2
@@ -81,10 +82,13 @@ def parts(
   share = {"all-reduce": 2 * (size - 1) / size, "collective-permute": 1.0}.get(
     kind, (size - 1) / size
   )
+  on_host = min((len(g) / n for g, n in zip(groups, hosts, strict=True)), default=size)
+  between = hardware.share_between_hosts(size, on_host, kind in TO_ALL) * crosses
   found = []
   for dtype, shape in _whole_arrays(instruction, kind, computations[inside]):
     payload = math.prod(shape) * hlo_text.bits(dtype) / 8
-    found.append(Part(kind, dtype, crosses, payload, payload * share))
+    sent = payload * share
+    found.append(Part(kind, dtype, crosses, payload, sent, sent * between))
   return found
 
 
@@ -207,8 +211,11 @@ class _Schedule:
     """Notes how long a collective takes; returns whether it moves anything."""
     moved = parts(instruction, name, self._computations, self._devices_per_host)
     if self._kind is not None:
-      speed = {False: self._kind.link, True: self._kind.network}
-      self._seconds[number] = sum(p.sent_bytes / speed[p.crosses_hosts] for p in moved)
+      self._seconds[number] = sum(
+        (p.sent_bytes - p.network_bytes) / self._kind.link
+        + p.network_bytes / self._kind.network
+        for p in moved
+      )
     return bool(moved)
 
   def shares(self) -> dict[str, float]:

@@ -106,11 +106,10 @@ def _estimate(
 
 
 def _sent(traffic: hlo.Traffic) -> dict[bool, float]:
-  """crosses_hosts → bytes that a device sends."""
-  total = {False: 0.0, True: 0.0}
-  for collective in traffic.collectives:
-    total[collective.crosses_hosts] += collective.sent_bytes
-  return total
+  """To other hosts or not → bytes that a device sends."""
+  sent = sum(collective.sent_bytes for collective in traffic.collectives)
+  between = sum(collective.network_bytes for collective in traffic.collectives)
+  return {False: sent - between, True: between}
 
 
 def topology(

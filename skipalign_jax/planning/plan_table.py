@@ -53,7 +53,9 @@ def _show_collectives(record: Record, p: Record, console: terminal.Console) -> N
     if c["sent_bytes"] < SMALL * p["sent_bytes_per_device"]:
       small += 1
       continue
-    where = "between hosts" if c["crosses_hosts"] else "inside a host or slice"
+    where = "inside a host or slice"
+    if c["crosses_hosts"]:
+      where = f"{c['network_bytes'] / 1e9:.2f} GB of it between hosts"
     console.print(
       f"  {c['kind']:<18} {c['dtype']:<5} {c['count']:>6} x  "
       f"{c['payload_bytes'] / 1e9:9.2f} GB whole, {c['sent_bytes'] / 1e9:9.2f} GB sent"

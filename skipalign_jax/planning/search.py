@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from skipalign_jax.planning import compiler, estimate
-from skipalign_jax.runtime import hardware
+from skipalign_jax.runtime import errors, hardware
+from skipalign_jax.training import resolve
 
 MAX_COMPILES = 12  # per topology, all searches together
 MAX_SIZES = 5  # of a microbatch that are tried, the config's own included
@@ -160,6 +161,10 @@ def _with_axis(job: estimate.Job, axis: str, size: int) -> estimate.Job | None:
     return None
   axes["fsdp"] = axes["fsdp"] * axes[axis] // size
   axes[axis] = size
+  try:
+    resolve.check_heads(shape, axes)
+  except errors.UserError:
+    return None
   changed = dataclasses.replace(job, mesh=tuple(axes.items()))
   if job.kind != "train":
     return dataclasses.replace(changed, rows=changed.row_shards)
@@ -169,7 +174,7 @@ def _with_axis(job: estimate.Job, axis: str, size: int) -> estimate.Job | None:
 def differences(job: estimate.Job, original: estimate.Job) -> dict[str, int | str]:
   """Config keys whose values differ from the original job's → the job's values."""
   values = lambda job: {
-    "batch_size": job.rows,
+    **({"batch_size": job.rows} if job.kind == "train" else {}),
     "grad_accum": job.recipe.grad_accum,
     "model.remat": job.recipe.remat,
     "loss.chunk": job.recipe.loss_chunk,

@@ -62,6 +62,22 @@ class Hardware:
     return 2e9 * cores * self.target["clock_rate_ghz"]
 
 
+def share_between_hosts(size: int, on_host: float, to_all: bool = False) -> float:
+  """The share of what a device sends in a collective that leaves its host, at least.
+
+  Of an array that `size` devices gather or reduce, each sends (size − 1) / size. With
+  `on_host` = k of them on each host, every adapter carries its own part: (size − k) /
+  (size k) of the array goes to other hosts, and (k − 1) / k stays inside.
+
+  Args:
+    size: devices of the group, at least 2.
+    on_host: of these, on one host.
+    to_all: each device has something else for each other one; then no bytes are the
+      same for two devices of a host.
+  """
+  return (size - on_host) / (size - 1) / (1 if to_all else on_host)
+
+
 # An assumption, not a measurement: XLA's memory analysis includes none of it.
 GPU_RESERVE = {
   "CUDA context and libraries": round(0.75 * GIB),

@@ -37,6 +37,14 @@ class Recipe:
     """α or λ: the weight of what a second read adds; 0 if there is no second read."""
     return self.long_short.alpha or self.distill.weight
 
+  @property
+  def reads(self) -> tuple[int, int]:
+    """How often a step reads its batch: all reads, and those with a backward pass."""
+    if not self.pair_weight:
+      return 1, 1
+    constant = self.long_short.alpha and self.long_short.stop_gradient == "short"
+    return 2, 1 if constant else 2
+
 
 def from_config(
   config: ml_collections.ConfigDict,

@@ -42,7 +42,7 @@ def describe(setup: setup_lib.Setup, start: int) -> str:
       *describe_reach(config, shape.window),
       f"positions  {strategy}",
       *describe_long_short(recipe.long_short),
-      *describe_distillation(recipe.distill),
+      *describe_distillation(recipe.distill, recipe.positions),
       *describe_preference(recipe.loss),
       *(f"data       {line}" for line in data.report.splitlines()),
       *describe_template(config, setup.tokenizer),
@@ -167,15 +167,24 @@ def describe_template(
   ]
 
 
-def describe_distillation(distill: distillation.DistillConfig) -> list[str]:
-  """A line on self-distillation; empty without it."""
+def describe_distillation(
+  distill: distillation.DistillConfig, p: positions.PositionConfig
+) -> list[str]:
+  """Lines on self-distillation; empty without it."""
   if not distill.weight:
     return []
+  notes = []
   view = "the positions of the strategy learn from contiguous ones"
   if distill.view == "jump":
     reach = {"sample": "the length of the sample", "limit": "max_position"}
     view = f"a jump before a random {distill.split}, up to {reach[distill.reach]}"
-  return [f"distill    weight {distill.weight:g}: {view}"]
+    if not distillation.leaves_room(p):
+      notes.append(
+        f"           NOTE: positions.strategy={p.strategy} moves the end of a sample "
+        "to max_position, so that no jump has room and the sample learns nothing from "
+        "it; distill.view=strategy compares with contiguous positions"
+      )
+  return [f"distill    weight {distill.weight:g}: {view}", *notes]
 
 
 def describe_preference(loss: preference.PreferenceConfig) -> list[str]:

@@ -17,14 +17,19 @@ GIB = 2**30
 def model_flops(recipe: recipe_lib.Recipe, rows: int, length: int) -> int:
   """FLOPs that the model needs for one step of `rows` rows, over all devices.
 
-  A regulariser or distillation reads each row twice.
+  A regulariser or distillation reads each row twice; a second read that is a constant
+  has no backward pass.
   """
   adapters = 0
   if recipe.adapters:
     shapes = decoder.definition(recipe.model)[1]
     adapters = lora_state.sizes(recipe.adapters, shapes)[0]
-  reads = 2 if recipe.pair_weight else 1
-  return reads * flops.training(recipe.model, rows, length, adapters)
+  reads, trained = recipe.reads
+  forward = flops.forward(recipe.model, rows, length) + 2 * rows * length * adapters
+  return (
+    trained * flops.training(recipe.model, rows, length, adapters)
+    + (reads - trained) * forward
+  )
 
 
 class Clock:

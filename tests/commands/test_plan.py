@@ -1,5 +1,6 @@
 """The plan command: topologies, bad input, arithmetic, records, compiled plans."""
 
+import dataclasses
 import io
 import json
 import math
@@ -223,7 +224,7 @@ KEYS = {
   "bounds_seconds": "arithmetic memory interconnect",
   "estimate": "seconds mfu tokens_per_second",
   "collective": "kind dtype crosses_hosts count payload_bytes sent_bytes "
-  "asynchronous_bytes hidden_bytes",
+  "network_bytes asynchronous_bytes hidden_bytes",
 }
 
 
@@ -390,6 +391,27 @@ def test_the_first_setting_that_fits(gib, remat, settings):
   found, tried = search.remedy(build, job, lambda text: None)
   assert found.settings == settings
   assert [t.fits for t in tried] == [False] * (len(tried) - 1) + [True]
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-7B", LLAMA, "HuggingFaceTB/SmolLM3-3B"])
+def test_a_run_accepts_every_setting_that_is_tried(name):
+  """28 heads cannot be split over 8 devices."""
+  given = {"model.init_from": name, "batch_size": 64}
+  job = job_of(**given)
+  for other in search.alternatives(job):
+    config = llama(**given, **search.differences(other, job))
+    commands_plan.resolve.check(config)
+    shape = commands_plan.model_shape(config)
+    commands_plan.resolve.check_mesh(config, shape, other.axes)
+
+
+def test_no_rows_are_suggested_for_generation():
+  """Its prompts are as many as devices that hold different ones."""
+  job = dataclasses.replace(job_of(), kind="prefill", rows=8)
+  for other in search.alternatives(job):
+    assert {"mesh.fsdp"} < set(search.differences(other, job)) <= {
+      "mesh.fsdp", "mesh.tensor", "mesh.context"
+    }  # fmt: skip
 
 
 def test_a_refusal_of_the_tpu_compiler_does_not_fit():

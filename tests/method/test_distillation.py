@@ -1,5 +1,7 @@
 """Self-distillation: the two views, their pairs, and gradients by naive full logits."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import tiny
 from skipalign_jax import config as config_lib
 from skipalign_jax.method import distillation, positions, two_reads
 from skipalign_jax.runtime import errors
-from skipalign_jax.training import objective, resolve
+from skipalign_jax.training import objective, report, resolve
 
 LIMIT = tiny.SKIPS.max_position
 drawn_views = jax.jit(distillation.views, static_argnums=(0, 1, 2))
@@ -171,3 +173,29 @@ def test_settings_that_do_not_fit_are_refused(changes, key):
   c.update_from_flattened_dict({"distill.weight": 1.0} | changes)
   with pytest.raises(errors.UserError, match=key):
     resolve.check(c)
+
+
+@pytest.mark.parametrize(
+  ("changes", "room"),
+  [
+    (dict(strategy="skip_outer"), True),
+    (dict(strategy="pose"), True),
+    (dict(strategy="randpos"), True),
+    (dict(strategy="cream"), False),
+    (dict(strategy="logo", terminal="response"), False),
+    (dict(strategy="endprompt", terminal="response"), False),
+    (dict(strategy="endprompt", terminal="response", terminal_at="random"), True),
+  ],
+)
+def test_strategies_that_end_at_the_limit_leave_no_jump(changes, room):
+  recipe = dataclasses.replace(tiny.SKIPS, **changes)
+  batch = tiny.batch()
+  batch["positions"] = positions.synthesize(recipe, 0, batch)
+  config = distillation.DistillConfig(1.0, reach="limit", places="all")
+  found = distillation.views(config, recipe.max_position, 0, 0, batch, None)
+  assert bool((found["pair_weight"] > 0).any()) == room
+  assert distillation.leaves_room(recipe) == room
+  text = "".join(report.describe_distillation(config, recipe))
+  assert ("no jump has room" in text) == (not room)
+  other = dataclasses.replace(config, view="strategy")
+  assert "NOTE" not in "".join(report.describe_distillation(other, recipe))

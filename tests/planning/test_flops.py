@@ -17,6 +17,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jax.sharding import PartitionSpec
 
+from skipalign_jax.method import long_short
 from skipalign_jax.model import decoder, flops, known_models, sharding
 from skipalign_jax.planning import estimate, executed_flops, programs
 from skipalign_jax.runtime import hardware
@@ -240,6 +241,72 @@ def test_activations_follow_rows_and_remat():
   values = [estimate.activation_bytes(job(remat=r)) for r in ("full", "dots", "none")]
   assert values == sorted(values) and len(set(values)) == 3
   assert estimate.activation_bytes(job(grad_accum=4)) < values[2]
+
+
+def test_two_reads_keep_and_move_more():
+  """What both reads keep, and weights and layer inputs of each; no state twice."""
+  of = lambda f, side=None: f(
+    job(
+      remat="dots",
+      compute_dtype="bfloat16",
+      long_short=long_short.LongShortConfig(0.1 if side else 0.0, side or "none", 0),
+    )
+  )
+  shape = tiny.config()
+  gradients = 4 * shape.num_params()
+  products = 2 * TOKENS * (32 + 2 * 16 + 2 * 32 + 2 * 24)
+  kept = 2 * (products + 2 * TOKENS * 24)  # of two layers
+  once = of(estimate.activation_bytes)
+  assert of(estimate.activation_bytes, "short") == once > gradients + kept
+  assert of(estimate.activation_bytes, "none") == once + kept
+  weights, inputs = 2 * flops.matrix_params(shape), 2 * 2 * TOKENS * 24
+  once = of(estimate.min_memory_traffic)
+  assert of(estimate.min_memory_traffic, "short") == once + weights
+  assert of(estimate.min_memory_traffic, "none") == once + 3 * weights + 2 * inputs
+
+
+@pytest.mark.parametrize(
+  ("mesh", "inside", "between"),
+  [
+    ((1, 16, 1, 1), 14 / 16, 1 / 16),  # two hosts: an eighth of a half by each adapter
+    ((1, 64, 1, 1), 7 / 8, 7 / 64),
+    ((2, 8, 1, 1), 7 / 8, 0),  # weights are gathered inside a host
+    ((1, 8, 2, 1), 3 / 4 / 2, 1 / 8 / 2),  # tensor halves them
+  ],
+)
+def test_weights_are_gathered_by_all_adapters_of_a_host(mesh, inside, between):
+  """As sent by prefill, whose microbatch moves nothing else over fsdp."""
+  one = job("prefill", mesh, rows=mesh[0] * mesh[1], compute_dtype="bfloat16")
+  sent = estimate.min_traffic(one, per_host=8)
+  whole = 2 * one.recipe.model.num_params()
+  sums = 2 * 2 * 2 * 2 * L * 24 / 2 if mesh[2] == 2 else 0  # of tensor, in two layers
+  assert sent[False] == pytest.approx(inside * whole + sums)
+  assert sent[True] == pytest.approx(between * whole)
+
+
+def test_replicas_on_other_hosts_reduce_their_part_of_the_gradients():
+  one = job(mesh=(2, 8, 1, 1), rows=16, compute_dtype="bfloat16")
+  size = one.recipe.model.num_params()
+  sent = estimate.min_traffic(one, per_host=8)
+  assert sent[True] == pytest.approx(2 * 4 * size / 8 / 2)
+  assert sent[False] == pytest.approx((2 * 2 + 4) * size * 7 / 8)
+
+
+def test_two_reads_gather_weights_twice():
+  sent = {
+    side: estimate.min_traffic(
+      job(
+        mesh=(1, 8, 1, 1),
+        compute_dtype="bfloat16",
+        long_short=long_short.LongShortConfig(0.1 if side else 0.0, side or "none", 0),
+      ),
+      per_host=8,
+    )[False]
+    for side in ("", "none", "short")
+  }
+  gather = 2 * tiny.config().num_params() * 7 / 8
+  assert sent["none"] == pytest.approx(sent[""] + 2 * gather)
+  assert sent["short"] == pytest.approx(sent[""] + gather)
 
 
 def test_bounds_and_estimate():

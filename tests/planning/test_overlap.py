@@ -33,6 +33,16 @@ replica_groups=[1,8]<=[8], dimensions={0}
 """
 
 
+ONE = """HloModule m, is_scheduled=true
+
+ENTRY %main (x: bf16[1024,128]) -> bf16[1024,128] {
+  %x = bf16[1024,128]{1,0} parameter(0)
+  ROOT %whole = bf16[1024,128]{1,0} all-gather(%x), channel_id=1, \
+replica_groups=[1,8]<=[8], dimensions={0}
+}
+"""
+
+
 def device(seconds_of_products):
   """Links send one gather in a second; products of GPU take so many."""
   peak = PRODUCT / seconds_of_products / overlap.HIGHEST
@@ -75,6 +85,38 @@ def test_the_share_is_part_of_the_traffic():
   assert gather.hidden_bytes == pytest.approx(1.5 * GATHERED)
   (unknown,) = hlo.traffic(GPU, 8).collectives
   assert unknown.asynchronous_bytes == 3 * GATHERED and unknown.hidden_bytes == 0
+
+
+@pytest.mark.parametrize(
+  ("kind", "groups", "per_host", "inside", "between"),
+  [
+    ("all-gather", "[1,8]<=[8]", 8, 7 / 8, 0),
+    # Each of four adapters of a host sends its eighth to the other host.
+    ("all-gather", "[1,8]<=[8]", 4, 6 / 8, 1 / 8),
+    ("all-gather", "[1,8]<=[8]", 2, 4 / 8, 3 / 8),
+    ("all-gather", "[1,8]<=[8]", 1, 0, 7 / 8),
+    ("all-gather", "[4,2]<=[2,4]T(1,0)", 4, 0, 1 / 2),  # 0 and 4, 1 and 5, …
+    ("all-to-all", "[1,8]<=[8]", 4, 3 / 8, 4 / 8),
+  ],
+)
+def test_adapters_of_a_host_share_what_leaves_it(
+  kind, groups, per_host, inside, between
+):
+  text = ONE.replace("all-gather", kind).replace("[1,8]<=[8]", groups)
+  (found,) = hlo.traffic(text, per_host).collectives
+  whole = 1024 * 128 * 2
+  assert found.payload_bytes == whole
+  assert found.network_bytes == pytest.approx(between * whole)
+  assert found.sent_bytes - found.network_bytes == pytest.approx(inside * whole)
+  assert found.crosses_hosts == (between > 0)
+
+
+def test_a_slow_network_hides_less():
+  """Half of a gather's ring is between hosts of two devices: 3/7 of its bytes."""
+  slow = dataclasses.replace(device(1.0), network=GATHERED / 7)
+  computations, _ = hlo_text.parse(GPU)
+  found = overlap.shares(computations, 2, slow)
+  assert found["2"] == pytest.approx(1 / (4 / 7 + 3))
 
 
 # A TPU's compiler puts pieces of one gather into the products that run beside it.

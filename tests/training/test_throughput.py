@@ -12,7 +12,7 @@ import tiny
 import tiny_train
 
 from skipalign_jax.method import long_short
-from skipalign_jax.model import flops
+from skipalign_jax.model import flops, lora
 from skipalign_jax.runtime import errors, hardware, terminal
 from skipalign_jax.training import log, run, throughput, trace
 
@@ -59,6 +59,21 @@ def test_mfu_is_model_flops_over_the_peak_of_all_devices(monkeypatch):
   assert fp32["mfu"] == pytest.approx(found["mfu"] * 312 / 19.49, rel=1e-3)
   twice = tiny.recipe(long_short=long_short.LongShortConfig(0.1, "none", 0))
   assert rates(twice)["mfu"] == pytest.approx(2 * fp32["mfu"])
+
+
+@pytest.mark.parametrize("adapters", [None, lora.Config(4, 8.0, ("q",), "bfloat16")])
+def test_a_second_read_without_a_backward_pass_costs_a_forward_pass(adapters):
+  of = lambda **changes: throughput.model_flops(
+    tiny.recipe(adapters=adapters, **changes), 1, 16
+  )
+  stopped = {
+    side: of(long_short=long_short.LongShortConfig(0.1, side, 0))
+    for side in ("none", "long", "short")
+  }
+  # The low-rank products: q has 24 inputs and 32 outputs, in two layers.
+  low = 2 * 16 * 2 * 4 * (24 + 32) if adapters else 0
+  assert stopped["none"] == stopped["long"] == 2 * of()
+  assert stopped["short"] == of() + flops.forward(tiny.config(), 1, 16) + low
 
 
 def test_mfu_counts_the_tokens_that_a_crop_leaves(monkeypatch, tmp_path):
