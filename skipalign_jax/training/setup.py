@@ -86,7 +86,7 @@ def prepare(
       console.print(
         f"NOTE       the adapters in {name} were trained with another rope "
         f"({_describe(own)}) than this run has ({_describe(shape.rope)}); with "
-        "rope.kind and rope.target_length as that run had them they go on as they were"
+        "rope.kind and rope.target_length of that run they continue as they were"
       )
   share = sharding.process_share(mesh)
   data = pipeline.build(config, tokenizer, *share, console)
