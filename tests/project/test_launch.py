@@ -15,7 +15,7 @@ import tiny
 import yaml
 
 from skipalign_jax import cli
-from skipalign_jax.runtime import distributed
+from skipalign_jax.runtime import launches
 
 FOLDER = tiny.ROOT / "launch"
 SCRIPTS = sorted([*FOLDER.glob("*.sh"), *FOLDER.glob("*.sbatch")])
@@ -54,7 +54,7 @@ def test_jobset_starts_as_many_processes_as_it_tells_of():
   assert job["spec"]["network"]["enableDNSHostnames"]
   container = spec["template"]["spec"]["containers"][0]
   flag = container["args"][0].split("--distributed=")[1]
-  launch = distributed.decide(flag.replace("$JOB_COMPLETION_INDEX", "1"), {})
+  launch = launches.decide(flag.replace("$JOB_COMPLETION_INDEX", "1"), {})
   assert launch.arguments["num_processes"] == spec["parallelism"] == spec["completions"]
   pod = f"{job['metadata']['name']}-{replicated['name']}-0-0"
   host = launch.arguments["coordinator_address"].split(":")[0]
@@ -79,7 +79,7 @@ def test_skypilot_has_what_a_managed_job_needs():
     text=True,
     check=True,
   ).stdout
-  launch = distributed.decide(printed.split("--distributed=")[1].strip(), {})
+  launch = launches.decide(printed.split("--distributed=")[1].strip(), {})
   assert launch.arguments["coordinator_address"] == "10.0.0.1:9311"
 
 

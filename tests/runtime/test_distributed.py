@@ -1,5 +1,6 @@
 """What starts as several processes, what as one, and what happens if they fail."""
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import time
 import pytest
 import tiny
 
-from skipalign_jax.runtime import caches, compile_cache, distributed, errors
+from skipalign_jax.runtime import caches, compile_cache, distributed, errors, launches
 
 STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_LOCALID": "0"}
 SLURM = STEP | {"SLURM_PROCID": "1", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "8"}
@@ -32,7 +33,7 @@ ORTE = {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1"}
   ],
 )
 def test_a_single_process(environ):
-  assert distributed.decide("auto", environ) is None
+  assert launches.decide("auto", environ) is None
 
 
 @pytest.mark.parametrize(
@@ -50,25 +51,25 @@ def test_a_single_process(environ):
   ],
 )
 def test_clusters_that_jax_knows(environ, method):
-  launch = distributed.decide("auto", environ)
+  launch = launches.decide("auto", environ)
   assert launch.arguments.get("cluster_detection_method") == method
-  assert distributed.decide("off", environ) is None
+  assert launches.decide("off", environ) is None
 
 
 def test_the_number_of_tasks_is_the_one_of_the_step():
-  launch = distributed.decide("auto", SLURM | {"SLURM_STEP_NUM_TASKS": "2"})
+  launch = launches.decide("auto", SLURM | {"SLURM_STEP_NUM_TASKS": "2"})
   assert launch.arguments["num_processes"] == 2
 
 
 def test_an_explicit_address_needs_no_cluster():
-  launch = distributed.decide("[::1]:99,4,3", SLURM)
+  launch = launches.decide("[::1]:99,4,3", SLURM)
   assert launch.arguments == {
     "coordinator_address": "[::1]:99",
     "num_processes": 4,
     "process_id": 3,
     "cluster_detection_method": "deactivate",
   }
-  assert distributed.decide("host:99,1,0", {}) is None
+  assert launches.decide("host:99,1,0", {}) is None
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_an_explicit_address_needs_no_cluster():
 )
 def test_processes_that_cannot_connect_are_an_error(flag, environ, message):
   with pytest.raises(errors.UserError, match=message):
-    distributed.decide(flag, environ)
+    launches.decide(flag, environ)
 
 
 @pytest.mark.multidevice
@@ -119,41 +120,53 @@ def test_a_process_that_waits_in_vain_gives_up_with_one_message(index):
   assert "Check failure" not in done.stderr
 
 
+@contextlib.contextmanager
+def pair_of(code, *environments):
+  """Processes of Python code, with its ADDRESS and INDEX; killed after the block."""
+  with socket.socket() as found:
+    found.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{found.getsockname()[1]}"
+  pair = [
+    subprocess.Popen(
+      [
+        sys.executable,
+        "-c",
+        code.replace("ADDRESS", address).replace("INDEX", str(index)),
+      ],
+      env=environ,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index, environ in enumerate(environments)
+  ]
+  try:
+    yield pair
+  finally:
+    for process in pair:
+      process.kill()
+
+
 @pytest.mark.multidevice
 def test_sigterm_ends_processes_that_wait_for_one_that_works():
   """JAX takes SIGTERM for its preemption service, and a wait is a call into C."""
-  with socket.socket() as found:
-    found.bind(("127.0.0.1", 0))
-    port = found.getsockname()[1]
   code = (
     "import time\n"
     "from skipalign_jax.runtime import distributed, errors\n"
     "def work():\n"
-    f"  distributed.initialize('127.0.0.1:{port},2,INDEX', 'run', 60)\n"
+    "  distributed.initialize('ADDRESS,2,INDEX', 'run', 60)\n"
     "  print('connected', flush=True)\n"
     "  time.sleep(60 * (1 - INDEX))\n"  # as one that tokenizes
     "  distributed.exchange('')\n"
     "errors.run_command(lambda: distributed.run(work))"
   )
-  pair = [
-    subprocess.Popen(
-      [sys.executable, "-c", code.replace("INDEX", str(index))],
-      env=tiny.environment(devices=1) | {"http_proxy": "http://127.0.0.1:9"},
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for index in range(2)
-  ]
-  try:
+  environ = tiny.environment(devices=1) | {"http_proxy": "http://127.0.0.1:9"}
+  with pair_of(code, environ, environ) as pair:
     assert [process.stdout.readline() for process in pair] == 2 * ["connected\n"]
     time.sleep(0.5)
     for process in pair:
       process.terminate()
     printed = [process.communicate(timeout=90)[1] for process in pair]
-  finally:
-    for process in pair:
-      process.kill()
   assert [process.returncode for process in pair] == [143, 143], printed
   assert all("stopped by SIGTERM" in text for text in printed)
 
@@ -161,7 +174,7 @@ def test_sigterm_ends_processes_that_wait_for_one_that_works():
 def test_the_address_of_a_slurm_step_is_found_before_jax_connects(monkeypatch):
   for name, value in (SLURM | {"SLURM_STEP_NODELIST": "n[1-2]"}).items():
     monkeypatch.setenv(name, value)
-  found = distributed._complete(distributed.decide("auto", SLURM).arguments, 1)
+  found = launches.complete(launches.decide("auto", SLURM).arguments, 1)
   assert found["coordinator_address"].startswith("n1:")
   assert (found["num_processes"], found["process_id"]) == (8, 1)
   assert found["local_device_ids"] == [0]
@@ -198,7 +211,7 @@ def test_a_process_takes_all_devices_that_are_its_own(environ, monkeypatch):
   """By their local numbers, seven of eight GPUs of a node would have no process."""
   for name, value in ({"OMPI_COMM_WORLD_LOCAL_RANK": "0"} | environ).items():
     monkeypatch.setenv(name, value)
-  found = distributed._complete(distributed.decide("auto", environ).arguments, 1)
+  found = launches.complete(launches.decide("auto", environ).arguments, 1)
   assert found["local_device_ids"] is None
 
 
@@ -211,7 +224,7 @@ def test_processes_of_a_node_share_its_devices(seen, expected, monkeypatch):
   environ = SLURM | {"SLURM_STEP_NUM_NODES": "2", "SLURM_LOCALID": "3"}
   for name, value in (environ | {"CUDA_VISIBLE_DEVICES": seen}).items():
     monkeypatch.setenv(name, value)
-  found = distributed._complete(distributed.decide("auto", SLURM).arguments, 1)
+  found = launches.complete(launches.decide("auto", SLURM).arguments, 1)
   assert found["local_device_ids"] == expected
 
 
@@ -221,38 +234,23 @@ def test_devices_that_processes_cannot_share_are_refused(monkeypatch):
   for name, value in environ.items():
     monkeypatch.setenv(name, value)
   with pytest.raises(errors.UserError, match="4 processes cannot share the 6 GPUs"):
-    distributed._complete(distributed.decide("auto", SLURM).arguments, 1)
+    launches.complete(launches.decide("auto", SLURM).arguments, 1)
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-  found = distributed._complete(distributed.decide("auto", SLURM).arguments, 1)
+  found = launches.complete(launches.decide("auto", SLURM).arguments, 1)
   assert found["local_device_ids"] == [0]
 
 
 @pytest.mark.multidevice
 def test_processes_with_different_numbers_of_devices_vote():
   """As those of a row that goes over all devices of two unlike hosts."""
-  with socket.socket() as found:
-    found.bind(("127.0.0.1", 0))
-    port = found.getsockname()[1]
   code = (
     "from skipalign_jax.runtime import distributed\n"
-    f"distributed.initialize('127.0.0.1:{port},2,INDEX', 'run', 60)\n"
+    "distributed.initialize('ADDRESS,2,INDEX', 'run', 60)\n"
     "votes = distributed.Votes()\n"
     "print([votes.cast(status) for status in (0, 143 * INDEX, 0)])"
   )
-  pair = [
-    subprocess.Popen(
-      [sys.executable, "-c", code.replace("INDEX", str(index))],
-      env=tiny.environment(devices=2 - index),
-      stdout=subprocess.PIPE,
-      text=True,
-    )
-    for index in range(2)
-  ]
-  try:
+  with pair_of(code, *(tiny.environment(devices=n) for n in (2, 1))) as pair:
     printed = [process.communicate(timeout=90)[0] for process in pair]
-  finally:
-    for process in pair:
-      process.kill()
   lines = [text.splitlines()[-1] for text in printed]  # gloo prints others before
   assert lines == 2 * ["[0, 0, 143]"]
 
