@@ -74,6 +74,31 @@ def contrast(found: Found, one: plan.Contrast) -> dict[str, Any]:
   return result
 
 
+def places(found: Found, row: str, seeds: Sequence[int], measure: str) -> np.ndarray:
+  """float [seeds, far texts, places of facts]."""
+  texts = [found[row, s, plan.FAR]["texts"] for s in seeds]
+  return np.array([[text[measure] for text in of_seed] for of_seed in texts], float)
+
+
+def by_distance(found: Found, one: str, other: str) -> dict[str, Any]:
+  """One − other for each place of a fact in the far texts, the farthest first.
+
+  Not planned: added after the results of arm I were seen.
+
+  Returns:
+    back: tokens from each fact to the end; gain, hit: an interval per place (as of
+    `crossed.mean`), and last that of the two farthest minus the two nearest.
+  """
+  seeds = seeds_of(found, one, other)
+  text = found[one, seeds[0], plan.FAR]["texts"][0]
+  shown = {"back": [round((1 - depth) * text["length"]) for depth in text["depths"]]}
+  for measure in ("gain", "hit"):
+    d_STF = places(found, one, seeds, measure) - places(found, other, seeds, measure)
+    tilt_ST = d_STF[..., :2].mean(axis=-1) - d_STF[..., -2:].mean(axis=-1)
+    shown[measure] = [crossed.mean(d) for d in (*np.moveaxis(d_STF, -1, 0), tilt_ST)]
+  return shown
+
+
 def losses(found: Found, one: str, other: str) -> dict[str, Any]:
   """Held-out loss, one − other, nats per token, paired by seed."""
   seeds = seeds_of(found, one, other)
@@ -193,6 +218,7 @@ def _arm(study, folder: str, arm: plan.Arm, found: Found) -> dict[str, Any]:
     "lengths": {which: texts.length for which, texts in arm.texts.items()},
     "rows": rows,
     "held_out_loss": losses(found, plan.OUTER, plan.NORMAL) if found else {},
+    "by_distance": by_distance(found, plan.OUTER, plan.NORMAL) if found else {},
     "misalignment": misalignment(found, "gain") if found else {},
     "examples": examples(found) if found else [],
   }

@@ -31,8 +31,9 @@ FIGURES = {
 }
 
 
-def _interval(one: dict[str, Any]) -> str:
-  return "{mean:+.2f} ({low:+.2f} to {high:+.2f})".format(**one)
+def _interval(one: dict[str, Any], scale: float = 1, digits: int = 2) -> str:
+  mean, low, high = (f"{scale * one[k]:+.{digits}f}" for k in ("mean", "low", "high"))
+  return f"{mean} ({low} to {high})"
 
 
 def made(content: dict[str, Any], report: dict[str, Any] | None) -> str:
@@ -65,8 +66,9 @@ def made(content: dict[str, Any], report: dict[str, Any] | None) -> str:
     if found := arm["held_out_loss"]:
       parts.append(
         "Held-out response loss, Skip-Outer - Normal-SFT, nats per token: "
-        f"{found['mean']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f}).\n"
+        f"{_interval(found, digits=3)}.\n"
       )
+    parts.append(by_distance(arm))
     parts += [example(one) for one in arm["examples"]]
   if content["contrasts"]:
     figures = (f"![{text}](results/{name}.png)\n" for name, text in FIGURES.items())
@@ -130,6 +132,21 @@ def rows(arm: dict[str, Any]) -> str:
   return pages.table(columns, lines)
 
 
+def by_distance(arm: dict[str, Any]) -> str:
+  """Skip-Outer minus Normal-SFT at each place of the far texts."""
+  found, far = arm["by_distance"], arm["lengths"][plan.FAR]
+  places = [f"{back:,}" for back in found["back"]] + ["two farthest - two nearest"]
+  lines = [
+    [place, _interval(gain), _interval(hit, 100, digits=0)]
+    for place, gain, hit in zip(places, found["gain"], found["hit"], strict=True)
+  ]
+  return (
+    "**Added after these results were seen**: Skip-Outer - Normal-SFT by the distance "
+    f"of the fact, texts of {far:,} tokens, not corrected for the number of rows:\n\n"
+    + pages.table(["tokens back", "gain, nats", "hits, points"], lines)
+  )
+
+
 def example(one: dict[str, Any]) -> str:
   """A text's questions and answers, with the gain of each row."""
   names = list(one["facts"][0]["gain"])
@@ -149,7 +166,7 @@ def contrasts(found: list[dict[str, Any]]) -> str:
   lines = []
   for one in sorted(found, key=lambda c: not c["primary"]):
     far = one[plan.FAR]
-    p = f"{one['p_holm']:.3f} (Holm)" if "p_holm" in one else f"{far['p']:.3f}"
+    p = f"{_p(one['p_holm'])} (Holm)" if "p_holm" in one else _p(far["p"])
     says = one["words"]
     if "holds" in says and one["primary"]:
       says += "; of long contexts" if one["long_context"] else "; not of long contexts"
@@ -166,6 +183,10 @@ def contrasts(found: list[dict[str, Any]]) -> str:
       ]
     )
   return pages.table(columns, lines)
+
+
+def _p(p: float) -> str:
+  return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def _claim(one: dict[str, Any]) -> str:

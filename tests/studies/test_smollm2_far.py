@@ -69,10 +69,11 @@ def texts(folder, options):
   level = (1.4 if far else 3.0) + effect + 0.02 * noise.standard_normal()
   if "65536" in str(folder):
     level -= 0.5  # the other target is better
-  return [text(i, length, level + 0.1 * of_text[i]) for i in range(count)]
+  tilt = 0.2 if row == plan.OUTER else 0.0
+  return [text(i, length, level + 0.1 * of_text[i], tilt) for i in range(count)]
 
 
-def text(number, length, gain):
+def text(number, length, gain, tilt):
   log_p = (np.full((5, 5), -4.0) + gain * np.eye(5)).tolist()
   return {
     "id": f"{length}/{number}",
@@ -81,7 +82,7 @@ def text(number, length, gain):
     "depths": facts.DEPTHS,
     "kinds": ["city"] * 8,
     "values": [["Bergen", *"abcdefgh"]] * 8,
-    "gain": [gain] * 8,
+    "gain": [gain + tilt * x for x in (1, 1, 0, 0, 0, 0, -1, -1)],
     "hit": [1.0] * 8,
     "choice": [1.0] * 8,
     "log_p_of_keys": log_p,
@@ -248,8 +249,13 @@ def test_known_effects_are_found_and_the_page_has_them(machine, monkeypatch):
     assert one["words"] == "holds" and one["long_context"]
     assert one["far"]["sign_flip"] == 2 / 8
     assert one["p_holm"] >= one["far"]["p"]
+  by_distance = content["arms"]["inside"]["by_distance"]
+  assert by_distance["back"][0] > by_distance["back"][-1]
+  means = [cell["mean"] for cell in by_distance["gain"]]
+  assert means == pytest.approx([1.2, 1.2, 1, 1, 1, 1, 0.8, 0.8, 0.4], abs=0.1)
   text = here.read_text()
   part = pages.part(text, "results")
+  assert "| two farthest - two nearest | +0.40 (+0.40 to +0.40) |" in part
   assert "**Gate: passed.**" in part and "holds; of long contexts" in part
   report = files.read_json(decision.path(study))
   assert part == page.made(content, report).strip("\n") + "\n"
@@ -276,6 +282,37 @@ def test_the_committed_page_is_that_of_the_committed_results():
     assert content == files.read_json(study.results / "analysis.json")
   text = page.PAGE.read_text(encoding="utf-8")
   assert pages.part(text, "results") == page.made(content, report).strip("\n") + "\n"
+
+
+def test_the_first_screen_and_the_results_have_the_numbers_of_the_json():
+  content = files.read_json(page.PAGE.parent / "results" / "analysis.json")
+  top = page.PAGE.read_text(encoding="utf-8").partition("This page is the plan")[0]
+  docs = page.PAGE.parents[2] / "docs" / "results.md"
+  results = docs.read_text(encoding="utf-8")
+  claim_2, owners, gains = (
+    next(c["far"] for c in content["contrasts"] if c["claim"] == claim)
+    for claim in (
+      "claim 2",
+      "claim 1 inside the window",
+      "claim 1 inside the window, facts",
+    )
+  )
+  assert "{mean:.2f} nats above that of\n  Skip-Inner".format(**claim_2) in top
+  assert "({low:+.2f} to {high:+.2f})".format(**claim_2) in top
+  assert "{mean:+.2f} nats ({low:+.2f} to {high:+.2f})".format(**claim_2) in results
+  assert "({:.2f} nats, not {}".format(claim_2["seed_sd"], plan.SEED_SD) in top
+  for cell in (owners, gains):
+    less = [f"{-cell[k]:.2f}" for k in ("mean", "high", "low")]
+    assert all(number in top for number in less)
+  inside = content["arms"][plan.ARM_1]
+  for row, found in inside["rows"].items():
+    near, far = found["gain"][plan.NEAR], found["gain"][plan.FAR]
+    hits = [100 * found["hit"][which] for which in (plan.NEAR, plan.FAR)]
+    assert f"| {hits[0]:.0f}, {hits[1]:.0f} | {near:+.2f}, {far:+.2f} |" in results, row
+  gain = inside["by_distance"]["gain"]
+  assert f"{-gain[7]['mean']:.1f} nats for facts 256" in top
+  tilt = "{mean:+.2f} nats ({low:+.2f} to {high:+.2f})".format(**gain[8])
+  assert f"two farthest minus two nearest {tilt}" in results
 
 
 class Words:
