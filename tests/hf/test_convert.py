@@ -162,6 +162,34 @@ def test_export_of_training_writes_both_rope_spellings_and_stops(tmp_path):
   assert len(mode) == 1, "some files are private"
 
 
+def test_a_longer_window_is_named_everywhere(tmp_path):
+  """Readers take the smallest, or the first, of the names that a window has."""
+  source = tiny.hf_folder(tmp_path / "hf")
+  before = tiny.config().window
+  for name, keys in (
+    ("config.json", ("max_length", "max_sequence_length", "model_max_length")),
+    ("generation_config.json", ("max_length",)),
+    ("tokenizer_config.json", ("model_max_length",)),
+  ):
+    found = files.read_json(source / name)
+    files.write_json(source / name, found | dict.fromkeys(keys, before))
+  run("import", source, tmp_path / "run")
+  run("export", tmp_path / "run", tmp_path / "same")
+  described = native.read_config(tmp_path / "run")
+  longer = dataclasses.replace(described.model_config, window=4 * before)
+  described = dataclasses.replace(described, model_config=longer)
+  native.write_config(tmp_path / "run", described)
+  run("export", tmp_path / "run", tmp_path / "longer")
+  for folder, window in (("same", before), ("longer", 4 * before)):
+    written = files.read_json(tmp_path / folder / "config.json")
+    assert written["max_position_embeddings"] == window
+    assert not {"max_length", "max_sequence_length", "model_max_length"} & set(written)
+    generation = files.read_json(tmp_path / folder / "generation_config.json")
+    assert generation["max_length"] == window
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / folder)
+    assert theirs.model_max_length == window
+
+
 def test_the_model_card_has_the_recipe_and_nothing_else(tmp_path):
   trained(tmp_path / "run")
   run("export", tmp_path / "run", tmp_path / "out")
