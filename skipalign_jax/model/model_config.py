@@ -166,6 +166,8 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     if r.attention_factor is not None:
       scaling["attention_factor"] = hf_rope.written_attention_factor(r.attention_factor)
   if r.kind == "llama3":
+    # llama.cpp's converter reads it here, and takes 8192 where it is not.
+    free["original_max_position_embeddings"] = r.original_window
     scaling |= {
       "low_freq_factor": r.low_freq_factor,
       "high_freq_factor": r.high_freq_factor,

@@ -180,6 +180,16 @@ def test_both_spellings_are_written_and_each_suffices(name):
   assert model_config.from_hf(v4) == model_config.from_hf(v5) == config
 
 
+def test_the_original_window_of_llama3_is_where_its_readers_look():
+  """transformers 4 and vLLM read it in the rope, llama.cpp's converter outside."""
+  scaled = rope.RopeConfig("llama3", 1e4, 4.0, original_window=2048)
+  base = model_config.from_hf(LLAMA2_7B)
+  written = model_config.to_hf(dataclasses.replace(base, rope=scaled))
+  for one in (written, written["rope_scaling"], written["rope_parameters"]):
+    assert one["original_max_position_embeddings"] == 2048
+  assert model_config.from_hf(written).rope == scaled
+
+
 def test_missing_theta_is_ten_thousand():
   assert model_config.from_hf(LLAMA2_7B).rope.theta == 10_000.0
   v5 = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0}
