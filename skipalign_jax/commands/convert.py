@@ -89,6 +89,12 @@ def export_model(
       f"model type is {opened.config.family}), and splits some texts in another way. "
       f"Load it with transformers.PreTrainedTokenizerFast.from_pretrained({out!r})"
     )
+  if export.lacks_scores(tokens, target):
+    _CONSOLE.print(
+      "note: llama.cpp's converter needs the tokenizer.model of the base, which was not "
+      "next to its tokenizer.json: without it, llama.cpp splits texts in another way. "
+      f"Copy it into {out} before you convert"
+    )
   return 0
 
 

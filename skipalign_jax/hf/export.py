@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ _SAMPLE = (
   " The year 2024: it's 1,234.5 %\n\n  x = [y];\tÉté cafe\u0301 你好 🙂 don't\r\n!"
 )
 _V5_SPECIAL = "extra_special_tokens"  # key of tokenizer_config.json
+_SENTENCEPIECE = "tokenizer.model"
+_TOKEN = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
 
 
 def export(
@@ -175,7 +178,7 @@ def save_tokenizer(
   folder: pathlib.Path,
   window: int | None = None,
 ) -> None:
-  """Saves tokenizer files that transformers v4 reads too.
+  """Saves tokenizer files that transformers v4 and llama.cpp's converter read, too.
 
   v5 writes a class name that v4 does not know, special tokens as a list where v4 fails
   without an object, and the chat template in a file of its own, which early v4 releases
@@ -192,6 +195,8 @@ def save_tokenizer(
   for key in ("is_local", "local_files_only"):  # how it was loaded here
     config.pop(key, None)
   config["tokenizer_class"] = "PreTrainedTokenizerFast"
+  if _is_sentencepiece(tokenizer):
+    config |= _sentencepiece(tokenizer, folder)
   if window:  # with truncation=True, transformers cuts texts there
     config["model_max_length"] = max(window, config["model_max_length"])
   if isinstance(config.get(_V5_SPECIAL), list):
@@ -201,6 +206,53 @@ def save_tokenizer(
       found = [{"name": name, "template": text} for name, text in found.items()]
     config["chat_template"] = found
   files.write_json(path, config)
+
+
+def _sentencepiece(
+  tokenizer: transformers.PreTrainedTokenizerFast, folder: pathlib.Path
+) -> dict[str, Any]:
+  """What llama.cpp's converter needs of a tokenizer made from SentencePiece's.
+
+  Without tokenizer.model, which v5 does not write, it gives all pieces one score, so
+  that llama.cpp joins others. With it, it takes added tokens from tokenizer_config.json.
+  It takes a missing `add_bos_token` for true. transformers reads tokenizer.json alone.
+
+  Args:
+    tokenizer: its tokenizer.model, if it has one, is next to its tokenizer.json.
+    folder: the file is copied into.
+
+  Returns:
+    Keys of tokenizer_config.json.
+  """
+  source = pathlib.Path(tokenizer.name_or_path or os.devnull) / _SENTENCEPIECE
+  if source.is_file():
+    shutil.copyfile(source, folder / _SENTENCEPIECE)
+  ids = tokenizer("a")["input_ids"]
+  return {
+    "add_bos_token": ids[0] == tokenizer.bos_token_id,
+    "add_eos_token": ids[-1] == tokenizer.eos_token_id,
+    "added_tokens_decoder": {
+      index: {key: getattr(token, key) for key in _TOKEN}
+      for index, token in tokenizer.added_tokens_decoder.items()
+    },
+  }
+
+
+def _is_sentencepiece(tokenizer: transformers.PreTrainedTokenizerFast) -> bool:
+  return getattr(tokenizer.backend_tokenizer.model, "byte_fallback", False)
+
+
+def lacks_scores(
+  tokenizer: transformers.PreTrainedTokenizerFast, folder: str | os.PathLike[str]
+) -> bool:
+  """Whether llama.cpp's converter would not know the scores of the pieces.
+
+  Args:
+    tokenizer: that was exported.
+    folder: of the export.
+  """
+  there = (pathlib.Path(folder) / _SENTENCEPIECE).is_file()
+  return _is_sentencepiece(tokenizer) and not there
 
 
 def is_read_alike(

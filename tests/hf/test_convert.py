@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import gguf
 import huggingface_hub
 import jax.numpy as jnp
 import make_goldens
@@ -15,7 +16,7 @@ import tiny_files as tiny
 import tokenizers
 import transformers
 import yaml
-from tokenizers import normalizers, pre_tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
 
 from skipalign_jax import convert
 from skipalign_jax.hf import card, export, gguf_tokenizer, hub, native, reference
@@ -279,6 +280,34 @@ def test_exported_special_tokens_are_spelled_as_version_4_does(tmp_path):
   ):
     assert theirs.extra_special_tokens == more
     assert theirs.all_special_ids == tokenizer.all_special_ids
+
+
+def test_a_sentencepiece_tokenizer_has_what_llama_cpp_needs(tmp_path, capsys):
+  """tokenizer.model, the tokens that it lacks, and whether texts begin with bos."""
+  source = tiny.hf_folder(tmp_path / "hf")
+  core = tokenizers.Tokenizer(
+    models.BPE({"<s>": 0, "▁": 1, "a": 2}, [], unk_token="<s>", byte_fallback=True)
+  )
+  core.normalizer = normalizers.Prepend("▁")
+  core.add_special_tokens(["<|im_end|>"])
+  core.save(str(source / "tokenizer.json"))
+  named = {"bos_token": "<s>", "eos_token": "<|im_end|>"}
+  files.write_json(source / "tokenizer_config.json", named)
+  run("export", source, tmp_path / "without")
+  assert "needs the tokenizer.model of the base" in capsys.readouterr().out
+  (source / "tokenizer.model").write_bytes(b"pieces")
+  run("import", source, tmp_path / "run")
+  run("export", tmp_path / "run", tmp_path / "out")
+  assert "needs the tokenizer.model" not in capsys.readouterr().out
+  assert (tmp_path / "out/tokenizer.model").read_bytes() == b"pieces"
+  config = files.read_json(tmp_path / "out/tokenizer_config.json")
+  assert config["added_tokens_decoder"]["3"]["content"] == "<|im_end|>"
+  found = gguf.SpecialVocab(tmp_path / "out")
+  assert found.add_special_token == {"bos": False, "eos": False}
+  assert not (tmp_path / "out/added_tokens.json").exists()
+  ids = [reference.load_tokenizer(str(at))("a<|im_end|>")["input_ids"]
+         for at in (source, tmp_path / "out")]  # fmt: skip
+  assert ids == [[1, 2, 3]] * 2
 
 
 def test_a_tokenizer_that_transformers_does_not_read_as_it_is(tmp_path, capsys):
