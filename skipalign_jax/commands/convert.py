@@ -91,7 +91,7 @@ def export_model(
     )
   if export.lacks_scores(tokens, target):
     _CONSOLE.print(
-      "note: llama.cpp's converter needs the tokenizer.model of the base, which was not "
+      "note: llama.cpp's converter needs the tokenizer.model of the base, which is not "
       "next to its tokenizer.json: without it, llama.cpp splits texts in another way. "
       f"Copy it into {out} before you convert"
     )

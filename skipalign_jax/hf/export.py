@@ -214,8 +214,8 @@ def _sentencepiece(
   """What llama.cpp's converter needs of a tokenizer made from SentencePiece's.
 
   Without tokenizer.model, which v5 does not write, it gives all pieces one score, so
-  that llama.cpp joins others. With it, it takes added tokens from tokenizer_config.json.
-  It takes a missing `add_bos_token` for true. transformers reads tokenizer.json alone.
+  that llama.cpp joins others. With it, it takes the other tokens from
+  tokenizer_config.json. A missing `add_bos_token` is true to it.
 
   Args:
     tokenizer: its tokenizer.model, if it has one, is next to its tokenizer.json.

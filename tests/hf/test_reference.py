@@ -298,6 +298,19 @@ def test_hub_download_opens_as_a_folder(monkeypatch, tmp_path):
   assert reference.open_model("org/model").config == tiny.config()
 
 
+def test_a_repository_without_safetensors_says_what_to_do(monkeypatch, tmp_path):
+  """As those of GGUF files, which have a config.json or none."""
+  folder = tiny.hf_folder(tmp_path / "snapshot")
+  (folder / "model.safetensors").unlink()
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(folder))
+  for _ in range(2):
+    refused(
+      "hub:org/m-GGUF@main", "hf download org/m-GGUF FILE.gguf", "save_pretrained"
+    )
+    reference.load_tokenizer("hub:org/m-GGUF")
+    (folder / "config.json").unlink(missing_ok=True)
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
   """The current folder, with a folder `runs`; and the names that are downloaded."""
@@ -539,7 +552,12 @@ def test_tokenizer(tmp_path):
   (folder / "tokenizer.model").write_text("")
   with pytest.raises(errors.UserError, match=r"AutoTokenizer.*save_pretrained"):
     reference.load_tokenizer(str(folder))
-  (folder / "tokenizer.model").unlink()
+  (folder / "tokenizer.model").rename(folder / "vocab.json")
+  with pytest.raises(
+    errors.UserError, match=r"a vocab\.json .*AutoTokenizer.*save_pre"
+  ):
+    reference.load_tokenizer(str(folder))
+  (folder / "vocab.json").unlink()
   with pytest.raises(errors.UserError, match=r"no tokenizer\.json"):
     reference.load_tokenizer(str(folder))
 
