@@ -46,7 +46,7 @@ Place = Callable[
 # Files that tokenizer.json can be made from, and what else that needs.
 _OTHER_TOKENIZERS = {
   "tokenizer.model": ", with the packages sentencepiece and protobuf installed",
-  "vocab.json": "",
+  "merges.txt": "",  # and vocab.json
 }
 
 
@@ -110,14 +110,16 @@ def _open(reference: str, above: tuple[pathlib.Path, ...]) -> Model:
       config, hf_config = source.config, source.hf_config
       parameters = weights.stacked(config, source)
     case "hf":
-      _check_download(location)
+      if not (location.path / "config.json").is_file():
+        _check_download(location)
       hf_config = files.read_json(location.path / "config.json", finite=False)
-      config = model_config.from_hf(hf_config, str(location.path / "config.json"))
       if hf_config.get("quantization_config"):
         raise errors.UserError(
           f"{location.path}: config.json has a quantization_config; quantised HF "
           "checkpoints are not supported, take the unquantised model"
         )
+      _check_download(location)
+      config = model_config.from_hf(hf_config, str(location.path / "config.json"))
       folder = safetensors_files.SafetensorsFolder(location.path)
       source = weights.with_usual_names(folder, config.tie_embeddings)
       parameters = weights.stacked(config, source)
@@ -139,10 +141,10 @@ def _check_download(location: locations.Location) -> None:
   if location.hub_id and not safetensors_files.has_weights(location.path):
     name = location.hub_id.partition("@")[0]
     raise errors.UserError(
-      f"{location.hub_id}: on the hub, it has no weights in safetensors. If it has "
-      f".gguf files, download one (hf download {name} FILE.gguf --local-dir=DIR) and "
-      "name it; if it has .bin files, load them with transformers and save them with "
-      "save_pretrained(DIR)"
+      f"{location.hub_id}: the hub, or its cache where there is no network, has no "
+      "safetensors of it. If it has .gguf files, download one (hf download "
+      f"{name} FILE.gguf --local-dir=DIR) and name it; if it has .bin files, load them "
+      "with transformers and save them with save_pretrained(DIR)"
     )
 
 

@@ -283,7 +283,8 @@ def test_hub_failure_explains_itself(monkeypatch):
   refused("org/model@abc", "no route to host", "network", "hf auth login", "local")
   assert (call["name"], call["revision"]) == ("org/model", "abc")
   wanted = ["config.json", "model.safetensors", "chat_template.jinja",
-            "tokenizer.model", "additional_chat_templates/tool_use.jinja"]  # fmt: skip
+            "tokenizer.model", "merges.txt",
+            "additional_chat_templates/tool_use.jinja"]  # fmt: skip
   others = ["consolidated.safetensors", "original/params.json", "pytorch_model.bin",
             "checkpoint-5/adapter_model.safetensors", "original/tokenizer.model",
             "modeling.py", "onnx/model.onnx", "README.md"]  # fmt: skip
@@ -552,12 +553,12 @@ def test_tokenizer(tmp_path):
   (folder / "tokenizer.model").write_text("")
   with pytest.raises(errors.UserError, match=r"AutoTokenizer.*save_pretrained"):
     reference.load_tokenizer(str(folder))
-  (folder / "tokenizer.model").rename(folder / "vocab.json")
+  (folder / "tokenizer.model").rename(folder / "merges.txt")
   with pytest.raises(
-    errors.UserError, match=r"a vocab\.json .*AutoTokenizer.*save_pre"
+    errors.UserError, match=r"a merges\.txt .*AutoTokenizer.*save_pre"
   ):
     reference.load_tokenizer(str(folder))
-  (folder / "vocab.json").unlink()
+  (folder / "merges.txt").unlink()
   with pytest.raises(errors.UserError, match=r"no tokenizer\.json"):
     reference.load_tokenizer(str(folder))
 
