@@ -89,12 +89,8 @@ def export_model(
       f"model type is {opened.config.family}), and splits some texts in another way. "
       f"Load it with transformers.PreTrainedTokenizerFast.from_pretrained({out!r})"
     )
-  if export.lacks_scores(tokens, target):
-    _CONSOLE.print(
-      "note: llama.cpp's converter needs the tokenizer.model of the base, which is not "
-      "next to its tokenizer.json: without it, llama.cpp splits texts in another way. "
-      f"Copy it into {out} before you convert"
-    )
+  for note in export.notes_on_llama_cpp(opened, tokens, target):
+    _CONSOLE.print(f"note: {note}")
   return 0
 
 

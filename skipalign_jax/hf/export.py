@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -242,17 +242,30 @@ def _is_sentencepiece(tokenizer: transformers.PreTrainedTokenizerFast) -> bool:
   return getattr(tokenizer.backend_tokenizer.model, "byte_fallback", False)
 
 
-def lacks_scores(
-  tokenizer: transformers.PreTrainedTokenizerFast, folder: str | os.PathLike[str]
-) -> bool:
-  """Whether llama.cpp's converter would not know the scores of the pieces.
+def notes_on_llama_cpp(
+  model: reference.Model,
+  tokenizer: transformers.PreTrainedTokenizerFast,
+  folder: str | os.PathLike[str],
+) -> Iterator[str]:
+  """What llama.cpp's converter would read in another way, without a message.
 
   Args:
+    model: that was exported.
     tokenizer: that was exported.
     folder: of the export.
   """
   there = (pathlib.Path(folder) / _SENTENCEPIECE).is_file()
-  return _is_sentencepiece(tokenizer) and not there
+  if _is_sentencepiece(tokenizer) and not there:
+    yield (
+      "llama.cpp's converter needs the tokenizer.model of the base, which is not next "
+      "to its tokenizer.json: without it, llama.cpp splits texts in another way. Copy "
+      f"it into {folder} before you convert"
+    )
+  if model.config.rope.kind == "llama3" and model.config.family in ("qwen2", "qwen3"):
+    yield (
+      "llama.cpp's converter leaves the llama3 scaling of the rope out of models of "
+      f"the type {model.config.family}; train with another rope.kind to use it there"
+    )
 
 
 def is_read_alike(

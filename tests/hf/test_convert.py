@@ -20,7 +20,7 @@ from tokenizers import models, normalizers, pre_tokenizers
 
 from skipalign_jax import convert
 from skipalign_jax.hf import card, export, gguf_tokenizer, hub, native, reference
-from skipalign_jax.model import hf_rope, rope
+from skipalign_jax.model import hf_rope, model_config, rope
 from skipalign_jax.runtime import errors, files
 
 
@@ -308,6 +308,18 @@ def test_a_sentencepiece_tokenizer_has_what_llama_cpp_needs(tmp_path, capsys):
   ids = [reference.load_tokenizer(str(at))("a<|im_end|>")["input_ids"]
          for at in (source, tmp_path / "out")]  # fmt: skip
   assert ids == [[1, 2, 3]] * 2
+
+
+def test_scaling_that_llama_cpp_leaves_out_is_noted(tmp_path, capsys):
+  for name, noted in (("llama3", False), ("qwen3", True)):
+    source = tiny.hf_folder(tmp_path / name, name)
+    config = files.read_json(source / "config.json")
+    llama3 = model_config.to_hf(tiny.config("llama3"))
+    for key in ("rope_theta", "rope_scaling", "rope_parameters"):
+      config[key] = llama3[key]
+    files.write_json(source / "config.json", config)
+    run("export", source, tmp_path / f"{name}_out")
+    assert ("leaves the llama3 scaling" in capsys.readouterr().out) == noted
 
 
 def test_a_tokenizer_that_transformers_does_not_read_as_it_is(tmp_path, capsys):
