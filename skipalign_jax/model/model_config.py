@@ -130,8 +130,10 @@ def from_hf(hf: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     )
   except KeyError as error:
     raise errors.UserError(f"{where}: key {error} is missing") from error
-  except errors.UserError:
-    raise
+  except errors.UserError as error:
+    if str(error).startswith(f"{where}: "):
+      raise
+    raise errors.UserError(f"{where}: {error}") from error  # of a dataclass
   except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
     raise errors.UserError(
       f"{where}: a value of the wrong type ({escape.line(error)})"

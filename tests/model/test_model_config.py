@@ -290,14 +290,29 @@ def test_ntk_is_exported_as_its_base(length):
     ({"num_key_value_heads": 5}, "must divide"),
     ({"num_hidden_layers": 0}, "num_hidden_layers=0 .* from 1 to 10,000"),
     ({"rope_scaling": {"type": "linear"}}, "needs a factor"),
-    ({"rope_scaling": {"type": "longrope", "factor": 4.0}}, "unknown"),
+    (
+      {"rope_scaling": {"type": "longrope", "factor": 4.0}},
+      "some/config.json: rope_type longrope is not supported; supported: default,",
+    ),
+    (
+      {"rope_scaling": {"type": "ntk", "factor": 4.0}},  # no type of transformers
+      "rope_type ntk is not supported",
+    ),
+    (
+      {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+      "some/config.json: rope_type dynamic cannot be .* remove it in a copy",
+    ),
+    (
+      {"rope_scaling": {"type": "linear", "factor": 0.5}},
+      "some/config.json: rope factor 0.5 must be at least 1",
+    ),
     (
       {"rope_scaling": {"type": "llama3", "factor": 4.0}},
       "needs original_max_position_embeddings",
     ),
     (
       {"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 0.7}},
-      "mscale, which are not supported",
+      "mscale, which are not supported.* remove them in a copy",
     ),
     ({"rope_scaling": YARN | {"attention_factor": 0}}, "attention_factor=0.0 must be"),
     (
