@@ -229,8 +229,8 @@ def _sentencepiece(
     shutil.copyfile(source, folder / _SENTENCEPIECE)
   ids = tokenizer("a")["input_ids"]
   return {
-    "add_bos_token": ids[0] == tokenizer.bos_token_id,
-    "add_eos_token": ids[-1] == tokenizer.eos_token_id,
+    "add_bos_token": ids[:1] == [tokenizer.bos_token_id],
+    "add_eos_token": ids[-1:] == [tokenizer.eos_token_id],
     "added_tokens_decoder": {
       index: {key: getattr(token, key) for key in _TOKEN}
       for index, token in tokenizer.added_tokens_decoder.items()
