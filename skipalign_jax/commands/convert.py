@@ -89,6 +89,8 @@ def export_model(
       f"model type is {opened.config.family}), and splits some texts in another way. "
       f"Load it with transformers.PreTrainedTokenizerFast.from_pretrained({out!r})"
     )
+  for note in export.notes_on_llama_cpp(opened, tokens, target):
+    _CONSOLE.print(f"note: {note}")
   return 0
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,12 +32,25 @@ _DROPPED = (
   "rope_parameters",
   "original_max_position_embeddings",
   "quantization_config",
+  # Other names of max_position_embeddings. vLLM takes the smallest of all, SGLang the
+  # first that it finds, so one of them would cut the window of a model that has grown.
+  "max_length",
+  "max_seq_len",
+  "max_seq_length",
+  "max_sequence_length",
+  "model_max_length",
+  "n_ctx",
+  "n_positions",
+  "seq_len",
+  "seq_length",
 )
 # Digits, white space, signs, scripts and a letter in two parts: rules differ in these.
 _SAMPLE = (
   " The year 2024: it's 1,234.5 %\n\n  x = [y];\tÉté cafe\u0301 你好 🙂 don't\r\n!"
 )
 _V5_SPECIAL = "extra_special_tokens"  # key of tokenizer_config.json
+_SENTENCEPIECE = "tokenizer.model"
+_TOKEN = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
 
 
 def export(
@@ -76,10 +90,9 @@ def export(
     config = hf_config(model.config, model.hf_config, tokenizer, stop_ids, written)
     files.write_json(folder / "config.json", config)
     files.write_json(
-      folder / "generation_config.json",
-      generation_config(model.generation_config, tokenizer, stop_ids),
+      folder / "generation_config.json", generation_config(model, tokenizer, stop_ids)
     )
-    save_tokenizer(tokenizer, folder)
+    save_tokenizer(tokenizer, folder, grown_window(model))
     described = None
     if model.kind == "workdir":
       described = native.read_config(model.location.path)
@@ -129,18 +142,29 @@ def hf_config(
 
 
 def generation_config(
-  base: dict[str, Any] | None,
+  model: reference.Model,
   tokenizer: transformers.PreTrainedTokenizerFast,
   stop_ids: Sequence[int],
 ) -> dict[str, Any]:
   """generation_config.json: stops at every token that ends a reply."""
-  kept = {k: v for k, v in (base or {}).items() if k != "transformers_version"}
+  base = model.generation_config or {}
+  kept = {k: v for k, v in base.items() if k != "transformers_version"}
+  window = grown_window(model)
+  # Where it is the window, as in Llama 2: transformers refuses longer prompts.
+  if window and kept.get("max_length") == model.hf_config["max_position_embeddings"]:
+    kept["max_length"] = window
   ids = {
     "bos_token_id": tokenizer.bos_token_id,
     "pad_token_id": tokenizer.pad_token_id,
     "eos_token_id": _one_or_list(stop_ids),
   }
   return kept | {k: v for k, v in ids.items() if v is not None}
+
+
+def grown_window(model: reference.Model) -> int | None:
+  """The window of a model that training has made longer; None if it has not."""
+  before = (model.hf_config or {}).get("max_position_embeddings")
+  return model.config.window if before and before < model.config.window else None
 
 
 def _one_or_list(ids: Sequence[int]) -> int | list[int] | None:
@@ -150,13 +174,20 @@ def _one_or_list(ids: Sequence[int]) -> int | list[int] | None:
 
 
 def save_tokenizer(
-  tokenizer: transformers.PreTrainedTokenizerFast, folder: pathlib.Path
+  tokenizer: transformers.PreTrainedTokenizerFast,
+  folder: pathlib.Path,
+  window: int | None = None,
 ) -> None:
-  """Saves tokenizer files that transformers v4 reads too.
+  """Saves tokenizer files that transformers v4 and llama.cpp's converter read, too.
 
   v5 writes a class name that v4 does not know, special tokens as a list where v4 fails
   without an object, and the chat template in a file of its own, which early v4 releases
   ignore. v5 reads v4's spellings, so these are written; of templates, both are.
+
+  Args:
+    tokenizer: to save.
+    folder: of the files.
+    window: of the model, if it is longer now than what the tokenizer may say.
   """
   tokenizer.save_pretrained(folder)
   path = folder / "tokenizer_config.json"
@@ -164,6 +195,10 @@ def save_tokenizer(
   for key in ("is_local", "local_files_only"):  # how it was loaded here
     config.pop(key, None)
   config["tokenizer_class"] = "PreTrainedTokenizerFast"
+  if _is_sentencepiece(tokenizer):
+    config |= _sentencepiece(tokenizer, folder)
+  if window:  # with truncation=True, transformers cuts texts there
+    config["model_max_length"] = max(window, config["model_max_length"])
   if isinstance(config.get(_V5_SPECIAL), list):
     config["additional_special_tokens"] = config.pop(_V5_SPECIAL)
   if found := tokenizer.chat_template:
@@ -171,6 +206,66 @@ def save_tokenizer(
       found = [{"name": name, "template": text} for name, text in found.items()]
     config["chat_template"] = found
   files.write_json(path, config)
+
+
+def _sentencepiece(
+  tokenizer: transformers.PreTrainedTokenizerFast, folder: pathlib.Path
+) -> dict[str, Any]:
+  """What llama.cpp's converter needs of a tokenizer made from SentencePiece's.
+
+  Without tokenizer.model, which v5 does not write, it gives all pieces one score, so
+  that llama.cpp joins others. With it, it takes the other tokens from
+  tokenizer_config.json. A missing `add_bos_token` is true to it.
+
+  Args:
+    tokenizer: its tokenizer.model, if it has one, is next to its tokenizer.json.
+    folder: the file is copied into.
+
+  Returns:
+    Keys of tokenizer_config.json.
+  """
+  source = pathlib.Path(tokenizer.name_or_path or os.devnull) / _SENTENCEPIECE
+  if source.is_file():
+    shutil.copyfile(source, folder / _SENTENCEPIECE)
+  ids = tokenizer("a")["input_ids"]
+  return {
+    "add_bos_token": ids[:1] == [tokenizer.bos_token_id],
+    "add_eos_token": ids[-1:] == [tokenizer.eos_token_id],
+    "added_tokens_decoder": {
+      index: {key: getattr(token, key) for key in _TOKEN}
+      for index, token in tokenizer.added_tokens_decoder.items()
+    },
+  }
+
+
+def _is_sentencepiece(tokenizer: transformers.PreTrainedTokenizerFast) -> bool:
+  return getattr(tokenizer.backend_tokenizer.model, "byte_fallback", False)
+
+
+def notes_on_llama_cpp(
+  model: reference.Model,
+  tokenizer: transformers.PreTrainedTokenizerFast,
+  folder: str | os.PathLike[str],
+) -> Iterator[str]:
+  """What llama.cpp's converter would read in another way, without a message.
+
+  Args:
+    model: that was exported.
+    tokenizer: that was exported.
+    folder: of the export.
+  """
+  there = (pathlib.Path(folder) / _SENTENCEPIECE).is_file()
+  if _is_sentencepiece(tokenizer) and not there:
+    yield (
+      "llama.cpp's converter needs the tokenizer.model of the base, which is not next "
+      "to its tokenizer.json: without it, llama.cpp splits texts in another way. Copy "
+      f"it into {folder} before you convert"
+    )
+  if model.config.rope.kind == "llama3" and model.config.family in ("qwen2", "qwen3"):
+    yield (
+      "llama.cpp's converter leaves the llama3 scaling of the rope out of models of "
+      f"the type {model.config.family}; train with another rope.kind to use it there"
+    )
 
 
 def is_read_alike(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
   import transformers
 
 # tokenizer.ggml.token_type
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 
 # Llama 3's split: contractions, words, up to three digits, punctuation, spaces.
 _LLAMA3_SPLIT = (
@@ -36,7 +36,7 @@ _QWEN2_SPLIT = _LLAMA3_SPLIT.replace("{1,3}", "")  # digits one by one
 _GPT2 = ("gpt-2", "gpt2")
 _SMOLLM = ("smollm",)
 _LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
-_QWEN2 = ("qwen2",)
+_QWEN2 = ("qwen2", "deepseek-r1-qwen")  # the second begins with bos
 _KNOWN = ", ".join((*_GPT2, *_SMOLLM, *_LLAMA3, *_QWEN2))
 _TEMPLATE = "tokenizer.chat_template"
 _MAX_PIECE = 1024  # characters of a SentencePiece token; Llama's longest has 16
@@ -151,6 +151,7 @@ def _sentencepiece(metadata: dict[str, Any], where: str) -> tokenizers.Tokenizer
   scores = metadata.get("tokenizer.ggml.scores")
   if not scores:
     raise errors.UserError(f"{where}: tokenizer.ggml.scores is missing")
+  _check_scores(metadata, where)
   vocab = _vocabulary(metadata)
   core = tokenizers.Tokenizer(
     models.BPE(
@@ -169,6 +170,26 @@ def _sentencepiece(metadata: dict[str, Any], where: str) -> tokenizers.Tokenizer
     [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
   )
   return core
+
+
+def _check_scores(metadata: dict[str, Any], where: str) -> None:
+  """Raises UserError if all pieces have one score, which says no order."""
+  tokens = metadata["tokenizer.ggml.tokens"]
+  types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
+  found = [
+    score
+    for token, score, kind in zip(
+      tokens, metadata["tokenizer.ggml.scores"], types, strict=False
+    )
+    if kind == _NORMAL and len(token) > 1
+  ]
+  if len(found) > 1 and len(set(found)) == 1:
+    raise errors.UserError(
+      f"{where}: tokenizer.ggml.scores are all {found[0]:g}, as in files that were "
+      "converted without the model's tokenizer.model, so the order in which pieces are "
+      "joined is not in it. Take the tokenizer of the model's HF folder (--tokenizer, "
+      "data.tokenizer)"
+    )
 
 
 def _merges_from_scores(

@@ -25,7 +25,7 @@ FORMS = """a model reference is one of
 
 # Of subfolders only additional_chat_templates/*.jinja; others have checkpoints or
 # other formats. "consolidated" is the same model again, in Mistral's own.
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
 _NOT_FROM_HUB = ["*/*.json", "*/*.safetensors", "consolidated*"]
 
 

@@ -64,7 +64,7 @@ def write(
       model.config, model.hf_config, tokenizer, stop_ids, written
     )
     files.write_json(folder / "config.json", whole)
-    export.save_tokenizer(tokenizer, folder)
+    export.save_tokenizer(tokenizer, folder, export.grown_window(model))
     text = card.write_adapters(described, model.location.step, written)
     (folder / "README.md").write_text(text, encoding="utf-8")
     tensors = _tensors(pairs, config, written)

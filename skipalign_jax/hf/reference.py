@@ -43,6 +43,12 @@ Place = Callable[
   [str, tuple[int, ...], np.dtype, Callable[[weights.Index], np.ndarray]], jax.Array
 ]
 
+# Files that tokenizer.json can be made from, and what else that needs.
+_OTHER_TOKENIZERS = {
+  "tokenizer.model": ", with the packages sentencepiece and protobuf installed",
+  "merges.txt": "",  # and vocab.json
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -104,13 +110,16 @@ def _open(reference: str, above: tuple[pathlib.Path, ...]) -> Model:
       config, hf_config = source.config, source.hf_config
       parameters = weights.stacked(config, source)
     case "hf":
+      if not (location.path / "config.json").is_file():
+        _check_download(location)
       hf_config = files.read_json(location.path / "config.json", finite=False)
-      config = model_config.from_hf(hf_config, str(location.path / "config.json"))
       if hf_config.get("quantization_config"):
         raise errors.UserError(
           f"{location.path}: config.json has a quantization_config; quantised HF "
           "checkpoints are not supported, take the unquantised model"
         )
+      _check_download(location)
+      config = model_config.from_hf(hf_config, str(location.path / "config.json"))
       folder = safetensors_files.SafetensorsFolder(location.path)
       source = weights.with_usual_names(folder, config.tie_embeddings)
       parameters = weights.stacked(config, source)
@@ -125,6 +134,18 @@ def _open(reference: str, above: tuple[pathlib.Path, ...]) -> Model:
       parameters = _open_checkpoint(location, described, above)
   stops.named(generation, hf_config, config.vocab_size, reference)  # refuses now
   return Model(reference, location, config, hf_config, generation, parameters)
+
+
+def _check_download(location: locations.Location) -> None:
+  """Raises UserError for a repository of the hub without weights that are read."""
+  if location.hub_id and not safetensors_files.has_weights(location.path):
+    name = location.hub_id.partition("@")[0]
+    raise errors.UserError(
+      f"{location.hub_id}: the hub, or its cache where there is no network, has no "
+      "safetensors of it. If it has .gguf files, download one (hf download "
+      f"{name} FILE.gguf --local-dir=DIR) and name it; if it has .bin files, load them "
+      "with transformers and save them with save_pretrained(DIR)"
+    )
 
 
 def with_tokenizer(
@@ -237,9 +258,12 @@ def _open_base(
   except _CircularBaseError:
     raise
   except errors.UserError as error:
+    remedy = ""
+    if peft_config.is_adapter(folder):
+      remedy = f". To take another base, name it as {folder}@BASE"
     raise errors.UserError(
       f"{folder} has adapters of {escape.line(name)}, which cannot be read (relative "
-      f"paths start at the current folder): {error}"
+      f"paths start at the current folder): {error}{remedy}"
     ) from error
 
 
@@ -324,12 +348,13 @@ def _tokenizer(reference: str) -> transformers.PreTrainedTokenizerFast:
     if location.kind == "workdir":
       folder = folder / native.TOKENIZER
   if not (folder / "tokenizer.json").is_file():
-    if (folder / "tokenizer.model").is_file():
-      raise errors.UserError(
-        f"{folder}: has a tokenizer.model but no tokenizer.json. Make one, with the "
-        "packages sentencepiece and protobuf installed: transformers.AutoTokenizer"
-        f".from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
-      )
+    for name, needs in _OTHER_TOKENIZERS.items():
+      if (folder / name).is_file():
+        raise errors.UserError(
+          f"{folder}: has a {name} but no tokenizer.json. Make one{needs}: "
+          f"transformers.AutoTokenizer.from_pretrained({str(folder)!r})"
+          f".save_pretrained({str(folder)!r})"
+        )
     raise errors.UserError(
       f"{folder}: has no tokenizer.json; name a HF folder or .gguf file that has a "
       "tokenizer"

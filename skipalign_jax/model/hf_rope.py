@@ -17,6 +17,7 @@ _KEYS = {
   "low_freq_factor",
   "high_freq_factor",
 }
+_TYPES = ("default", "linear", "yarn", "llama3")
 _ORIGINAL = "original_max_position_embeddings"
 # The fp32 number below 1, which stands for an attention_factor of 1 in what we write.
 # llama.cpp's converter writes one key for attention_factor and for YaRN's attn_factor,
@@ -40,9 +41,11 @@ def read(hf: Mapping[str, Any], where: str, default_theta: float) -> rope.RopeCo
   if unknown := given.keys() - _KEYS:
     raise errors.UserError(
       f"{where}: the rope has {escape.listed(sorted(unknown))}, which are not supported"
-      " and would be ignored"
+      " and would be ignored; if transformers gives the same logits without them, "
+      "remove them in a copy of the model's folder"
     )
   kind = given["rope_type"]
+  _check_type(kind, where)
   original = _original_window(hf, given, where)
   return rope.RopeConfig(
     kind="none" if kind == "default" else kind,
@@ -56,6 +59,20 @@ def read(hf: Mapping[str, Any], where: str, default_theta: float) -> rope.RopeCo
     low_freq_factor=_number(given, "low_freq_factor", 1),
     high_freq_factor=_number(given, "high_freq_factor", 4),
   )
+
+
+def _check_type(kind: Any, where: str) -> None:
+  if kind == "dynamic":
+    raise errors.UserError(
+      f"{where}: rope_type dynamic cannot be trained: its base depends on the longest "
+      "position seen so far. Up to max_position_embeddings it changes nothing: remove "
+      "it in a copy of the model's folder, and scale with rope.kind=ntk if you want to"
+    )
+  if kind not in _TYPES:
+    raise errors.UserError(
+      f"{where}: rope_type {escape.line(kind)[:60]} is not supported; supported: "
+      f"{', '.join(_TYPES)}"
+    )
 
 
 def written_attention_factor(factor: float) -> float:

@@ -130,8 +130,10 @@ def from_hf(hf: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     )
   except KeyError as error:
     raise errors.UserError(f"{where}: key {error} is missing") from error
-  except errors.UserError:
-    raise
+  except errors.UserError as error:
+    if str(error).startswith(f"{where}: "):
+      raise
+    raise errors.UserError(f"{where}: {error}") from error  # of a dataclass
   except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
     raise errors.UserError(
       f"{where}: a value of the wrong type ({escape.line(error)})"
@@ -166,6 +168,8 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     if r.attention_factor is not None:
       scaling["attention_factor"] = hf_rope.written_attention_factor(r.attention_factor)
   if r.kind == "llama3":
+    # llama.cpp's converter reads it here, and takes 8192 where it is not.
+    free["original_max_position_embeddings"] = r.original_window
     scaling |= {
       "low_freq_factor": r.low_freq_factor,
       "high_freq_factor": r.high_freq_factor,

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import gguf
 import huggingface_hub
 import jax.numpy as jnp
 import make_goldens
@@ -15,11 +16,11 @@ import tiny_files as tiny
 import tokenizers
 import transformers
 import yaml
-from tokenizers import normalizers, pre_tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
 
 from skipalign_jax import convert
 from skipalign_jax.hf import card, export, gguf_tokenizer, hub, native, reference
-from skipalign_jax.model import hf_rope, rope
+from skipalign_jax.model import hf_rope, model_config, rope
 from skipalign_jax.runtime import errors, files
 
 
@@ -162,6 +163,34 @@ def test_export_of_training_writes_both_rope_spellings_and_stops(tmp_path):
   assert len(mode) == 1, "some files are private"
 
 
+def test_a_longer_window_is_named_everywhere(tmp_path):
+  """Readers take the smallest, or the first, of the names that a window has."""
+  source = tiny.hf_folder(tmp_path / "hf")
+  before = tiny.config().window
+  for name, keys in (
+    ("config.json", ("max_length", "max_sequence_length", "model_max_length")),
+    ("generation_config.json", ("max_length",)),
+    ("tokenizer_config.json", ("model_max_length",)),
+  ):
+    found = files.read_json(source / name)
+    files.write_json(source / name, found | dict.fromkeys(keys, before))
+  run("import", source, tmp_path / "run")
+  run("export", tmp_path / "run", tmp_path / "same")
+  described = native.read_config(tmp_path / "run")
+  longer = dataclasses.replace(described.model_config, window=4 * before)
+  described = dataclasses.replace(described, model_config=longer)
+  native.write_config(tmp_path / "run", described)
+  run("export", tmp_path / "run", tmp_path / "longer")
+  for folder, window in (("same", before), ("longer", 4 * before)):
+    written = files.read_json(tmp_path / folder / "config.json")
+    assert written["max_position_embeddings"] == window
+    assert not {"max_length", "max_sequence_length", "model_max_length"} & set(written)
+    generation = files.read_json(tmp_path / folder / "generation_config.json")
+    assert generation["max_length"] == window
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / folder)
+    assert theirs.model_max_length == window
+
+
 def test_the_model_card_has_the_recipe_and_nothing_else(tmp_path):
   trained(tmp_path / "run")
   run("export", tmp_path / "run", tmp_path / "out")
@@ -251,6 +280,46 @@ def test_exported_special_tokens_are_spelled_as_version_4_does(tmp_path):
   ):
     assert theirs.extra_special_tokens == more
     assert theirs.all_special_ids == tokenizer.all_special_ids
+
+
+def test_a_sentencepiece_tokenizer_has_what_llama_cpp_needs(tmp_path, capsys):
+  """tokenizer.model, the tokens that it lacks, and whether texts begin with bos."""
+  source = tiny.hf_folder(tmp_path / "hf")
+  core = tokenizers.Tokenizer(
+    models.BPE({"<s>": 0, "▁": 1, "a": 2}, [], unk_token="<s>", byte_fallback=True)
+  )
+  core.normalizer = normalizers.Prepend("▁")
+  core.add_special_tokens(["<|im_end|>"])
+  core.save(str(source / "tokenizer.json"))
+  named = {"bos_token": "<s>", "eos_token": "<|im_end|>"}
+  files.write_json(source / "tokenizer_config.json", named)
+  run("export", source, tmp_path / "without")
+  assert "needs the tokenizer.model of the base" in capsys.readouterr().out
+  (source / "tokenizer.model").write_bytes(b"pieces")
+  run("import", source, tmp_path / "run")
+  run("export", tmp_path / "run", tmp_path / "out")
+  assert "needs the tokenizer.model" not in capsys.readouterr().out
+  assert (tmp_path / "out/tokenizer.model").read_bytes() == b"pieces"
+  config = files.read_json(tmp_path / "out/tokenizer_config.json")
+  assert config["added_tokens_decoder"]["3"]["content"] == "<|im_end|>"
+  found = gguf.SpecialVocab(tmp_path / "out")
+  assert found.add_special_token == {"bos": False, "eos": False}
+  assert not (tmp_path / "out/added_tokens.json").exists()
+  ids = [reference.load_tokenizer(str(at))("a<|im_end|>")["input_ids"]
+         for at in (source, tmp_path / "out")]  # fmt: skip
+  assert ids == [[1, 2, 3]] * 2
+
+
+def test_scaling_that_llama_cpp_leaves_out_is_noted(tmp_path, capsys):
+  for name, noted in (("llama3", False), ("qwen3", True)):
+    source = tiny.hf_folder(tmp_path / name, name)
+    config = files.read_json(source / "config.json")
+    llama3 = model_config.to_hf(tiny.config("llama3"))
+    for key in ("rope_theta", "rope_scaling", "rope_parameters"):
+      config[key] = llama3[key]
+    files.write_json(source / "config.json", config)
+    run("export", source, tmp_path / f"{name}_out")
+    assert ("leaves the llama3 scaling" in capsys.readouterr().out) == noted
 
 
 def test_a_tokenizer_that_transformers_does_not_read_as_it_is(tmp_path, capsys):

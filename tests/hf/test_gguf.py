@@ -93,6 +93,12 @@ def test_qwen2_splits_digits_one_by_one_and_composes_letters(tmp_path):
   split = tok.backend_tokenizer.pre_tokenizer.pre_tokenize_str("It's 2024")
   assert [text for text, _ in split] == ["It", "'s", "Ġ", "2", "0", "2", "4"]
   assert tok("e\u0301")["input_ids"] == tok("é")["input_ids"]
+  # DeepSeek's distillations of Qwen: the same rules, and bos.
+  begins = {"tokenizer.ggml.add_bos_token": True}
+  path = tiny.gguf_file(tmp_path / "r1.gguf", "qwen2", None, begins, "deepseek-r1-qwen")
+  distilled = reference.load_tokenizer(str(path))
+  ids = distilled("In 2024, cafe\u0301")["input_ids"]
+  assert ids == [tok.bos_token_id, *tok("In 2024, café")["input_ids"]]
   assert tok.model_max_length == tiny.config("qwen2").window
 
 
@@ -117,6 +123,10 @@ def test_sentencepiece_joins_the_best_scored_pair_first():
   assert tok.tokenize("aé") == ["▁", "a", "<0xC3>", "<0xA9>"]
   assert tok("ab")["input_ids"][0] == 1
   assert tok.decode(tok("ab c aé")["input_ids"], skip_special_tokens=True) == "ab c aé"
+  # As llama.cpp's converter writes them where there is no tokenizer.model.
+  equal = [-1000.0] * len(metadata["tokenizer.ggml.scores"])
+  with pytest.raises(errors.UserError, match=r"are all -1000.* the model's HF folder"):
+    gguf_tokenizer.build(metadata | {"tokenizer.ggml.scores": equal}, "memory")
 
 
 def test_rope_scaling_in_metadata(tmp_path):

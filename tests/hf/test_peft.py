@@ -18,7 +18,7 @@ from skipalign_jax import config as config_lib
 from skipalign_jax import convert
 from skipalign_jax.hf import adapters, locations, names, native, reference
 from skipalign_jax.model import lora, model_config, rope
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, files
 from skipalign_jax.training import checkpoint, reference_log_probs, run
 from skipalign_jax.training import setup as setup_lib
 from skipalign_jax.training import state as state_lib
@@ -247,6 +247,18 @@ def test_other_tensors_are_refused(base, tmp_path, change, words):
 def test_no_bias_is_trained_where_the_model_has_none(base, tmp_path):
   folder = write(tmp_path / "a", base, bias="lora_only")
   assert_close(weights_of(folder), expected(base, drawn()))
+
+
+def test_a_base_that_cannot_be_read_can_be_replaced(base, tmp_path):
+  """Many adapters name a quantised base."""
+  quantised = tiny_files.hf_folder(tmp_path / "bnb-4bit")
+  config = files.read_json(quantised / "config.json")
+  files.write_json(
+    quantised / "config.json", config | {"quantization_config": {"load_in_4bit": True}}
+  )
+  folder = write(tmp_path / "a", quantised)
+  refused(folder, "quantization_config", f"name it as {folder}@BASE")
+  assert_close(weights_of(f"{folder}@{base}"), expected(base, drawn()))
 
 
 def test_folders_that_are_not_clear_are_refused(base, tmp_path):

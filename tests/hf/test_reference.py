@@ -283,7 +283,8 @@ def test_hub_failure_explains_itself(monkeypatch):
   refused("org/model@abc", "no route to host", "network", "hf auth login", "local")
   assert (call["name"], call["revision"]) == ("org/model", "abc")
   wanted = ["config.json", "model.safetensors", "chat_template.jinja",
-            "tokenizer.model", "additional_chat_templates/tool_use.jinja"]  # fmt: skip
+            "tokenizer.model", "merges.txt",
+            "additional_chat_templates/tool_use.jinja"]  # fmt: skip
   others = ["consolidated.safetensors", "original/params.json", "pytorch_model.bin",
             "checkpoint-5/adapter_model.safetensors", "original/tokenizer.model",
             "modeling.py", "onnx/model.onnx", "README.md"]  # fmt: skip
@@ -296,6 +297,19 @@ def test_hub_download_opens_as_a_folder(monkeypatch, tmp_path):
   folder = tiny.hf_folder(tmp_path / "snapshot")
   monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(folder))
   assert reference.open_model("org/model").config == tiny.config()
+
+
+def test_a_repository_without_safetensors_says_what_to_do(monkeypatch, tmp_path):
+  """As those of GGUF files, which have a config.json or none."""
+  folder = tiny.hf_folder(tmp_path / "snapshot")
+  (folder / "model.safetensors").unlink()
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(folder))
+  for _ in range(2):
+    refused(
+      "hub:org/m-GGUF@main", "hf download org/m-GGUF FILE.gguf", "save_pretrained"
+    )
+    reference.load_tokenizer("hub:org/m-GGUF")
+    (folder / "config.json").unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -539,7 +553,12 @@ def test_tokenizer(tmp_path):
   (folder / "tokenizer.model").write_text("")
   with pytest.raises(errors.UserError, match=r"AutoTokenizer.*save_pretrained"):
     reference.load_tokenizer(str(folder))
-  (folder / "tokenizer.model").unlink()
+  (folder / "tokenizer.model").rename(folder / "merges.txt")
+  with pytest.raises(
+    errors.UserError, match=r"a merges\.txt .*AutoTokenizer.*save_pre"
+  ):
+    reference.load_tokenizer(str(folder))
+  (folder / "merges.txt").unlink()
   with pytest.raises(errors.UserError, match=r"no tokenizer\.json"):
     reference.load_tokenizer(str(folder))
 

@@ -180,6 +180,16 @@ def test_both_spellings_are_written_and_each_suffices(name):
   assert model_config.from_hf(v4) == model_config.from_hf(v5) == config
 
 
+def test_the_original_window_of_llama3_is_where_its_readers_look():
+  """transformers 4 and vLLM read it in the rope, llama.cpp's converter outside."""
+  scaled = rope.RopeConfig("llama3", 1e4, 4.0, original_window=2048)
+  base = model_config.from_hf(LLAMA2_7B)
+  written = model_config.to_hf(dataclasses.replace(base, rope=scaled))
+  for one in (written, written["rope_scaling"], written["rope_parameters"]):
+    assert one["original_max_position_embeddings"] == 2048
+  assert model_config.from_hf(written).rope == scaled
+
+
 def test_missing_theta_is_ten_thousand():
   assert model_config.from_hf(LLAMA2_7B).rope.theta == 10_000.0
   v5 = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0}
@@ -280,14 +290,29 @@ def test_ntk_is_exported_as_its_base(length):
     ({"num_key_value_heads": 5}, "must divide"),
     ({"num_hidden_layers": 0}, "num_hidden_layers=0 .* from 1 to 10,000"),
     ({"rope_scaling": {"type": "linear"}}, "needs a factor"),
-    ({"rope_scaling": {"type": "longrope", "factor": 4.0}}, "unknown"),
+    (
+      {"rope_scaling": {"type": "longrope", "factor": 4.0}},
+      "some/config.json: rope_type longrope is not supported; supported: default,",
+    ),
+    (
+      {"rope_scaling": {"type": "ntk", "factor": 4.0}},  # no type of transformers
+      "rope_type ntk is not supported",
+    ),
+    (
+      {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+      "some/config.json: rope_type dynamic cannot be .* remove it in a copy",
+    ),
+    (
+      {"rope_scaling": {"type": "linear", "factor": 0.5}},
+      "some/config.json: rope factor 0.5 must be at least 1",
+    ),
     (
       {"rope_scaling": {"type": "llama3", "factor": 4.0}},
       "needs original_max_position_embeddings",
     ),
     (
       {"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 0.7}},
-      "mscale, which are not supported",
+      "mscale, which are not supported.* remove them in a copy",
     ),
     ({"rope_scaling": YARN | {"attention_factor": 0}}, "attention_factor=0.0 must be"),
     (

@@ -252,8 +252,9 @@ def sources():
 FOREIGN = {
   "np.load", "signal.set_wakeup_fd", "tokenizer.model", "evaluate.load",
   "lm_head.weight", "general.type", "tokenizer.ggml.model", "tokenizer.ggml.pre",
-  "attention.scale", "attention.value_length", "rope.scaling.yarn_attn_factor",
-  "rope.scaling.yarn_ext_factor", "lru_cache.LRUCache.put", *gguf_keys.VALUES,
+  "tokenizer.ggml.scores", "attention.scale", "attention.value_length",
+  "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_ext_factor",
+  "lru_cache.LRUCache.put", *gguf_keys.VALUES,
 }  # fmt: skip
 PACKAGES = set("jax torch transformers orbax lm_eval TemplateLM".split())
 FILE_NAME = r"[\w./*]+\.(?:py|sh|sbatch|yaml|ipynb)\b"
