@@ -43,7 +43,7 @@ from skipalign_jax.runtime import (
 if TYPE_CHECKING:
   import transformers
 
-FORMAT = 12  # of the table rows; increase it when they or the encoding change
+FORMAT = 13  # of the table rows; increase it when they or the encoding change
 _COUNTS = (
   *("length", "targets", "turns", "split", "sample_id", "rejected_start"),
   *token_table.NOT_LEARNED,
