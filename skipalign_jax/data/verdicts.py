@@ -95,13 +95,16 @@ def check(
     raise errors.UserError(f"data source {source.name} has no records")
   counts = collections.Counter(statuses.tolist())
   bad = {reason: n for reason, n in counts.items() if not _is_fine(reason)}
-  # A text has one table row per piece, and is still one record.
-  records = len(np.unique(rows.column("number")))
-  if sum(bad.values()) > max_bad_fraction * records:
+  # A text has one table row per piece, a chat one per reply or part (data.rewritten,
+  # data.overlong); each is still one record.
+  numbers = rows.column("number")
+  records = len(np.unique(numbers))
+  unusable = len(np.unique(numbers[np.isin(statuses, list(bad))]))
+  if unusable > max_bad_fraction * records:
     first = lambda reason: rows.column("example")[np.argmax(statuses == reason)]
     listed = _listed(bad, "x ", lambda reason: f", first at {first(reason)}")
     raise errors.UserError(
-      f"data source {source.name}: {sum(bad.values()):,} of {records:,} records are "
+      f"data source {source.name}: {unusable:,} of {records:,} records are "
       f"unusable, more than data.max_bad_fraction={max_bad_fraction}:\n"
       + "\n".join(f"  {line}" for line in listed)
       + "".join(f"\n{hint}" for hint in _hints(bad))
