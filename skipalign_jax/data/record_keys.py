@@ -35,6 +35,7 @@ _ABOUT_TEXT_ENDS = (
   "_length", "_license", "_licenses", "_path", "_prob", "_script", "_set_name", "_size",
   "_subset", "_time", "_timestamp", "_title", "_version",
 )  # fmt: skip
+_SHOWN = 24  # names in a reason; some data sets have as many columns
 # They say whether a reply is to be learned: 0 and false, 1 and true.
 _LEARNED = ("label", "loss", "loss_mask", "train", "trainable", "weight")
 
@@ -57,7 +58,7 @@ def is_set(value: Any) -> bool:
 def check(
   found: Mapping[str, Any], used: Iterable[str], ignored: frozenset[str], where: str
 ) -> None:
-  """Raises BadSample for a key that is not understood.
+  """Raises BadSample for keys that are not understood, with all their names.
 
   Args:
     found: a record or a turn.
@@ -66,9 +67,17 @@ def check(
     where: "key" or "turn key", for the reason.
   """
   known = {*used, *ignored, *_LEARNED}
-  for key, value in found.items():
-    if key not in known and is_set(value) and not is_neutral(key):
-      raise dialogues.BadSample(f"{where} {shown(key)} is not understood")
+  names = sorted(
+    shown(key)
+    for key, value in found.items()
+    if key not in known and is_set(value) and not is_neutral(key)
+  )
+  if len(names) == 1:
+    raise dialogues.BadSample(f"{where} {names[0]} is not understood")
+  if names:
+    more = ", …" if len(names) > _SHOWN else ""
+    listed = ", ".join(names[:_SHOWN]) + more
+    raise dialogues.BadSample(f"{where}s {listed} are not understood")
 
 
 def check_record(

@@ -141,7 +141,7 @@ def _listed(counts: Mapping[str, int], times: str, more=lambda reason: "") -> li
 def _hints(reasons: Iterable[str]) -> list[str]:
   """What to do about reasons that name a key or a role."""
   hints, reasons = [], list(reasons)
-  if any("is not understood" in reason for reason in reasons):
+  if any(" not understood" in reason for reason in reasons):
     hints.append("Keys that change nothing can be listed in data.ignore_keys.")
   if any(reason.startswith("unknown role") for reason in reasons):
     hints.append(f"Known roles: {', '.join(schemas.ROLES)}.")

@@ -99,7 +99,7 @@ def test_a_system_key_is_the_system_prompt():
     ({"messages": CHAT, "loss_mask": [0, 1]}, "key loss_mask is not 0 or 1"),
     ({"messages": CHAT, "images": ["a.png"]}, "key images"),
     ({"messages": CHAT, "rejected": "c"}, "key rejected"),
-    ({"messages": CHAT, "chosen": [CHAT[0]], "rejected": "c"}, "key chosen"),
+    ({"messages": CHAT, "chosen": [CHAT[0]], "rejected": "c"}, "keys chosen, rejected"),
     ({"messages": CHAT, "chosen": CHAT, "prompt": "c"}, "chosen does not begin with"),
     ({"messages": CHAT, "chat_template_kwargs": {"enable_thinking": False}},
      "key chat_template_kwargs is not understood"),
@@ -258,6 +258,20 @@ def test_the_refusal_names_the_keys_and_what_to_do(tmp_path):
   with pytest.raises(errors.UserError, match="no usable record: 3 x key mood"):
     prepared(path, tmp_path, max_bad_fraction=1.0)
   assert len(prepared(path, tmp_path, ignore_keys="mood, other").usable) == 3
+
+
+def test_all_keys_that_are_not_understood_are_named_at_once(tmp_path):
+  path = tmp_path / "chats.jsonl"
+  path.write_text(json.dumps({"messages": CHAT, "mood": "calm", "difficulty": 3}))
+  reason = r"(?s)1 x keys difficulty, mood are not understood, first.*ignore_keys"
+  with pytest.raises(errors.UserError, match=reason):
+    prepared(path, tmp_path)
+  assert len(prepared(path, tmp_path, ignore_keys="difficulty,mood").usable) == 1
+  with pytest.raises(dialogues.BadSample, match=r"^turn keys a, b are not understood$"):
+    read(turn(b=1, a=2), ())
+  many = {f"k{i:02}": i for i in range(30)}
+  with pytest.raises(dialogues.BadSample, match=r"^keys k00, .*, k23, … are not"):
+    read({"messages": CHAT} | many, ())
 
 
 def test_a_call_without_a_name_is_refused_with_the_remedy(tmp_path):
