@@ -176,11 +176,16 @@ class Encoder:
   def _samples(self, dialogues: Sequence[Dialogue]) -> list[list[Result]]:
     if not self._each:
       return [[one] for one in self(dialogues)]
-    characters = _CHARACTERS * self._seq_len
-    return [
-      self._replies(one) if self._texts.rewrites(one, characters) else self([one])
-      for one in map(_dialogue, dialogues)
-    ]
+    return list(map(self._one_or_each, map(_dialogue, dialogues)))
+
+  def _one_or_each(self, dialogue: dialogues_lib.Dialogue) -> list[Result]:
+    """The dialogue as one sample, or as one per reply if the template rewrites some."""
+    if not self._texts.rewrites(dialogue, _CHARACTERS * self._seq_len):
+      (found,) = self._encode_all([dialogue])
+      # The first thought that is removed may be after these characters.
+      if _is_bad(found) or not _has_rewritten(found):
+        return [self._result(found)]
+    return self._replies(dialogue)
 
   def _replies(self, dialogue: dialogues_lib.Dialogue) -> list[Result]:
     """For each reply the dialogue up to it, of which only this reply is learned."""
@@ -347,6 +352,10 @@ class Encoder:
       excluded=states.count(spans.EXCLUDED),
       split=sum(begin <= last for begin in encoded.split),
     )
+
+
+def _has_rewritten(encoded: _Encoded) -> bool:
+  return any(one.state == spans.REWRITTEN for one in encoded.text.rendered.replies)
 
 
 def _nothing(replies: Sequence[spans.Reply]) -> dialogues_lib.BadSample:

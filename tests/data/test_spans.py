@@ -228,6 +228,26 @@ def test_each_reply_in_a_sample_of_its_own():
   assert len(whole) == 1 and whole[0].turns == 2
 
 
+def test_each_reply_has_its_sample_also_where_the_first_thought_comes_late():
+  """A token has many characters: more of the chat fits than is looked at first."""
+  words = [*"</>adefhikmnorsstuxy|_\n", *(word := ["xx" * 2**i for i in range(4)])]
+  words += ["<|im_start|>", "<|im_end|>"]
+  merges = [(one[: len(one) // 2],) * 2 for one in word]
+  vocab = {one: i for i, one in enumerate(dict.fromkeys(words))}
+  tokenizer = transformers.PreTrainedTokenizerFast(
+    tokenizer_object=tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges)),
+    additional_special_tokens=words[-2:],
+  )
+  tokenizer.chat_template = TEMPLATES["r1"]
+  long = "x" * 640
+  messages = [("user", long), ("assistant", long), *THINK[:2], *PLAIN[2:3]]
+  messages += [("assistant", "d" * 200)]
+  encoder = chat.Encoder(tokenizer, 250, rewritten="each")
+  found = encoder.samples([messages])[0]
+  assert [one.turns for one in found] == [1, 2, 3]
+  assert all(one.targets.any() for one in found)
+
+
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_stop_tokens_need_no_training_sample(template):
   tokenizer = make(template)
