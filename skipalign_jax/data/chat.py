@@ -67,6 +67,7 @@ class Sample:
       header, and are encoded apart from it.
     rejected_start: of a pair (see preferences.py), the first token of the dialogue with
       the rejected reply; 0 of other samples.
+    chosen_id: of a pair, the id of the dialogue with the chosen reply.
   """
 
   tokens: np.ndarray
@@ -82,6 +83,7 @@ class Sample:
   excluded: int = 0
   split: int = 0
   rejected_start: int = 0
+  chosen_id: int | None = None
 
 
 Dialogue = dialogues_lib.Dialogue | Sequence[tuple[str, str]]  # or (role, content)

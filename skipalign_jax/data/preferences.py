@@ -92,6 +92,7 @@ def join(chosen: chat.Result, rejected: chat.Result) -> chat.Result:
     lost=_sum(chosen.lost, rejected.lost),
     split=chosen.split + rejected.split,
     rejected_start=len(chosen.tokens),
+    chosen_id=chosen.sample_id,
   )
 
 
