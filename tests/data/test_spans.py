@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tokenizers
 import transformers
-from tokenizers import models, pre_tokenizers
+from tokenizers import models, pre_tokenizers, processors
 
 from skipalign_jax.data import chat, dialogues, rendering, template_text, templates
 from skipalign_jax.data import text as text_lib
@@ -342,6 +342,26 @@ def test_a_reply_shares_no_token_with_its_header(head, replies_, split):
     assert "".join(learned) == reply + "</s>"
   prompt = tokenizer(f"[a{head}", add_special_tokens=False)["input_ids"]
   np.testing.assert_array_equal(sample.tokens[: len(prompt)], prompt)
+
+
+@pytest.mark.parametrize("trim", [False, True])
+def test_places_have_the_spaces_of_their_tokens(trim):
+  """Many byte-level tokenizers leave them out of the offsets that they report."""
+  tokenizer = tokenizer_lib.byte_tokenizer()
+  backend = tokenizer.backend_tokenizer
+  vocab = {**tokenizer.get_vocab(), "Ġb": 260}
+  backend.model = models.BPE(vocab=vocab, merges=[("Ġ", "b")])
+  processor = processors.ByteLevel(trim_offsets=trim)
+  backend.post_processor = processor
+  tokenizer.chat_template = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+  )
+  (sample,) = chat.Encoder(tokenizer, 99)([[("user", "a"), ("assistant", "b b")]])
+  assert replies(tokenizer, sample) == ["b b<|im_end|>"] and sample.split == 1
+  learned = sample.tokens[sample.targets].tolist()
+  assert tokenizer.convert_ids_to_tokens(learned) == ["b", "Ġb", "<|im_end|>"]
+  assert str(backend.post_processor) == str(processor)  # as it was
 
 
 def test_a_name_that_the_template_reads_is_refused():
