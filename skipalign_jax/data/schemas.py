@@ -155,6 +155,7 @@ def _turns(
 
 
 def _list(turns: Any, column: str) -> list[_Turn]:
+  turns = tool_calls.parsed(turns)  # tables have turns of different kinds as text
   if not isinstance(turns, list) or not all(isinstance(t, Mapping) for t in turns):
     raise dialogues.BadSample(f"{column} is not a list of turns")
   return [_turn(turn) for turn in turns]

@@ -33,8 +33,9 @@ def tools_of(
   if len(found) > 1:
     raise dialogues.BadSample("two lists of tools: tools and functions")
   (key,) = found
-  tools = _parsed(record[key]) or []
-  if not isinstance(tools, list) or not all(map(_name_of, tools)):
+  tools = parsed(record[key]) or []
+  tools = list(map(parsed, tools)) if isinstance(tools, list) else [None]
+  if not all(map(_name_of, tools)):
     raise dialogues.BadSample(f"key {key} is not a list of functions with names")
   if key == "functions":
     tools = [{"type": "function", "function": tool} for tool in tools]
@@ -54,7 +55,7 @@ def calls_of(turn: Mapping[str, Any], ignored: frozenset[str]) -> list[dict[str,
   found = _set(CALL_KEYS, turn, ignored)
   if len(found) > 1:
     raise dialogues.BadSample("two lists of calls: tool_calls and function_call")
-  value = _parsed(turn[found[0]]) if found else None
+  value = parsed(turn[found[0]]) if found else None
   return calls_in(value, f"turn key {found[0]}") if record_keys.is_set(value) else []
 
 
@@ -75,8 +76,8 @@ def calls_in(value: Any, where: str) -> list[dict[str, Any]]:
   Raises:
     BadSample: as `calls_of`.
   """
-  calls = _parsed(value)
-  calls = calls if isinstance(calls, list) else [calls]
+  calls = parsed(value)
+  calls = list(map(parsed, calls)) if isinstance(calls, list) else [calls]
   if not calls or not all(map(_is_call, calls)):
     raise dialogues.BadSample(f"{where} has a call that is not a JSON object")
   return [_call(call, where) for call in calls]
@@ -89,7 +90,7 @@ def names_of(calls: Any) -> list[str]:
 
 def arguments_of(call: Mapping[str, Any]) -> Mapping[str, Any]:
   """The arguments of a call of `calls_in`; {} if it has none."""
-  return _parsed((call.get("function") or {}).get("arguments")) or {}
+  return parsed((call.get("function") or {}).get("arguments")) or {}
 
 
 def is_nameless(call: Mapping[str, Any]) -> bool:
@@ -118,7 +119,7 @@ def _call(call: Mapping[str, Any], where: str) -> dict[str, Any]:
   outer = {key: value for key, value in call.items() if key not in inner}
   if not isinstance(function.get("name") or "", str):
     raise dialogues.BadSample(f"{where} has a name that is not text")
-  arguments = _parsed(function.get("arguments") or {})
+  arguments = parsed(function.get("arguments") or {})
   if not isinstance(arguments, Mapping):
     raise dialogues.BadSample(f"{where} has arguments that are not a JSON object")
   if not arguments and is_nameless({"function": function}):
@@ -134,7 +135,7 @@ def _name_of(one: Any) -> str | None:
   return name if isinstance(name, str) and name.strip() else None
 
 
-def _parsed(value: Any) -> Any:
+def parsed(value: Any) -> Any:
   """JSON text as its value; other values, and other texts, as they are."""
   if not isinstance(value, str):
     return value

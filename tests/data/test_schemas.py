@@ -194,6 +194,8 @@ TOOL_CHAT = [
   [
     TOOL_CHAT,
     [*TOOL_CHAT[:1], TOOL_CHAT[1] | {"tool_calls": json.dumps([CALL])}, *TOOL_CHAT[2:]],
+    [*TOOL_CHAT[:1], TOOL_CHAT[1] | {"tool_calls": [json.dumps(CALL)]}, *TOOL_CHAT[2:]],
+    json.dumps(TOOL_CHAT),
     [
       CHAT[0],
       {"role": "assistant", "function_call": {"name": "f", "arguments": '{"x": 1}'}},
@@ -223,6 +225,7 @@ def test_tools_have_the_form_that_templates_take():
   for record in (
     {"messages": CHAT, "tools": [TOOL]},
     {"messages": CHAT, "tools": json.dumps([TOOL])},
+    {"messages": json.dumps(CHAT), "tools": [json.dumps(TOOL)]},
     {"messages": CHAT, "functions": [TOOL["function"]]},
   ):
     dialogue = schemas.dialogue_of(record, 1000)
