@@ -160,10 +160,10 @@ SECTIONS = (
   section(
     "data",
     "Samples and how they become rows of a batch. A source is builtin:recall[:N], "
-    "builtin:text[:N], builtin:pairs[:N], hub:NAME[:SPLIT], a .jsonl, .ndjson, .json, "
-    ".parquet or .txt file (all but .parquet may be .gz), a folder of them or of "
-    "datasets' save_to_disk, or a pattern such as chats/*.jsonl. *w after a source "
-    "repeats it w times per epoch. "
+    "builtin:text[:N], builtin:pairs[:N], hub:NAME[:[CONFIG:]SPLIT], a .jsonl, "
+    ".ndjson, .json, .parquet or .txt file (all but .parquet may be .gz), a folder of "
+    "them or of datasets' save_to_disk, or a pattern such as chats/*.jsonl. *w after a "
+    "source repeats it w times per epoch. "
     "Several sources are separated by commas or given as a tuple: "
     '("a.jsonl*2", "hub:org/chats"). A '
     "record with messages is a chat. A record with a text column, and each .txt file, "

@@ -14,8 +14,8 @@ from skipalign_jax.hf import hub
 from skipalign_jax.runtime import errors
 
 FORMS = (
-  "builtin:recall[:N], builtin:text[:N], builtin:pairs[:N], hub:NAME[:SPLIT], a "
-  ".jsonl, .ndjson, .json, .parquet or .txt file (all but .parquet may be .gz), a "
+  "builtin:recall[:N], builtin:text[:N], builtin:pairs[:N], hub:NAME[:[CONFIG:]SPLIT], "
+  "a .jsonl, .ndjson, .json, .parquet or .txt file (all but .parquet may be .gz), a "
   "folder of them or of datasets' save_to_disk, or a pattern such as chats/*.jsonl; *w "
   "after it repeats it w times per epoch"
 )

@@ -355,7 +355,7 @@ def test_damaged_files(tmp_path):
 
 
 def test_hub_failure_says_what_to_do(monkeypatch):
-  def fail(name, split, revision):
+  def fail(name, config, split, revision):
     raise ConnectionError(f"no route to {name} {split}")
 
   monkeypatch.setattr(hub, "dataset_revision", lambda name: "abc")
@@ -369,7 +369,7 @@ def test_hub_rows(monkeypatch):
     datasets,
     "load_dataset",
     # "a/b" alone would be read from a local folder of this name.
-    lambda name, split, revision: datasets.Dataset.from_list(
+    lambda name, config, split, revision: datasets.Dataset.from_list(
       [{"text": revision}][: name == "hf://datasets/a/b"]
     ),
   )
@@ -378,6 +378,30 @@ def test_hub_rows(monkeypatch):
   (source,) = sources.parse("hub:a/b")
   assert list(source.records()) == [(1, {"text": "first"})]
   assert source.identity() == "hub:a/b second"  # another commit, another cache
+
+
+@pytest.mark.parametrize(
+  ("name", "config", "split"),
+  [
+    ("hub:a/b", None, "train"),
+    ("hub:a/b:test", None, "test"),
+    ("hub:a/b:train[:10]", None, "train[:10]"),
+    ("hub:a/b:all:test", "all", "test"),
+    ("hub:a/b:all:train[5:10%]", "all", "train[5:10%]"),
+  ],
+)
+def test_configurations_and_splits_of_the_hub(name, config, split, monkeypatch):
+  asked = []
+
+  def load(remote, *args, **options):
+    asked.append((*args, options["split"]))
+    raise ValueError("Config name is missing.\nPick one of: ['all']\nExample: …")
+
+  monkeypatch.setattr(hub, "dataset_revision", lambda name: "abc")
+  monkeypatch.setattr(datasets, "load_dataset", load)
+  with pytest.raises(errors.UserError, match=r"missing\. Pick one of: \['all'\]\)"):
+    read(name)
+  assert asked == [(config, split)]
 
 
 class Hub:
