@@ -262,9 +262,9 @@ SECTIONS = (
     ),
     ignore_keys=key(
       "",
-      "Keys of records and of their turns, separated by commas, that change "
-      "nothing. Other unknown keys make a record unusable, because they may say what "
-      "is to be learned.",
+      "Keys of records and of their turns, separated by commas, that are not read. "
+      "Other unknown keys make a record unusable, because they may say what is to be "
+      "learned.",
     ),
     workers=key(0, "Processes per host that read data. 0: a thread reads.", at_least=0),
     cache_dir=key(

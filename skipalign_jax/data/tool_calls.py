@@ -15,19 +15,16 @@ TOOL_KEYS = ("tools", "functions")  # of a record
 CALL_KEYS = ("tool_calls", "function_call")  # of a turn
 
 
-def tools_of(
-  record: Mapping[str, Any], ignored: frozenset[str]
-) -> tuple[Mapping[str, Any], ...]:
+def tools_of(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
   """The tools of a record; () if it has none.
 
   Args:
     record: perhaps with one of `TOOL_KEYS`.
-    ignored: keys that the user has named.
 
   Raises:
     BadSample: they are not a list of functions with names.
   """
-  found = _set(TOOL_KEYS, record, ignored)
+  found = _set(TOOL_KEYS, record)
   if not found:
     return ()
   if len(found) > 1:
@@ -42,28 +39,25 @@ def tools_of(
   return tuple(tools)
 
 
-def calls_of(turn: Mapping[str, Any], ignored: frozenset[str]) -> list[dict[str, Any]]:
+def calls_of(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
   """The calls in a turn, with arguments as objects; [] if it has none.
 
   Args:
     turn: perhaps with one of `CALL_KEYS`.
-    ignored: keys that the user has named.
 
   Raises:
     BadSample: a call or its arguments are not an object, or its name is not text.
   """
-  found = _set(CALL_KEYS, turn, ignored)
+  found = _set(CALL_KEYS, turn)
   if len(found) > 1:
     raise dialogues.BadSample("two lists of calls: tool_calls and function_call")
   value = parsed(turn[found[0]]) if found else None
   return calls_in(value, f"turn key {found[0]}") if record_keys.is_set(value) else []
 
 
-def _set(
-  keys: Sequence[str], found: Mapping[str, Any], ignored: frozenset[str]
-) -> list[str]:
-  """Those of the keys that have a value and are not ignored."""
-  return [k for k in keys if k not in ignored and record_keys.is_set(found.get(k))]
+def _set(keys: Sequence[str], found: Mapping[str, Any]) -> list[str]:
+  """Those of the keys that have a value."""
+  return [key for key in keys if record_keys.is_set(found.get(key))]
 
 
 def calls_in(value: Any, where: str) -> list[dict[str, Any]]:

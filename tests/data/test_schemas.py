@@ -8,7 +8,14 @@ import pytest
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.data import dialogues, prepare, schemas, sources, text
+from skipalign_jax.data import (
+  dialogues,
+  preferences,
+  prepare,
+  schemas,
+  sources,
+  text,
+)
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.runtime import errors
 
@@ -241,6 +248,32 @@ def test_ignored_keys_do_not_matter():
   assert read(record, ["is_valid", "mood"]) == PLAIN
   with pytest.raises(dialogues.BadSample, match="mood"):
     read(record, ["is_valid"])
+
+
+@pytest.mark.parametrize(
+  ("record", "ignored"),
+  [
+    ({"messages": CHAT, "system": "Be brief."}, "system"),
+    ({"messages": CHAT, "conversations": [*SHAREGPT, *SHAREGPT]}, "conversations"),
+    ({"messages": [], "conversations": SHAREGPT}, "messages"),
+    ({"instruction": "a", "input": "more", "output": "b"}, "input"),
+    ({"instruction": "a", "output": "b", "history": [["c", "d"]]}, "history"),
+    ({"messages": [SHAREGPT[0] | {"content": "c"}, CHAT[1]]}, "content"),
+    ({"prompt": CHAT[:1], "completion": [CHAT[1] | {"weight": 0}]}, "weight"),
+  ],
+)
+def test_ignored_keys_are_not_read_whatever_they_are(record, ignored):
+  if ignored == "content":
+    record = {"messages": [record["messages"][0], SHAREGPT[1]]}
+  assert read(record, [ignored]) == PLAIN
+
+
+def test_an_ignored_column_next_to_a_pair_does_not_matter():
+  record = {"prompt": "a", "chosen": "b", "rejected": "c", "messages": CHAT * 2}
+  with pytest.raises(dialogues.BadSample, match="messages next to chosen"):
+    preferences.pair_of(record, 1000)
+  chosen, _ = preferences.pair_of(record, 1000, frozenset({"messages"}))
+  assert [one[:2] for one in chosen.messages] == PLAIN
 
 
 def prepared(path, cache_dir, **changes):
