@@ -63,7 +63,7 @@ class Sample:
       them when more messages follow.
     calls: number of replies that are not learned because they call tools.
     excluded: number of replies that the data says are not to be learned.
-    split: number of replies whose first characters would share a token with their
+    split: number of replies whose first characters would change the tokens of their
       header, and are encoded apart from it.
     rejected_start: of a pair (see preferences.py), the first token of the dialogue with
       the rejected reply; 0 of other samples.
@@ -273,7 +273,8 @@ class Encoder:
     begins = [one.begin for one in rendered.replies if one.state == spans.LEARNED]
     if literals:
       tokens_L, places_L2 = self._tokens.of_parts(text, (), literals)
-    split = self._tokens.shared(places_L2, begins)
+    tokens = tokenization.Tokens(tokens_L, places_L2)
+    split = self._tokens.changed(text, tokens, begins)
     if split:
       tokens_L, places_L2 = self._tokens.of_parts(text, split, literals)
     return tokens_L, places_L2, split

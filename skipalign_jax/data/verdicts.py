@@ -61,7 +61,7 @@ def report(source: sources.Source, rows: token_table.Rows, is_text: bool) -> str
   if split := int(column("split").sum()):
     lines.append(
       f"  encoded apart from their headers: {split:,} replies, whose first "
-      "characters would share a token with them"
+      "characters would change their tokens"
     )
   return "\n".join(lines)
 

@@ -344,6 +344,41 @@ def test_a_reply_shares_no_token_with_its_header(head, replies_, split):
   np.testing.assert_array_equal(sample.tokens[: len(prompt)], prompt)
 
 
+@pytest.mark.parametrize(
+  ("rule", "head", "split"),
+  [
+    (r"\s+(?!\S)|\s+", "\n\n", 2),  # GPT-2: the last one of several belongs to a word
+    (r"\s+(?!\S)|\s+", "\n", 0),
+    (r"\s*[\r\n]+|\s+", "\n\n", 0),  # Llama 3
+  ],
+)
+def test_a_reply_does_not_change_the_tokens_of_its_header(rule, head, split):
+  tokenizer = tokenizer_lib.byte_tokenizer()
+  backend = tokenizer.backend_tokenizer
+  vocab = {**tokenizer.get_vocab(), "ĊĊ": 260}
+  backend.model = models.BPE(vocab=vocab, merges=[("Ċ", "Ċ")])
+  backend.pre_tokenizer = pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Split(tokenizers.Regex(rule), "isolated"),
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+  )
+  tokenizer.chat_template = (
+    "{% for m in messages %}{{ m.role + ':HEAD' + m.content + '<|im_end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'assistant:HEAD' }}{% endif %}"
+  ).replace("HEAD", head)
+  (sample,) = chat.Encoder(tokenizer, 4096)([PLAIN])
+  assert sample.split == split
+  begins = np.flatnonzero(np.diff(sample.targets, prepend=False) & sample.targets)
+  for begin, asked in zip(begins, (PLAIN[:1], PLAIN[:3]), strict=True):
+    prompt = rendering.render(tokenizer, dialogues.plain(asked), True)
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if asked == PLAIN[:1]:  # a later prompt has the reply before it unsplit
+      assert sample.tokens[:begin].tolist() == ids
+    assert tokenizer.decode(sample.tokens[:begin]) == prompt
+    assert sample.tokens[begin - 1] == ids[-1]
+
+
 @pytest.mark.parametrize("trim", [False, True])
 def test_places_have_the_spaces_of_their_tokens(trim):
   """Many byte-level tokenizers leave them out of the offsets that they report."""
