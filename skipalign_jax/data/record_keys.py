@@ -20,7 +20,7 @@ _NEUTRAL = frozenset(
 )
 _NEUTRAL_ENDS = (
   "_date", "_hash", "_id", "_idx", "_identifier", "_index", "_ip", "_moderation",
-  "_name", "_rating", "_score", "_source", "_tokens", "_type", "_url",
+  "_model", "_name", "_rating", "_score", "_source", "_tokens", "_type", "_url",
 )  # fmt: skip
 # Of documents, what is known about a text is neutral too: data sets for pretraining
 # have many such columns.

@@ -73,6 +73,7 @@ def turn(**keys):
     {"messages": CHAT, "skip_prompt_formatting": False, "parallel_tool_calls": True},
     {"prompt": "a", "chosen": "b", "chosen_rating": 5.0, "rejected_rating": 1.0},
     {"messages": CHAT, "score_chosen": 8.0, "score_rejected": 3.0},
+    {"prompt": "a", "chosen": "b", "chosen_model": "x", "rejected_model": "y"},
     {"messages": CHAT, "label": True, "tools": None, "images": [], "system": ""},
     {"messages": CHAT, "tools": "[]"},
     {"messages": [CHAT[0] | {"weight": 0}, CHAT[1] | {"weight": 1.0}]},
