@@ -35,7 +35,7 @@ class Encoder:
 
   def __init__(self, tokenizer: transformers.PreTrainedTokenizerFast):
     self._tokenizer = tokenizer
-    self._special = list(template_text.special_tokens(tokenizer).values())
+    self._special = frozenset(template_text.special_tokens(tokenizer).values())
     self._alone = functools.lru_cache(maxsize=256)(self._continuation)
 
   def of_texts(
