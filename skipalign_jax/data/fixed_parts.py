@@ -247,10 +247,11 @@ class Splitter:
 
   def _end_of_message(self, part: str, tail: str) -> int:
     """Characters of `part` that end a message which ends with `tail` if it is last."""
-    if part.startswith(tail):
-      return len(tail)
-    # More may follow the last message, such as an eos token.
     stop = self._control.search(tail)
+    if part.startswith(tail) and not (stop and stop.end() == len(tail)):
+      return len(tail)
+    # More may follow the last message, such as an eos token, or less, without a line
+    # break (OLMo 2, Tulu 3).
     if stop and part.startswith(tail[: stop.end()]):
       return _after_spaces(part, stop.end())
     raise template_parts.UnusableError(

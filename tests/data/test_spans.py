@@ -149,6 +149,31 @@ def test_replies_are_learned_as_they_will_be_prompted_for(template, messages, ex
   assert all(head.startswith("<|im_start|>") for head in heads[::2] if head)
 
 
+def test_a_line_break_that_only_earlier_replies_have_is_in_their_blocks():
+  """OLMo 2, Tulu 3, Falcon 3."""
+  tokenizer = make("chatml")
+  tokenizer.chat_template = (
+    LOOP + "{{ '<|' + m['role'] + '|>\n' + m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{% if not loop.last or m['role'] == 'user' %}{{ '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+  )
+  (sample,) = chat.Encoder(tokenizer, 4096)([PLAIN])
+  assert replies(tokenizer, sample) == [
+    "Reply one<|endoftext|>",
+    "Two.<|endoftext|>",
+  ]
+  blocks = [
+    tokenizer.decode(sample.tokens[sample.block_ids == block]) for block in range(4)
+  ]
+  assert blocks == [
+    "<|user|>\na\n",
+    "<|assistant|>\nReply one<|endoftext|>\n",
+    "<|user|>\nc\n",
+    "<|assistant|>\nTwo.<|endoftext|>",
+  ]
+
+
 # gpt-oss: a reply begins with its channel, and only the last one ends with eos.
 HARMONY = (
   "{{ '<|im_start|>system\nsays<|im_end|>' }}"
