@@ -160,10 +160,10 @@ SECTIONS = (
   section(
     "data",
     "Samples and how they become rows of a batch. A source is builtin:recall[:N], "
-    "builtin:text[:N], builtin:pairs[:N], hub:NAME[:SPLIT], a .jsonl, .ndjson, .json, "
-    ".parquet or .txt file (all but .parquet may be .gz), a folder of them or of "
-    "datasets' save_to_disk, or a pattern such as chats/*.jsonl. *w after a source "
-    "repeats it w times per epoch. "
+    "builtin:text[:N], builtin:pairs[:N], hub:NAME[:[CONFIG:]SPLIT], a .jsonl, "
+    ".ndjson, .json, .parquet or .txt file (all but .parquet may be .gz), a folder of "
+    "them or of datasets' save_to_disk, or a pattern such as chats/*.jsonl. *w after a "
+    "source repeats it w times per epoch. "
     "Several sources are separated by commas or given as a tuple: "
     '("a.jsonl*2", "hub:org/chats"). A '
     "record with messages is a chat. A record with a text column, and each .txt file, "
@@ -262,9 +262,9 @@ SECTIONS = (
     ),
     ignore_keys=key(
       "",
-      "Keys of records and of their turns, separated by commas, that change "
-      "nothing. Other unknown keys make a record unusable, because they may say what "
-      "is to be learned.",
+      "Keys of records and of their turns, separated by commas, that are not read. "
+      "Other unknown keys make a record unusable, because they may say what is to be "
+      "learned.",
     ),
     workers=key(0, "Processes per host that read data. 0: a thread reads.", at_least=0),
     cache_dir=key(

@@ -63,10 +63,11 @@ class Sample:
       them when more messages follow.
     calls: number of replies that are not learned because they call tools.
     excluded: number of replies that the data says are not to be learned.
-    split: number of replies whose first characters would share a token with their
+    split: number of replies whose first characters would change the tokens of their
       header, and are encoded apart from it.
     rejected_start: of a pair (see preferences.py), the first token of the dialogue with
       the rejected reply; 0 of other samples.
+    chosen_id: of a pair, the id of the dialogue with the chosen reply.
   """
 
   tokens: np.ndarray
@@ -82,6 +83,7 @@ class Sample:
   excluded: int = 0
   split: int = 0
   rejected_start: int = 0
+  chosen_id: int | None = None
 
 
 Dialogue = dialogues_lib.Dialogue | Sequence[tuple[str, str]]  # or (role, content)
@@ -176,11 +178,16 @@ class Encoder:
   def _samples(self, dialogues: Sequence[Dialogue]) -> list[list[Result]]:
     if not self._each:
       return [[one] for one in self(dialogues)]
-    characters = _CHARACTERS * self._seq_len
-    return [
-      self._replies(one) if self._texts.rewrites(one, characters) else self([one])
-      for one in map(_dialogue, dialogues)
-    ]
+    return list(map(self._one_or_each, map(_dialogue, dialogues)))
+
+  def _one_or_each(self, dialogue: dialogues_lib.Dialogue) -> list[Result]:
+    """The dialogue as one sample, or as one per reply if the template rewrites some."""
+    if not self._texts.rewrites(dialogue, _CHARACTERS * self._seq_len):
+      (found,) = self._encode_all([dialogue])
+      # The first thought that is removed may be after these characters.
+      if _is_bad(found) or not _has_rewritten(found):
+        return [self._result(found)]
+    return self._replies(dialogue)
 
   def _replies(self, dialogue: dialogues_lib.Dialogue) -> list[Result]:
     """For each reply the dialogue up to it, of which only this reply is learned."""
@@ -266,7 +273,8 @@ class Encoder:
     begins = [one.begin for one in rendered.replies if one.state == spans.LEARNED]
     if literals:
       tokens_L, places_L2 = self._tokens.of_parts(text, (), literals)
-    split = self._tokens.shared(places_L2, begins)
+    tokens = tokenization.Tokens(tokens_L, places_L2)
+    split = self._tokens.changed(text, tokens, begins)
     if split:
       tokens_L, places_L2 = self._tokens.of_parts(text, split, literals)
     return tokens_L, places_L2, split
@@ -347,6 +355,10 @@ class Encoder:
       excluded=states.count(spans.EXCLUDED),
       split=sum(begin <= last for begin in encoded.split),
     )
+
+
+def _has_rewritten(encoded: _Encoded) -> bool:
+  return any(one.state == spans.REWRITTEN for one in encoded.text.rendered.replies)
 
 
 def _nothing(replies: Sequence[spans.Reply]) -> dialogues_lib.BadSample:

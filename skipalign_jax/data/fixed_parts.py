@@ -20,10 +20,11 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from skipalign_jax.data import (
   dialogues,
+  part_frames,
   rendering,
   template_parts,
   template_text,
@@ -60,7 +61,7 @@ class Splitter:
     self._stop = template_text.stop_token(tokenizer)
     self._calls = calls
     self._texts: dict[str, str] = {}
-    self._known: dict[tuple[str, str, str], template_parts.Part] = {}
+    self._known: dict[tuple[Any, ...], template_parts.Part] = {}
 
   def __call__(self, dialogue: dialogues.Dialogue) -> list[template_parts.Part]:
     """The parts before each marked content, and the last part.
@@ -83,11 +84,11 @@ class Splitter:
     if order != expected:
       _check_missing(dialogue, set(expected) - set(order))
       raise template_parts.UnusableError(_NOT_ONCE)
-    parts = [template_parts.Part(texts[0], 0)]
+    parts, frame = [template_parts.Part(texts[0], 0)], part_frames.of(marked, text)
     for part, (before, after) in zip(
       texts[1:-1], itertools.pairwise(numbers), strict=True
     ):
-      parts.append(self._part(marked, text, part, before, after))
+      parts.append(self._part(frame, part, before, after))
     end = len(dialogue.messages)
     parts.append(self._with_calls(marked, text, texts[-1], numbers[-1], end))
     return [
@@ -159,18 +160,16 @@ class Splitter:
       raise dialogues.BadSample("tool_calls are not written by the chat template")
 
   def _part(
-    self, marked: dialogues.Dialogue, text: str, part: str, before: int, after: int
+    self, frame: part_frames.Frame, part: str, before: int, after: int
   ) -> template_parts.Part:
     """The part between the marks of two messages."""
+    marked, text = frame.marked, frame.text
     if after > before + 1 or marked.messages[before].calls:
       return self._with_calls(marked, text, part, before, after)
-    role = marked.messages[after].role
-    if role == marked.messages[before].role:  # results of tools: nothing ends between
+    message = marked.messages[after]
+    if message.role == marked.messages[before].role:  # results: nothing ends between
       return template_parts.Part(part, len(part), first=len(part))
-    key = (text[: text.find(template_text.MARK[0])], part, role)
-    marks = [one.content for one in marked.messages if one.role == "user"]
-    if len(set(marks)) < len(marks):  # then the same parts may have other places
-      key = (text, part, f"{role} {after}")
+    key = (frame.about, part, *frame.place(after))
     if key not in self._known:
       if len(self._known) >= _MAX_KNOWN:
         self._known.clear()
@@ -248,10 +247,11 @@ class Splitter:
 
   def _end_of_message(self, part: str, tail: str) -> int:
     """Characters of `part` that end a message which ends with `tail` if it is last."""
-    if part.startswith(tail):
-      return len(tail)
-    # More may follow the last message, such as an eos token.
     stop = self._control.search(tail)
+    if part.startswith(tail) and not (stop and stop.end() == len(tail)):
+      return len(tail)
+    # More may follow the last message, such as an eos token, or less, without a line
+    # break (OLMo 2, Tulu 3).
     if stop and part.startswith(tail[: stop.end()]):
       return _after_spaces(part, stop.end())
     raise template_parts.UnusableError(

@@ -241,13 +241,22 @@ def _is_taken_out(data: ml_collections.ConfigDict) -> bool:
 
 def _trained_on(train: list[prepare.Prepared], held_out: list[HeldOut]) -> int:
   """Number of held-out samples that the training data have, too."""
-  trained = np.concatenate([_names(p, p.usable) for p in train])
-  return sum(int(np.isin(_names(p, usable), trained).sum()) for p, usable in held_out)
+  trained = np.concatenate([_held_names(p, p.usable) for p in train])
+  return sum(
+    int(np.isin(_held_names(p, usable), trained).sum()) for p, usable in held_out
+  )
 
 
-def _different(train: list[prepare.Prepared]) -> np.ndarray:
-  """The ids of the samples, sorted, each once."""
-  return np.unique(np.concatenate([p.sample_ids[p.usable] for p in train]))
+def _held_ids(data: prepare.Prepared) -> np.ndarray:
+  """By what each table row is held out: of a pair, its chosen dialogue."""
+  return data.rows.column("held_id")
+
+
+def _held_names(data: prepare.Prepared, samples: np.ndarray) -> np.ndarray:
+  """As `_names`, of what is measured of the samples if they are held out."""
+  chosen, lengths = data.rows.rejected_start, data.lengths
+  lengths = np.where(chosen > 0, chosen, lengths)[samples]
+  return _held_ids(data)[samples].astype(np.uint64) << 32 | lengths.astype(np.uint64)
 
 
 def _names(data: prepare.Prepared, samples: np.ndarray) -> np.ndarray:
@@ -270,8 +279,9 @@ def _hold_out(
 ) -> tuple[list[np.ndarray], list[HeldOut]]:
   """Takes held-out samples out of the sources, whatever the order of their files.
 
-  All copies of a held-out dialogue are removed from the training data. Of texts, pieces
-  are held out; other pieces of the same document may stay.
+  All copies of a held-out dialogue are removed from the training data; of pairs, all
+  with its chosen reply. Of texts, pieces are held out; other pieces of the same
+  document may stay.
 
   Args:
     train: the training sources.
@@ -280,7 +290,7 @@ def _hold_out(
   Returns:
     The table rows left for training, per source, and the held-out ones, if any.
   """
-  ids = _different(train)
+  ids = np.unique(np.concatenate([_held_ids(p)[p.usable] for p in train]))
   count = config_lib.held_out(data, len(ids))
   if not count:
     return [p.usable for p in train], []
@@ -293,7 +303,7 @@ def _hold_out(
   chosen = ids[:count]
   usable, held_out = [], []
   for p in train:
-    inside = np.isin(p.sample_ids[p.usable], chosen)
+    inside = np.isin(_held_ids(p)[p.usable], chosen)
     usable.append(p.usable[~inside])
     held_out.append((p, p.usable[inside]))
   return usable, held_out

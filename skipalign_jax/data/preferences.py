@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from skipalign_jax.data import chat, dialogues, packing, schemas
+from skipalign_jax.data import chat, dialogues, packing, record_keys, schemas
 
 CHOSEN, REJECTED = "chosen", "rejected"
 
@@ -36,6 +36,7 @@ def pair_of(
     BadSample: one of the replies is missing or bad, both are equal, or more than the
       last message differs.
   """
+  record = record_keys.without(record, ignored)
   if isinstance(record, Mapping):
     for column in (CHOSEN, REJECTED):
       if record.get(column) is None:
@@ -92,6 +93,7 @@ def join(chosen: chat.Result, rejected: chat.Result) -> chat.Result:
     lost=_sum(chosen.lost, rejected.lost),
     split=chosen.split + rejected.split,
     rejected_start=len(chosen.tokens),
+    chosen_id=chosen.sample_id,
   )
 
 

@@ -43,9 +43,9 @@ from skipalign_jax.runtime import (
 if TYPE_CHECKING:
   import transformers
 
-FORMAT = 12  # of the table rows; increase it when they or the encoding change
+FORMAT = 13  # of the table rows; increase it when they or the encoding change
 _COUNTS = (
-  *("length", "targets", "turns", "split", "sample_id", "rejected_start"),
+  *("length", "targets", "turns", "split", "sample_id", "held_id", "rejected_start"),
   *token_table.NOT_LEARNED,
 )
 _Pair = tuple[dialogues_lib.Dialogue, dialogues_lib.Dialogue]
@@ -325,6 +325,7 @@ def _row(
     **_lost(sample),
     rejected_start=sample.rejected_start,
     sample_id=sample.sample_id,
+    held_id=sample.sample_id if sample.chosen_id is None else sample.chosen_id,
     is_text=is_text,
     status="truncated" if sample.truncated else "ok",
     number=numbered.number,

@@ -48,8 +48,12 @@ class Reading:
     return frozenset(number for part in self.parts for number in part.thinking)
 
   def is_stable(self, number: int) -> bool:
-    """Whether what precedes a message without content is its prompt."""
-    call = self.parts[self.index_before(number) + 1].calls.get(number)
+    """Whether what precedes a reply is its prompt."""
+    k = self.index_before(number) + 1
+    part = self.parts[k]
+    if number in self.numbers[k : k + 1]:
+      return part.stable
+    call = part.calls.get(number)
     return call is None or call.stable
 
   def around_replies(

@@ -20,7 +20,7 @@ _NEUTRAL = frozenset(
 )
 _NEUTRAL_ENDS = (
   "_date", "_hash", "_id", "_idx", "_identifier", "_index", "_ip", "_moderation",
-  "_name", "_rating", "_score", "_source", "_tokens", "_type", "_url",
+  "_model", "_name", "_rating", "_score", "_source", "_tokens", "_type", "_url",
 )  # fmt: skip
 # Of documents, what is known about a text is neutral too: data sets for pretraining
 # have many such columns.
@@ -35,6 +35,7 @@ _ABOUT_TEXT_ENDS = (
   "_length", "_license", "_licenses", "_path", "_prob", "_script", "_set_name", "_size",
   "_subset", "_time", "_timestamp", "_title", "_version",
 )  # fmt: skip
+_SHOWN = 24  # names in a reason; some data sets have as many columns
 # They say whether a reply is to be learned: 0 and false, 1 and true.
 _LEARNED = ("label", "loss", "loss_mask", "train", "trainable", "weight")
 
@@ -54,43 +55,50 @@ def is_set(value: Any) -> bool:
   return value is not None and value not in ("", [], {})
 
 
-def check(
-  found: Mapping[str, Any], used: Iterable[str], ignored: frozenset[str], where: str
-) -> None:
-  """Raises BadSample for a key that is not understood.
+def without(found: Any, ignored: frozenset[str]) -> Any:
+  """A record or turn without the keys that the user has named; others as they are."""
+  if not ignored or not isinstance(found, Mapping):
+    return found
+  return {key: value for key, value in found.items() if key not in ignored}
+
+
+def check(found: Mapping[str, Any], used: Iterable[str], where: str) -> None:
+  """Raises BadSample for keys that are not understood, with all their names.
 
   Args:
     found: a record or a turn.
     used: keys that the caller reads.
-    ignored: keys that the user has named.
     where: "key" or "turn key", for the reason.
   """
-  known = {*used, *ignored, *_LEARNED}
-  for key, value in found.items():
-    if key not in known and is_set(value) and not is_neutral(key):
-      raise dialogues.BadSample(f"{where} {shown(key)} is not understood")
+  known = {*used, *_LEARNED}
+  names = sorted(
+    shown(key)
+    for key, value in found.items()
+    if key not in known and is_set(value) and not is_neutral(key)
+  )
+  if len(names) == 1:
+    raise dialogues.BadSample(f"{where} {names[0]} is not understood")
+  if names:
+    more = ", …" if len(names) > _SHOWN else ""
+    listed = ", ".join(names[:_SHOWN]) + more
+    raise dialogues.BadSample(f"{where}s {listed} are not understood")
 
 
-def check_record(
-  record: Mapping[str, Any], used: Iterable[str], ignored: frozenset[str]
-) -> None:
+def check_record(record: Mapping[str, Any], used: Iterable[str]) -> None:
   """Raises BadSample for a key that is not understood, or leaves the record out.
 
   Args: as of `check`.
   """
-  check(record, used, ignored, "key")
-  if reason := not_learned(record, ignored, "key", default=True):
+  check(record, used, "key")
+  if reason := not_learned(record, "key", default=True):
     raise dialogues.BadSample(f"nothing to learn: {reason}")
 
 
-def not_learned(
-  found: Mapping[str, Any], ignored: frozenset[str], where: str, default: bool
-) -> str:
+def not_learned(found: Mapping[str, Any], where: str, default: bool) -> str:
   """The key, with its value, that says that something is not learned; "" if none does.
 
   Args:
     found: a record or a turn.
-    ignored: keys that the user has named.
     where: as in `check`.
     default: whether it is learned if no key says anything.
 
@@ -100,7 +108,7 @@ def not_learned(
   says = ""
   for key in _LEARNED:
     value = found.get(key)
-    if key in ignored or not is_set(value):
+    if not is_set(value):
       continue
     if not isinstance(value, int | float) or value not in (0, 1):
       raise dialogues.BadSample(f"{where} {key} is not 0 or 1")
@@ -113,15 +121,12 @@ def not_learned(
   return says
 
 
-def thought_of(
-  turn: Mapping[str, Any], content: str, ignored: frozenset[str]
-) -> dict[str, str]:
+def thought_of(turn: Mapping[str, Any], content: str) -> dict[str, str]:
   """The thought of a turn under its key; {} if it has none.
 
   Args:
     turn: perhaps with one of `dialogues.THOUGHT_KEYS`, or several that are equal.
     content: of the turn.
-    ignored: keys that the user has named.
 
   Raises:
     BadSample: it is not text, or there are two thoughts.
@@ -129,7 +134,7 @@ def thought_of(
   found, (mark, _) = {}, dialogues.THOUGHT_MARKUP
   for key in dialogues.THOUGHT_KEYS:
     value = turn.get(key)
-    if key in ignored or value in (None, [], {}):
+    if value in (None, [], {}):
       continue
     if not isinstance(value, str):
       raise dialogues.BadSample(f"turn key {key} is not text")

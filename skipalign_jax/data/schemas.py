@@ -60,12 +60,9 @@ def parse_line(line: bytes) -> Any:
     raise dialogues.BadSample("not valid JSON") from error
 
 
-def has_dialogue(
-  record: Mapping[str, Any], ignored: frozenset[str] = frozenset()
-) -> bool:
+def has_dialogue(record: Mapping[str, Any]) -> bool:
   """Whether a record has a column of a dialogue, next to which `text` means nothing."""
-  columns = (column for column in _DIALOGUE_COLUMNS if column not in ignored)
-  return any(record.get(column) is not None for column in columns)
+  return any(record.get(column) is not None for column in _DIALOGUE_COLUMNS)
 
 
 def may_have_dialogue(columns: Iterable[str]) -> bool:
@@ -88,23 +85,24 @@ def dialogue_of(
   Turns after the last reply are dropped: they have no target. A dialogue that opens
   with the assistant, as some ShareGPT ones do, is refused.
 
-  Every other key is known to be neutral, in `ignored`, or refuses the record, see
+  Every other key is known to be neutral, in `ignored`, or refuses the record; see
   `record_keys`. An unset key (None, or empty) never does.
 
   Args:
     record: a JSON value.
     max_message_bytes: of one message, or of all tools, in UTF-8.
-    ignored: further keys that do not matter.
+    ignored: keys of the record and its turns that are not read, whatever they are.
     reply_keys: columns of the reply to a prompt; a pair is read once for each of its.
 
   Raises:
     BadSample: anything else; the reason names the key, role or shape.
   """
+  record = record_keys.without(record, ignored)
   turns = _turns(record, ignored, reply_keys)
-  tools = tool_calls.tools_of(record, ignored)
+  tools = tool_calls.tools_of(record)
   found, why = [], {}
   for turn in turns:
-    message, reason = _message(turn, ignored)
+    message, reason = _message(turn)
     found.append(message)
     if message.role == "assistant":
       why[reason] = None
@@ -134,14 +132,14 @@ def _turns(
     raise dialogues.BadSample(f"two dialogues: {' and '.join(columns)}")
   if columns:
     # `text` is the rendered dialogue; `prompt` its first message, in some data sets.
-    turns = _list(record[columns[0]], columns[0])
+    turns = _list(record[columns[0]], columns[0], ignored)
     used = {*columns, "text"}
     if record.get("prompt") in [turn.content for turn in turns]:
       used.add("prompt")
   elif isinstance(record.get("instruction"), str) and "output" in record:
     turns, used = _alpaca(record), {*_ALPACA_KEYS, "text"}
   elif replies and (record.get("prompt") is not None or replies[0] != "completion"):
-    turns, used = _reply(record, replies[0]), {"prompt", replies[0], "text"}
+    turns, used = _reply(record, replies[0], ignored), {"prompt", replies[0], "text"}
     used.update(_OF_A_PAIR if replies[0] != "completion" else ())
   else:
     names = [record_keys.shown(key) for key, value in record.items() if value]
@@ -150,14 +148,15 @@ def _turns(
       f"unrecognised columns: {', '.join(sorted(names)[:_SHOWN])}{more}"
     )
   used |= {*_SYSTEM_KEYS, *tool_calls.TOOL_KEYS}
-  record_keys.check_record(record, used, ignored)
+  record_keys.check_record(record, used)
   return _with_system(record, turns)
 
 
-def _list(turns: Any, column: str) -> list[_Turn]:
+def _list(turns: Any, column: str, ignored: frozenset[str]) -> list[_Turn]:
+  turns = tool_calls.parsed(turns)  # tables have turns of different kinds as text
   if not isinstance(turns, list) or not all(isinstance(t, Mapping) for t in turns):
     raise dialogues.BadSample(f"{column} is not a list of turns")
-  return [_turn(turn) for turn in turns]
+  return [_turn(record_keys.without(turn, ignored)) for turn in turns]
 
 
 def _turn(turn: Mapping[str, Any]) -> _Turn:
@@ -177,10 +176,10 @@ def _said(turn: Mapping[str, Any], keys: Sequence[str]) -> list[Any]:
   return [one for one in found if record_keys.is_set(one)] or found[:1]
 
 
-def _check_once(turn: Mapping[str, Any], ignored: frozenset[str]) -> None:
+def _check_once(turn: Mapping[str, Any]) -> None:
   """Raises BadSample if two keys of a turn say different things."""
   for keys in (_ROLE_KEYS, _CONTENT_KEYS):
-    said = _said(turn, [key for key in keys if key not in ignored])
+    said = _said(turn, keys)
     if any(one != said[0] for one in said):
       raise dialogues.BadSample(f"turn keys {' and '.join(keys)} differ")
 
@@ -221,13 +220,15 @@ def _alpaca(record: Mapping[str, Any]) -> list[_Turn]:
   return [*turns, _Turn("user", instruction), _Turn("assistant", record["output"])]
 
 
-def _reply(record: Mapping[str, Any], column: str) -> list[_Turn]:
+def _reply(
+  record: Mapping[str, Any], column: str, ignored: frozenset[str]
+) -> list[_Turn]:
   """A prompt and its completion, or the chosen one; each a text or a list of turns."""
   prompt, reply = record.get("prompt"), record[column]
   if isinstance(reply, list):
-    turns = _list(reply, column)
+    turns = _list(reply, column, ignored)
     if turns and ROLES.get(str(turns[0].role).lower()) != "assistant":
-      if not _begins(turns, prompt):
+      if not _begins(turns, prompt, ignored):
         raise dialogues.BadSample(f"{column} does not begin with the prompt")
       return turns
   else:
@@ -235,15 +236,17 @@ def _reply(record: Mapping[str, Any], column: str) -> list[_Turn]:
   if prompt is None:
     raise dialogues.BadSample(f"{column} without a prompt is not a list of turns")
   before = [_Turn("user", prompt)]
-  return [*(_list(prompt, "prompt") if isinstance(prompt, list) else before), *turns]
+  if isinstance(prompt, list):
+    before = _list(prompt, "prompt", ignored)
+  return [*before, *turns]
 
 
-def _begins(turns: Sequence[_Turn], prompt: Any) -> bool:
+def _begins(turns: Sequence[_Turn], prompt: Any, ignored: frozenset[str]) -> bool:
   """Whether turns begin with a prompt."""
   if prompt is None:
     return True
   if isinstance(prompt, list):
-    return list(turns[: len(prompt)]) == _list(prompt, "prompt")
+    return list(turns[: len(prompt)]) == _list(prompt, "prompt", ignored)
   return prompt in [turn.content for turn in turns[:2]]
 
 
@@ -262,7 +265,7 @@ def _with_system(record: Mapping[str, Any], turns: list[_Turn]) -> list[_Turn]:
   return [_Turn("system", prompts[0]), *turns]
 
 
-def _message(turn: _Turn, ignored: frozenset[str]) -> tuple[dialogues.Message, str]:
+def _message(turn: _Turn) -> tuple[dialogues.Message, str]:
   """The turn as a message, and the key that says that it is not learned."""
   role, content = turn.role, turn.content
   if role is None:
@@ -270,15 +273,13 @@ def _message(turn: _Turn, ignored: frozenset[str]) -> tuple[dialogues.Message, s
   known = ROLES.get(role.lower()) if isinstance(role, str) else None
   if known is None:
     raise dialogues.BadSample(f"unknown role {record_keys.shown(role)}")
-  _check_once(turn.keys, ignored)
+  _check_once(turn.keys)
   used = {*_ROLE_KEYS, *_CONTENT_KEYS}
   if known == "assistant":
     used.update(tool_calls.CALL_KEYS, dialogues.THOUGHT_KEYS)
-  record_keys.check(turn.keys, used, ignored, "turn key")
-  reason = record_keys.not_learned(
-    turn.keys, ignored, "turn key", default=known == "assistant"
-  )
-  calls = tool_calls.calls_of(turn.keys, ignored) if known == "assistant" else []
+  record_keys.check(turn.keys, used, "turn key")
+  reason = record_keys.not_learned(turn.keys, "turn key", default=known == "assistant")
+  calls = tool_calls.calls_of(turn.keys) if known == "assistant" else []
   if role.lower() == "function_call":
     calls, content = tool_calls.calls_in(content, "turn of function_call"), None
   if content is not None and not isinstance(content, str):
@@ -291,7 +292,7 @@ def _message(turn: _Turn, ignored: frozenset[str]) -> tuple[dialogues.Message, s
     wanted = ("name", "tool_call_id")
     more = {key: turn.keys[key] for key in wanted if turn.keys.get(key) is not None}
   if known == "assistant":
-    more |= record_keys.thought_of(turn.keys, content or "", ignored)
+    more |= record_keys.thought_of(turn.keys, content or "")
   return dialogues.Message(known, content or "", not reason, more or None), reason
 
 

@@ -14,8 +14,8 @@ from skipalign_jax.hf import hub
 from skipalign_jax.runtime import errors
 
 FORMS = (
-  "builtin:recall[:N], builtin:text[:N], builtin:pairs[:N], hub:NAME[:SPLIT], a "
-  ".jsonl, .ndjson, .json, .parquet or .txt file (all but .parquet may be .gz), a "
+  "builtin:recall[:N], builtin:text[:N], builtin:pairs[:N], hub:NAME[:[CONFIG:]SPLIT], "
+  "a .jsonl, .ndjson, .json, .parquet or .txt file (all but .parquet may be .gz), a "
   "folder of them or of datasets' save_to_disk, or a pattern such as chats/*.jsonl; *w "
   "after it repeats it w times per epoch"
 )
@@ -26,6 +26,8 @@ SUFFIXES = (*_LINES, *(f"{suffix}.gz" for suffix in _LINES), *TABLES, *TEXTS)
 # What datasets' save_to_disk writes besides .arrow files. Others have such files for
 # other purposes, so these are only read together.
 _SAVED, _SPLITS = ("state.json", "dataset_info.json"), "dataset_dict.json"
+# Words in the names of files and folders that say of which split they are.
+_TRAIN, _HELD_OUT = "train", {"test", "validation", "valid", "val", "dev", "eval"}
 _WEIGHT = re.compile(r"(.+)\*([-+.0-9eE]+|nan|inf)", re.DOTALL)
 _REMOTE = ("builtin:", hub.PREFIX)
 
@@ -81,7 +83,7 @@ def files_of(name: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
   begin with a dot do not count.
 
   Raises:
-    UserError: there is no data file, or a saved data set has several splits.
+    UserError: there is no data file, or a folder has those of several splits.
   """
   path = pathlib.Path(os.path.expanduser(name))
   if name and path.is_dir():  # "" would be this folder
@@ -94,6 +96,8 @@ def files_of(name: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     found = [pathlib.Path(one) for one in {*glob.glob(str(path), recursive=True)}]
   is_data = _is_known if found == [path] else _is_data
   files = [one for one in found if is_data(one) and one.is_file()]
+  if name and path.is_dir():
+    _check_names(path, sorted(files))
   if files:
     return sorted(files), sorted(set(found) - set(files))
   if (name and path.is_dir()) or glob.has_magic(name):
@@ -126,6 +130,34 @@ def _check_splits(path: pathlib.Path) -> None:
         f"data source {path} has the splits {', '.join(splits)}; name the folder of "
         f"one, such as {path / splits[-1]}"
       )
+
+
+def _check_names(path: pathlib.Path, files: list[pathlib.Path]) -> None:
+  """Raises UserError if a folder has training and test data side by side.
+
+  As downloads of the hub's data sets have: data/train-00000-of-00002.parquet and
+  data/test-00000-of-00001.parquet.
+  """
+  splits: dict[str, pathlib.Path] = {}
+  for file in files:
+    words = _words(str(file.relative_to(path))) & {_TRAIN, *_HELD_OUT}
+    if len(words) == 1:
+      splits.setdefault(words.pop(), file)
+  others = sorted(_HELD_OUT & splits.keys())
+  if _TRAIN not in splits or not others:
+    return
+  parts = splits[_TRAIN].relative_to(path).parts
+  depth = next(i for i, part in enumerate(parts) if _TRAIN in _words(part))
+  one = path.joinpath(*parts[: depth + 1])
+  one = one if depth < len(parts) - 1 else one.with_name(f"*{_TRAIN}*")
+  raise errors.UserError(
+    f"data source {path} has files of the splits {_TRAIN} and {', '.join(others)} "
+    f"({splits[others[0]]}); name those of one, by a folder or a pattern such as {one}"
+  )
+
+
+def _words(name: str) -> set[str]:
+  return set(re.findall("[a-z]+", name.lower()))
 
 
 def _of_folder(path: pathlib.Path) -> list[pathlib.Path]:

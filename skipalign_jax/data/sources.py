@@ -101,26 +101,32 @@ class Source:
     name, count = self._builtin_name()
     return ((i + 1, _BUILTIN[name](0, i)) for i in range(count))
 
-  def _hub_name(self) -> tuple[str, str]:
-    """The data set, and its split."""
-    name, _, split = self.name.removeprefix(hub.PREFIX).partition(":")
+  def _hub_name(self) -> tuple[str, str | None, str]:
+    """The data set, its configuration if one is named, and its split."""
+    name, _, rest = self.name.removeprefix(hub.PREFIX).partition(":")
+    # A split may have colons of its own: train[:1000].
+    config, split = re.fullmatch(r"(?:([^:\[\]]+):)?(.*)", rest, re.DOTALL).groups()
     if not hub.is_id(name):
       raise errors.UserError(
         f"data source {self.name!r} is unknown; give {source_names.FORMS}"
       )
-    return name, split or "train"
+    return name, config, split or "train"
 
   def _hub(self) -> Iterator[tuple[int, Any]]:
     import datasets
 
-    name, split = self._hub_name()
+    name, config, split = self._hub_name()
     revision = self.revision()
     with hub.downloading(
-      f"data source {self.name}", "name a local .jsonl or .parquet file"
+      f"data source {self.name}",
+      "name a configuration, hub:NAME:CONFIG:SPLIT, or a local .jsonl file",
     ):
       # By its name alone, a local folder would be read instead.
       remote = f"hf://datasets/{name}"
-      rows = datasets.load_dataset(remote, split=split, revision=revision)
+      try:
+        rows = datasets.load_dataset(remote, config, split=split, revision=revision)
+      except ValueError as error:  # its second line lists the configurations
+        raise ValueError(" ".join(str(error).splitlines()[:2])) from error
     return tables.of_dataset(rows, self.name)
 
   @functools.cached_property

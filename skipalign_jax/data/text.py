@@ -55,12 +55,13 @@ def text_of(record: Any, ignored: frozenset[str] = frozenset()) -> str | None:
   Raises:
     BadSample: another key is not understood, or says that nothing is to be learned.
   """
+  record = record_keys.without(record, ignored)
   if not isinstance(record, Mapping) or not isinstance(record.get("text"), str):
     return None
-  if schemas.has_dialogue(record, ignored):
+  if schemas.has_dialogue(record):
     return None  # some data sets have the rendered chat next to its messages
   about = filter(record_keys.is_about_text, record)
-  record_keys.check_record(record, {"text", *about}, ignored)
+  record_keys.check_record(record, {"text", *about})
   return record["text"]
 
 

@@ -32,6 +32,7 @@ def schema() -> pyarrow.Schema:
     "lost_targets": pyarrow.int64(),
     "rejected_start": pyarrow.int32(),  # of a pair; 0 of other samples
     "sample_id": pyarrow.uint32(),
+    "held_id": pyarrow.uint32(),  # of a pair, that of its chosen dialogue
     "is_text": pyarrow.bool_(),
     "status": pyarrow.string(),
     "number": pyarrow.int64(),  # of the record in the source, from 1

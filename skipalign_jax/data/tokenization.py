@@ -9,17 +9,20 @@ Shapes: L tokens of a text or of a part.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from tokenizers import processors
 
 from skipalign_jax.data import cuts
 from skipalign_jax.runtime import errors
 
 if TYPE_CHECKING:
+  import tokenizers
   import transformers
 
 _PART = 1 << 16  # characters of a part
@@ -137,6 +140,20 @@ class _Part:
     return int(np.searchsorted(self.tokens.places[:, 0], character))
 
 
+@contextlib.contextmanager
+def _whole_places(backend: tokenizers.Tokenizer) -> Iterator[None]:
+  """In the block the places of tokens have the spaces that the tokens have.
+
+  Some post-processors leave them out (`trim_offsets`), which changes no token.
+  """
+  own = backend.post_processor
+  backend.post_processor = processors.Sequence([])
+  try:
+    yield
+  finally:
+    backend.post_processor = own
+
+
 class _Encoder:
   """See `parts`."""
 
@@ -180,10 +197,11 @@ class _Encoder:
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = self._literal
-    encodings = backend.encode_batch(
-      [texts[number][begin:end] for number, begin, end in spans],
-      add_special_tokens=False,
-    )
+    with _whole_places(backend):
+      encodings = backend.encode_batch(
+        [texts[number][begin:end] for number, begin, end in spans],
+        add_special_tokens=False,
+      )
     encodings.reverse()
     for number, begin, end in spans:
       found = encodings.pop()  # each is freed when it has been read

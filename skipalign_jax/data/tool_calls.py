@@ -15,54 +15,49 @@ TOOL_KEYS = ("tools", "functions")  # of a record
 CALL_KEYS = ("tool_calls", "function_call")  # of a turn
 
 
-def tools_of(
-  record: Mapping[str, Any], ignored: frozenset[str]
-) -> tuple[Mapping[str, Any], ...]:
+def tools_of(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
   """The tools of a record; () if it has none.
 
   Args:
     record: perhaps with one of `TOOL_KEYS`.
-    ignored: keys that the user has named.
 
   Raises:
     BadSample: they are not a list of functions with names.
   """
-  found = _set(TOOL_KEYS, record, ignored)
+  found = _set(TOOL_KEYS, record)
   if not found:
     return ()
   if len(found) > 1:
     raise dialogues.BadSample("two lists of tools: tools and functions")
   (key,) = found
-  tools = _parsed(record[key]) or []
-  if not isinstance(tools, list) or not all(map(_name_of, tools)):
+  tools = parsed(record[key]) or []
+  tools = list(map(parsed, tools)) if isinstance(tools, list) else [None]
+  if not all(map(_name_of, tools)):
     raise dialogues.BadSample(f"key {key} is not a list of functions with names")
   if key == "functions":
     tools = [{"type": "function", "function": tool} for tool in tools]
   return tuple(tools)
 
 
-def calls_of(turn: Mapping[str, Any], ignored: frozenset[str]) -> list[dict[str, Any]]:
+def calls_of(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
   """The calls in a turn, with arguments as objects; [] if it has none.
 
   Args:
     turn: perhaps with one of `CALL_KEYS`.
-    ignored: keys that the user has named.
 
   Raises:
     BadSample: a call or its arguments are not an object, or its name is not text.
   """
-  found = _set(CALL_KEYS, turn, ignored)
+  found = _set(CALL_KEYS, turn)
   if len(found) > 1:
     raise dialogues.BadSample("two lists of calls: tool_calls and function_call")
-  value = _parsed(turn[found[0]]) if found else None
+  value = parsed(turn[found[0]]) if found else None
   return calls_in(value, f"turn key {found[0]}") if record_keys.is_set(value) else []
 
 
-def _set(
-  keys: Sequence[str], found: Mapping[str, Any], ignored: frozenset[str]
-) -> list[str]:
-  """Those of the keys that have a value and are not ignored."""
-  return [k for k in keys if k not in ignored and record_keys.is_set(found.get(k))]
+def _set(keys: Sequence[str], found: Mapping[str, Any]) -> list[str]:
+  """Those of the keys that have a value."""
+  return [key for key in keys if record_keys.is_set(found.get(key))]
 
 
 def calls_in(value: Any, where: str) -> list[dict[str, Any]]:
@@ -75,8 +70,8 @@ def calls_in(value: Any, where: str) -> list[dict[str, Any]]:
   Raises:
     BadSample: as `calls_of`.
   """
-  calls = _parsed(value)
-  calls = calls if isinstance(calls, list) else [calls]
+  calls = parsed(value)
+  calls = list(map(parsed, calls)) if isinstance(calls, list) else [calls]
   if not calls or not all(map(_is_call, calls)):
     raise dialogues.BadSample(f"{where} has a call that is not a JSON object")
   return [_call(call, where) for call in calls]
@@ -89,7 +84,7 @@ def names_of(calls: Any) -> list[str]:
 
 def arguments_of(call: Mapping[str, Any]) -> Mapping[str, Any]:
   """The arguments of a call of `calls_in`; {} if it has none."""
-  return _parsed((call.get("function") or {}).get("arguments")) or {}
+  return parsed((call.get("function") or {}).get("arguments")) or {}
 
 
 def is_nameless(call: Mapping[str, Any]) -> bool:
@@ -118,7 +113,7 @@ def _call(call: Mapping[str, Any], where: str) -> dict[str, Any]:
   outer = {key: value for key, value in call.items() if key not in inner}
   if not isinstance(function.get("name") or "", str):
     raise dialogues.BadSample(f"{where} has a name that is not text")
-  arguments = _parsed(function.get("arguments") or {})
+  arguments = parsed(function.get("arguments") or {})
   if not isinstance(arguments, Mapping):
     raise dialogues.BadSample(f"{where} has arguments that are not a JSON object")
   if not arguments and is_nameless({"function": function}):
@@ -134,7 +129,7 @@ def _name_of(one: Any) -> str | None:
   return name if isinstance(name, str) and name.strip() else None
 
 
-def _parsed(value: Any) -> Any:
+def parsed(value: Any) -> Any:
   """JSON text as its value; other values, and other texts, as they are."""
   if not isinstance(value, str):
     return value

@@ -61,7 +61,7 @@ def report(source: sources.Source, rows: token_table.Rows, is_text: bool) -> str
   if split := int(column("split").sum()):
     lines.append(
       f"  encoded apart from their headers: {split:,} replies, whose first "
-      "characters would share a token with them"
+      "characters would change their tokens"
     )
   return "\n".join(lines)
 
@@ -95,13 +95,16 @@ def check(
     raise errors.UserError(f"data source {source.name} has no records")
   counts = collections.Counter(statuses.tolist())
   bad = {reason: n for reason, n in counts.items() if not _is_fine(reason)}
-  # A text has one table row per piece, and is still one record.
-  records = len(np.unique(rows.column("number")))
-  if sum(bad.values()) > max_bad_fraction * records:
+  # A text has one table row per piece, a chat one per reply or part (data.rewritten,
+  # data.overlong); each is still one record.
+  numbers = rows.column("number")
+  records = len(np.unique(numbers))
+  unusable = len(np.unique(numbers[np.isin(statuses, list(bad))]))
+  if unusable > max_bad_fraction * records:
     first = lambda reason: rows.column("example")[np.argmax(statuses == reason)]
     listed = _listed(bad, "x ", lambda reason: f", first at {first(reason)}")
     raise errors.UserError(
-      f"data source {source.name}: {sum(bad.values()):,} of {records:,} records are "
+      f"data source {source.name}: {unusable:,} of {records:,} records are "
       f"unusable, more than data.max_bad_fraction={max_bad_fraction}:\n"
       + "\n".join(f"  {line}" for line in listed)
       + "".join(f"\n{hint}" for hint in _hints(bad))
@@ -138,7 +141,7 @@ def _listed(counts: Mapping[str, int], times: str, more=lambda reason: "") -> li
 def _hints(reasons: Iterable[str]) -> list[str]:
   """What to do about reasons that name a key or a role."""
   hints, reasons = [], list(reasons)
-  if any("is not understood" in reason for reason in reasons):
+  if any(" not understood" in reason for reason in reasons):
     hints.append("Keys that change nothing can be listed in data.ignore_keys.")
   if any(reason.startswith("unknown role") for reason in reasons):
     hints.append(f"Known roles: {', '.join(schemas.ROLES)}.")

@@ -490,6 +490,17 @@ def test_one_bad_record_in_a_hundred_is_tolerated(cache, tmp_path):
   build(make_config(cache, train=write(tmp_path / "a.jsonl", [*good, b"{"])))
 
 
+def test_a_bad_record_counts_once_however_many_samples_it_would_have(cache, tmp_path):
+  """A chat that is split, and of which most parts are refused."""
+  good = [turns(f"q{i}", f"a{i}") for i in range(199)]
+  bad = turns("q", "a" * 900, *("q", "<|im_end|>") * 30)
+  path = write(tmp_path / "a.jsonl", [*good, bad])
+  options = {"train": path, "eval": "", "seq_len": 64, "overlong": "split"}
+  assert "30 control token in content" in build(make_config(cache, **options)).report
+  with pytest.raises(errors.UserError, match=r"(?s)1 of 200 records.*30 x control"):
+    build(make_config(cache, **options, max_bad_fraction=0.0))
+
+
 def test_samples_without_a_target_are_dropped_but_not_bad(cache, tmp_path):
   records = [turns("q" * 600, "a"), turns("q", "a" * 600), turns("q", "a")]
   c = make_config(cache, train=write(tmp_path / "a.jsonl", records), eval="")

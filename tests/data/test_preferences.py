@@ -220,6 +220,25 @@ def test_held_out_pairs_are_removed_and_counted_by_their_chosen_reply(
   assert len(held) == 3 and len(seen) == 9 and not held & seen
 
 
+def test_a_chosen_reply_is_held_out_with_all_its_rejected_ones(cache_dir, tmp_path):
+  """Data that pairs the best of several replies with each of the others."""
+  records = [one | {"rejected": "z" * n} for one in some_pairs() for n in (1, 2, 3)]
+  path = write(tmp_path / "u.jsonl", records)
+  data = build(config_of(path, cache_dir, eval="holdout:3", seq_len=512))
+  prompts = lambda rows: {
+    line
+    for row in rows
+    for line in TOKENIZER.decode(row).splitlines()
+    if "odd?" in line
+  }
+  held = prompts(row for batch in data.eval_batches for row in batch["tokens"])
+  trained = prompts(row["tokens"] for row in data.train_rows)
+  assert len(held) == 3 and len(trained) == 9 and not held & trained
+  other = write(tmp_path / "v.jsonl", [one | {"rejected": "w"} for one in records[::3]])
+  data = build(config_of(path, cache_dir, eval=other))
+  assert "12 of the held-out samples are training data, too" in data.report
+
+
 def test_every_pair_is_read_once_for_the_reference(cache_dir, tmp_path):
   c = config_of(write(tmp_path / "s.jsonl", some_pairs()), cache_dir, packing=True)
   data = build(c)

@@ -8,7 +8,14 @@ import pytest
 from rich import console as rich_console
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.data import dialogues, prepare, schemas, sources, text
+from skipalign_jax.data import (
+  dialogues,
+  preferences,
+  prepare,
+  schemas,
+  sources,
+  text,
+)
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.runtime import errors
 
@@ -66,6 +73,7 @@ def turn(**keys):
     {"messages": CHAT, "skip_prompt_formatting": False, "parallel_tool_calls": True},
     {"prompt": "a", "chosen": "b", "chosen_rating": 5.0, "rejected_rating": 1.0},
     {"messages": CHAT, "score_chosen": 8.0, "score_rejected": 3.0},
+    {"prompt": "a", "chosen": "b", "chosen_model": "x", "rejected_model": "y"},
     {"messages": CHAT, "label": True, "tools": None, "images": [], "system": ""},
     {"messages": CHAT, "tools": "[]"},
     {"messages": [CHAT[0] | {"weight": 0}, CHAT[1] | {"weight": 1.0}]},
@@ -99,7 +107,7 @@ def test_a_system_key_is_the_system_prompt():
     ({"messages": CHAT, "loss_mask": [0, 1]}, "key loss_mask is not 0 or 1"),
     ({"messages": CHAT, "images": ["a.png"]}, "key images"),
     ({"messages": CHAT, "rejected": "c"}, "key rejected"),
-    ({"messages": CHAT, "chosen": [CHAT[0]], "rejected": "c"}, "key chosen"),
+    ({"messages": CHAT, "chosen": [CHAT[0]], "rejected": "c"}, "keys chosen, rejected"),
     ({"messages": CHAT, "chosen": CHAT, "prompt": "c"}, "chosen does not begin with"),
     ({"messages": CHAT, "chat_template_kwargs": {"enable_thinking": False}},
      "key chat_template_kwargs is not understood"),
@@ -194,6 +202,8 @@ TOOL_CHAT = [
   [
     TOOL_CHAT,
     [*TOOL_CHAT[:1], TOOL_CHAT[1] | {"tool_calls": json.dumps([CALL])}, *TOOL_CHAT[2:]],
+    [*TOOL_CHAT[:1], TOOL_CHAT[1] | {"tool_calls": [json.dumps(CALL)]}, *TOOL_CHAT[2:]],
+    json.dumps(TOOL_CHAT),
     [
       CHAT[0],
       {"role": "assistant", "function_call": {"name": "f", "arguments": '{"x": 1}'}},
@@ -223,6 +233,7 @@ def test_tools_have_the_form_that_templates_take():
   for record in (
     {"messages": CHAT, "tools": [TOOL]},
     {"messages": CHAT, "tools": json.dumps([TOOL])},
+    {"messages": json.dumps(CHAT), "tools": [json.dumps(TOOL)]},
     {"messages": CHAT, "functions": [TOOL["function"]]},
   ):
     dialogue = schemas.dialogue_of(record, 1000)
@@ -238,6 +249,32 @@ def test_ignored_keys_do_not_matter():
   assert read(record, ["is_valid", "mood"]) == PLAIN
   with pytest.raises(dialogues.BadSample, match="mood"):
     read(record, ["is_valid"])
+
+
+@pytest.mark.parametrize(
+  ("record", "ignored"),
+  [
+    ({"messages": CHAT, "system": "Be brief."}, "system"),
+    ({"messages": CHAT, "conversations": [*SHAREGPT, *SHAREGPT]}, "conversations"),
+    ({"messages": [], "conversations": SHAREGPT}, "messages"),
+    ({"instruction": "a", "input": "more", "output": "b"}, "input"),
+    ({"instruction": "a", "output": "b", "history": [["c", "d"]]}, "history"),
+    ({"messages": [SHAREGPT[0] | {"content": "c"}, CHAT[1]]}, "content"),
+    ({"prompt": CHAT[:1], "completion": [CHAT[1] | {"weight": 0}]}, "weight"),
+  ],
+)
+def test_ignored_keys_are_not_read_whatever_they_are(record, ignored):
+  if ignored == "content":
+    record = {"messages": [record["messages"][0], SHAREGPT[1]]}
+  assert read(record, [ignored]) == PLAIN
+
+
+def test_an_ignored_column_next_to_a_pair_does_not_matter():
+  record = {"prompt": "a", "chosen": "b", "rejected": "c", "messages": CHAT * 2}
+  with pytest.raises(dialogues.BadSample, match="messages next to chosen"):
+    preferences.pair_of(record, 1000)
+  chosen, _ = preferences.pair_of(record, 1000, frozenset({"messages"}))
+  assert [one[:2] for one in chosen.messages] == PLAIN
 
 
 def prepared(path, cache_dir, **changes):
@@ -258,6 +295,20 @@ def test_the_refusal_names_the_keys_and_what_to_do(tmp_path):
   with pytest.raises(errors.UserError, match="no usable record: 3 x key mood"):
     prepared(path, tmp_path, max_bad_fraction=1.0)
   assert len(prepared(path, tmp_path, ignore_keys="mood, other").usable) == 3
+
+
+def test_all_keys_that_are_not_understood_are_named_at_once(tmp_path):
+  path = tmp_path / "chats.jsonl"
+  path.write_text(json.dumps({"messages": CHAT, "mood": "calm", "difficulty": 3}))
+  reason = r"(?s)1 x keys difficulty, mood are not understood, first.*ignore_keys"
+  with pytest.raises(errors.UserError, match=reason):
+    prepared(path, tmp_path)
+  assert len(prepared(path, tmp_path, ignore_keys="difficulty,mood").usable) == 1
+  with pytest.raises(dialogues.BadSample, match=r"^turn keys a, b are not understood$"):
+    read(turn(b=1, a=2), ())
+  many = {f"k{i:02}": i for i in range(30)}
+  with pytest.raises(dialogues.BadSample, match=r"^keys k00, .*, k23, … are not"):
+    read({"messages": CHAT} | many, ())
 
 
 def test_a_call_without_a_name_is_refused_with_the_remedy(tmp_path):

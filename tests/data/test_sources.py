@@ -283,6 +283,39 @@ def test_a_data_set_that_was_saved_to_disk(tmp_path):
   assert len(list(sources.Source(str(tmp_path / "dict")).records())) == 26
 
 
+@pytest.mark.parametrize(
+  ("names", "one"),
+  [
+    (
+      ("data/train_sft-00000-of-00001.jsonl", "data/test_sft-00000-of-00001.jsonl"),
+      "data/*train*",
+    ),
+    (("default/train/0000.jsonl", "default/validation/0000.jsonl"), "default/train"),
+    (("train.jsonl", "eval.jsonl"), "*train*"),
+    (("my-train.jsonl", "my-val.jsonl", "more.jsonl"), "*train*"),
+  ],
+)
+def test_a_folder_of_several_splits_is_refused(names, one, tmp_path):
+  """Test data would be trained on."""
+  for number, name in enumerate(names):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(named(str(number)))
+  with pytest.raises(errors.UserError, match="splits train and") as caught:
+    sources.parse(str(tmp_path))
+  assert str(caught.value).endswith(f"such as {tmp_path}/{one}")
+  (source,) = sources.parse(f"{tmp_path}/{one}")
+  assert replies(source) == ["0"]
+  (source,) = sources.parse(f"{tmp_path}/**/*.jsonl")  # named by the user
+  assert sorted(replies(source)) == [str(i) for i in range(len(names))]
+
+
+def test_files_whose_names_only_sound_like_splits_are_read(tmp_path):
+  for number, name in enumerate(("training.jsonl", "test.jsonl", "train_test.jsonl")):
+    (tmp_path / name).write_bytes(named(str(number)))
+  (source,) = sources.parse(str(tmp_path))
+  assert sorted(replies(source)) == ["0", "1", "2"]
+
+
 def test_arrow_files_that_nobody_saved_are_not_read(tmp_path):
   """A token cache has such files."""
   for name in ("cache.arrow", "state.json"):
@@ -322,7 +355,7 @@ def test_damaged_files(tmp_path):
 
 
 def test_hub_failure_says_what_to_do(monkeypatch):
-  def fail(name, split, revision):
+  def fail(name, config, split, revision):
     raise ConnectionError(f"no route to {name} {split}")
 
   monkeypatch.setattr(hub, "dataset_revision", lambda name: "abc")
@@ -336,7 +369,7 @@ def test_hub_rows(monkeypatch):
     datasets,
     "load_dataset",
     # "a/b" alone would be read from a local folder of this name.
-    lambda name, split, revision: datasets.Dataset.from_list(
+    lambda name, config, split, revision: datasets.Dataset.from_list(
       [{"text": revision}][: name == "hf://datasets/a/b"]
     ),
   )
@@ -345,6 +378,30 @@ def test_hub_rows(monkeypatch):
   (source,) = sources.parse("hub:a/b")
   assert list(source.records()) == [(1, {"text": "first"})]
   assert source.identity() == "hub:a/b second"  # another commit, another cache
+
+
+@pytest.mark.parametrize(
+  ("name", "config", "split"),
+  [
+    ("hub:a/b", None, "train"),
+    ("hub:a/b:test", None, "test"),
+    ("hub:a/b:train[:10]", None, "train[:10]"),
+    ("hub:a/b:all:test", "all", "test"),
+    ("hub:a/b:all:train[5:10%]", "all", "train[5:10%]"),
+  ],
+)
+def test_configurations_and_splits_of_the_hub(name, config, split, monkeypatch):
+  asked = []
+
+  def load(remote, *args, **options):
+    asked.append((*args, options["split"]))
+    raise ValueError("Config name is missing.\nPick one of: ['all']\nExample: …")
+
+  monkeypatch.setattr(hub, "dataset_revision", lambda name: "abc")
+  monkeypatch.setattr(datasets, "load_dataset", load)
+  with pytest.raises(errors.UserError, match=r"missing\. Pick one of: \['all'\]\)"):
+    read(name)
+  assert asked == [(config, split)]
 
 
 class Hub:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tokenizers
 import transformers
-from tokenizers import models, pre_tokenizers
+from tokenizers import models, pre_tokenizers, processors
 
 from skipalign_jax.data import chat, dialogues, rendering, template_text, templates
 from skipalign_jax.data import text as text_lib
@@ -149,6 +149,31 @@ def test_replies_are_learned_as_they_will_be_prompted_for(template, messages, ex
   assert all(head.startswith("<|im_start|>") for head in heads[::2] if head)
 
 
+def test_a_line_break_that_only_earlier_replies_have_is_in_their_blocks():
+  """OLMo 2, Tulu 3, Falcon 3."""
+  tokenizer = make("chatml")
+  tokenizer.chat_template = (
+    LOOP + "{{ '<|' + m['role'] + '|>\n' + m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{% if not loop.last or m['role'] == 'user' %}{{ '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+  )
+  (sample,) = chat.Encoder(tokenizer, 4096)([PLAIN])
+  assert replies(tokenizer, sample) == [
+    "Reply one<|endoftext|>",
+    "Two.<|endoftext|>",
+  ]
+  blocks = [
+    tokenizer.decode(sample.tokens[sample.block_ids == block]) for block in range(4)
+  ]
+  assert blocks == [
+    "<|user|>\na\n",
+    "<|assistant|>\nReply one<|endoftext|>\n",
+    "<|user|>\nc\n",
+    "<|assistant|>\nTwo.<|endoftext|>",
+  ]
+
+
 # gpt-oss: a reply begins with its channel, and only the last one ends with eos.
 HARMONY = (
   "{{ '<|im_start|>system\nsays<|im_end|>' }}"
@@ -226,6 +251,26 @@ def test_each_reply_in_a_sample_of_its_own():
   ]
   (whole,) = chat.Encoder(make("chatml"), 4096, rewritten="each").samples([PLAIN])
   assert len(whole) == 1 and whole[0].turns == 2
+
+
+def test_each_reply_has_its_sample_also_where_the_first_thought_comes_late():
+  """A token has many characters: more of the chat fits than is looked at first."""
+  words = [*"</>adefhikmnorsstuxy|_\n", *(word := ["xx" * 2**i for i in range(4)])]
+  words += ["<|im_start|>", "<|im_end|>"]
+  merges = [(one[: len(one) // 2],) * 2 for one in word]
+  vocab = {one: i for i, one in enumerate(dict.fromkeys(words))}
+  tokenizer = transformers.PreTrainedTokenizerFast(
+    tokenizer_object=tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges)),
+    additional_special_tokens=words[-2:],
+  )
+  tokenizer.chat_template = TEMPLATES["r1"]
+  long = "x" * 640
+  messages = [("user", long), ("assistant", long), *THINK[:2], *PLAIN[2:3]]
+  messages += [("assistant", "d" * 200)]
+  encoder = chat.Encoder(tokenizer, 250, rewritten="each")
+  found = encoder.samples([messages])[0]
+  assert [one.turns for one in found] == [1, 2, 3]
+  assert all(one.targets.any() for one in found)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -322,6 +367,61 @@ def test_a_reply_shares_no_token_with_its_header(head, replies_, split):
     assert "".join(learned) == reply + "</s>"
   prompt = tokenizer(f"[a{head}", add_special_tokens=False)["input_ids"]
   np.testing.assert_array_equal(sample.tokens[: len(prompt)], prompt)
+
+
+@pytest.mark.parametrize(
+  ("rule", "head", "split"),
+  [
+    (r"\s+(?!\S)|\s+", "\n\n", 2),  # GPT-2: the last one of several belongs to a word
+    (r"\s+(?!\S)|\s+", "\n", 0),
+    (r"\s*[\r\n]+|\s+", "\n\n", 0),  # Llama 3
+  ],
+)
+def test_a_reply_does_not_change_the_tokens_of_its_header(rule, head, split):
+  tokenizer = tokenizer_lib.byte_tokenizer()
+  backend = tokenizer.backend_tokenizer
+  vocab = {**tokenizer.get_vocab(), "ĊĊ": 260}
+  backend.model = models.BPE(vocab=vocab, merges=[("Ċ", "Ċ")])
+  backend.pre_tokenizer = pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Split(tokenizers.Regex(rule), "isolated"),
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+  )
+  tokenizer.chat_template = (
+    "{% for m in messages %}{{ m.role + ':HEAD' + m.content + '<|im_end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'assistant:HEAD' }}{% endif %}"
+  ).replace("HEAD", head)
+  (sample,) = chat.Encoder(tokenizer, 4096)([PLAIN])
+  assert sample.split == split
+  begins = np.flatnonzero(np.diff(sample.targets, prepend=False) & sample.targets)
+  for begin, asked in zip(begins, (PLAIN[:1], PLAIN[:3]), strict=True):
+    prompt = rendering.render(tokenizer, dialogues.plain(asked), True)
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if asked == PLAIN[:1]:  # a later prompt has the reply before it unsplit
+      assert sample.tokens[:begin].tolist() == ids
+    assert tokenizer.decode(sample.tokens[:begin]) == prompt
+    assert sample.tokens[begin - 1] == ids[-1]
+
+
+@pytest.mark.parametrize("trim", [False, True])
+def test_places_have_the_spaces_of_their_tokens(trim):
+  """Many byte-level tokenizers leave them out of the offsets that they report."""
+  tokenizer = tokenizer_lib.byte_tokenizer()
+  backend = tokenizer.backend_tokenizer
+  vocab = {**tokenizer.get_vocab(), "Ġb": 260}
+  backend.model = models.BPE(vocab=vocab, merges=[("Ġ", "b")])
+  processor = processors.ByteLevel(trim_offsets=trim)
+  backend.post_processor = processor
+  tokenizer.chat_template = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+  )
+  (sample,) = chat.Encoder(tokenizer, 99)([[("user", "a"), ("assistant", "b b")]])
+  assert replies(tokenizer, sample) == ["b b<|im_end|>"] and sample.split == 1
+  learned = sample.tokens[sample.targets].tolist()
+  assert tokenizer.convert_ids_to_tokens(learned) == ["b", "Ġb", "<|im_end|>"]
+  assert str(backend.post_processor) == str(processor)  # as it was
 
 
 def test_a_name_that_the_template_reads_is_refused():

@@ -247,6 +247,24 @@ def test_a_template_that_rewrites_replies_rewrites_calls():
     )
 
 
+@pytest.mark.parametrize("one", ["text", "beside"])
+def test_a_call_with_text_is_rewritten_as_one_without(one):
+  """The template asks for it with an empty thought, and writes it without one."""
+  first = {
+    "text": turn("assistant", "<call>weather</call>"),
+    "beside": call("Rome", "Let me see."),
+  }[one]
+  messages = dialogue([CHAT[0], first, *CHAT[2:4]])
+  tokenizer, sample = encode("thinking", messages, learn_calls=True)
+  assert learned(tokenizer, sample) == [f"<think>\n\n</think>\n\nNo.{STOP}"]
+  assert sample.rewritten == 1
+  encoder = chat.Encoder(tokenizer, 4096, rewritten="each", learn_calls=True)
+  both = [learned(tokenizer, found) for found in encoder.samples([messages])[0]]
+  assert len(both) == 2 and all(
+    text.startswith("<think>\n\n</think>\n\n") for (text,) in both
+  )
+
+
 # Hermes: a result has a line break at its end only where more follows.
 HERMES = (
   LOOP
