@@ -7,12 +7,13 @@ again from where the run took it.
 """
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import math
 import pathlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from skipalign_jax.runtime import (
   storage,
   terminal,
 )
+from skipalign_jax.training import metrics
 from skipalign_jax.training import state as state_lib
 
 # So that an export reads one layer of a stacked parameter, not all of them.
@@ -107,6 +109,23 @@ def _is_not_raised(record: logging.LogRecord) -> bool:
   return not (about_error and (task or "orbax" in record.pathname))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Best:
+  """Preserves the checkpoint of the lowest held-out loss; of several the latest.
+
+  Orbax' own policy forgets the losses of earlier starts, and deletes what it does not
+  know.
+  """
+
+  losses: dict[int, float]  # step → held-out loss
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    """As Orbax asks its policies."""
+    measured = [one.step for one in checkpoints if one.step in self.losses]
+    best = min(measured, key=lambda at: (self.losses[at], -at), default=None)
+    return [one.step == best for one in checkpoints]
+
+
 class Checkpoints:
   """The checkpoints of one workdir."""
 
@@ -114,14 +133,13 @@ class Checkpoints:
     """Keeps the latest `keep` and, with `keep_best`, the one of the lowest loss."""
     managers = ocp.checkpoint_managers
     policies = [managers.LatestN(keep)]
+    self._losses = {
+      at: loss
+      for at, loss in metrics.held_out(workdir / "metrics.jsonl").items()
+      if math.isfinite(loss)
+    }
     if keep_best:
-      best = managers.BestN(
-        get_metric_fn=lambda metrics: metrics["eval_loss"],
-        reverse=True,  # the lowest loss sorts last, and the last one stays
-        n=1,
-        keep_checkpoints_without_metrics=False,
-      )
-      policies.append(best)
+      policies.append(_Best(self._losses))
     options = ocp.CheckpointManagerOptions(
       preservation_policy=managers.AnyPreservationPolicy(policies),
       cleanup_tmp_directories=True,
@@ -164,6 +182,9 @@ class Checkpoints:
     self._expected = {native.PARAMS: state.params, "opt": opt}
     self._expected = {item: _shapes(tree) for item, tree in self._expected.items()}
     self._expected["data"] = data
+    self._losses.pop(at, None)  # of an earlier try of this step
+    if eval_loss is not None and math.isfinite(eval_loss):
+      self._losses[at] = eval_loss
     chunked = jax.tree.map(
       lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), state.params
     )
@@ -175,10 +196,6 @@ class Checkpoints:
           opt=ocp.args.StandardSave(opt),
           data=ocp.args.JsonSave(data),
         ),
-        # A NaN cannot be ordered.
-        metrics={"eval_loss": eval_loss}
-        if eval_loss is not None and math.isfinite(eval_loss)
-        else None,
         force=True,
       )
 

@@ -25,6 +25,12 @@ def _check(record: Any) -> None:
     raise ValueError("not the record of a step")
 
 
+def held_out(path: pathlib.Path) -> dict[int, float]:
+  """Step → held-out loss of the records of a run; empty where there is no file."""
+  found = read(path) if path.exists() else []
+  return {one["step"]: one["eval_loss"] for one in found if "eval_loss" in one}
+
+
 class Writer:
   """Appends records to workdir/metrics.jsonl, TensorBoard files and loggers."""
 

@@ -1,5 +1,7 @@
 import io
+import json
 import logging
+import math
 import shutil
 import threading
 
@@ -25,6 +27,16 @@ def test_keeps_the_latest_and_the_best(tmp_path):
 def test_keeps_the_latest_only(tmp_path):
   losses = {1: 0.1, 2: 0.5, 3: 0.9}
   assert save_all(tmp_path, losses, keep=2, keep_best=False) == [2, 3]
+
+
+def test_a_run_that_is_resumed_still_has_its_best_checkpoint(tmp_path):
+  losses = {1: 1.0, 2: 0.5, 3: math.nan}
+  assert save_all(tmp_path, losses, keep=1, keep_best=True) == [2, 3]
+  records = [json.dumps({"step": at, "eval_loss": x}) for at, x in losses.items()]
+  records.append('{"step": 4, "eval_loss": 0.1}')  # it was not saved
+  (tmp_path / "metrics.jsonl").write_text("\n".join(records) + "\n")
+  later = {4: None, 5: 0.9, 6: 0.8}
+  assert save_all(tmp_path, later, keep=1, keep_best=True) == [2, 6]
 
 
 def test_restores_state_and_iterator(tmp_path):
