@@ -30,10 +30,10 @@ from skipalign_jax.runtime import (
 )
 from skipalign_jax.training import metrics
 from skipalign_jax.training import state as state_lib
+from skipalign_jax.training import workdir as workdir_lib
 
 # So that an export reads one layer of a stacked parameter, not all of them.
 CHUNK_BYTES = 2**28
-DAMAGED = "damaged"
 # Orbax takes a path with one of the first three for a pattern: it does not find what it
 # wrote, or finds files of other folders; and it writes the last one with another slash.
 _NOT_FOR_ORBAX = ("[", "*", "?", "gs:/")
@@ -63,7 +63,7 @@ def set_damaged_aside(workdir: pathlib.Path, console: terminal.Console) -> None:
     folder = workdir / native.CHECKPOINTS / str(at)
     if not (found := checksums.damage(folder)):
       return
-    kept = workdir / DAMAGED / str(at)
+    kept = workdir / workdir_lib.DAMAGED / str(at)
     while kept.exists():
       kept = kept.with_name(f"{kept.name}_")
     kept.parent.mkdir(exist_ok=True)
@@ -72,7 +72,7 @@ def set_damaged_aside(workdir: pathlib.Path, console: terminal.Console) -> None:
   if steps:
     raise errors.UserError(
       f"--workdir={workdir} has no undamaged checkpoint left; the damaged ones are "
-      f"in {workdir / DAMAGED}. Give a new --workdir to begin again"
+      f"in {workdir / workdir_lib.DAMAGED}. Give a new --workdir to begin again"
     )
 
 
@@ -226,6 +226,8 @@ class Checkpoints:
     try:
       yield
     except Exception as error:  # Orbax raises many kinds, none of its own
+      if distributed.is_of_peer(error):
+        raise
       raise errors.UserError(
         f"the checkpoint of step {self._saving} in {self._manager.directory} is not "
         f"written: {storage.explain(error)}.\nEarlier ones are untouched. Once this is "
@@ -266,6 +268,15 @@ class Checkpoints:
     """Waits until what was started is on disk; raises its error."""
     with self._reporting():
       self._manager.wait_until_finished()
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, _, error: BaseException | None, __) -> None:
+    # A save ends when all processes have taken part in it. Where one of them has gone,
+    # the wait would last until heartbeats miss it.
+    if not distributed.is_of_peer(error):
+      self.close()
 
   def close(self) -> None:
     """Waits, then closes the manager."""

@@ -64,6 +64,23 @@ def test_paths_that_libraries_take_for_something_else_are_refused(tmp_path, name
   assert restore(link, 7)[1] == {"next": 7}
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_save_is_not_awaited_where_another_process_has_ended(
+  processes, tmp_path, monkeypatch
+):
+  """Until heartbeats miss it, it would wait for that process."""
+  saved, closed = checkpoint.Checkpoints(tmp_path, 1, False), []
+  monkeypatch.setattr(saved, "close", lambda: closed.append(True))
+  monkeypatch.setattr(checkpoint.distributed.jax, "process_count", lambda: processes)
+  for error in (jax.errors.JaxRuntimeError("closed by peer"), OSError("full")):
+    with pytest.raises(type(error)), saved:
+      raise error
+  assert len(closed) == 3 - processes
+  expected = errors.UserError if processes == 1 else jax.errors.JaxRuntimeError
+  with pytest.raises(expected), saved._reporting():
+    raise jax.errors.JaxRuntimeError("closed by peer")
+
+
 def test_a_missing_step_is_reported(tmp_path):
   save_all(tmp_path, {7: None}, keep=1, keep_best=True)
   with pytest.raises(errors.UserError, match="8 cannot be read"):
