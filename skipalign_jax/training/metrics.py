@@ -77,13 +77,13 @@ class Writer:
     os.fsync(self._file.fileno())
     self._board.flush()
 
-  def close(self) -> None:
-    """Flushes and closes."""
+  def close(self, failed: bool = False) -> None:
+    """Flushes and closes. `failed`: an error ends the run, which loggers show."""
     self.flush()
     self._file.close()
     self._board.close()
     if self._others is not None:
-      self._others.close()
+      self._others.close(failed)
 
 
 def _what(record: Record) -> tuple[int, ...]:
@@ -104,5 +104,5 @@ class NoWriter:
   def flush(self) -> None:
     """Has nothing to do."""
 
-  def close(self) -> None:
+  def close(self, failed: bool = False) -> None:
     """Has nothing to do."""
