@@ -13,7 +13,7 @@ _KINDS = {
   int: "a whole number",
   float: "a finite number",
   str: "a text",
-  tuple: "a tuple",
+  tuple: "a tuple of whole numbers",
   object: "a text or a tuple of texts",
 }
 
@@ -72,6 +72,8 @@ class Key:
       return self.default is None
     if self.kind in (int, float):
       return self._accepts_number(value)
+    if self.kind is tuple:
+      return isinstance(value, tuple) and all(type(one) is int for one in value)
     if self.kind is object:
       texts = [value] if isinstance(value, str) else value
       return isinstance(texts, Sequence) and all(isinstance(t, str) for t in texts)

@@ -13,7 +13,7 @@ from skipalign_jax import config as config_lib
 from skipalign_jax.data import template_values, templates
 from skipalign_jax.evals import runner, suite, tasks
 from skipalign_jax.evals import subject as subject_lib
-from skipalign_jax.hf import reference, template_dates, weights
+from skipalign_jax.hf import native, reference, template_dates, weights
 from skipalign_jax.model import decoder, inference, model_config, sharding
 from skipalign_jax.runtime import (
   compile_cache,
@@ -181,7 +181,16 @@ def open_subject(args: argparse.Namespace) -> subject_lib.Subject:
     subject_lib.identity(name, config, tokenizer, args.dtype),
     args.batch_tokens,
     opened.eos_ids,
+    _describe(args, opened),
   )
+
+
+def _describe(args: argparse.Namespace, opened: reference.Model) -> dict[str, Any]:
+  """What a sweep compares of results and their protocol does not have."""
+  flags = {key: vars(args)[key] for key in ("tokenizer", "template", "template_kwargs")}
+  if opened.kind != "workdir":
+    return flags
+  return flags | {"config": native.read_config(opened.location.path).config}
 
 
 def _check_step(model: str, step: int | None) -> None:

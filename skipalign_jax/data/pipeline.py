@@ -24,7 +24,7 @@ from skipalign_jax import config as config_lib
 from skipalign_jax.data import cue as cue_lib
 from skipalign_jax.data import packing, preferences, prepare, sources, template_text
 from skipalign_jax.data import rows as rows_lib
-from skipalign_jax.runtime import errors, terminal
+from skipalign_jax.runtime import errors, signals, terminal
 
 if TYPE_CHECKING:
   import transformers
@@ -96,7 +96,7 @@ def _live_with_parent(*_) -> None:
   terminal that is closed send signals to the whole process group, while the parent
   still needs batches up to the step at which all processes stop.
   """
-  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+  for number in signals.ALL:
     signal.signal(number, signal.SIG_IGN)
 
   def wait():

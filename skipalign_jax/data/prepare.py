@@ -151,7 +151,7 @@ def _cache(given: str, name: str) -> pathlib.Path:
   """The folder of `data.cache_dir`, for files whose names begin so."""
   if not given:
     return caches.folder("", name)
-  return paths.given(given, f"data.cache_dir={given}")
+  return paths.output(given, f"data.cache_dir={given}")
 
 
 def tokenizer_identity(tokenizer: transformers.PreTrainedTokenizerFast) -> str:

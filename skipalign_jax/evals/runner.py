@@ -3,7 +3,8 @@
 folder/
   protocol.json  task, options, model: what makes two evaluations the same
   records.jsonl  the records of one batch per line
-  results.json   protocol, notes, summary and items; written at the end
+  results.json   protocol, notes, summary, items and, of the command `evaluate`, model:
+                 flags of its template, config of its training; written at the end
   *.png          if the task draws
   .lock          held by the process that writes here
 
@@ -288,6 +289,7 @@ def run(
       "notes": evaluation.notes,
       "summary": summary,
       "items": records,
+      **({"model": subject.described} if subject.described else {}),
     }
     with distributed.together():
       if distributed.is_first():

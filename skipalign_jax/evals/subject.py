@@ -34,6 +34,8 @@ class Subject:
     identity: the part of a protocol that describes the model; JSON.
     batch_tokens: places of the KV cache that a batch may take.
     eos_ids: those that the model's files name (`reference.Model.eos_ids`).
+    described: what results.json has of the model besides; JSON. It makes no two
+      evaluations different.
   """
 
   engine: inference.Engine
@@ -41,6 +43,7 @@ class Subject:
   identity: dict[str, Any]
   batch_tokens: int
   eos_ids: tuple[int, ...]
+  described: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def window(self) -> int:

@@ -22,7 +22,7 @@ def begin() -> bool:
   """
   parent, ends_with_parent = int(sys.argv[1]), sys.argv[2] == "True"
   # Signals of a terminal or a scheduler are for the parent, which may still need work.
-  for number in (signal.SIGINT, signal.SIGTERM):
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
     signal.signal(number, signal.SIG_IGN)
   if ends_with_parent:
     ctypes.CDLL(None).prctl(_KILL_WITH_PARENT, signal.SIGKILL)

@@ -164,6 +164,13 @@ def together() -> Iterator[None]:
     raise errors.UserError(next(filter(None, messages))) from error
 
 
+def is_of_peer(error: BaseException | None) -> bool:
+  """Whether an error of several processes most likely means that another one ended."""
+  causes = (error, error.__cause__) if error else ()
+  found = any(isinstance(one, jax.errors.JaxRuntimeError) for one in causes)
+  return found and jax.process_count() > 1
+
+
 class Votes:
   """Whether any process has to stop, known to all of them at the same step."""
 
@@ -215,7 +222,7 @@ def run(work: Callable[[], int]) -> int:
       raise
     with contextlib.suppress(OSError):  # stderr may be what broke
       terminal.print_exception(error)
-      if isinstance(error, jax.errors.JaxRuntimeError):
+      if is_of_peer(error):
         terminal.print_to_stderr(
           f"error: process {jax.process_index()} cannot continue; most likely another "
           "one ended, and its output says why. The same command resumes from the "

@@ -156,7 +156,8 @@ def _own_devices(
   if "JAX_LOCAL_DEVICE_IDS" in environ or local is None:
     return None
   on_node = _number(environ, "OMPI_COMM_WORLD_LOCAL_SIZE")
-  if nodes := _number(environ, "SLURM_STEP_NUM_NODES"):
+  # mpirun in a SLURM job starts its helpers as a step, which is not that of the run.
+  if not on_node and (nodes := _number(environ, "SLURM_STEP_NUM_NODES")):
     on_node = count // nodes
   seen = len(list(filter(None, environ.get("CUDA_VISIBLE_DEVICES", "").split(","))))
   per_task = environ.get("SLURM_GPUS_PER_TASK", "").rpartition(":")[2]  # "a100:4"

@@ -6,12 +6,14 @@ refused here, before anything is read or written.
 
 import os
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 
 from skipalign_jax.runtime import errors
 
 HUB = "hub:"  # begins a name of the Hugging Face hub
 _MAX_NAME, _MAX_PATH = 255, 4095  # bytes, of Linux
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _OURS_IN_NAME, _OURS_IN_PATH = 32, 320  # for the longest names that are written inside
 
 
@@ -57,6 +59,12 @@ def output(text: str | os.PathLike[str], flag: str) -> pathlib.Path:
     raise errors.UserError(
       f"{flag}: {HUB} begins a name of the Hugging Face hub, where nothing is written; "
       f"write ./{text} for a folder of this name"
+    )
+  if _ADDRESS.match(os.fspath(text)):
+    raise errors.UserError(
+      f"{flag}: this is the address of a place on a network, and only folders are "
+      "written; mount it (a bucket with gcsfuse or mountpoint-s3) and give the folder, "
+      f"or write ./{text} for a folder of this name"
     )
   path = given(text, flag)
   if len(os.fsencode(path.name)) + _OURS_IN_NAME > _MAX_NAME:

@@ -9,14 +9,18 @@ from collections.abc import Callable, Iterator
 
 from skipalign_jax.runtime import terminal
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# What job schedulers send before a time limit or an eviction (SLURM's --signal, SGE's
+# -notify), and a closed terminal. They may be ignored, as SIGHUP is under nohup.
+NOTICES = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+ALL = (signal.SIGINT, signal.SIGTERM, *NOTICES)
 # Seconds in which signals count as one: `make`, `timeout` and job schedulers pass a
 # signal on that the whole group of processes has got already.
 TOGETHER = 0.5
 
 
 class Stopped(KeyboardInterrupt):
-  """SIGTERM or SIGHUP came; like Ctrl-C, it removes what a command has half written.
+  """Another signal of `ALL` than Ctrl-C's came; like it, it removes what a command has
+  half written.
 
   Attributes:
     number: of the signal.
@@ -29,9 +33,9 @@ class Stopped(KeyboardInterrupt):
 
 
 def ending() -> tuple[int, ...]:
-  """The signals that end a command; SIGHUP unless it is ignored, as under nohup."""
-  ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-  return _SIGNALS[:-1] if ignored else _SIGNALS
+  """The signals that end a command: `ALL` but for `NOTICES` that are ignored."""
+  ignored = {one for one in NOTICES if signal.getsignal(one) == signal.SIG_IGN}
+  return tuple(number for number in ALL if number not in ignored)
 
 
 def status_of(error: KeyboardInterrupt) -> int:
@@ -60,11 +64,11 @@ def as_exceptions() -> Iterator[None]:
 
 
 class Stop:
-  """Notes SIGINT, SIGTERM and SIGHUP, so that a loop can save and end.
+  """Notes the signals of `ALL`, so that a loop can save and end.
 
   The second signal ends the process at once, whatever it waits for. It leaves the same
   files as a kill, and the next start handles them. Signals within `TOGETHER` seconds
-  count as one, and so do all SIGHUPs, of which a closed terminal may send several.
+  count as one, and so do all `NOTICES`: a closed terminal may send several SIGHUPs.
 
   Attributes:
     status: exit status, 0 or 128 + the signal's number.
@@ -120,9 +124,9 @@ def _handled(handler: Callable[[int, object], None]) -> Iterator[None]:
 
 
 def _leave_the_next_to_the_thread() -> None:
-  """For the time after the first signal; another SIGHUP changes nothing."""
-  for number in _SIGNALS:
-    ignored = number == signal.SIGHUP
+  """For the time after the first signal; `NOTICES` then change nothing."""
+  for number in ALL:
+    ignored = number in NOTICES
     signal.signal(number, signal.SIG_IGN if ignored else lambda *_: None)
 
 
@@ -131,9 +135,9 @@ def _end_at_second(reading: int) -> None:
   first = None
   with os.fdopen(reading, "rb", buffering=0) as pipe:
     while number := pipe.read(1):
-      if number[0] not in _SIGNALS:
+      if number[0] not in ALL:
         continue
       now = time.monotonic()
       first = now if first is None else first
-      if now - first > TOGETHER and number[0] != signal.SIGHUP:
+      if now - first > TOGETHER and number[0] not in NOTICES:
         os._exit(128 + number[0])

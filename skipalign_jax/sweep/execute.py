@@ -27,9 +27,9 @@ def show(plan: plan_lib.Plan, console: terminal.Console) -> None:
 def _status(plan: plan_lib.Plan, name: str) -> str:
   try:
     plan.check(name)
+    return plan.status(name)
   except errors.UserError as error:
     return f"cannot run: {str(error).splitlines()[0]}"
-  return plan.status(name)
 
 
 def run(plan: plan_lib.Plan, console: terminal.Console) -> int:
@@ -43,13 +43,14 @@ def run(plan: plan_lib.Plan, console: terminal.Console) -> int:
   failed: dict[str, str] = {}
   count = len(plan.sweep.runs)
   for i, name in enumerate(plan.sweep.runs, 1):
-    console.print(f"run {i} of {count}, {name}: {plan.status(name)}")
     try:
+      status = plan.status(name)
       plan.check(name)
     except errors.UserError as error:
       failed[name] = str(error).splitlines()[0]
-      console.print(f"  cannot run: {failed[name]}")
+      console.print(f"run {i} of {count}, {name}\n  cannot run: {failed[name]}")
       continue
+    console.print(f"run {i} of {count}, {name}: {status}")
     for command in plan.todo(name):
       console.print(f"  {shlex.join(['python', *command])}")
       status, stopped = call([sys.executable, *command])

@@ -31,6 +31,17 @@ from skipalign_jax.training import metrics, resolve, same_run, workdir
 TRAIN, EVALUATE = "skipalign_jax.train", "skipalign_jax.evaluate"
 # Options of evaluations that name files, which other machines have elsewhere.
 PLACES = ("data", "files", "haystack", "local_data", "prompts", "qa", "source")
+# Flags that `evaluate` has for all tasks and that change results → their defaults.
+FLAGS = {
+  "dtype": "bfloat16",
+  "batch_tokens": 16_384,
+  "limit": 0,
+  "tokenizer": "",
+  "template": "model",
+  "template_kwargs": "",
+  "date": "",
+}
+_OTHER_FLAGS = ("mesh", "distributed", "rope.kind", "rope.target_length")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,10 +212,13 @@ class Plan:
     if different := self.differences(name, config):
       raise errors.UserError(
         f"{self.workdir(name)}: {'; '.join(different)}. Give the same --config.KEY, "
-        "remove it or use another --out"
+        f"{self._remedy(name)}"
       )
-    self._check_evaluations(name)
+    self._check_evaluations(name, config)
     return config
+
+  def _remedy(self, name: str) -> str:
+    return f"remove it and {self.evaluation(name, '')}, or use another --out"
 
   def config(self, name: str) -> config_lib.ConfigDict | None:
     """As `check`; of what was trained it checks only the run's own changes."""
@@ -219,7 +233,8 @@ class Plan:
     changed = [line for line in self.differences(name, config) if line.startswith(own)]
     if changed:
       raise errors.UserError(
-        f"{self.workdir(name)}: {'; '.join(changed)}. Remove it or use another --out"
+        f"{self.workdir(name)}: {'; '.join(changed)}. The sweep has changed: "
+        f"{self._remedy(name)}"
       )
     return config
 
@@ -233,26 +248,90 @@ class Plan:
     found = same_run.differences(trained, config.to_dict(), same_run.FREE, names)
     return [line.strip() for line in found]
 
-  def _check_evaluations(self, name: str) -> None:
-    """Raises UserError if results are those of other options."""
-    names = [*self.sweep.evaluations]
-    names += [f"{runs.CHOOSE}@{target}" for target in self.targets(name)]
-    for evaluation in names:
+  def _check_evaluations(self, name: str, config: config_lib.ConfigDict | None) -> None:
+    """Checks the options of all evaluations, and of results that they are theirs.
+
+    Raises:
+      UserError: `evaluate` has no such option; or results are those of other options,
+        of another model or of another training.
+    """
+    names = {evaluation: None for evaluation in self.sweep.evaluations}
+    names |= {f"{runs.CHOOSE}@{target}": target for target in self.targets(name)}
+    for evaluation, target in names.items():
+      now = self._wanted(name, evaluation)
       path = self.evaluation(name, evaluation) / "results.json"
       if not path.exists():
         continue
-      given = self._options(name, evaluation)
-      task = str(given.pop("task"))
-      known = {field.name for field in dataclasses.fields(tasks.module(task).Options)}
-      wanted = tasks.options(task, {k: v for k, v in given.items() if k in known})
-      found = files.read_json(path, json_limits.MAX_RESULT_VALUES)["protocol"]
-      limit = tasks.typed("limit", given.get("limit", 0), 0)
-      now = dataclasses.asdict(wanted) | {"limit": limit}
-      there = found["options"] | {"limit": found.get("limit", limit)}
-      for key, value in now.items():
-        before = there.get(key, value)
-        if before != value and key not in PLACES:
+      found = files.read_json(path, json_limits.MAX_RESULT_VALUES)
+      there = _known(found)
+      for key, value in (now | self._rope(name, target)).items():
+        before = there.get(key)  # None: an older version did not write it
+        if before not in (None, value) and key not in PLACES:
           raise errors.UserError(
             f"{path.parent}: evaluated with --{key}={before}, now {value}. Give the "
             f"same --eval.{evaluation}.{key}, remove it or use another --out"
           )
+      self._check_subject(name, config, path.parent, found)
+
+  def _wanted(self, name: str, evaluation: str) -> dict[str, Any]:
+    """Options and `FLAGS` of an evaluation of a run, in their types."""
+    given = self._options(name, evaluation)
+    task = str(given.pop("task"))
+    given = {key: x for key, x in given.items() if key not in _OTHER_FLAGS}
+    flags = {
+      key: tasks.typed(key, given.pop(key, default), default)
+      for key, default in FLAGS.items()
+    }
+    if not flags["date"]:
+      del flags["date"]  # the day of the evaluation
+    return dataclasses.asdict(tasks.options(task, given)) | flags
+
+  def _rope(self, name: str, target: int | None) -> dict[str, Any]:
+    """The rope that a run is evaluated with; {} for that of the model."""
+    given = self.sweep.runs[name].evaluate
+    kind = given.get("rope.kind", "ntk" if self.targets(name) else "model")
+    target = target or self.target(name)
+    if kind in ("model", "none") or target is None:
+      return {}
+    return {"rope.kind": kind, "rope.target_length": target}
+
+  def _check_subject(
+    self,
+    name: str,
+    config: config_lib.ConfigDict | None,
+    folder: pathlib.Path,
+    found: dict[str, Any],
+  ) -> None:
+    """Raises UserError if results are of another model, or of another training."""
+    short = lambda model: pathlib.PurePath(model.rpartition("@")[0] or model).name
+    model, there = self.sweep.runs[name].model, found["protocol"].get("model", "")
+    if model and short(model) != short(there):
+      raise errors.UserError(
+        f"{folder}: evaluated with --model={there}, now {model}. Remove it or use "
+        "another --out"
+      )
+    trained = found.get("model", {}).get("config")
+    if config is None or trained is None:
+      return
+    names = "evaluated after training with", "the sweep says"
+    if lines := same_run.differences(trained, config.to_dict(), same_run.FREE, names):
+      different = "; ".join(line.strip() for line in lines)
+      raise errors.UserError(
+        f"{folder}: {different}. Give the same --config.KEY, remove it or use another "
+        "--out"
+      )
+
+
+def _known(found: dict[str, Any]) -> dict[str, Any]:
+  """Options and flags that results were made with, of those that their file has."""
+  protocol = found["protocol"]
+  return protocol["options"] | {
+    "dtype": protocol.get("compute_dtype"),
+    "rope.kind": (protocol.get("rope") or {}).get("kind"),
+    "rope.target_length": protocol.get("window"),
+    **{key: protocol.get(key) for key in ("batch_tokens", "limit", "date")},
+    **{
+      key: found.get("model", {}).get(key)
+      for key in ("tokenizer", "template", "template_kwargs")
+    },
+  }

@@ -7,12 +7,13 @@ again from where the run took it.
 """
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import math
 import pathlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -27,11 +28,12 @@ from skipalign_jax.runtime import (
   storage,
   terminal,
 )
+from skipalign_jax.training import metrics
 from skipalign_jax.training import state as state_lib
+from skipalign_jax.training import workdir as workdir_lib
 
 # So that an export reads one layer of a stacked parameter, not all of them.
 CHUNK_BYTES = 2**28
-DAMAGED = "damaged"
 # Orbax takes a path with one of the first three for a pattern: it does not find what it
 # wrote, or finds files of other folders; and it writes the last one with another slash.
 _NOT_FOR_ORBAX = ("[", "*", "?", "gs:/")
@@ -61,7 +63,7 @@ def set_damaged_aside(workdir: pathlib.Path, console: terminal.Console) -> None:
     folder = workdir / native.CHECKPOINTS / str(at)
     if not (found := checksums.damage(folder)):
       return
-    kept = workdir / DAMAGED / str(at)
+    kept = workdir / workdir_lib.DAMAGED / str(at)
     while kept.exists():
       kept = kept.with_name(f"{kept.name}_")
     kept.parent.mkdir(exist_ok=True)
@@ -70,7 +72,7 @@ def set_damaged_aside(workdir: pathlib.Path, console: terminal.Console) -> None:
   if steps:
     raise errors.UserError(
       f"--workdir={workdir} has no undamaged checkpoint left; the damaged ones are "
-      f"in {workdir / DAMAGED}. Give a new --workdir to begin again"
+      f"in {workdir / workdir_lib.DAMAGED}. Give a new --workdir to begin again"
     )
 
 
@@ -107,6 +109,23 @@ def _is_not_raised(record: logging.LogRecord) -> bool:
   return not (about_error and (task or "orbax" in record.pathname))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Best:
+  """Preserves the checkpoint of the lowest held-out loss; of several the latest.
+
+  Orbax' own policy forgets the losses of earlier starts, and deletes what it does not
+  know.
+  """
+
+  losses: dict[int, float]  # step → held-out loss
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    """As Orbax asks its policies."""
+    measured = [one.step for one in checkpoints if one.step in self.losses]
+    best = min(measured, key=lambda at: (self.losses[at], -at), default=None)
+    return [one.step == best for one in checkpoints]
+
+
 class Checkpoints:
   """The checkpoints of one workdir."""
 
@@ -114,14 +133,13 @@ class Checkpoints:
     """Keeps the latest `keep` and, with `keep_best`, the one of the lowest loss."""
     managers = ocp.checkpoint_managers
     policies = [managers.LatestN(keep)]
+    self._losses = {
+      at: loss
+      for at, loss in metrics.held_out(workdir / "metrics.jsonl").items()
+      if math.isfinite(loss)
+    }
     if keep_best:
-      best = managers.BestN(
-        get_metric_fn=lambda metrics: metrics["eval_loss"],
-        reverse=True,  # the lowest loss sorts last, and the last one stays
-        n=1,
-        keep_checkpoints_without_metrics=False,
-      )
-      policies.append(best)
+      policies.append(_Best(self._losses))
     options = ocp.CheckpointManagerOptions(
       preservation_policy=managers.AnyPreservationPolicy(policies),
       cleanup_tmp_directories=True,
@@ -164,6 +182,9 @@ class Checkpoints:
     self._expected = {native.PARAMS: state.params, "opt": opt}
     self._expected = {item: _shapes(tree) for item, tree in self._expected.items()}
     self._expected["data"] = data
+    self._losses.pop(at, None)  # of an earlier try of this step
+    if eval_loss is not None and math.isfinite(eval_loss):
+      self._losses[at] = eval_loss
     chunked = jax.tree.map(
       lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), state.params
     )
@@ -175,10 +196,6 @@ class Checkpoints:
           opt=ocp.args.StandardSave(opt),
           data=ocp.args.JsonSave(data),
         ),
-        # A NaN cannot be ordered.
-        metrics={"eval_loss": eval_loss}
-        if eval_loss is not None and math.isfinite(eval_loss)
-        else None,
         force=True,
       )
 
@@ -209,6 +226,8 @@ class Checkpoints:
     try:
       yield
     except Exception as error:  # Orbax raises many kinds, none of its own
+      if distributed.is_of_peer(error):
+        raise
       raise errors.UserError(
         f"the checkpoint of step {self._saving} in {self._manager.directory} is not "
         f"written: {storage.explain(error)}.\nEarlier ones are untouched. Once this is "
@@ -249,6 +268,15 @@ class Checkpoints:
     """Waits until what was started is on disk; raises its error."""
     with self._reporting():
       self._manager.wait_until_finished()
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, _, error: BaseException | None, __) -> None:
+    # A save ends when all processes have taken part in it. Where one of them has gone,
+    # the wait would last until heartbeats miss it.
+    if not distributed.is_of_peer(error):
+      self.close()
 
   def close(self) -> None:
     """Waits, then closes the manager."""

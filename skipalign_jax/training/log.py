@@ -72,7 +72,7 @@ class Log:
 
   def __exit__(self, *raised) -> None:
     self._bar.__exit__(*raised)
-    self._writer.close()
+    self._writer.close(failed=raised[0] is not None)
 
   def dispatched(
     self, step: int, numbers: state_lib.Metrics, batch: pipeline.Batch

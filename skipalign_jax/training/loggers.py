@@ -60,9 +60,9 @@ class Wandb:
     """Adds the values of a step."""
     self._run.log(values, step=step)
 
-  def close(self) -> None:
+  def close(self, failed: bool) -> None:
     """Sends what is left."""
-    self._run.finish()
+    self._run.finish(exit_code=int(failed))
 
 
 class Trackio:
@@ -80,8 +80,8 @@ class Trackio:
     """Adds the values of a step."""
     self._run.log(values, step=step)
 
-  def close(self) -> None:
-    """Sends what is left."""
+  def close(self, failed: bool) -> None:
+    """Sends what is left; it has no state for a run that failed."""
     self._run.finish()
 
 
@@ -101,9 +101,9 @@ class Mlflow:
     """Adds the values of a step."""
     self._mlflow.log_metrics(values, step=step)
 
-  def close(self) -> None:
-    """Marks the run as finished."""
-    self._mlflow.end_run()
+  def close(self, failed: bool) -> None:
+    """Marks the run as finished or failed."""
+    self._mlflow.end_run("FAILED" if failed else "FINISHED")
 
 
 # Each is called as its package and its extra.
@@ -172,10 +172,10 @@ class Loggers:
     for name, logger in list(self._loggers.items()):
       self._guarded(name, logger.write, record["step"], values)
 
-  def close(self) -> None:
-    """Ends them; what they have not sent is sent."""
+  def close(self, failed: bool) -> None:
+    """Ends them; what they have not sent is sent. `failed`: an error ends the run."""
     for name, logger in list(self._loggers.items()):
-      self._guarded(name, logger.close)
+      self._guarded(name, logger.close, failed)
 
   def _guarded(self, name: str, call: Callable[..., None], *arguments: Any) -> None:
     try:

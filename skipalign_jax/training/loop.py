@@ -10,7 +10,7 @@ from skipalign_jax.data import pipeline
 from skipalign_jax.evals import scheduled
 from skipalign_jax.model import decoder, sharding
 from skipalign_jax.runtime import distributed, signals
-from skipalign_jax.training import checkpoint, step
+from skipalign_jax.training import checkpoint, step, workdir
 from skipalign_jax.training import log as log_lib
 from skipalign_jax.training import setup as setup_lib
 from skipalign_jax.training import state as state_lib
@@ -147,7 +147,11 @@ class Loop:
       self.setup.console.print(f"step {at}: saved")
 
   def _save(self, at: int) -> None:
+    if distributed.is_first():
+      workdir.check_there(self.setup.folder, self.setup.config)
     self.log.flush()  # the records of a saved step are on disk before the state
+    self.saved.wait()
+    self.report_saved()
     loss = self.log.eval_losses.get(at)
     self.saved.save(self.state, at, self.iterator.get_state(), loss)
     self.log.clock.restart()

@@ -25,6 +25,12 @@ def _check(record: Any) -> None:
     raise ValueError("not the record of a step")
 
 
+def held_out(path: pathlib.Path) -> dict[int, float]:
+  """Step → held-out loss of the records of a run; empty where there is no file."""
+  found = read(path) if path.exists() else []
+  return {one["step"]: one["eval_loss"] for one in found if "eval_loss" in one}
+
+
 class Writer:
   """Appends records to workdir/metrics.jsonl, TensorBoard files and loggers."""
 
@@ -71,13 +77,13 @@ class Writer:
     os.fsync(self._file.fileno())
     self._board.flush()
 
-  def close(self) -> None:
-    """Flushes and closes."""
+  def close(self, failed: bool = False) -> None:
+    """Flushes and closes. `failed`: an error ends the run, which loggers show."""
     self.flush()
     self._file.close()
     self._board.close()
     if self._others is not None:
-      self._others.close()
+      self._others.close(failed)
 
 
 def _what(record: Record) -> tuple[int, ...]:
@@ -98,5 +104,5 @@ class NoWriter:
   def flush(self) -> None:
     """Has nothing to do."""
 
-  def close(self) -> None:
+  def close(self, failed: bool = False) -> None:
     """Has nothing to do."""

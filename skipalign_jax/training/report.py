@@ -10,7 +10,7 @@ from skipalign_jax.model import lora, model_config, quantized
 from skipalign_jax.runtime import terminal
 from skipalign_jax.training import setup as setup_lib
 from skipalign_jax.training import state as state_lib
-from skipalign_jax.training import unread
+from skipalign_jax.training import trace, unread
 
 
 def describe(setup: setup_lib.Setup, start: int) -> str:
@@ -56,6 +56,7 @@ def describe(setup: setup_lib.Setup, start: int) -> str:
       f"{terminal.size(4 * trained)} gradients, over {mesh.devices.size} x {kind}"
       f"{hosts} ({axes})",
       *describe_best(config, data.steps, bool(data.eval_batches)),
+      *describe_profile(config.profile, start),
       f"workdir    {setup.folder}" + describe_start(start, data.steps),
     ]
   )
@@ -87,6 +88,17 @@ def describe_best(
   return [
     f"saved      NOTE: checkpoint.every={saved} is no multiple of eval.every="
     f"{measured}: checkpoint.keep_best chooses only among steps that have both"
+  ]
+
+
+def describe_profile(text: str, start: int) -> list[str]:
+  """A note where all steps of `profile` were trained before this start; else empty."""
+  traced = trace.parse(text)
+  if not traced or traced[-1] > start:
+    return []
+  return [
+    f"profile    NOTE: no trace is written, because the steps of profile={text} are "
+    f"trained; this start continues after step {start}"
   ]
 
 

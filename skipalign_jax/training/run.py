@@ -98,7 +98,7 @@ def train(setup: setup_lib.Setup) -> int:
   with (
     signals.Stop(distributed.is_first()) as stop,
     jax.set_mesh(setup.mesh),
-    contextlib.closing(saved),
+    saved,
     contextlib.closing(iterator),
     contextlib.closing(trace),
     log,

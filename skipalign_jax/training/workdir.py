@@ -44,6 +44,7 @@ if TYPE_CHECKING:  # slow to load
   import transformers
 
 STEPS = "steps.json"
+DAMAGED = "damaged"  # has the checkpoints that were set aside
 # NFS may show a new folder up to a minute late (acdirmax) to a host that has looked for
 # it before it was there.
 _TRIES, _PAUSE = 140, 0.5  # seconds
@@ -157,10 +158,11 @@ def check_start(folder: pathlib.Path, start: int, steps: int) -> None:
 
 
 def _had_checkpoints(folder: pathlib.Path) -> bool:
-  """Whether a start continued from one, or steps ran that come after one was saved."""
+  """Whether a start continued from one or set one aside, or steps ran that come after
+  one was saved."""
   path = folder / starts.FILE
   before = starts.read(path) if path.exists() else []
-  if any(one["step"] for one in before):
+  if any(one["step"] for one in before) or (folder / DAMAGED).is_dir():
     return True
   path = folder / "metrics.jsonl"
   if not before or not path.exists():
@@ -240,6 +242,20 @@ def identity(folder: pathlib.Path) -> str:
   """A digest that differs between claimed folders; empty without one."""
   file = folder / "config.json"
   return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
+
+
+def check_there(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+  """Raises UserError if the folder of a run that trains is not the run's any more.
+
+  Orbax would make a folder that has gone again, and nobody could read what is in it.
+  """
+  if not (folder / "config.json").exists():
+    raise errors.UserError(
+      f"the run in --workdir={folder} cannot continue: its folder has gone, or was "
+      "moved or emptied while it was written to. Where it is now, the same command "
+      "resumes from the latest checkpoint"
+    )
+  _check_same(folder, config)
 
 
 def _check_same(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:

@@ -146,6 +146,13 @@ def test_sources_are_a_text_or_several(c, value):
   config.check(c)
 
 
+@pytest.mark.parametrize("value", [("a",), (True,), (1.0, 2)])
+def test_a_tuple_has_whole_numbers(c, value):
+  c.model.nope_layers = value
+  with pytest.raises(errors.UserError, match=r"nope_layers=.* tuple of whole numbers"):
+    config.check(c)
+
+
 @pytest.mark.parametrize("value", [3, (1, 2), {"a": 1}])
 def test_sources_are_nothing_else(c, value):
   c.data.train = value

@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from tiny_train import load, run
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.hf import reference
-from skipalign_jax.runtime import errors, terminal
+from skipalign_jax.runtime import checksums, errors, terminal
 from skipalign_jax.training import log, optimizer, resolve
 from skipalign_jax.training import run as run_lib
 
@@ -136,6 +137,33 @@ def test_an_interrupted_run_saves_and_resumes(finished, config, monkeypatch, tmp
   assert tiny.records(folder)[-1]["step"] == 3
   assert run(config, folder) == 0
   assert tiny.records(folder) == tiny.records(finished)
+
+
+def test_a_run_whose_folder_is_moved_ends_and_makes_no_other(
+  config, monkeypatch, tmp_path
+):
+  folder, dispatched = tmp_path / "run", log.Log.dispatched
+
+  def moved(self, step, *rest):
+    dispatched(self, step, *rest)
+    if step == 3:
+      folder.rename(tmp_path / "elsewhere")
+
+  monkeypatch.setattr(log.Log, "dispatched", moved)
+  with pytest.raises(errors.UserError, match="was moved or emptied while"):
+    run(config, folder)
+  assert not folder.exists()
+
+
+def test_slow_saves_are_all_reported(config, monkeypatch, tmp_path):
+  """Each ends while the next one waits for it."""
+  write, printed = checksums.write, io.StringIO()
+  monkeypatch.setattr(checksums, "write", lambda x: (time.sleep(0.5), write(x)))
+  config.update_from_flattened_dict({"steps": 6, "checkpoint.every": 2})
+  config.data.eval = ""
+  assert run_lib.run(config, tmp_path, terminal.Console(file=printed)) == 0
+  saved = re.findall(r"step (\d): saved", printed.getvalue())
+  assert saved == ["2", "4", "6"]
 
 
 def test_more_limits_than_steps_are_refused(config, tmp_path):

@@ -5,7 +5,7 @@
 SIGKILL, or another signal, comes SECONDS after the CALL-th call of what MOMENT names in
 `MOMENTS`, for "worker" to one of the data workers; "never" lets it run. Where BATCHES
 names a file, a line for each batch that was read is added: its number, and a digest of
-its sample ids and tokens.
+its sample ids and tokens. Each save takes SLOW_SAVES seconds longer at its end.
 """
 
 import multiprocessing
@@ -95,10 +95,22 @@ def note_batches(path):
   pipeline.TrainIterator.__next__ = noted
 
 
+def slow_saves(seconds):
+  write = checksums.write
+
+  def slow(folder):
+    time.sleep(seconds)
+    write(folder)
+
+  checksums.write = slow
+
+
 if __name__ == "__main__":
   moment, module, sys.argv[1:] = sys.argv[1], sys.argv[2], sys.argv[3:]
   if "BATCHES" in os.environ:
     note_batches(os.environ["BATCHES"])
+  if "SLOW_SAVES" in os.environ:
+    slow_saves(float(os.environ["SLOW_SAVES"]))
   if moment != "never":
     arm(*moment.split(":"))
   errors.run_command({"train": train.main, "convert": convert.main}[module])

@@ -42,9 +42,11 @@ def start_one(folder, cache_dir, steps, port, index, home=None, **changes):
   )
 
 
-def start_pair(folder, cache_dir, steps):
+def start_pair(folder, cache_dir, steps, **changes):
   port = free_port()
-  return [start_one(folder, cache_dir, steps, port, index) for index in range(2)]
+  return [
+    start_one(folder, cache_dir, steps, port, index, **changes) for index in range(2)
+  ]
 
 
 def wait_for_checkpoint(folder, processes):
@@ -63,7 +65,8 @@ def wait_for_checkpoint(folder, processes):
 def test_the_other_process_ends_with_a_reason(how, dead, cache_dir, tmp_path):
   """A killed one closes its connections; a stopped one is silent, as a lost host is."""
   folder = tmp_path / "run"
-  pair = start_pair(folder, cache_dir, steps=100_000)
+  # Seldom, so that no save begins meanwhile: it would wait for the heartbeats.
+  pair = start_pair(folder, cache_dir, steps=100_000, **{"checkpoint.every": 30})
   try:
     wait_for_checkpoint(folder, pair)
     pair[dead].send_signal(getattr(signal, how))
@@ -78,6 +81,31 @@ def test_the_other_process_ends_with_a_reason(how, dead, cache_dir, tmp_path):
   assert pair[1 - dead].returncode != 0
   assert took < (10 if how == "SIGKILL" else 2 * distributed.HEARTBEAT)
   assert "cannot continue" in printed or "distributed service" in printed
+
+
+def test_the_other_process_does_not_wait_for_its_save(cache_dir, tmp_path, monkeypatch):
+  """Which only ends with the one that was killed, or when heartbeats miss that one."""
+  monkeypatch.setenv("SLOW_SAVES", "5")
+  folder, port = tmp_path / "run", free_port()
+  changes = {"steps": 100_000, "checkpoint.every": 100, "data.eval": ""}
+  args = tiny_runs.arguments(folder, cache_dir, **changes)
+  start = lambda i: tiny_runs.start([*args, f"--distributed=127.0.0.1:{port},2,{i}"])
+  pair = [start(index) for index in range(2)]
+  try:
+    deadline = time.monotonic() + 240
+    while not list(folder.glob("checkpoints/*tmp*")):
+      assert time.monotonic() < deadline and pair[0].poll() is None
+      time.sleep(0.05)
+    time.sleep(2)
+    pair[1].kill()
+    began = time.monotonic()
+    printed = pair[0].communicate(timeout=4 * distributed.HEARTBEAT)[0]
+    took = time.monotonic() - began
+  finally:
+    for process in pair:
+      process.kill()
+  print(f"the other ended after {took:.1f} s\n{printed[-1500:]}")
+  assert pair[0].returncode == 1 and took < 10 and "cannot continue" in printed
 
 
 def test_after_one_is_killed_both_resume_exactly(cache_dir, tmp_path):

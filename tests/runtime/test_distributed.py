@@ -228,6 +228,18 @@ def test_processes_of_a_node_share_its_devices(seen, expected, monkeypatch):
   assert found["local_device_ids"] == expected
 
 
+def test_processes_of_mpirun_are_not_those_of_the_steps_of_slurm(monkeypatch):
+  """mpirun starts its helper on each other node as a SLURM step of one node."""
+  monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+  environ = MPI | ORTE | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+  environ |= {"OMPI_COMM_WORLD_LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+  environ["SLURM_STEP_NUM_NODES"] = "1"
+  for name, value in environ.items():
+    monkeypatch.setenv(name, value)
+  found = launches.complete(launches.decide("auto", environ).arguments, 1)
+  assert found["local_device_ids"] == [2, 3]
+
+
 def test_devices_that_processes_cannot_share_are_refused(monkeypatch):
   environ = SLURM | {"SLURM_STEP_NUM_NODES": "2", "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5"}
   monkeypatch.delenv("JAX_PLATFORMS", raising=False)

@@ -10,7 +10,9 @@ import tiny
 from skipalign_jax.runtime import signals
 
 
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+  "first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
+)
 def test_the_first_signal_stops_after_the_step_and_the_second_at_once(first):
   code = (
     "import time; from skipalign_jax.runtime import signals\n"
@@ -99,6 +101,8 @@ def run_command(work, before=""):
     (signal.SIGINT, "interrupted"),
     (signal.SIGTERM, "stopped by SIGTERM"),
     (signal.SIGHUP, "stopped by SIGHUP"),
+    (signal.SIGUSR1, "stopped by SIGUSR1"),
+    (signal.SIGUSR2, "stopped by SIGUSR2"),
   ],
 )
 def test_a_signal_ends_a_command_with_its_number(number, said):

@@ -215,7 +215,7 @@ def evaluated(plan, name, evaluation, score=30.0):
     summary = saved_results.long_summary(whole)
     options = saved_results.OPTIONS
   folder = plan.evaluation(name, evaluation)
-  model = str(plan.workdir(name))
+  model = plan.sweep.runs[name].model or str(plan.workdir(name))
   saved_results.save(folder, task, summary, model, options, items)
 
 
@@ -293,6 +293,84 @@ def test_an_evaluation_with_other_options_is_refused(plan):
   plan.options["keys"] = {"depths": "2", "limit": "3"}
   with pytest.raises(errors.UserError, match="evaluated with --limit=0, now 3"):
     plan.check("base")
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "before"),
+  [
+    ("dtype", "float32", "bfloat16"), ("template", "tulu", "model"),
+    ("template_kwargs", "thinking=false", "thinking=true"),
+    ("date", "2026-01-02", "2026-01-01"), ("batch_tokens", "99", 16384),
+  ],
+)  # fmt: skip
+def test_an_evaluation_with_other_flags_is_refused(plan, key, value, before):
+  evaluated(plan, "base", "keys")
+  path = plan.evaluation("base", "keys") / "results.json"
+  content = json.loads(path.read_text())
+  content["protocol"] |= {"date": "2026-01-01", "batch_tokens": 16384}
+  content["model"] = {"template": "model", "template_kwargs": "thinking=true"}
+  path.write_text(json.dumps(content))
+  given = {"depths": "2", "template_kwargs": "thinking=true"}
+  plan.options["keys"] = given
+  plan.check("base")
+  plan.options["keys"] = given | {key: value}
+  with pytest.raises(errors.UserError, match=f"evaluated with --{key}={before}, now "):
+    plan.check("base")
+
+
+def test_an_evaluation_of_another_rope_or_model_is_refused(plan):
+  evaluated(plan, "base", "keys")  # at ntk, 4096
+  changed = lambda **changes: dataclasses.replace(
+    plan,
+    sweep=dataclasses.replace(
+      plan.sweep,
+      runs={"base": dataclasses.replace(plan.sweep.runs["base"], **changes)},
+    ),
+  )
+  scaled = {"rope.kind": "ntk", "rope.target_length": 4096}
+  changed(evaluate=scaled).check("base")
+  for key, value in (("rope.kind", "yarn"), ("rope.target_length", 8192)):
+    with pytest.raises(errors.UserError, match=f"with --{key}=.*, now {value}"):
+      changed(evaluate=scaled | {key: value}).check("base")
+  with pytest.raises(errors.UserError, match="--model=some/model, now other/one"):
+    changed(model="other/one").check("base")
+
+
+def test_an_evaluation_after_another_training_is_refused(plan):
+  """As where the workdir was removed, so that it is made again in another way."""
+  evaluated(plan, "B", "keys")
+  path = plan.evaluation("B", "keys") / "results.json"
+  content = json.loads(path.read_text())
+  config = plan.config("B").to_dict()
+  for rate in (config["optim"]["learning_rate"], 0.5):
+    config["optim"]["learning_rate"] = rate
+    path.write_text(json.dumps(content | {"model": {"config": config}}))
+    if rate != 0.5:
+      plan.check("B")
+  with pytest.raises(errors.UserError, match="learning_rate: evaluated after training"):
+    plan.check("B")
+
+
+def test_an_option_that_no_evaluation_has_is_refused_before_the_training(plan):
+  plan.options["keys"] = {"depth": "3"}
+  with pytest.raises(errors.UserError, match="needle has no option 'depth'"):
+    plan.check("B")
+
+
+def test_flags_are_those_of_evaluate():
+  args = vars(evaluate._parser().parse_args(["needle", "--model=m"]))
+  assert plan_lib.FLAGS == {key: args[key] for key in plan_lib.FLAGS}
+  common = {*plan_lib.FLAGS, *plan_lib._OTHER_FLAGS, "task", "model", "out"}
+  options = {field.name for field in dataclasses.fields(tasks.module("needle").Options)}
+  assert args.keys() - options == common
+
+
+def test_a_damaged_run_does_not_stop_the_others(plan):
+  trained(plan, "B", 8, 8)
+  (plan.workdir("B") / "steps.json").write_text("{")
+  console = quiet()
+  execute.show(plan, console)
+  assert "B: cannot run:" in shown(console) and "base:" in shown(console)
 
 
 def test_a_sweep_resumes_and_failures_do_not_stop_it(plan, monkeypatch):

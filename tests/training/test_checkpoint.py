@@ -1,5 +1,7 @@
 import io
+import json
 import logging
+import math
 import shutil
 import threading
 
@@ -27,6 +29,16 @@ def test_keeps_the_latest_only(tmp_path):
   assert save_all(tmp_path, losses, keep=2, keep_best=False) == [2, 3]
 
 
+def test_a_run_that_is_resumed_still_has_its_best_checkpoint(tmp_path):
+  losses = {1: 1.0, 2: 0.5, 3: math.nan}
+  assert save_all(tmp_path, losses, keep=1, keep_best=True) == [2, 3]
+  records = [json.dumps({"step": at, "eval_loss": x}) for at, x in losses.items()]
+  records.append('{"step": 4, "eval_loss": 0.1}')  # it was not saved
+  (tmp_path / "metrics.jsonl").write_text("\n".join(records) + "\n")
+  later = {4: None, 5: 0.9, 6: 0.8}
+  assert save_all(tmp_path, later, keep=1, keep_best=True) == [2, 6]
+
+
 def test_restores_state_and_iterator(tmp_path):
   save_all(tmp_path, {7: None}, keep=1, keep_best=True)
   found, iterator = restore(tmp_path, 7)
@@ -50,6 +62,23 @@ def test_paths_that_libraries_take_for_something_else_are_refused(tmp_path, name
   checkpoint.check_path(link)
   save_all(link, {7: None}, keep=1, keep_best=False)
   assert restore(link, 7)[1] == {"next": 7}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_save_is_not_awaited_where_another_process_has_ended(
+  processes, tmp_path, monkeypatch
+):
+  """Until heartbeats miss it, it would wait for that process."""
+  saved, closed = checkpoint.Checkpoints(tmp_path, 1, False), []
+  monkeypatch.setattr(saved, "close", lambda: closed.append(True))
+  monkeypatch.setattr(checkpoint.distributed.jax, "process_count", lambda: processes)
+  for error in (jax.errors.JaxRuntimeError("closed by peer"), OSError("full")):
+    with pytest.raises(type(error)), saved:
+      raise error
+  assert len(closed) == 3 - processes
+  expected = errors.UserError if processes == 1 else jax.errors.JaxRuntimeError
+  with pytest.raises(expected), saved._reporting():
+    raise jax.errors.JaxRuntimeError("closed by peer")
 
 
 def test_a_missing_step_is_reported(tmp_path):

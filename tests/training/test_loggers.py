@@ -11,7 +11,7 @@ import tiny_train
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.runtime import errors, files
-from skipalign_jax.training import loggers, metrics, resolve
+from skipalign_jax.training import loggers, loop, metrics, resolve
 
 RECORDS = [
   {"step": 1, "loss": 2.0, "finite": True},
@@ -57,9 +57,10 @@ def fake(monkeypatch):
       Fake.fail("write")
       Fake.seen.append((step, values))
 
-    def close(self):
+    def close(self, failed):
       Fake.fail("close")
       Fake.closed += 1
+      Fake.failed = failed
 
     @staticmethod
     def fail(where):
@@ -130,6 +131,20 @@ def test_the_records_of_a_run_are_passed_on(folder, fake, monkeypatch, cache_dir
   assert tiny_train.run(c, folder / "run") == 0
   assert [step for step, _ in fake.seen] == [1] and fake.closed == 1
   assert fake.runs[0].name == "run" and fake.runs[0].project == "stretched"
+  assert not fake.failed
+
+
+def test_a_run_that_an_error_ends_is_shown_as_failed(
+  folder, fake, monkeypatch, cache_dir
+):
+  monkeypatch.setattr(loggers, "check_installed", lambda to: None)
+  monkeypatch.setattr(loop.Loop, "_save", lambda *_: 1 / 0)
+  c = tiny_train.load("llama2_ntk")
+  c.data.cache_dir, c.data.eval, c.data.seq_len = cache_dir, "", 256
+  c.steps, c.batch_size, c.log.to = 1, 2, "fake"
+  with pytest.raises(ZeroDivisionError):
+    tiny_train.run(c, folder / "run")
+  assert fake.closed == 1 and fake.failed
 
 
 def start_twice(folder, name):

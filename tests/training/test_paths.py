@@ -35,7 +35,7 @@ def home(monkeypatch, tmp_path_factory):
 
 def may_be_refused(name):
   return (
-    re.search(r"[\[*?\\\0\ud800-\udfff]|gs:/|gs:$|^~|^hub:", name)
+    re.search(r"[\[*?\\\0\ud800-\udfff]|gs:/|gs:$|^~|^hub:|^[a-z0-9]+://", name)
     or max(len(part.encode()) for part in name.split("/")) > 200
     or not name
   )
@@ -59,6 +59,8 @@ def test_a_path_means_the_same_when_it_is_given_again(tmp_path, monkeypatch):
     paths.given("~nobody_/a", "--out=~nobody_/a")
   with pytest.raises(errors.UserError, match=r"write \./hub:a/b for a folder"):
     paths.output("hub:a/b", "--out=hub:a/b")
+  with pytest.raises(errors.UserError, match=r"mount it .* \./s3://b/a for a folder"):
+    paths.output("s3://b/a", "--out=s3://b/a")
 
 
 def files_below(base):

@@ -142,6 +142,12 @@ def test_checkpoints_without_a_held_out_loss_are_noted(changes, held_out, noted)
   assert all("is no multiple of eval.every=" in line for line in found)
 
 
+def test_a_trace_of_steps_that_are_trained_already_is_noted():
+  assert report.describe_profile("", 9) == report.describe_profile("3:9", 8) == []
+  (line,) = report.describe_profile("3:9", 9)
+  assert "no trace is written" in line and "profile=3:9" in line
+
+
 @pytest.mark.parametrize(
   ("start", "reported"),
   [(0, "a new run"), (3, "continuing after step 3"), (8, "all 8 steps are trained")],

@@ -125,10 +125,26 @@ def test_checkpoints_that_are_gone_end_the_run(tmp_path):
     check(start=25)
   started(0)
   check()  # that start saved at its end only, and did not come there
+  (tmp_path / workdir.DAMAGED).mkdir()
+  with pytest.raises(errors.UserError, match="Bring that folder back"):
+    check()
+  (tmp_path / workdir.DAMAGED).rmdir()
   records.unlink()
   starts.add(tmp_path, start_line(tmp_path, step=5))
   with pytest.raises(errors.UserError, match="Bring that folder back"):
     check()
+
+
+def test_a_folder_that_a_run_has_lost_ends_it(tmp_path):
+  config = config_lib.default()
+  native.write_config(tmp_path, described(config))
+  workdir.check_there(tmp_path, config)
+  with pytest.raises(errors.UserError, match="with another config:\n  seed: the run"):
+    config.seed = 5  # another run took its place
+    workdir.check_there(tmp_path, config)
+  (tmp_path / "config.json").unlink()
+  with pytest.raises(errors.UserError, match="was moved or emptied while"):
+    workdir.check_there(tmp_path, config)
 
 
 def test_a_run_keeps_its_number_of_steps(tmp_path):
