@@ -87,6 +87,25 @@ def test_what_pairs_cannot_be_combined_with_is_listed():
       resolve.check(config)
 
 
+# What texts name that is of others, or stands for any.
+FOREIGN = {"conversion/base.py", "commands/NAME.py", "skipalign_jax/NAME.py"}
+
+
+def test_files_that_messages_and_notes_of_the_code_name_exist():
+  places = ("skipalign_jax", "configs", "launch", "benchmarks", "docs")
+  others = [path.as_posix() for path in (tiny.ROOT / "tests").rglob("*.py")]
+  paths = [path for place in places for path in (tiny.ROOT / place).rglob("*")]
+  files = [*others, *(path.as_posix() for path in paths)]
+  stale = [
+    (path.name, name)
+    for path in paths
+    if path.suffix in {".py", ".js", ".sh", ".yaml", ".sbatch"}
+    for name in re.findall(r"\b\w+/[\w/]*\w\.py\b", path.read_text(encoding="utf-8"))
+    if name not in FOREIGN and not any(file.endswith(f"/{name}") for file in files)
+  ]
+  assert not stale
+
+
 def test_arrays_of_a_batch_are_those_of_the_code():
   text = (tiny.ROOT / "docs/design.md").read_text(encoding="utf-8")
   named = {
