@@ -5,7 +5,7 @@ two epochs, learning rate 1e-5, AdamW without weight decay, 3 % warm-up, linear 
 The paper gives no batch size: 128 is Tülu 2's.
 
 Hardware: 8 x A100 80 GB (16 rows per device, 42.3 GiB), or 40 GB with grad_accum=2
-(32.6 GiB): by `plan`, not run.
+(32.6 GiB) and XLA_PYTHON_CLIENT_MEM_FRACTION=0.9: by `plan`, not run.
 Command:
   python -m skipalign_jax.train --config=configs/llama2_ntk.py --workdir=runs/llama2_ntk
 Expected (paper, LongBench average): 44.1. Not run by us yet.

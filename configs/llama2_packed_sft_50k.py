@@ -7,8 +7,9 @@ and every token attends to all before it: --config.data.packing_mask=False. In
 LongAlign's loss, short samples count as much as long ones:
 --config.loss.reduction=sequence.
 
-Hardware: 8 x A100 80 GB, one row per device (37 GiB by `plan`, triton attention). Split
-longer rows over devices: --config.mesh.context=8 --config.mesh.fsdp=1.
+Hardware: 8 x A100 80 GB, one row per device (37 GiB by `plan`, triton attention). One
+row at a time over all devices, for less memory (18 GiB) or longer rows:
+--config.mesh.context=8 --config.mesh.fsdp=1 --config.grad_accum=8.
 Command:
   python -m skipalign_jax.train --config=configs/llama2_packed_sft_50k.py \
     --workdir=runs/llama2_packed_sft_50k

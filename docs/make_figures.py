@@ -1,4 +1,4 @@
-"""Draws docs/images/strategies.png: one dialogue under the three strategies."""
+"""Draws docs/images/strategies.png: one dialogue under four strategies."""
 
 import pathlib
 
@@ -23,7 +23,7 @@ def main() -> None:
   names = ("contiguous", "skip_outer", "skip_inner", "skip_all")
   drawn = []
   for name in names:
-    recipe = positions.PositionConfig(name, L, 0.5, "block", "never", "uniform")
+    recipe = positions.PositionConfig(name, L, 0.5, "block", "never", "sequential")
     drawn += preview.samples(batch, preview.draw_positions(recipe, 0, batch))
   path = pathlib.Path(__file__).parent / "images" / "strategies.png"
   path.parent.mkdir(exist_ok=True)

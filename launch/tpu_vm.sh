@@ -3,8 +3,8 @@
 #
 #   TPU=my-v5p-16 ZONE=us-east5-a BUCKET=my-bucket launch/tpu_vm.sh
 #
-# Every host has the repository in ~/skipalign_jax, with '.[tpu]' installed in its .venv
-# or for its python. The workdir has to be one folder for all hosts: here a bucket mounted
+# Every host has the repository in ~/skipalign_jax, with '.[tpu,hub]' installed in its
+# .venv or for its python. The workdir has to be one folder for all hosts: here a bucket mounted
 # with gcsfuse (or Filestore). Without its limit gcsfuse renames no folders, and a
 # checkpoint gets its name when it is complete.
 # JAX finds the other hosts by itself. Before its maintenance a host sends its

@@ -207,6 +207,14 @@ NOT_KEYS = {
   "resume_from_checkpoint": "the same command with the same --workdir resumes a run",
   "run_name": "a run has the name of its --workdir",
   "lora_dropout": "adapters are trained without dropout",
+  **dict.fromkeys(
+    ("push_to_hub", "hub_model_id"),
+    "export the run, and then: hf upload ORG/NAME FOLDER",
+  ),
+  **dict.fromkeys(
+    ("early_stopping", "early_stopping_patience"),
+    "a run makes all its steps; checkpoint.keep_best keeps its best checkpoint",
+  ),
 }
 
 

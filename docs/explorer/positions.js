@@ -1,4 +1,4 @@
-// The draws of skipalign_jax/positions.py, number for number, in uint32 arithmetic.
+// The draws of skipalign_jax/method/positions.py, number for number, in uint32 arithmetic.
 //
 // jax.random is threefry2x32 (Salmon et al., 2011) with its partitionable counters.
 // A key is a pair of uint32; everything else follows positions.py, one sample at a time.

@@ -166,8 +166,11 @@ def _rope(figure, record: Record) -> None:
 
 def _training(figure, record: Record) -> None:
   """A panel per number, a line per run."""
+  of = {
+    "pair" if "rewards/margin" in run else "target" for run in record["runs"].values()
+  }
   names = {
-    "loss": "training loss, nats per target",
+    "loss": f"training loss, nats per {' or '.join(sorted(of))}",
     "eval_loss": "held-out loss, nats per target",
     "grad_norm": "gradient norm",
     "learning_rate": "learning rate",

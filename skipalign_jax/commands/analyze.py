@@ -302,7 +302,7 @@ def coverage(
 def diagram(
   config: ml_collections.ConfigDict, options: Options, console: terminal.Console
 ) -> Record:
-  """The first dialogues of two turns or more, under each strategy."""
+  """The first dialogues of two turns or more, or texts, under each strategy."""
   if options.draws != 1:
     raise errors.UserError(
       "diagram shows one draw; leave out --draws, or give --config.seed=N for another"
@@ -311,20 +311,21 @@ def diagram(
   chosen = options.recipes(base, DIAGRAM)
   pieces = dialogues.read(_sources(config, console))
   several = (
-    one for piece in pieces for one in dialogues.one_by_one(piece) if one.blocks[0] >= 4
+    one
+    for piece in pieces
+    for one in dialogues.one_by_one(piece)
+    if one.blocks[0] >= (2 if one.is_text[0] else 4)
   )
   found = list(itertools.islice(several, options.samples or 3))
   if not found:
-    raise errors.UserError("no dialogue of the data has two turns or more")
+    raise errors.UserError(
+      "no dialogue of the data has two turns or more, and no text two blocks"
+    )
   seq_len = config_lib.row_length(config.data)
   rows = [next(dialogues.batches(one, seq_len, 1)) for one in found]
   batch = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
   samples: list[Record] = [
-    {
-      "title": f"dialogue {i}: {one.blocks[0] // 2} turns, {one.length[0]:,} tokens",
-      "strategies": {},
-    }
-    for i, one in enumerate(found, 1)
+    {"title": _title(i, one), "strategies": {}} for i, one in enumerate(found, 1)
   ]
   for name, recipe in chosen.items():
     draw = jax.jit(functools.partial(positions.synthesize, recipe, config.seed))
@@ -337,6 +338,13 @@ def diagram(
     "max_position": base.max_position,
     "samples": samples,
   }
+
+
+def _title(i: int, one: dialogues.Dialogues) -> str:
+  """Of the i-th sample in a diagram."""
+  blocks = one.blocks[0]
+  text, turns = f"text {i}: {blocks} blocks", f"dialogue {i}: {blocks // 2} turns"
+  return f"{text if one.is_text[0] else turns}, {one.length[0]:,} tokens"
 
 
 def rotations(

@@ -47,8 +47,8 @@ def run(folders: Sequence[str], out: str, console: terminal.Console) -> dict[str
 
   Args:
     folders: of evaluations; one that is named twice is shown once.
-    out: folder for compare.html, .md, .json and, with results of needle or keys,
-      needle.png; empty to write nothing.
+    out: folder for compare.html, .md, .json and, with results of needle, keys or
+      facts, needle.png; empty to write nothing.
     console: for the tables.
 
   Returns:

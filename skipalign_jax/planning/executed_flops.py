@@ -56,7 +56,8 @@ def _count_equation(equation: Any) -> int:
   inner = list(_inner(params))
   if not inner and _OPAQUE.search(name):
     raise UnknownPrimitiveError(
-      f"cannot count the FLOPs of {name}: add it to KERNELS in planning/flops.py"
+      f"cannot count the FLOPs of {name}: add it to KERNELS in "
+      "planning/executed_flops.py"
     )
   return times * sum(map(_count, inner))
 
@@ -150,5 +151,5 @@ def _pallas(equation: Any) -> int:
       return products(outputs) * 2 * math.prod(rows) * flops.causal_pairs(L) * H
   raise UnknownPrimitiveError(
     f"cannot count the FLOPs of the Pallas kernel {name!r}: add it to PALLAS in "
-    "planning/flops.py"
+    "planning/executed_flops.py"
   )

@@ -47,9 +47,13 @@ def draw(
 
   figure = figure_lib.Figure(figsize=(9, 3.2), layout="constrained")
   left, right = figure.subplots(1, 2)
-  _line(left, records, "loss", "training", 0)
-  _line(left, records, "eval_loss", "held out", 1)
-  left.set(xlabel="step", ylabel="loss, nats per token")
+  if any("rewards/margin" in record for record in records):  # DPO, SimPO
+    labels, unit = ("training, per pair", "held out, per token of chosen"), "nats"
+  else:
+    labels, unit = ("training", "held out"), "nats per token"
+  _line(left, records, "loss", labels[0], 0)
+  _line(left, records, "eval_loss", labels[1], 1)
+  left.set(xlabel="step", ylabel=f"loss, {unit}")
   _line(right, records, "largest_position", "largest of the step", 0)
   if max_position:
     right.axhline(max_position, color="black", linestyle="--", linewidth=1, label="L")

@@ -138,13 +138,16 @@ def bars(
   axes: "Axes", chosen: list[list[Span]], max_position: int, labels: Sequence[str]
 ) -> None:
   """A line per sample with a bar per block, colored by who speaks."""
+  speaks = [any(span.is_response for span in blocks) for blocks in chosen]
   for row, blocks in enumerate(chosen):
     axes.hlines(row, 0, blocks[-1].last, color="#BBBBBB", linewidth=1, zorder=1)
     for span, (left, width) in zip(blocks, _places(blocks, max_position), strict=True):
       color = RESPONSE if span.is_response else INSTRUCTION
       axes.barh(row, width, 0.6, left, color=color, edgecolor="white", lw=0.5, zorder=2)
-  for color, name in ((INSTRUCTION, "instruction"), (RESPONSE, "response")):
-    axes.barh(0, 0, color=color, label=name)
+  names = ["instruction"] * any(speaks) + ["text"] * (not all(speaks))
+  axes.barh(0, 0, color=INSTRUCTION, label=", ".join(names))
+  if any(speaks):
+    axes.barh(0, 0, color=RESPONSE, label="response")
   axes.set(xlim=(0, max_position), yticks=range(len(chosen)), yticklabels=labels)
   axes.xaxis.set_major_formatter("{x:,.0f}")
   axes.invert_yaxis()

@@ -64,6 +64,23 @@ def test_the_strategy_of_the_config_is_one_of_the_measured(flags, capsys):
   assert drawn["skip_outer"] != drawn["skip_outer/uniform"]
 
 
+def test_diagram_of_texts(flags, monkeypatch):
+  out, given = flags
+  figures = []
+  keep = lambda figure, *_, **__: figures.append(figure)
+  monkeypatch.setattr(pictures.plotting, "save", keep)
+  texts = ["--config.data.train=builtin:text:4", "--config.data.text_blocks=sentences"]
+  run("diagram", *given, *texts, "--samples=2")
+  for sample in json.loads((out / "diagram.json").read_text())["samples"]:
+    count = len(sample["strategies"]["contiguous"])
+    assert (
+      sample["title"].startswith("text ") and f": {count} blocks, " in sample["title"]
+    )
+  run("diagram", *given, "--samples=1")
+  legends = [[text.get_text() for text in f.legends[0].get_texts()] for f in figures]
+  assert legends == [["text"], ["instruction", "response"]]
+
+
 def test_coverage_and_diagram(flags, capsys):
   out, given = flags
   run("coverage", *given, "--strategies=contiguous,skip_outer", "--samples=5")
@@ -125,6 +142,18 @@ def test_training_curves(tmp_path, capsys):
   run("training", str(tmp_path / "one"), again, f"--out={tmp_path}")
   assert list(json.loads((tmp_path / "training.json").read_text())["runs"]) == ["one"]
   assert "it counts once" in capsys.readouterr().out
+
+
+def test_the_loss_of_pairs_has_its_unit(monkeypatch):
+  figures = []
+  keep = lambda figure, *_, **__: figures.append(figure)
+  monkeypatch.setattr(pictures.plotting, "save", keep)
+  sft = {"loss": [[1, 2], [2.0, 1.0]]}
+  dpo = sft | {"rewards/margin": [[1, 2], [0.0, 0.5]]}
+  for runs in ({"a": sft}, {"b": dpo}, {"a": sft, "b": dpo}):
+    pictures.draw({"kind": "training", "title": "Training", "runs": runs}, "x.png")
+  units = [f.axes[0].get_ylabel().partition("nats per ")[2] for f in figures]
+  assert units == ["target", "pair", "pair or target"]
 
 
 def test_a_record_in_the_home_folder_is_drawn(flags, tmp_path, monkeypatch):

@@ -48,6 +48,22 @@ def test_draws_losses_and_positions(folder, capsys, monkeypatch):
   assert sorted(p.name for p in folder.iterdir()) == ["metrics.jsonl", picture.NAME]
 
 
+def test_units_of_runs_that_learn_from_pairs(tmp_path, monkeypatch):
+  figures = []
+  save = lambda figure, *_, **__: figures.append(figure)
+  rewards = {"rewards/margin": 0.1, "rewards/chosen": 0.2}
+  pairs = [record | (rewards if "loss" in record else {}) for record in RECORDS]
+  monkeypatch.setattr(picture.plotting, "save", save)
+  for records in (RECORDS, pairs):
+    picture.draw(records, 1024, tmp_path / "x.png")
+  units = [figure.axes[0].get_ylabel() for figure in figures]
+  assert units == ["loss, nats per token", "loss, nats"]
+  assert [line.get_label() for line in figures[1].axes[0].get_lines()] == [
+    "training, per pair",
+    "held out, per token of chosen",
+  ]
+
+
 def test_a_run_without_numbers_of_a_kind_is_drawn(folder, capsys):
   (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
   assert "note" not in drawn(folder, capsys, 0)
