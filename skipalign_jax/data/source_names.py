@@ -26,7 +26,7 @@ SUFFIXES = (*_LINES, *(f"{suffix}.gz" for suffix in _LINES), *TABLES, *TEXTS)
 # What datasets' save_to_disk writes besides .arrow files. Others have such files for
 # other purposes, so these are only read together.
 _SAVED, _SPLITS = ("state.json", "dataset_info.json"), "dataset_dict.json"
-# Words in the names of files and folders that say of which split they are.
+# Words that say, first or last in the name of a file or folder, of which split it is.
 _TRAIN, _HELD_OUT = "train", {"test", "validation", "valid", "val", "dev", "eval"}
 _WEIGHT = re.compile(r"(.+)\*([-+.0-9eE]+|nan|inf)", re.DOTALL)
 _REMOTE = ("builtin:", hub.PREFIX)
@@ -140,7 +140,8 @@ def _check_names(path: pathlib.Path, files: list[pathlib.Path]) -> None:
   """
   splits: dict[str, pathlib.Path] = {}
   for file in files:
-    words = _words(str(file.relative_to(path))) & {_TRAIN, *_HELD_OUT}
+    words = set().union(*map(_words, file.relative_to(path).parts))
+    words &= {_TRAIN, *_HELD_OUT}
     if len(words) == 1:
       splits.setdefault(words.pop(), file)
   others = sorted(_HELD_OUT & splits.keys())
@@ -157,7 +158,10 @@ def _check_names(path: pathlib.Path, files: list[pathlib.Path]) -> None:
 
 
 def _words(name: str) -> set[str]:
-  return set(re.findall("[a-z]+", name.lower()))
+  """The first and the last word in the name of a file or folder, without its number."""
+  name = re.sub(r"-\d+-of-\d+.*", "", name.lower()).partition(".")[0]
+  words = re.findall("[a-z]+", name)
+  return {*words[:1], *words[-1:]}
 
 
 def _of_folder(path: pathlib.Path) -> list[pathlib.Path]:

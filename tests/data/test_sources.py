@@ -293,6 +293,7 @@ def test_a_data_set_that_was_saved_to_disk(tmp_path):
     (("default/train/0000.jsonl", "default/validation/0000.jsonl"), "default/train"),
     (("train.jsonl", "eval.jsonl"), "*train*"),
     (("my-train.jsonl", "my-val.jsonl", "more.jsonl"), "*train*"),
+    (("x_train-00000-of-00002-ab.jsonl", "x_dev-00000-of-00001.jsonl"), "*train*"),
   ],
 )
 def test_a_folder_of_several_splits_is_refused(names, one, tmp_path):
@@ -310,10 +311,14 @@ def test_a_folder_of_several_splits_is_refused(names, one, tmp_path):
 
 
 def test_files_whose_names_only_sound_like_splits_are_read(tmp_path):
-  for number, name in enumerate(("training.jsonl", "test.jsonl", "train_test.jsonl")):
-    (tmp_path / name).write_bytes(named(str(number)))
-  (source,) = sources.parse(str(tmp_path))
-  assert sorted(replies(source)) == ["0", "1", "2"]
+  names = ("training.jsonl", "test.jsonl", "train_test.jsonl")
+  more = ("train_to_pakistan.jsonl", "the_test_of_time.jsonl")
+  for folder_, some in ((tmp_path / "a", names), (tmp_path / "b", more)):
+    folder_.mkdir()
+    for number, name in enumerate(some):
+      (folder_ / name).write_bytes(named(str(number)))
+    (source,) = sources.parse(str(folder_))
+    assert sorted(replies(source)) == list("012"[: len(some)])
 
 
 def test_arrow_files_that_nobody_saved_are_not_read(tmp_path):
