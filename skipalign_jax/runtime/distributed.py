@@ -134,6 +134,11 @@ def exchange(text: str) -> list[str]:
   return json.loads(_wait_for(f"{key}/all"))
 
 
+def highest(status: int) -> int:
+  """The highest status of all processes, now; all must call it equally often."""
+  return max(map(int, exchange(str(status))))
+
+
 def _wait_for(key: str) -> str:
   """The value of a key as soon as a process sets it; a dead one is an error."""
   client = service.global_state.client

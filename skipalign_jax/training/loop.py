@@ -55,7 +55,8 @@ class Loop:
   def run(self, start: int, stop: signals.Stop) -> int:
     """Trains the steps after `start`; returns 0, or 128 + the number of a signal."""
     config, steps = self.setup.config, self.setup.data.steps
-    self._before(start, steps)
+    if status := self._before(start, steps, stop):
+      return status
     votes = distributed.Votes()
     for at in range(start + 1, steps + 1):
       with self.log.clock.waiting("data"):
@@ -73,24 +74,31 @@ class Loop:
       self.report_saved()
       if status:
         return status
-      self._run_tasks(at)  # after the save: a task that fails loses no step
+      # After the save: a task that fails loses no step.
+      if status := self._run_tasks(at, stop):
+        return status
     return 0
 
-  def _before(self, start: int, steps: int) -> None:
+  def _before(self, start: int, steps: int, stop: signals.Stop) -> int:
     """Evaluations before the first step, and the tasks that a stopped run still lacks.
 
     Tasks that do not run now are checked, so that a mistake does not end the run later.
+
+    Returns:
+      As `_run_tasks`.
     """
     if not start and self.setup.config.eval.at_start:
       self._measure_held_out(0)
-      self._run_tasks(0)
-      return
+      return self._run_tasks(0, stop)
     if start:
-      self._run_tasks(start, self.log.evaluated_tasks(start))
+      done = self.log.evaluated_tasks(start)
+      if status := self._run_tasks(start, stop, done):
+        return status
     if start < steps and self.setup.evaluations:
       params = self._merged_params()
       for task in self.setup.evaluations:
         self._evaluator.check(task, params)
+    return 0
 
   def _is_due(self, at: int, every: int) -> bool:
     """Whether an evaluation of this interval runs at a step; all run at the ends."""
@@ -115,15 +123,24 @@ class Loop:
       self.log.read()  # the time of a step is without what follows it
       self.log.held_out(at, self._held_out_loss())
 
-  def _run_tasks(self, at: int, done: Collection[str] = ()) -> None:
-    """The scheduled tasks that are due, except for those that are done."""
+  def _run_tasks(self, at: int, stop: signals.Stop, done: Collection[str] = ()) -> int:
+    """The scheduled tasks that are due, except for those that are done.
+
+    Returns:
+      0; or, where a signal leaves tasks to the next start, the status of the run.
+    """
     tasks = [task for task in self._tasks(at) if task.name not in done]
     if not tasks:
-      return
+      return 0
     self.log.read()
     params = self._merged_params()
     for task in tasks:
+      if status := distributed.highest(stop.status):
+        if at:
+          self._save(at)
+        return status
       self.log.evaluated(at, self._evaluator.run(task, at, params))
+    return 0
 
   def _tasks(self, at: int) -> list[scheduled.Scheduled]:
     """The scheduled tasks that run after a step."""

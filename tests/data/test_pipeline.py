@@ -633,7 +633,8 @@ def test_no_module_imports_jax_when_loaded():
       for name in (
         *("runtime.caches", "runtime.checksums", "runtime.errors", "runtime.files"),
         *("runtime.paths", "runtime.progress", "runtime.storage", "runtime.terminal"),
-        *("runtime.child_", "runtime.json_limits", "runtime.untrusted"),
+        *("runtime.child_", "runtime.json_limits", "runtime.signals"),
+        "runtime.untrusted",
         *(
           "runtime.extras",
           "config",

@@ -1,6 +1,7 @@
 """Tasks during training: when they run, what they write, what is refused."""
 
 import json
+import signal
 
 import pytest
 import tiny
@@ -101,6 +102,27 @@ def test_a_task_that_fails_loses_no_step(
     assert [record["step"] for record in scores] == ([3, 4] if every else [4])
   of_other = [r for r in tiny.records(evaluated[1]) if r["step"] == 4]
   assert scores[-1] in of_other  # as in a run that nothing stopped
+
+
+def test_a_signal_leaves_the_other_tasks_to_the_next_start(
+  cache_dir, tmp_path, monkeypatch
+):
+  called = []
+
+  def run(self, task, step, params):
+    called.append((task.name, step))
+    if called in (first, more):
+      signal.raise_signal(signal.SIGTERM)
+    return {f"{task.name}/x": 1.0}
+
+  monkeypatch.setattr(scheduled.Evaluator, "run", run)
+  c = configured(cache_dir, one=NEEDLE | dict(every=0), two=NEEDLE | dict(every=0))
+  c.steps, c.checkpoint.every, c.data.eval = 2, 0, ""
+  first = [("one", 0)]
+  more = [*first, ("one", 0), ("two", 0), ("one", 2)]
+  for status, until in ((143, first), (143, more), (0, [*more, ("two", 2)])):
+    assert tiny_train.run(c, tmp_path) == status
+    assert called == until
 
 
 def test_a_task_that_cannot_run_ends_the_run_before_its_first_step(cache_dir, tmp_path):
