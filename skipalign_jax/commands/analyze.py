@@ -199,15 +199,17 @@ def _counted(
   seconds = time.perf_counter() - begin
   counted = next(iter(counters.values())).samples
   tokens = next(iter(counters.values())).tokens // options.draws
+  has_texts = any(one.is_text[one.usable].any() for one in prepared)
+  what = "samples" if has_texts else "dialogues"
   console.print(
-    f"{counted // options.draws:,} dialogues, {tokens:,} tokens, "
+    f"{counted // options.draws:,} {what}, {tokens:,} tokens, "
     f"{options.draws} draw(s) of {len(chosen)} strategies in {seconds:.1f} s, "
-    f"compiling included: {counted * len(chosen) / seconds:,.0f} dialogues per second"
+    f"compiling included: {counted * len(chosen) / seconds:,.0f} {what} per second"
   )
   L = base.max_position
   return {
     "kind": kind,
-    "title": f"{title}: {counted // options.draws:,} dialogues of {tokens:,} tokens, "
+    "title": f"{title}: {counted // options.draws:,} {what} of {tokens:,} tokens, "
     f"L = {L:,}, p = {base.skip_prob:g}"
     + (f", mean of {options.draws} draws" if options.draws > 1 else ""),
     "sources": [

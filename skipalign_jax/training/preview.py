@@ -89,13 +89,17 @@ def places(first: int, last: int, tokens: int) -> str:
   return f"{first}-{last}" if last - first == tokens - 1 else f"{first}…{last}"
 
 
+def is_text(blocks: list[Span]) -> bool:
+  """Whether nobody speaks: every chat that is trained on has a response."""
+  return not any(span.is_response for span in blocks)
+
+
 def describe(blocks: list[Span]) -> str:
   """'user 0-22, assistant 23-80, user 50312-50340': one sample in a line.
 
   Of a sample of many blocks (a packed row without a mask) the first and the last.
   """
-  # Every chat that is trained on has a response; in a text nobody speaks.
-  other = "user" if any(span.is_response for span in blocks) else "text"
+  other = "text" if is_text(blocks) else "user"
   words = [
     f"{'assistant' if span.is_response else other} "
     + places(span.first, span.last, span.tokens)
@@ -138,15 +142,15 @@ def bars(
   axes: "Axes", chosen: list[list[Span]], max_position: int, labels: Sequence[str]
 ) -> None:
   """A line per sample with a bar per block, colored by who speaks."""
-  speaks = [any(span.is_response for span in blocks) for blocks in chosen]
+  texts = [is_text(blocks) for blocks in chosen]
   for row, blocks in enumerate(chosen):
     axes.hlines(row, 0, blocks[-1].last, color="#BBBBBB", linewidth=1, zorder=1)
     for span, (left, width) in zip(blocks, _places(blocks, max_position), strict=True):
       color = RESPONSE if span.is_response else INSTRUCTION
       axes.barh(row, width, 0.6, left, color=color, edgecolor="white", lw=0.5, zorder=2)
-  names = ["instruction"] * any(speaks) + ["text"] * (not all(speaks))
+  names = ["instruction"] * (not all(texts)) + ["text"] * any(texts)
   axes.barh(0, 0, color=INSTRUCTION, label=", ".join(names))
-  if any(speaks):
+  if not all(texts):
     axes.barh(0, 0, color=RESPONSE, label="response")
   axes.set(xlim=(0, max_position), yticks=range(len(chosen)), yticklabels=labels)
   axes.xaxis.set_major_formatter("{x:,.0f}")

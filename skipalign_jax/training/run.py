@@ -195,7 +195,8 @@ def show_first_batch(setup: setup_lib.Setup) -> None:
   if plotting.possible(setup.console, picture):
     preview.draw(found, limit, title, picture)
     drawn = f"drawn in {picture}; "
+  what = "text" if preview.is_text(found[0]) else "dialogue"
   setup.console.print(
-    f"positions  {drawn}the longest dialogue of this batch:\n"
+    f"positions  {drawn}the longest {what} of this batch:\n"
     f"           {preview.describe(found[0])}"
   )

@@ -70,6 +70,9 @@ def test_diagram_of_texts(flags, monkeypatch):
   keep = lambda figure, *_, **__: figures.append(figure)
   monkeypatch.setattr(pictures.plotting, "save", keep)
   texts = ["--config.data.train=builtin:text:4", "--config.data.text_blocks=sentences"]
+  run("coverage", *given, *texts, "--strategies=contiguous")
+  assert " samples of " in json.loads((out / "coverage.json").read_text())["title"]
+  figures.clear()
   run("diagram", *given, *texts, "--samples=2")
   for sample in json.loads((out / "diagram.json").read_text())["samples"]:
     count = len(sample["strategies"]["contiguous"])
