@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import multiprocessing
 import os
-import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,14 @@ from absl import flags
 
 from skipalign_jax import config as config_lib
 from skipalign_jax.data import cue as cue_lib
-from skipalign_jax.data import packing, preferences, prepare, sources, template_text
+from skipalign_jax.data import (
+  holdout,
+  packing,
+  preferences,
+  prepare,
+  sources,
+  template_text,
+)
 from skipalign_jax.data import rows as rows_lib
 from skipalign_jax.runtime import errors, signals, terminal
 
@@ -30,7 +36,6 @@ if TYPE_CHECKING:
   import transformers
 
 Batch = dict[str, np.ndarray]
-HeldOut = tuple[prepare.Prepared, np.ndarray]  # a source, its held-out table rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,11 +193,11 @@ def build(
   pairs = config_lib.has_pairs(config)
   train = _prepare_all(c.train, c, tokenizer, console, pairs)
   usable, held_out = [p.usable for p in train], []
-  if _is_taken_out(c):
-    usable, held_out = _hold_out(train, c)
+  if holdout.is_taken_out(c):
+    usable, held_out = holdout.take_out(train, c)
   elif c.eval:
     found = _prepare_all(c.eval, c, tokenizer, console, pairs)
-    _check_no_weights(found)
+    holdout.check_no_weights(found)
     held_out = [(p, p.usable) for p in found]
   if c.text_window:
     _check_texts(train)
@@ -234,91 +239,6 @@ def _prepare_all(
   ]
 
 
-def _is_taken_out(data: ml_collections.ConfigDict) -> bool:
-  """Whether held-out samples are taken out of the training data."""
-  return isinstance(data.eval, str) and bool(re.match("holdout(:|$)", data.eval))
-
-
-def _trained_on(train: list[prepare.Prepared], held_out: list[HeldOut]) -> int:
-  """Number of held-out samples that the training data have, too."""
-  trained = np.concatenate([_held_names(p, p.usable) for p in train])
-  return sum(
-    int(np.isin(_held_names(p, usable), trained).sum()) for p, usable in held_out
-  )
-
-
-def _held_ids(data: prepare.Prepared) -> np.ndarray:
-  """By what each table row is held out: of a pair, its chosen dialogue."""
-  return data.rows.column("held_id")
-
-
-def _held_names(data: prepare.Prepared, samples: np.ndarray) -> np.ndarray:
-  """As `_names`, of what is measured of the samples if they are held out."""
-  chosen, lengths = data.rows.rejected_start, data.lengths
-  lengths = np.where(chosen > 0, chosen, lengths)[samples]
-  return _held_ids(data)[samples].astype(np.uint64) << 32 | lengths.astype(np.uint64)
-
-
-def _names(data: prepare.Prepared, samples: np.ndarray) -> np.ndarray:
-  """Id and length of samples in one number, uint64 [N]: copies have both in common.
-
-  Of a million samples about a hundred share only the id, which has 32 bits.
-  """
-  ids, lengths = data.sample_ids[samples], data.lengths[samples]
-  return ids.astype(np.uint64) << 32 | lengths.astype(np.uint64)
-
-
-def _copies(train: list[prepare.Prepared]) -> int:
-  """How many samples are copies of others."""
-  whole = np.concatenate([_names(p, p.usable) for p in train])
-  return len(whole) - len(np.unique(whole))
-
-
-def _hold_out(
-  train: list[prepare.Prepared], data: ml_collections.ConfigDict
-) -> tuple[list[np.ndarray], list[HeldOut]]:
-  """Takes held-out samples out of the sources, whatever the order of their files.
-
-  All copies of a held-out dialogue are removed from the training data; of pairs, all
-  with its chosen reply. Of texts, pieces are held out; other pieces of the same
-  document may stay.
-
-  Args:
-    train: the training sources.
-    data: the `data` part of a config.
-
-  Returns:
-    The table rows left for training, per source, and the held-out ones, if any.
-  """
-  ids = np.unique(np.concatenate([_held_ids(p)[p.usable] for p in train]))
-  count = config_lib.held_out(data, len(ids))
-  if not count:
-    return [p.usable for p in train], []
-  if count >= len(ids):
-    raise errors.UserError(
-      f"data.eval={data.eval!r} leaves nothing to train on: there are {len(ids)} "
-      "different samples; hold out fewer (data.eval=holdout takes a tenth) or add data"
-    )
-  # Ids are hashes: the smallest ones are a random choice.
-  chosen = ids[:count]
-  usable, held_out = [], []
-  for p in train:
-    inside = np.isin(_held_ids(p)[p.usable], chosen)
-    usable.append(p.usable[~inside])
-    held_out.append((p, p.usable[inside]))
-  return usable, held_out
-
-
-def _check_no_weights(found: list[prepare.Prepared]) -> None:
-  """Raises UserError for a weight: each sample of held-out data counts once."""
-  for p in found:
-    if p.source.weight != 1:
-      raise errors.UserError(
-        f"data.eval: the weight *{p.source.weight:g} of {p.source.name} has no effect, "
-        "because each held-out sample is read once; remove it"
-      )
-
-
 def _check_texts(train: list[prepare.Prepared]) -> None:
   """Raises UserError if data.text_window would crop a chat."""
   for p in train:
@@ -343,7 +263,7 @@ def _add_epochs(rows: rows_lib.TrainRows, config: ml_collections.ConfigDict) -> 
 
 def _report(
   train: list[prepare.Prepared],
-  held_out: list[HeldOut],
+  held_out: list[holdout.HeldOut],
   rows: rows_lib.TrainRows,
   steps: int,
   config: ml_collections.ConfigDict,
@@ -351,11 +271,13 @@ def _report(
 ) -> str:
   """What was read and what was left out, a few lines."""
   lines = [p.report() for p in train]
-  if copies := _copies(train):
+  if copies := holdout.copies(train):
     lines.append(f"{copies:,} of the samples are copies of others")
   if held_out:
     lines.append(f"held out: {sum(len(usable) for _, usable in held_out):,} samples")
-    if not _is_taken_out(config.data) and (copies := _trained_on(train, held_out)):
+    if not holdout.is_taken_out(config.data) and (
+      copies := holdout.trained_on(train, held_out)
+    ):
       lines.append(f"NOTE: {copies:,} of the held-out samples are training data, too")
   elif config.data.eval == "holdout":
     lines.append("NOTE: nothing is held out, because there are fewer than 10 samples")
@@ -418,7 +340,7 @@ def _ends(
 def _fingerprint(
   train: list[prepare.Prepared],
   usable: list[np.ndarray],
-  held_out: list[HeldOut],
+  held_out: list[holdout.HeldOut],
   tokenizer: transformers.PreTrainedTokenizerFast,
 ) -> str:
   found = hashlib.sha256(prepare.tokenizer_identity(tokenizer).encode("utf-8"))
@@ -429,7 +351,7 @@ def _fingerprint(
 
 
 def _eval_batches(
-  held_out: list[HeldOut],
+  held_out: list[holdout.HeldOut],
   config: ml_collections.ConfigDict,
   share_index: int,
   share_count: int,

@@ -20,6 +20,7 @@ from rich import console as rich_console
 from skipalign_jax import config
 from skipalign_jax.data import (
   chat,
+  holdout,
   packing,
   pipeline,
   prepare,
@@ -401,7 +402,7 @@ def test_samples_that_share_only_their_id_are_no_copies():
     lengths=np.array([20, 30, 20, 30], np.int32),
     usable=np.arange(4),
   )
-  assert pipeline._copies([prepared]) == 1
+  assert holdout.copies([prepared]) == 1
 
 
 @pytest.mark.parametrize(
