@@ -132,8 +132,9 @@ def alternatives(job: estimate.Job) -> Iterator[estimate.Job]:
   context axes taken from fsdp. Each keeps the changes before it.
   """
   if job.kind == "train":
-    while job.micro_rows % 2 == 0:
-      job = job.with_recipe(grad_accum=2 * job.recipe.grad_accum)
+    while (rows := job.micro_rows) > 1:
+      parts = next(n for n in range(2, rows + 1) if rows % n == 0)
+      job = job.with_recipe(grad_accum=parts * job.recipe.grad_accum)
       yield job
     if job.recipe.remat != "full":
       job = job.with_recipe(remat="full")

@@ -393,6 +393,18 @@ def test_the_first_setting_that_fits(gib, remat, settings):
   assert [t.fits for t in tried] == [False] * (len(tried) - 1) + [True]
 
 
+@pytest.mark.parametrize(
+  ("rows", "accums"),
+  [(8 * 15, [3, 15]), (8 * 9, [3, 9]), (8 * 7, [7]), (8 * 12, [2, 4, 12])],
+)
+def test_a_microbatch_of_any_size_is_divided(rows, accums):
+  """Nine rows a device do not fit, and one does: that takes no other devices."""
+  job = job_of(batch_size=rows, **{"data.seq_len": 128, "loss.chunk": 128})
+  tried = [search.differences(other, job) for other in search.alternatives(job)]
+  found = [one["grad_accum"] for one in tried if set(one) == {"grad_accum"}]
+  assert found == accums
+
+
 @pytest.mark.parametrize("name", ["Qwen/Qwen2.5-7B", LLAMA, "HuggingFaceTB/SmolLM3-3B"])
 def test_a_run_accepts_every_setting_that_is_tried(name):
   """28 heads cannot be split over 8 devices."""
