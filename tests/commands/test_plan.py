@@ -303,18 +303,36 @@ def test_samples_are_counted_in_local_files(tmp_path):
   names = []
   for count in (30, 70):
     path = tmp_path / f"{count}.jsonl"
-    path.write_text('{"text": "x"}\n' * count)
+    path.write_text('{"prompt": "x", "completion": "y"}\n' * count)
     names.append(str(path))
   changes = {"data.train": f"{names[0]},{names[1]}*2", "batch_size": 8}
   steps, note = commands_plan.run_steps(llama(**changes, **{"data.eval": ""}), 0)
   assert steps == math.ceil(2 * (30 + 2 * 70) / 8)
-  assert note == "data.train has 100 records; "
+  assert note == "data.train has 100 records"
   held = llama(**changes, **{"data.eval": "holdout:10", "data.packing": True})
   steps, note = commands_plan.run_steps(held, 0)
   assert steps == math.ceil(2 * 170 * 0.9 / 8) and "packing" in note
   absent = llama(**{"data.train": str(tmp_path / "none.jsonl")})
   steps, note = commands_plan.run_steps(absent, 0)
   assert steps is None and "none.jsonl" in note and "--samples" in note
+
+
+@pytest.mark.parametrize("name", ["book.txt", "book.jsonl"])
+def test_pieces_of_texts_are_not_counted_as_one_sample(tmp_path, name):
+  book = "Call me Ishmael. " * 10_000
+  path = tmp_path / name
+  path.write_text(book if name.endswith(".txt") else json.dumps({"text": book}))
+  mixed = f"builtin:recall:50,{path}"
+  steps, note = commands_plan.run_steps(llama(**{"data.train": mixed}), 0)
+  assert steps is None and f"{path} has texts" in note and "--samples" in note
+  assert commands_plan.run_steps(llama(**{"data.train": mixed}), 640)[0] == 10
+
+
+@pytest.mark.parametrize("several", ["data.overlong=split", "data.rewritten=each"])
+def test_a_note_says_that_a_record_can_be_several_samples(several):
+  key, value = several.split("=")
+  given = {"data.train": "builtin:recall:64", key: value}
+  assert several in commands_plan.run_steps(llama(**given), 0)[1]
 
 
 @pytest.mark.parametrize(
