@@ -390,6 +390,14 @@ def test_search_of_the_largest_microbatch():
   assert search.largest_microbatch(FakeCompiler(500), job, tell)[0] == 0
 
 
+def test_a_large_microbatch_is_halved_until_it_fits():
+  """The table has the size with which the advice says that it fits."""
+  job, build = job_of(batch_size=8 * 4096), FakeCompiler(20)
+  assert search.largest_microbatch(build, job, lambda text: None)[0] == 2
+  found, _ = search.remedy(build, job, lambda text: None)
+  assert found.settings == {"grad_accum": 2048} and found.micro_rows == 2
+
+
 @pytest.mark.parametrize(
   ("gib", "remat", "settings"),
   [
