@@ -206,9 +206,11 @@ def _search(build, jobs, parts, show) -> tuple[plan_json.Record, list[str]]:
           f"({found.needed / hardware.GIB:.1f} GiB with the reserve, {how})"
         )
       else:
+        why = f"none of {len(more)} other settings does" if more else (
+          "no setting makes it smaller"
+        )  # fmt: skip
         advice.append(
-          f"{part['program']} does not fit, and none of {len(more)} other settings "
-          "does; take more devices or larger ones"
+          f"{part['program']} does not fit, and {why}; take more devices or larger ones"
         )
   searched = {
     "largest_rows_per_device": rows,

@@ -282,6 +282,12 @@ def test_generation_by_arithmetic(no_compiler):
   assert record["duration"] is None
 
 
+def test_one_device_has_no_other_setting_for_a_long_prompt(no_compiler):
+  flags = dict(topology="a100-40gb:1", job="generate", length=200_000, search=1)
+  _, text = run(llama(), **flags)
+  assert "decode does not fit, and no setting makes it smaller" in text
+
+
 @pytest.mark.parametrize(
   ("changes", "samples", "steps"),
   [
