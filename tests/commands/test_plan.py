@@ -396,6 +396,17 @@ def test_search_of_the_largest_microbatch():
   assert search.largest_microbatch(FakeCompiler(500), job, tell)[0] == 0
 
 
+def test_the_table_says_where_a_larger_microbatch_may_fit():
+  job, shown = job_of(), []
+  for gib in (9, 1.5, 0.01, 500):
+    rows, tried = search.largest_microbatch(FakeCompiler(gib), job, lambda text: None)
+    found = {"largest_rows_per_device": rows, "tried": [vars(t) for t in tried]}
+    shown.append(plan_table._largest(found))
+  assert shown == ["8", "32", "256 or more", "0"]
+  generation = {"largest_rows_per_device": None, "tried": []}
+  assert plan_table._largest(None) == plan_table._largest(generation) == "-"
+
+
 def test_a_large_microbatch_is_halved_until_it_fits():
   """The table has the size with which the advice says that it fits."""
   job, build = job_of(batch_size=8 * 4096), FakeCompiler(20)
