@@ -9,7 +9,7 @@ import jax
 import ml_collections
 
 from skipalign_jax import config as config_lib
-from skipalign_jax.data import sources, tokenizer
+from skipalign_jax.data import prepare, sources, tokenizer
 from skipalign_jax.hf import hub, reference
 from skipalign_jax.model import decoder, known_models, model_config, sharding
 from skipalign_jax.planning import (
@@ -26,6 +26,8 @@ from skipalign_jax.training import recipe as recipe_lib
 from skipalign_jax.training import resolve
 
 TULU_SAMPLES = 326_154  # of allenai/tulu-v2-sft-mixture, by its dataset card
+# Keys of config.data with which a chat can be more than one sample.
+_SEVERAL = (("overlong", "split"), ("rewritten", "each"))
 
 
 def run(
@@ -204,9 +206,11 @@ def _search(build, jobs, parts, show) -> tuple[plan_json.Record, list[str]]:
           f"({found.needed / hardware.GIB:.1f} GiB with the reserve, {how})"
         )
       else:
+        why = f"none of {len(more)} other settings does" if more else (
+          "no setting makes it smaller"
+        )  # fmt: skip
         advice.append(
-          f"{part['program']} does not fit, and none of {len(more)} other settings "
-          "does; take more devices or larger ones"
+          f"{part['program']} does not fit, and {why}; take more devices or larger ones"
         )
   searched = {
     "largest_rows_per_device": rows,
@@ -234,31 +238,55 @@ def run_steps(
         f"{config.steps}; leave it out, or give --config.steps=None --config.epochs=N"
       )
     return config.steps, ""
-  samples, note = (samples, "") if samples else _local_samples(config)
+  notes = []
   if not samples:
+    samples, known = _local_samples(config)
+    notes.append(known)
+  if not samples:
+    reason = "".join(f"{note}; " for note in notes if note)
     return None, (
-      f"how long the run takes depends on the number of samples: {note}add --samples=N "
-      f"(allenai/tulu-v2-sft-mixture has {TULU_SAMPLES:,})"
+      f"how long the run takes depends on the number of samples: {reason}add "
+      f"--samples=N (allenai/tulu-v2-sft-mixture has {TULU_SAMPLES:,})"
     )
   if config.data.packing:
-    note += "packing puts several samples into a row, so the run takes fewer steps"
-  return math.ceil(config.epochs * samples / config.batch_size), note
+    notes.append(
+      "packing puts several samples into a row, so the run takes fewer steps"
+    )
+  steps = math.ceil(config.epochs * samples / config.batch_size)
+  return steps, "; ".join(notes)
 
 
 def _local_samples(config) -> tuple[int, str]:
   """Training samples of an epoch in files of this machine, and a note about them.
 
-  0 if some are elsewhere. Records that a run would leave out or cut into several are
-  counted as one.
+  0 if some are elsewhere, or are texts, whose pieces only a tokenizer can count. Chats
+  that a run would leave out or cut into several are counted as one.
   """
   try:
     found = sources.parse(config.data.train)
     if any(source.name.startswith(hub.PREFIX) for source in found):
       return 0, ""
     counts = [sum(1 for _ in source.records()) for source in found]
+    texts = [source.name for source in found if _has_text(source, config)]
   except errors.UserError as error:
-    return 0, f"{errors.first_line(error)}; "
+    return 0, errors.first_line(error)
+  if texts:
+    length = config_lib.row_length(config.data)
+    return 0, f"{texts[0]} has texts, which are cut into pieces of {length:,} tokens"
   different = sum(counts)
   share = 1 - config_lib.held_out(config.data, different) / max(1, different)
   repeated = sum(n * source.weight for n, source in zip(counts, found, strict=True))
-  return round(repeated * share), f"data.train has {different:,} records; "
+  note = f"data.train has {different:,} records"
+  several = [
+    f"data.{key}={value}" for key, value in _SEVERAL if config.data[key] == value
+  ]
+  if several:
+    note += f", and with {' and '.join(several)} some become several samples"
+  return round(repeated * share), note
+
+
+def _has_text(source: sources.Source, config: ml_collections.ConfigDict) -> bool:
+  """Whether the first record of one of its files is a text and not a chat."""
+  ignored = prepare.ignored_keys(config.data)
+  first = (next(records, None) for _, records in source.parts())
+  return any(prepare.is_text(one[1], ignored) for one in first if one)

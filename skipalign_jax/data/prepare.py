@@ -302,6 +302,11 @@ def _parse(
     return bad
 
 
+def is_text(record: Any, ignored: frozenset[str] = frozenset()) -> bool:
+  """Whether a record of a source is a text; False for a chat and for a bad record."""
+  return isinstance(_parse(record, untrusted.MAX_RECORD_BYTES, ignored), str)
+
+
 def _row(
   sample: chat.Sample | dialogues_lib.BadSample, is_text: bool, numbered: _Numbered
 ) -> dict[str, Any]:

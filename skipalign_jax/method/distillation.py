@@ -89,7 +89,10 @@ def views(
     teacher_BL = drawn_BL
     student_BL = drawn_BL + _jumps(config, limit, seed, step, batch)
   counts_BL = weight_BL if config.places == "targets" else jnp.float32(1)
-  differs_BL = (student_BL != teacher_BL) & (segment_BL > 0)
+  # Both reads are the same as long as all tokens moved as far as the first one.
+  moved_BL = student_BL - teacher_BL
+  first_BL = jnp.arange(moved_BL.shape[1]) - positions.contiguous(segment_BL)
+  differs_BL = moved_BL != jnp.take_along_axis(moved_BL, first_BL, axis=1)
   return {
     "positions": teacher_BL,
     "positions_2": student_BL,

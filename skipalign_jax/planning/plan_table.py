@@ -116,6 +116,15 @@ def _hours(record: Record) -> str:
   return _range(duration["hours"], lambda h: f"{h:,.1f} h")
 
 
+def _largest(search: Record | None) -> str:
+  """Rows of a microbatch; "or more" where the search ended before one did not fit."""
+  rows = search and search["largest_rows_per_device"]
+  if rows is None:  # not looked for, or a generation
+    return "-"
+  larger = [t for t in search["tried"] if t["micro_rows"] > rows and not t["fits"]]
+  return str(rows) if larger or not rows else f"{rows} or more"
+
+
 # Label → cell, from the record of a topology and that of a program.
 ROWS: tuple[tuple[str, Callable[[Record, Record], str]], ...] = (
   ("source", lambda r, p: "compiled" if p["compiled"] else
@@ -150,6 +159,5 @@ ROWS: tuple[tuple[str, Callable[[Record, Record], str]], ...] = (
   ("estimate: tokens/s", lambda r, p:
     _range(p["estimate"]["tokens_per_second"], lambda x: f"{x:,.0f}")),
   ("estimate: whole run", lambda r, p: _hours(r)),
-  ("largest microbatch that fits", lambda r, p:
-    str(r["search"]["largest_rows_per_device"]) if r["search"] else "-"),
+  ("largest microbatch that fits", lambda r, p: _largest(r["search"])),
 )  # fmt: skip

@@ -7,8 +7,8 @@ from skipalign_jax.planning import compiler, estimate
 from skipalign_jax.runtime import errors, hardware
 from skipalign_jax.training import resolve
 
-MAX_COMPILES = 12  # per topology, all searches together
-MAX_SIZES = 5  # of a microbatch that are tried, the config's own included
+MAX_COMPILES = 12  # per topology, after which `remedy` compiles nothing more
+MAX_SIZES = 5  # of a microbatch that fits and is doubled, its own included
 MIN_LOSS_CHUNK = 128  # tokens; with fewer, products of the vocabulary head are slow
 
 
@@ -104,7 +104,7 @@ def largest_microbatch(
     while len(tried) < MAX_SIZES and fits(2 * rows):
       rows *= 2
     return rows, tried
-  while rows > 1 and len(tried) < MAX_SIZES:
+  while rows > 1:
     rows //= 2
     if fits(rows):
       return rows, tried
@@ -117,7 +117,7 @@ def remedy(
   """The first change of settings with which the job fits, and all that was tried."""
   tried: list[Tried] = []
   for other in alternatives(job):
-    if len(build.compiled) >= MAX_COMPILES:
+    if other not in build.compiled and len(build.compiled) >= MAX_COMPILES:
       break
     tried.append(_try(build, other, job, show))
     if tried[-1].fits:
@@ -132,8 +132,9 @@ def alternatives(job: estimate.Job) -> Iterator[estimate.Job]:
   context axes taken from fsdp. Each keeps the changes before it.
   """
   if job.kind == "train":
-    while job.micro_rows % 2 == 0:
-      job = job.with_recipe(grad_accum=2 * job.recipe.grad_accum)
+    while (rows := job.micro_rows) > 1:
+      parts = next(n for n in range(2, rows + 1) if rows % n == 0)
+      job = job.with_recipe(grad_accum=parts * job.recipe.grad_accum)
       yield job
     if job.recipe.remat != "full":
       job = job.with_recipe(remat="full")

@@ -61,6 +61,8 @@ def check(config: ml_collections.ConfigDict) -> positions.PositionConfig:
       f"epochs={config.epochs}); None unsets one, as in --config.steps=None "
       "--config.epochs=1"
     )
+  if config.steps is not None:
+    check_steps(config, recipe, config.steps)
   if config.batch_size % config.grad_accum:
     raise errors.UserError(
       f"grad_accum={config.grad_accum} must divide batch_size={config.batch_size}"
@@ -81,8 +83,18 @@ def check(config: ml_collections.ConfigDict) -> positions.PositionConfig:
   return recipe
 
 
-def check_schedule(recipe: positions.PositionConfig, steps: int) -> None:
-  """Raises UserError if the run ends before the last limit of positions.schedule."""
+def check_steps(
+  config: ml_collections.ConfigDict, recipe: positions.PositionConfig, steps: int
+) -> None:
+  """Checks the keys that name steps, or parts of a run, against its number of steps.
+
+  `check` calls it where the config has that number; with epochs the data have it.
+
+  Raises:
+    UserError: the run ends before the last limit of positions.schedule, or before the
+      last step of profile.
+  """
+  trace.check(config.profile, steps)
   if len(recipe.limits) > steps:
     raise errors.UserError(
       f"positions.schedule has {len(recipe.limits)} limits and the run {steps} steps, "

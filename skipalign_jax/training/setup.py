@@ -17,7 +17,7 @@ from skipalign_jax.evals import scheduled
 from skipalign_jax.hf import reference, weights
 from skipalign_jax.model import rope, sharding
 from skipalign_jax.runtime import distributed, terminal
-from skipalign_jax.training import loggers, resolve, trace
+from skipalign_jax.training import loggers, resolve
 from skipalign_jax.training import optimizer as optimizer_lib
 from skipalign_jax.training import recipe as recipe_lib
 
@@ -90,8 +90,7 @@ def prepare(
       )
   share = sharding.process_share(mesh)
   data = pipeline.build(config, tokenizer, *share, console)
-  trace.check(config.profile, data.steps)
-  resolve.check_schedule(positions, data.steps)
+  resolve.check_steps(config, positions, data.steps)
   recipe = dataclasses.replace(recipe, steps=data.steps)
   return Setup(
     config=config,

@@ -282,6 +282,12 @@ def test_generation_by_arithmetic(no_compiler):
   assert record["duration"] is None
 
 
+def test_one_device_has_no_other_setting_for_a_long_prompt(no_compiler):
+  flags = dict(topology="a100-40gb:1", job="generate", length=200_000, search=1)
+  _, text = run(llama(), **flags)
+  assert "decode does not fit, and no setting makes it smaller" in text
+
+
 @pytest.mark.parametrize(
   ("changes", "samples", "steps"),
   [
@@ -303,18 +309,36 @@ def test_samples_are_counted_in_local_files(tmp_path):
   names = []
   for count in (30, 70):
     path = tmp_path / f"{count}.jsonl"
-    path.write_text('{"text": "x"}\n' * count)
+    path.write_text('{"prompt": "x", "completion": "y"}\n' * count)
     names.append(str(path))
   changes = {"data.train": f"{names[0]},{names[1]}*2", "batch_size": 8}
   steps, note = commands_plan.run_steps(llama(**changes, **{"data.eval": ""}), 0)
   assert steps == math.ceil(2 * (30 + 2 * 70) / 8)
-  assert note == "data.train has 100 records; "
+  assert note == "data.train has 100 records"
   held = llama(**changes, **{"data.eval": "holdout:10", "data.packing": True})
   steps, note = commands_plan.run_steps(held, 0)
   assert steps == math.ceil(2 * 170 * 0.9 / 8) and "packing" in note
   absent = llama(**{"data.train": str(tmp_path / "none.jsonl")})
   steps, note = commands_plan.run_steps(absent, 0)
   assert steps is None and "none.jsonl" in note and "--samples" in note
+
+
+@pytest.mark.parametrize("name", ["book.txt", "book.jsonl"])
+def test_pieces_of_texts_are_not_counted_as_one_sample(tmp_path, name):
+  book = "Call me Ishmael. " * 10_000
+  path = tmp_path / name
+  path.write_text(book if name.endswith(".txt") else json.dumps({"text": book}))
+  mixed = f"builtin:recall:50,{path}"
+  steps, note = commands_plan.run_steps(llama(**{"data.train": mixed}), 0)
+  assert steps is None and f"{path} has texts" in note and "--samples" in note
+  assert commands_plan.run_steps(llama(**{"data.train": mixed}), 640)[0] == 10
+
+
+@pytest.mark.parametrize("several", ["data.overlong=split", "data.rewritten=each"])
+def test_a_note_says_that_a_record_can_be_several_samples(several):
+  key, value = several.split("=")
+  given = {"data.train": "builtin:recall:64", key: value}
+  assert several in commands_plan.run_steps(llama(**given), 0)[1]
 
 
 @pytest.mark.parametrize(
@@ -372,6 +396,25 @@ def test_search_of_the_largest_microbatch():
   assert search.largest_microbatch(FakeCompiler(500), job, tell)[0] == 0
 
 
+def test_the_table_says_where_a_larger_microbatch_may_fit():
+  job, shown = job_of(), []
+  for gib in (9, 1.5, 0.01, 500):
+    rows, tried = search.largest_microbatch(FakeCompiler(gib), job, lambda text: None)
+    found = {"largest_rows_per_device": rows, "tried": [vars(t) for t in tried]}
+    shown.append(plan_table._largest(found))
+  assert shown == ["8", "32", "256 or more", "0"]
+  generation = {"largest_rows_per_device": None, "tried": []}
+  assert plan_table._largest(None) == plan_table._largest(generation) == "-"
+
+
+def test_a_large_microbatch_is_halved_until_it_fits():
+  """The table has the size with which the advice says that it fits."""
+  job, build = job_of(batch_size=8 * 4096), FakeCompiler(20)
+  assert search.largest_microbatch(build, job, lambda text: None)[0] == 2
+  found, _ = search.remedy(build, job, lambda text: None)
+  assert found.settings == {"grad_accum": 2048} and found.micro_rows == 2
+
+
 @pytest.mark.parametrize(
   ("gib", "remat", "settings"),
   [
@@ -391,6 +434,18 @@ def test_the_first_setting_that_fits(gib, remat, settings):
   found, tried = search.remedy(build, job, lambda text: None)
   assert found.settings == settings
   assert [t.fits for t in tried] == [False] * (len(tried) - 1) + [True]
+
+
+@pytest.mark.parametrize(
+  ("rows", "accums"),
+  [(8 * 15, [3, 15]), (8 * 9, [3, 9]), (8 * 7, [7]), (8 * 12, [2, 4, 12])],
+)
+def test_a_microbatch_of_any_size_is_divided(rows, accums):
+  """Nine rows a device do not fit, and one does: that takes no other devices."""
+  job = job_of(batch_size=rows, **{"data.seq_len": 128, "loss.chunk": 128})
+  tried = [search.differences(other, job) for other in search.alternatives(job)]
+  found = [one["grad_accum"] for one in tried if set(one) == {"grad_accum"}]
+  assert found == accums
 
 
 @pytest.mark.parametrize("name", ["Qwen/Qwen2.5-7B", LLAMA, "HuggingFaceTB/SmolLM3-3B"])

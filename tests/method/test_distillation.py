@@ -66,6 +66,25 @@ def test_strategy_compares_with_contiguous_positions():
   np.testing.assert_array_equal(found["pair_weight"], batch["loss_weight"] * differs)
 
 
+@pytest.mark.parametrize("strategy", ["randpos", "skip_all", "logo"])
+def test_pairs_are_the_places_that_see_other_distances(strategy):
+  """RandPos moves the first token too, which changes no distance."""
+  recipe = dataclasses.replace(tiny.SKIPS, strategy=strategy, max_position=100)
+  batch = tiny.batch()
+  batch["positions"] = positions.synthesize(recipe, 0, batch)
+  config = distillation.DistillConfig(1.0, "strategy", places="all")
+  found = distillation.views(config, 100, 0, 0, batch, batch["loss_weight"])
+  expected = np.zeros_like(batch["loss_weight"])
+  for row, at in samples(batch):
+    one, other = (
+      np.array(found[name])[row, at] for name in ("positions", "positions_2")
+    )
+    apart = np.subtract.outer(one, one) != np.subtract.outer(other, other)
+    expected[row, at] = np.tril(apart).any(axis=1)
+  np.testing.assert_array_equal(found["pair_weight"], expected)
+  assert expected.any() and (found["positions_2"] != found["positions"]).any()
+
+
 @pytest.mark.parametrize("reach", ["sample", "limit"])
 def test_a_sample_draws_the_same_packed_and_alone(reach):
   batch = tiny.batch()

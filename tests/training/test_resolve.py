@@ -144,6 +144,11 @@ POSE = {"positions.strategy": "pose"}
     ({"lora.alpha": 64.0}, "lora.alpha=64.0 has no effect with lora.rank=0"),
     ({"steps": 5}, "None unsets one, as in --config.steps=None"),
     (
+      {"steps": 2, "epochs": None, "positions.schedule": "8192,16384,100000"},
+      "3 limits and the run 2 steps",
+    ),
+    ({"steps": 4, "epochs": None, "profile": "3:5"}, "the run has 4"),
+    (
       {"long_short.alpha": 0.1, "long_short.min_context": 4096},
       "long_short.min_context=4096 must be below data.seq_len=4096",
     ),
