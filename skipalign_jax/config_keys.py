@@ -99,7 +99,7 @@ class Key:
       remedy = f"choose {allowed}"
     else:
       remedy = f"set it to {_KINDS[self.kind]}{', ' if allowed else ''}{allowed}"
-    default = "unset" if self.default is None else self.default
+    default = "None, for unset" if self.default is None else self.default
     return f"{name}={value!r} is not allowed; {remedy} (default: {default})"
 
 
