@@ -56,7 +56,8 @@ def parse(
   except (AttributeError, KeyError) as error:  # an override of an undeclared key
     raise errors.UserError(_unknown_key(argv, config, str(error))) from error
   except (absl_flags.Error, TypeError, ValueError) as error:
-    message = _value_of_section(argv) or f"{error}{_key_as_flag(error)}\nusage: {usage}"
+    message = _value_of_section(argv) or _value_of_key(argv, str(error))
+    message = message or f"{error}{_key_as_flag(error)}\nusage: {usage}"
     raise errors.UserError(message) from error
   if rest:
     raise errors.UserError(f"unexpected argument {rest[0]!r}\nusage: {usage}")
@@ -159,6 +160,16 @@ def _value_of_section(argv: list[str]) -> str:
       hint = config_keys.meant(name, tuple(config_lib.KEYS))
       hint = hint or f"give one of its keys: {', '.join(keys)}"
       return f"{arg}: {name} is a section of the config; {hint}"
+  return ""
+
+
+def _value_of_key(argv: list[str], message: str) -> str:
+  """Says what a key may be, if absl's message is on the value of one; otherwise ""."""
+  for arg in argv:
+    flag, _, value = arg.partition("=")
+    key = config_lib.KEYS.get(name := flag.removeprefix("--config."))
+    if key is not None and message.startswith(f"flag {arg}: "):
+      return key.problem(name, value)
   return ""
 
 

@@ -99,7 +99,7 @@ class Key:
       remedy = f"choose {allowed}"
     else:
       remedy = f"set it to {_KINDS[self.kind]}{', ' if allowed else ''}{allowed}"
-    default = "unset" if self.default is None else self.default
+    default = "None, for unset" if self.default is None else self.default
     return f"{name}={value!r} is not allowed; {remedy} (default: {default})"
 
 
@@ -157,7 +157,9 @@ OTHER_NAMES = {
   ),
   "model.compute_dtype": "bf16 fp16 dtype torch_dtype",
   "model.remat": "gradient_checkpointing activation_checkpointing",
-  "attention.backend": "attn_implementation flash_attention flash_attn",
+  "attention.backend": (
+    "attn_implementation flash_attention flash_attn use_flash_attention_2"
+  ),
   "data.train": (
     "data.path data.name dataset datasets dataset_name train_file data_files"
   ),
@@ -171,6 +173,7 @@ OTHER_NAMES = {
     "num_proc"
   ),
   "data.template": "chat_template",
+  "data.tokenizer": "tokenizer_name tokenizer_name_or_path",
   "positions.skip_prob": "p prob probability",
   "positions.max_position": "L max_position_embeddings",
   "rope.kind": "rope_scaling rope_type",
@@ -205,7 +208,10 @@ NOT_KEYS = {
     "only replies are learned, always",
   ),
   "resume_from_checkpoint": "the same command with the same --workdir resumes a run",
+  "overwrite_output_dir": "a new run needs a new --workdir",
   "run_name": "a run has the name of its --workdir",
+  "dataset_text_field": "a document is read from text, a chat from messages",
+  "trust_remote_code": "code of a model is never run",
   "lora_dropout": "adapters are trained without dropout",
   **dict.fromkeys(
     ("push_to_hub", "hub_model_id"),

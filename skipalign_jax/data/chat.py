@@ -65,6 +65,7 @@ class Sample:
     excluded: number of replies that the data says are not to be learned.
     split: number of replies whose first characters would change the tokens of their
       header, and are encoded apart from it.
+    named: 1 for the first piece of a text that has names of special tokens.
     rejected_start: of a pair (see preferences.py), the first token of the dialogue with
       the rejected reply; 0 of other samples.
     chosen_id: of a pair, the id of the dialogue with the chosen reply.
@@ -82,6 +83,7 @@ class Sample:
   calls: int = 0
   excluded: int = 0
   split: int = 0
+  named: int = 0
   rejected_start: int = 0
   chosen_id: int | None = None
 

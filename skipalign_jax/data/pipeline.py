@@ -326,8 +326,8 @@ def _ends(
   """A line on where the run ends, if that is inside an epoch or a batch."""
   if config.epochs is None and (rest := rows.not_reached(used)):
     return [
-      f"steps={config.steps} end inside epoch {rows.epochs:,}: {rest:,} of its rows "
-      "are not read; with epochs in place of steps all are"
+      f"the run ends inside epoch {rows.epochs:,} (steps={config.steps}), and {rest:,} "
+      "of the rows of that epoch are not read; to read all, set epochs instead of steps"
     ]
   if empty := len(rows) - rows.filled:
     return [

@@ -43,9 +43,18 @@ from skipalign_jax.runtime import (
 if TYPE_CHECKING:
   import transformers
 
-FORMAT = 13  # of the table rows; increase it when they or the encoding change
+FORMAT = 14  # of the table rows; increase it when they or the encoding change
 _COUNTS = (
-  *("length", "targets", "turns", "split", "sample_id", "held_id", "rejected_start"),
+  *(
+    "length",
+    "targets",
+    "turns",
+    "split",
+    "named",
+    "sample_id",
+    "held_id",
+    "rejected_start",
+  ),
   *token_table.NOT_LEARNED,
 )
 _Pair = tuple[dialogues_lib.Dialogue, dialogues_lib.Dialogue]
@@ -327,6 +336,7 @@ def _row(
     turns=sample.turns,
     **{name: getattr(sample, name) for name in token_table.NOT_LEARNED},
     split=sample.split,
+    named=sample.named,
     **_lost(sample),
     rejected_start=sample.rejected_start,
     sample_id=sample.sample_id,

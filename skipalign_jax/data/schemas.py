@@ -39,6 +39,11 @@ _NEXT = {
   "assistant": ("user", "tool"),
   "tool": ("tool", "assistant"),
 }
+KNOWN_COLUMNS = (  # what to do about a record with other columns
+  "A chat is an object with messages, conversations or conversation; instruction and "
+  "output; prompt and completion, or prompt and chosen. A document has text. Rename "
+  "the columns."
+)
 _SHOWN = 6  # names of columns in a reason
 
 

@@ -9,6 +9,7 @@ import glob
 import os
 import pathlib
 import re
+import shlex
 
 from skipalign_jax.hf import hub
 from skipalign_jax.runtime import errors
@@ -22,6 +23,7 @@ FORMS = (
 TEXTS = (".txt", ".txt.gz")  # one document per file
 _LINES = (".jsonl", ".ndjson", ".json")  # a record per line, or a list of records
 TABLES = (".parquet", ".arrow")
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*_LINES, *(f"{suffix}.gz" for suffix in _LINES), *TABLES, *TEXTS)
 # What datasets' save_to_disk writes besides .arrow files. Others have such files for
 # other purposes, so these are only read together.
@@ -104,9 +106,25 @@ def files_of(name: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     problem = f"finds no data file ({', '.join(SUFFIXES)})"
   elif _is_known(path):
     problem = "no such file"
+  elif path.suffix.lower() in _DELIMITERS and path.is_file():
+    problem = (
+      f"{path.suffix} files are not read; write it as .jsonl:\n{_to_jsonl(path)}"
+    )
   else:
     raise errors.UserError(f"data source {name!r} is unknown; give {FORMS}")
   raise errors.UserError(f"data source {name}: {problem}")
+
+
+def _to_jsonl(path: pathlib.Path) -> str:
+  """A command that writes a table as .jsonl next to it, each cell as text."""
+  delimiter = _DELIMITERS[path.suffix.lower()]
+  code = (
+    "import csv, json, sys; csv.field_size_limit(1 << 30); "
+    "[print(json.dumps(row)) for row in csv.DictReader(open(sys.argv[1], newline='', "
+    f"encoding='utf-8-sig'), delimiter={delimiter!r})]"
+  )
+  file, new = (shlex.quote(str(one)) for one in (path, path.with_suffix(".jsonl")))
+  return f'python -c "{code}" {file} > {new}'
 
 
 def _is_known(path: pathlib.Path) -> bool:

@@ -91,6 +91,7 @@ class Encoder:
   ):
     self._tokenizer, self._piece, self._blocks = tokenizer, piece, blocks
     self._markup = template_text.markup_tokens(tokenizer)
+    self._control = template_text.control_tokens(tokenizer)
     adds_bos = templates.adds_bos(tokenizer)
     eos = tokenizer.eos_token_id
     self._front = np.array([tokenizer.bos_token_id] if adds_bos else [], np.int32)
@@ -153,6 +154,7 @@ class Encoder:
         sample_id=int.from_bytes(name_of_piece.digest(), "little"),
         turns=int(block[-1]) + 1,
         truncated=False,
+        named=int(number == 0 and self._control.search(text) is not None),
       )
 
   def _tokens_and_blocks(

@@ -28,6 +28,7 @@ def schema() -> pyarrow.Schema:
   columns |= dict.fromkeys(NOT_LEARNED, pyarrow.int32())
   columns |= {
     "split": pyarrow.int32(),  # replies encoded apart from their headers
+    "named": pyarrow.int32(),  # 1: a document with names of special tokens begins
     "lost": pyarrow.int64(),  # tokens beyond seq_len
     "lost_targets": pyarrow.int64(),
     "rejected_start": pyarrow.int32(),  # of a pair; 0 of other samples

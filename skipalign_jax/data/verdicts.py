@@ -20,6 +20,8 @@ from skipalign_jax.runtime import errors
 _NOTHING = "nothing to learn"  # begins reasons of sound records
 _USABLE = ("ok", "truncated")
 _TOO_LONG = (chat.NO_TARGET, overlong.DROPPED)
+_NO_KNOWN_FORM = ("unrecognised columns", "the record is")
+_TOOLS_NOT_WRITTEN = ("tool_calls are not written", "turns of tool are not written")
 _SHOWN = 20  # different reasons in a message
 _NOT_LEARNED = {
   "rewritten": "replies that the chat template rewrites when more messages follow "
@@ -62,6 +64,11 @@ def report(source: sources.Source, rows: token_table.Rows, is_text: bool) -> str
     lines.append(
       f"  encoded apart from their headers: {split:,} replies, whose first "
       "characters would change their tokens"
+    )
+  if named := int(column("named").sum()):
+    lines.append(
+      f"  read as plain text: names of special tokens in {named:,} documents; if these "
+      "are chats, give them as messages"
     )
   return "\n".join(lines)
 
@@ -141,6 +148,12 @@ def _listed(counts: Mapping[str, int], times: str, more=lambda reason: "") -> li
 def _hints(reasons: Iterable[str]) -> list[str]:
   """What to do about reasons that name a key or a role."""
   hints, reasons = [], list(reasons)
+  if any(reason.startswith(_NO_KNOWN_FORM) for reason in reasons):
+    hints.append(schemas.KNOWN_COLUMNS)
+  if "not valid JSON" in reasons:
+    hints.append("Each record is one line, or the file is one JSON array of records.")
+  if "not UTF-8" in reasons:
+    hints.append("Save the file as UTF-8.")
   if any(" not understood" in reason for reason in reasons):
     hints.append("Keys that change nothing can be listed in data.ignore_keys.")
   if any(reason.startswith("unknown role") for reason in reasons):
@@ -154,6 +167,11 @@ def _hints(reasons: Iterable[str]) -> list[str]:
     hints.append("loss.kind=sft learns from chats; dpo and simpo need both replies.")
   if any("without a name" in reason for reason in reasons):
     hints.append("data.learn_tool_calls=False reads calls without names.")
+  if any(reason.startswith(_TOOLS_NOT_WRITTEN) for reason in reasons):
+    hints.append(
+      "The chat template does not write these: take a model whose template has tools, "
+      "or chats without them."
+    )
   if any("calls of tools" in reason for reason in reasons):
     hints.append("data.learn_tool_calls=True learns replies that call tools.")
   return hints

@@ -37,7 +37,8 @@ def decide(flag: str, environ: Mapping[str, str]) -> Launch | None:
     environ: os.environ after jax was imported, which marks TPU machines in it.
 
   Raises:
-    UserError: an invalid flag, or several processes without an address to connect to.
+    UserError: an invalid flag, or several processes without an address to connect to,
+      such as those of torchrun.
   """
   if flag == "off":
     return None
@@ -71,6 +72,12 @@ def decide(flag: str, environ: Mapping[str, str]) -> Launch | None:
     raise errors.UserError(
       "JAX_COORDINATOR_ADDRESS is set, but the number of processes is unknown; give "
       "--distributed=HOST:PORT,COUNT,INDEX, or off for one process"
+    )
+  if _number(environ, "WORLD_SIZE") > 1 and "RANK" in environ:
+    raise errors.UserError(
+      "RANK and WORLD_SIZE are set, as torchrun and accelerate do, and JAX does not "
+      "read them. On one machine start a single process with python -m: it uses all "
+      "GPUs. On several give --distributed=HOST:PORT,COUNT,INDEX; off is one process"
     )
   return None
 

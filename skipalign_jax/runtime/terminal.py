@@ -7,7 +7,9 @@ before its width is measured (see escape.py).
 """
 
 import argparse
+import codecs
 import contextlib
+import io
 import os
 import re
 import sys
@@ -28,7 +30,7 @@ _UNIT = re.compile(r"(?<=\d) (?=%|(?:[KMG]i?B|s|ms|h|tok/s)\b)")
 _QUOTED = r"(?:'[^']*'|\"[^\"]*\")+"  # as shlex.quote and repr write it
 _VALUE = re.compile(rf"(?<=[=(]){_QUOTED}")
 _ARGUMENT = re.compile(rf"(?<=[=\s]){_QUOTED}")
-_COMMAND = re.compile(r"\b(?:python -m|sbatch) ")
+_COMMAND = re.compile(r"\b(?:python -[cm]|sbatch) ")
 
 
 class Console(rich_console.Console):
@@ -161,13 +163,24 @@ def write(text: str) -> None:
 
 @contextlib.contextmanager
 def escaped_streams() -> Iterator[None]:
-  """In the block, all that is printed is escaped, also what libraries print."""
+  """In the block, all that is printed is escaped, also what libraries print.
+
+  So are, from here on, characters that the encoding of a stream lacks.
+  """
   before = sys.stdout, sys.stderr
+  for stream in before:
+    # A stream that has all characters keeps its own rule for bytes of file names.
+    if isinstance(stream, io.TextIOWrapper) and not _has_all_characters(stream):
+      stream.reconfigure(errors="backslashreplace")
   sys.stdout, sys.stderr = map(_Escaped, before)
   try:
     yield
   finally:
     sys.stdout, sys.stderr = before
+
+
+def _has_all_characters(stream: io.TextIOWrapper) -> bool:
+  return codecs.lookup(stream.encoding).name.startswith("utf")
 
 
 class _Escaped:

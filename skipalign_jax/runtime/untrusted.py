@@ -118,7 +118,10 @@ def array_items(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
       item, at = found
       if item is _END:
         if (text[at:] + file.read(_BLOCK)).strip():
-          raise ValueError("something follows its JSON array")
+          raise ValueError(
+            "something follows its JSON array; in a file with a record per line, each "
+            "is an object"
+          )
         return
       yield number, item
 

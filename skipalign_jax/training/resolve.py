@@ -218,7 +218,9 @@ def check_mesh(
   if rows % devices:
     raise errors.UserError(
       f"a microbatch of {rows} rows (batch_size / grad_accum) cannot be divided over "
-      f"{devices} devices (mesh.data x mesh.fsdp); change batch_size or grad_accum"
+      f"{devices} devices (mesh.data x mesh.fsdp); change batch_size or grad_accum. A "
+      "run that is resumed keeps both: give it a number of devices that divides "
+      f"{rows}"
     )
   for length in (*config_lib.buckets(config.data), config_lib.row_length(config.data)):
     if length % mesh["context"]:

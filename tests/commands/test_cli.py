@@ -51,11 +51,16 @@ def test_a_config_in_the_home_folder(tmp_path, monkeypatch):
     ([QUICKSTART + ":huge"], "'huge'; known: tiny"),
     ([QUICKSTART, "--config.positions.skip_pro=1"], "did you mean positions.skip_prob"),
     ([QUICKSTART, "--config.positons.skip_prob=1"], "did you mean positions.skip_prob"),
-    ([QUICKSTART, "--config.batch_size=many"], "batch_size=many"),
+    (
+      [QUICKSTART, "--config.batch_size=many"],
+      "batch_size='many' is not allowed; set it to a whole number, at least 1 (",
+    ),
+    ([QUICKSTART, "--config.steps=none"], "2^31 - 1 (default: None, for unset)"),
+    ([QUICKSTART, "--config.optim.beta1=1,"], "beta1='1,' is not allowed; set it to a"),
     ([QUICKSTART, "--config.optim.beta1=nan"], "optim.beta1=nan is not allowed"),
     ([QUICKSTART, "--config.checkpoint.keep=0"], "checkpoint.keep=0 is not allowed"),
     ([QUICKSTART, "--config.model.remat=no"], "choose one of none, dots, full"),
-    ([QUICKSTART, "--config.data.packing=maybe"], "packing=maybe"),
+    ([QUICKSTART, "--config.data.packing=maybe"], "set it to True or False"),
     ([QUICKSTART, "--wrkdir=x"], "wrkdir"),
     ([QUICKSTART, "--learning_rate=1"], "--config.KEY=VALUE: did you mean optim.learn"),
     ([QUICKSTART, "--data.train=a.jsonl"], "did you mean data.train?"),
@@ -176,7 +181,7 @@ def test_none_unsets_a_key_and_the_last_value_counts():
   assert (c.steps, c.epochs) == (8, None)
   c = read("--config.steps", "None", "--config.steps", "5")
   assert c.steps == 5
-  with pytest.raises(errors.UserError, match="seed=None"):
+  with pytest.raises(errors.UserError, match="seed='None'"):
     read("--config.seed=None")
 
 

@@ -89,3 +89,16 @@ def test_the_package_in_another_program_leaves_its_signals():
     "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
   )
   subprocess.run([sys.executable, "-c", program], check=True, cwd=tiny.ROOT)
+
+
+@pytest.mark.parametrize("system", ["darwin", "win32"])
+def test_commands_say_that_they_need_linux(system):
+  """Other programs can import the package all the same."""
+  code = f"import sys; sys.platform = {system!r}; import skipalign_jax"
+  as_command = f"import sys; sys.argv = ['-m']; {code}"
+  done = subprocess.run([sys.executable, "-c", as_command], capture_output=True)
+  assert done.returncode == 2 and done.stdout == b""
+  assert done.stderr.startswith(b"error: the commands of skipalign_jax run on Linux")
+  assert system.encode() in done.stderr and done.stderr.count(b"\n") == 1
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+  assert (done.returncode, done.stderr) == (0, b"")

@@ -251,7 +251,7 @@ def test_the_end_of_a_run_inside_a_batch_or_an_epoch_is_reported(cache):
   c.epochs = 4
   assert "empty" not in build(c).report
   c.steps, c.epochs = 3, None
-  assert "inside epoch 2: 2 of its rows" in build(c).report
+  assert "inside epoch 2 (steps=3), and 2 of the rows" in build(c).report
   c.steps = 7
   assert "inside epoch" not in build(c).report
 

@@ -365,3 +365,34 @@ def test_the_records_of_the_documentation_are_read():
   assert len(records) > 8 and text.text_of(records[-1])
   for record in records[:-1]:
     assert text.text_of(record) is None and len(read(record)) >= 2
+
+
+@pytest.mark.parametrize(
+  ("lines", "hint"),
+  [
+    ('{"question": "a", "answer": "b"}', "A chat is an object with messages"),
+    ('[[{"role": "user", "content": "a"}]]', "A chat is an object with messages"),
+    ('{\n  "messages": [\n  ]\n}\n{\n}', "Each record is one line, or the file is"),
+    ("\ufeff{}".encode("utf-16"), "Save the file as UTF-8."),
+    ('[{"a": 1}]\n[{"a": 1}]', "in a file with a record per line, each is an object"),
+    (json.dumps(turn(tool_calls=[{"name": "f", "arguments": {"a": 1}}])), "has tools"),
+  ],
+)
+def test_a_refusal_says_what_a_file_should_have(lines, hint, tmp_path):
+  path = tmp_path / "chats.jsonl"
+  path.write_bytes(lines if isinstance(lines, bytes) else lines.encode())
+  with pytest.raises(errors.UserError) as caught:
+    prepared(path, tmp_path)
+  assert hint in str(caught.value)
+
+
+def test_rendered_chats_in_a_text_are_counted(tmp_path):
+  """A tokenizer's special tokens are read as text there, so nothing would say so."""
+  path = tmp_path / "texts.jsonl"
+  eos = tokenizer_lib.byte_tokenizer().eos_token
+  texts = [f"user: a{eos} {'b' * 200}{eos}", "plain", f"{eos}"]
+  path.write_text("".join(json.dumps({"text": one}) + "\n" for one in texts))
+  found = prepared(path, tmp_path)
+  assert "names of special tokens in 2 documents" in found.report()
+  path.write_text(json.dumps({"text": "plain"}) + "\n")
+  assert "special tokens" not in prepared(path, tmp_path).report()

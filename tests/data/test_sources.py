@@ -1,8 +1,13 @@
 """Specs, and files in every state in which a user may give them."""
 
+import csv
 import gzip
+import io
 import json
 import os
+import shlex
+import subprocess
+import sys
 
 import datasets
 import huggingface_hub
@@ -12,7 +17,7 @@ import pytest
 
 from skipalign_jax.data import json_files, schemas, sources
 from skipalign_jax.hf import hub
-from skipalign_jax.runtime import errors, untrusted
+from skipalign_jax.runtime import errors, terminal, untrusted
 
 RECORDS = [
   {"messages": [{"role": "user", "content": f"q{i}"},
@@ -134,11 +139,11 @@ def test_a_name_that_exists_is_taken_as_it_is(tmp_path):
 
 @pytest.mark.parametrize(
   "spec",
-  ["empty", "empty/", "empty*2", "*.jsonl", "no.jsonl", "c.csv", "*", "a*b.jsonl"],
+  ["empty", "empty/", "empty*2", "*.jsonl", "no.jsonl", "c.yaml", "*", "a*b.jsonl"],
 )
 def test_names_without_a_data_file(tmp_path, spec):
   (tmp_path / "empty").mkdir()
-  (tmp_path / "c.csv").write_text("a,b")
+  (tmp_path / "c.yaml").write_text("a,b")
   with pytest.raises(errors.UserError, match=r"no data file|no such file|is unknown"):
     sources.parse(str(tmp_path / spec))
 
@@ -338,6 +343,31 @@ def test_a_text_file_is_one_document(tmp_path):
   assert read(plain) == read(zipped) == [(1, {"text": "One.\n\né\n"})]
   plain.write_bytes(b" \n")
   assert read(plain) == []
+
+
+@pytest.mark.parametrize("ending", ["csv", "TSV"])
+def test_a_table_of_text_is_refused_with_a_command_that_works(ending, tmp_path):
+  path = tmp_path / f"my chats é.{ending}"
+  rows = [
+    {"prompt": 'a, "b"\t\nc', "completion": "391"},
+    {"prompt": "ü", "completion": ""},
+  ]
+  with path.open("w", encoding="utf-8-sig", newline="") as file:
+    delimiter = "\t" if ending == "TSV" else ","
+    writer = csv.DictWriter(file, rows[0], delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(rows)
+  with pytest.raises(errors.UserError) as caught:
+    sources.parse(str(path))
+  shown = io.StringIO()  # as on a terminal, where lines are wrapped
+  console = terminal.Console(file=shown, width=80, force_terminal=True, no_color=True)
+  console.print(str(caught.value))
+  message, _, command = shown.getvalue().partition("as .jsonl:\n")
+  assert "files are not read" in message and command
+  command = command.replace("python", shlex.quote(sys.executable), 1)
+  subprocess.run(command, shell=True, check=True)
+  records = read(tmp_path / "my chats é.jsonl")
+  assert [json.loads(line) for _, line in records] == rows
 
 
 def test_damaged_files(tmp_path):

@@ -34,6 +34,8 @@ ORTE = {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1"}
 )
 def test_a_single_process(environ):
   assert launches.decide("auto", environ) is None
+  torchrun = {"RANK": "0", "WORLD_SIZE": "8"}  # set by hand next to a scheduler's
+  assert launches.decide("off", environ | torchrun) is None
 
 
 @pytest.mark.parametrize(
@@ -87,6 +89,11 @@ def test_an_explicit_address_needs_no_cluster():
       "auto",
       {"JAX_COORDINATOR_ADDRESS": "a:1"},
       "processes is unknown; give --distr",
+    ),
+    (
+      "auto",
+      {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "8", "MASTER_ADDR": "127.0.0.1"},
+      "a single process with python -m: it uses all GPUs",
     ),
   ],
 )

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import os
 import re
 import shlex
 import subprocess
@@ -174,3 +175,21 @@ def test_help_into_a_pipe_that_closes_is_no_traceback():
   )
   process.stdout.close()
   assert process.stderr.read() == b"" and process.wait() == 141
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_characters_that_an_encoding_lacks_end_no_command(encoding):
+  code = (
+    "from skipalign_jax.runtime import errors, terminal\n"
+    "def main():\n"
+    "  terminal.Console().print('caf\\u00e9 \\u2026 \\U0001f914')\n"
+    "  terminal.write('\\u65e5')\n"
+    "errors.run_command(main)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    env={**os.environ, "PYTHONIOENCODING": encoding},
+    capture_output=True,
+  )
+  said = "caf\u00e9 \u2026 \U0001f914\n\u65e5".encode(encoding, "backslashreplace")
+  assert (done.returncode, done.stdout, done.stderr) == (0, said, b"")

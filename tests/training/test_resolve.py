@@ -172,7 +172,7 @@ def test_rows_tokens_and_heads_must_divide_over_the_mesh(config):
   mesh = dict(data=2, fsdp=2, tensor=2, context=8)
   resolve.check_mesh(config, llama, mesh)
   for changes, message in (
-    (dict(fsdp=4), r"microbatch of 4 rows .* 8 devices"),
+    (dict(fsdp=4), r"microbatch of 4 rows .* 8 devices .* resumed .* divides 4$"),
     (dict(context=3), r"data.seq_len=4096.* mesh.context=3"),
     (dict(tensor=16), "128 devices, but the model has 64 query and 8 kv heads"),
   ):
