@@ -1,7 +1,9 @@
 """Text from a model: padding, stops, sampling and streaming."""
 
 import functools
+import gc
 import sys
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +11,14 @@ import numpy as np
 import pytest
 import tiny
 import tiny_subject
-from tokenizers import processors
+import tokenizers
+import transformers
+from tokenizers import decoders, processors
 
 from skipalign_jax import generate as skipalign_jax_generate
 from skipalign_jax.commands import generate, text_stream
 from skipalign_jax.data import tokenizer as tokenizer_lib
-from skipalign_jax.hf import export
+from skipalign_jax.hf import export, reference
 from skipalign_jax.model import backends, inference
 from skipalign_jax.runtime import errors
 
@@ -143,6 +147,71 @@ def test_stream_continues_after_bytes_that_are_not_a_character():
   assert "".join(pieces) == tokenizer.decode(ids)
 
 
+def llama_style():
+  """A tokenizer whose decoder drops the first space, and whose bytes are tokens."""
+  words = [
+    "<s>",
+    "\u2581",
+    "\u2581a",
+    "\u2581b",
+    "c",
+    *(f"<0x{b:02X}>" for b in range(256)),
+  ]
+  vocab = {word: i for i, word in enumerate(words)}
+  core = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
+  core.decoder = decoders.Sequence(
+    [
+      decoders.Replace("\u2581", " "),
+      decoders.ByteFallback(),
+      decoders.Fuse(),
+      decoders.Strip(" ", 1, 0),
+    ]
+  )
+  return transformers.PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>")
+
+
+@pytest.mark.parametrize(
+  "words",
+  [
+    "\u2581a \u2581b c \u2581a",
+    "\u2581 \u2581 \u2581a \u2581 \u2581b",
+    "\u2581a <s> \u2581b <s> <s> \u2581a",
+    "<s> \u2581a \u2581b",
+    "\u2581a <0xC3> <0xA9> \u2581b <0xF0> <0x9F> <0x98> <0x80> c",
+    "<0xC3> <s> <0xA9> c",
+  ],
+)
+def test_pieces_are_the_text_of_all_tokens_where_the_decoder_drops_spaces(words):
+  tokenizer = llama_style()
+  ids = tokenizer.convert_tokens_to_ids(words.split())
+  stream = text_stream.TextStream(tokenizer)
+  pieces = [stream.add(token) for token in ids]
+  assert (
+    "".join(pieces) == stream.text == tokenizer.decode(ids, skip_special_tokens=True)
+  )
+
+
+def test_a_broken_byte_leaves_the_character_before_it():
+  tokenizer = llama_style()
+  ids = tokenizer.convert_tokens_to_ids("<0xC3> <0xA9> <0xC3> \u2581a c".split())
+  stream = text_stream.TextStream(tokenizer)
+  assert [stream.add(token) for token in ids] == ["", "é", "", "\ufffd a", "c"]
+
+
+def test_a_token_of_a_long_reply_is_decoded_with_few_others(monkeypatch):
+  tokenizer = tokenizer_lib.byte_tokenizer()
+  decoded = []
+  decode = tokenizer.decode
+  record = lambda ids, **options: decoded.append(len(ids)) or decode(ids, **options)
+  monkeypatch.setattr(tokenizer, "decode", record)
+  stream = text_stream.TextStream(tokenizer)
+  text = "naïve 😀 " * 20
+  for token in tokenizer.encode(text):
+    stream.add(token)
+  assert stream.text == text
+  assert max(decoded) <= 8
+
+
 def test_prompt_becomes_a_user_turn_unless_raw():
   tokenizer = tokenizer_lib.byte_tokenizer()
   text = lambda raw, system: tokenizer.decode(
@@ -242,6 +311,28 @@ def test_variables_of_the_template_reach_the_prompt(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [*arguments, *more])
     skipalign_jax_generate.main()
   assert seen[0].endswith("assistant\n") and seen[1] == seen[0] + "glad"
+
+
+def test_weights_are_in_memory_once(tmp_path, monkeypatch):
+  folder = tiny_subject.folder(tmp_path / "model")
+  load, read, alive = reference.load_params, [], []
+
+  def loaded(*arguments):
+    params = load(*arguments)
+    read.extend(map(weakref.ref, jax.tree.leaves(params["layers"])))
+    return params
+
+  def record(*_):
+    gc.collect()
+    alive.extend(one for one in read if one() is not None)
+    return []
+
+  monkeypatch.setattr(reference, "load_params", loaded)
+  monkeypatch.setattr(inference.Engine, "generate", record)
+  flags = [f"--model={folder}", "--prompt=hi", "--dtype=bfloat16"]
+  monkeypatch.setattr(sys, "argv", ["generate", *flags])
+  assert skipalign_jax_generate.main() == 0
+  assert read and not alive  # the engine has its own, as bits
 
 
 def test_help_says_what_names_of_tokens_are(capsys, monkeypatch):
