@@ -37,8 +37,9 @@ def run(args: argparse.Namespace) -> int:
   else:
     prompts = [encode(tokenizer, p, args.raw, args.system) for p in args.prompt]
     _note_window(prompts, args.max_new_tokens, opened.config.window)
-  params = reference.load_params(opened, args.dtype)
-  engine = inference.Engine(params, opened.config, args.dtype)
+  engine = inference.Engine(  # no name for the weights: it casts them
+    reference.load_params(opened, args.dtype), opened.config, args.dtype
+  )
 
   def reply(prompts: Sequence[Sequence[int]]) -> Iterable[Sequence[int | None]]:
     return engine.generate(
