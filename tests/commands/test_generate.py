@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import logging
 import sys
 import weakref
 
@@ -20,7 +21,7 @@ from skipalign_jax.commands import generate, text_stream
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import export, reference
 from skipalign_jax.model import backends, inference
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, files
 
 CONFIG = tiny.config()
 PARAMS = tiny.params(CONFIG)
@@ -311,6 +312,59 @@ def test_variables_of_the_template_reach_the_prompt(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [*arguments, *more])
     skipalign_jax_generate.main()
   assert seen[0].endswith("assistant\n") and seen[1] == seen[0] + "glad"
+
+
+@pytest.mark.parametrize(
+  "given, flags, noted",
+  [
+    (
+      {"repetition_penalty": 1.05, "top_k": 20},
+      [],
+      "for repetition_penalty 1.05; this",
+    ),
+    ({"min_p": 0.1, "top_k": 20}, ["--temperature=1"], "for top_k 20, min_p 0.1; this"),
+    (
+      {"stop_strings": ["\n\n"], "num_beams": 4},
+      [],
+      r"num_beams 4, stop_strings ['\n",
+    ),
+    ({"repetition_penalty": 1.0, "bad_words_ids": [], "num_beams": 1}, [], ""),
+    ({"temperature": 0.6, "top_p": 0.9, "do_sample": True, "min_length": 0}, [], ""),
+  ],
+)
+def test_what_generation_config_asks_for_in_vain_is_noted(
+  given, flags, noted, tmp_path, monkeypatch, capsys
+):
+  folder = tiny_subject.folder(tmp_path / "model")
+  files.write_json(folder / "generation_config.json", given)
+  monkeypatch.setattr(inference.Engine, "generate", lambda *_: [])
+  monkeypatch.setattr(
+    sys, "argv", ["generate", f"--model={folder}", "--prompt=hi", *flags]
+  )
+  assert skipalign_jax_generate.main() == 0
+  printed = capsys.readouterr().err
+  assert noted in printed and (noted or "generation_config" not in printed)
+
+
+def test_a_long_raw_prompt_has_the_window_noted_and_nothing_else(
+  tmp_path, monkeypatch, capsys
+):
+  folder = tiny_subject.folder(tmp_path / "model", window=64)
+  config = files.read_json(folder / "tokenizer_config.json")
+  files.write_json(folder / "tokenizer_config.json", config | {"model_max_length": 64})
+  warned = []
+  handler = logging.Handler()
+  handler.emit = warned.append
+  logger = logging.getLogger("transformers")
+  monkeypatch.setattr(logger, "handlers", [*logger.handlers, handler])
+  monkeypatch.setattr(inference.Engine, "generate", lambda *_: [])
+  flags = [f"--model={folder}", "--raw", "--prompt=" + 80 * "a", "--max_new_tokens=1"]
+  monkeypatch.setattr(sys, "argv", ["generate", *flags])
+  assert skipalign_jax_generate.main() == 0
+  assert capsys.readouterr().err == (
+    "note: 81 tokens are more than the model's window of 64\n"
+  )
+  assert not warned
 
 
 def test_weights_are_in_memory_once(tmp_path, monkeypatch):
