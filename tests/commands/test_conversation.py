@@ -66,6 +66,15 @@ def test_an_interrupted_reply_stays_as_far_as_it_was_printed(capsys):
   assert capsys.readouterr().out.startswith("Hello\n")
 
 
+@pytest.mark.parametrize(
+  "model", [Model("", "b"), Model("a", "b", interrupt_after=0)], ids=["ended", "Ctrl-C"]
+)
+def test_a_line_whose_reply_has_no_text_is_no_part_of_the_conversation(model, capsys):
+  hold(model, "one", "two")
+  assert model.prompts == [prompt("one"), prompt("two")]
+  assert "error" not in capsys.readouterr().err
+
+
 def test_a_long_conversation_is_noted(capsys):
   hold(Model("a", "b"), "x" * 40, "y", window=60)
   noted = capsys.readouterr().err
