@@ -1,6 +1,7 @@
 """Generates replies to prompts, or in a conversation, and prints them."""
 
 import argparse
+import itertools
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -56,9 +57,12 @@ def run(args: argparse.Namespace) -> int:
     reference.load_params(opened, args.dtype), opened.config, args.dtype
   )
 
+  seeds = itertools.count(args.seed)  # a conversation draws each reply anew
+
   def reply(prompts: Sequence[Sequence[int]]) -> Iterable[Sequence[int | None]]:
+    seed = next(seeds) % 2**32
     return engine.generate(
-      prompts, args.max_new_tokens, stops, args.temperature, args.top_p, args.seed
+      prompts, args.max_new_tokens, stops, args.temperature, args.top_p, seed
     )
 
   try:

@@ -162,6 +162,22 @@ def test_the_command(tmp_path, monkeypatch, capsys):
   assert capsys.readouterr().out == 2 * alone
 
 
+def test_a_question_that_is_asked_again_is_sampled_again(tmp_path, monkeypatch, capsys):
+  model = tiny_subject.folder(tmp_path / "model")
+  flags = [f"--model={model}", "--max_new_tokens=8", "--temperature=1", "--seed=4"]
+  found = []
+  for _ in range(2):
+    monkeypatch.setattr(sys, "argv", ["generate", *flags, "--chat"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n/new\nHi\n"))
+    assert skipalign_jax_generate.main() == 0
+    found.append(capsys.readouterr().out)
+  monkeypatch.setattr(sys, "argv", ["generate", *flags, "--prompt=Hi"])
+  assert skipalign_jax_generate.main() == 0
+  first = capsys.readouterr().out
+  assert found[0] == found[1]  # by the seed
+  assert found[0].startswith(first) and found[0] != 2 * first
+
+
 def test_chat_has_no_raw_prompts(monkeypatch):
   monkeypatch.setattr(sys, "argv", ["generate", "--model=x", "--chat", "--raw"])
   with pytest.raises(errors.UserError, match="leave out --raw"):
