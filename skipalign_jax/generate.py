@@ -34,7 +34,7 @@ def _parse() -> argparse.Namespace:
   add("--max_new_tokens", type=int, default=64, help="the longest reply")
   add("--temperature", type=float, default=0.0, help="0: always the likeliest token")
   add("--top_p", type=float, default=1.0, help="of sampling, temperature above 0")
-  add("--seed", type=int, default=0, help="of sampling")
+  add("--seed", type=int, default=0, help="of sampling; of the first reply with --chat")
   add("--system", default="", help="system prompt")
   add("--template_kwargs", default="", help="for the chat template: a=true,b=text")
   add(

@@ -53,7 +53,8 @@ def hold(
   """Replies to each line after all that was said before it.
 
   Ctrl-C ends a reply; what was printed of it stays part of the conversation. A line
-  that the template refuses is reported and is not part of it.
+  that the template refuses is reported and is not part of it, nor is one whose reply
+  has no text.
 
   Args:
     lines: what the user says; an empty line says nothing, /new begins again.
@@ -83,7 +84,9 @@ def hold(
         f"note: the conversation has {len(prompt)} tokens, more than the model's "
         f"window of {window}; {NEW} begins another one"
       )
-    said += [("user", line), ("assistant", _print(reply([prompt]), tokenizer))]
+    # Some templates refuse a reply without text, and then all that follows it.
+    if text := _print(reply([prompt]), tokenizer):
+      said += [("user", line), ("assistant", text)]
 
 
 def _encode(

@@ -1,8 +1,10 @@
 """Generates replies to prompts, or in a conversation, and prints them."""
 
 import argparse
+import itertools
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import transformers
 
@@ -12,7 +14,20 @@ from skipalign_jax.data import prompts as prompts_lib
 from skipalign_jax.data import tokenizer as tokenizer_lib
 from skipalign_jax.hf import reference
 from skipalign_jax.model import inference
-from skipalign_jax.runtime import compile_cache, errors, terminal
+from skipalign_jax.runtime import compile_cache, errors, escape, terminal
+
+# Keys of generation_config.json that are not applied, and the values with which they
+# change nothing, in addition to null, 0 and empty ones.
+_OF_EVERY_REPLY = {"repetition_penalty": 1, "num_beams": 1, "guidance_scale": 1}
+_OF_EVERY_REPLY |= dict.fromkeys(
+  """
+  no_repeat_ngram_size bad_words_ids suppress_tokens begin_suppress_tokens
+  sequence_bias forced_bos_token_id forced_eos_token_id stop_strings min_length
+  min_new_tokens exponential_decay_length_penalty penalty_alpha
+  """.split()
+)
+_OF_SAMPLES = {"typical_p": 1, "top_h": 1}
+_OF_SAMPLES |= dict.fromkeys(("top_k", "min_p", "epsilon_cutoff", "eta_cutoff"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,18 +46,23 @@ def run(args: argparse.Namespace) -> int:
   template_values.set_values(tokenizer, args.template_kwargs, "--template_kwargs")
   reference.check_vocabulary(tokenizer, opened.config)
   stops = tokenizer_lib.stop_token_ids(tokenizer, opened.eos_ids)
+  _note_not_applied(opened.generation_config or {}, bool(args.temperature))
   if args.chat:
     _check_template(tokenizer)
     prompts = []
   else:
     prompts = [encode(tokenizer, p, args.raw, args.system) for p in args.prompt]
     _note_window(prompts, args.max_new_tokens, opened.config.window)
-  params = reference.load_params(opened, args.dtype)
-  engine = inference.Engine(params, opened.config, args.dtype)
+  engine = inference.Engine(  # no name for the weights: it casts them
+    reference.load_params(opened, args.dtype), opened.config, args.dtype
+  )
+
+  seeds = itertools.count(args.seed)  # a conversation draws each reply anew
 
   def reply(prompts: Sequence[Sequence[int]]) -> Iterable[Sequence[int | None]]:
+    seed = next(seeds) % 2**32
     return engine.generate(
-      prompts, args.max_new_tokens, stops, args.temperature, args.top_p, args.seed
+      prompts, args.max_new_tokens, stops, args.temperature, args.top_p, seed
     )
 
   try:
@@ -60,6 +80,21 @@ def run(args: argparse.Namespace) -> int:
       f"{args.model}: its output {what} is NaN or infinite; {errors.NOT_FINITE}"
     ) from error
   return 0
+
+
+def _note_not_applied(given: Mapping[str, Any], samples: bool) -> None:
+  """Notes what a generation_config.json asks for that the flags cannot say."""
+  keys = _OF_EVERY_REPLY | (_OF_SAMPLES if samples else {})
+  found = [
+    f"{key} {escape.line(given[key])[:40]}"
+    for key, neutral in keys.items()
+    if given.get(key) and given[key] != neutral
+  ]
+  if found:
+    terminal.print_to_stderr(
+      f"note: the model's generation_config.json asks for {', '.join(found)}; this is "
+      "not applied here, so replies may differ from those of transformers"
+    )
 
 
 def _note_window(prompts: Sequence[Sequence[int]], new: int, window: int) -> None:
@@ -103,7 +138,8 @@ def encode(
   the tokenizer reads any text: who uses `raw` writes a template by hand.
   """
   if raw:
-    tokens = tokenizer.encode(prompt, add_special_tokens=False)
+    # Not verbose: the window is noted in other words.
+    tokens = tokenizer.encode(prompt, add_special_tokens=False, verbose=False)
     return [*prompts_lib.front(tokenizer), *tokens]
   _check_template(tokenizer)
   messages = [("system", system)] if system else []

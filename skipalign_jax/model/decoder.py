@@ -358,12 +358,13 @@ def extend(
 
   Returns:
     logits_BV fp32 after the last token of each row, and the cache with all of
-    these tokens in it.
+    these tokens in it. Not rounded to bf16, in which the first tokens are often equal.
   """
   rows = tokens_BL, positions_BL, segment_ids_BL
   hidden_BLD, cache = read(params, *rows, cache, config, compute_dtype, backend)
-  head_VD = bind(config, params).head()
-  return linear(hidden_BLD[:, -1], head_VD).astype(jnp.float32), cache
+  head_VD = bind(config, params).head().astype(compute_dtype)
+  logits = lambda hidden_BD: products.einsum("bd,vd->bv", hidden_BD, head_VD)
+  return cpu.few_rows(logits, hidden_BLD[:, -1]), cache
 
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> jax.Array:

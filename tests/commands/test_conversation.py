@@ -66,6 +66,15 @@ def test_an_interrupted_reply_stays_as_far_as_it_was_printed(capsys):
   assert capsys.readouterr().out.startswith("Hello\n")
 
 
+@pytest.mark.parametrize(
+  "model", [Model("", "b"), Model("a", "b", interrupt_after=0)], ids=["ended", "Ctrl-C"]
+)
+def test_a_line_whose_reply_has_no_text_is_no_part_of_the_conversation(model, capsys):
+  hold(model, "one", "two")
+  assert model.prompts == [prompt("one"), prompt("two")]
+  assert "error" not in capsys.readouterr().err
+
+
 def test_a_long_conversation_is_noted(capsys):
   hold(Model("a", "b"), "x" * 40, "y", window=60)
   noted = capsys.readouterr().err
@@ -151,6 +160,22 @@ def test_the_command(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n/new\nHi\n"))
   assert skipalign_jax_generate.main() == 0
   assert capsys.readouterr().out == 2 * alone
+
+
+def test_a_question_that_is_asked_again_is_sampled_again(tmp_path, monkeypatch, capsys):
+  model = tiny_subject.folder(tmp_path / "model")
+  flags = [f"--model={model}", "--max_new_tokens=8", "--temperature=1", "--seed=4"]
+  found = []
+  for _ in range(2):
+    monkeypatch.setattr(sys, "argv", ["generate", *flags, "--chat"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n/new\nHi\n"))
+    assert skipalign_jax_generate.main() == 0
+    found.append(capsys.readouterr().out)
+  monkeypatch.setattr(sys, "argv", ["generate", *flags, "--prompt=Hi"])
+  assert skipalign_jax_generate.main() == 0
+  first = capsys.readouterr().out
+  assert found[0] == found[1]  # by the seed
+  assert found[0].startswith(first) and found[0] != 2 * first
 
 
 def test_chat_has_no_raw_prompts(monkeypatch):

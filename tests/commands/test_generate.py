@@ -1,7 +1,10 @@
 """Text from a model: padding, stops, sampling and streaming."""
 
 import functools
+import gc
+import logging
 import sys
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +12,16 @@ import numpy as np
 import pytest
 import tiny
 import tiny_subject
-from tokenizers import processors
+import tokenizers
+import transformers
+from tokenizers import decoders, processors
 
 from skipalign_jax import generate as skipalign_jax_generate
 from skipalign_jax.commands import generate, text_stream
 from skipalign_jax.data import tokenizer as tokenizer_lib
-from skipalign_jax.hf import export
+from skipalign_jax.hf import export, reference
 from skipalign_jax.model import backends, inference
-from skipalign_jax.runtime import errors
+from skipalign_jax.runtime import errors, files
 
 CONFIG = tiny.config()
 PARAMS = tiny.params(CONFIG)
@@ -143,6 +148,71 @@ def test_stream_continues_after_bytes_that_are_not_a_character():
   assert "".join(pieces) == tokenizer.decode(ids)
 
 
+def llama_style():
+  """A tokenizer whose decoder drops the first space, and whose bytes are tokens."""
+  words = [
+    "<s>",
+    "\u2581",
+    "\u2581a",
+    "\u2581b",
+    "c",
+    *(f"<0x{b:02X}>" for b in range(256)),
+  ]
+  vocab = {word: i for i, word in enumerate(words)}
+  core = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
+  core.decoder = decoders.Sequence(
+    [
+      decoders.Replace("\u2581", " "),
+      decoders.ByteFallback(),
+      decoders.Fuse(),
+      decoders.Strip(" ", 1, 0),
+    ]
+  )
+  return transformers.PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>")
+
+
+@pytest.mark.parametrize(
+  "words",
+  [
+    "\u2581a \u2581b c \u2581a",
+    "\u2581 \u2581 \u2581a \u2581 \u2581b",
+    "\u2581a <s> \u2581b <s> <s> \u2581a",
+    "<s> \u2581a \u2581b",
+    "\u2581a <0xC3> <0xA9> \u2581b <0xF0> <0x9F> <0x98> <0x80> c",
+    "<0xC3> <s> <0xA9> c",
+  ],
+)
+def test_pieces_are_the_text_of_all_tokens_where_the_decoder_drops_spaces(words):
+  tokenizer = llama_style()
+  ids = tokenizer.convert_tokens_to_ids(words.split())
+  stream = text_stream.TextStream(tokenizer)
+  pieces = [stream.add(token) for token in ids]
+  assert (
+    "".join(pieces) == stream.text == tokenizer.decode(ids, skip_special_tokens=True)
+  )
+
+
+def test_a_broken_byte_leaves_the_character_before_it():
+  tokenizer = llama_style()
+  ids = tokenizer.convert_tokens_to_ids("<0xC3> <0xA9> <0xC3> \u2581a c".split())
+  stream = text_stream.TextStream(tokenizer)
+  assert [stream.add(token) for token in ids] == ["", "é", "", "\ufffd a", "c"]
+
+
+def test_a_token_of_a_long_reply_is_decoded_with_few_others(monkeypatch):
+  tokenizer = tokenizer_lib.byte_tokenizer()
+  decoded = []
+  decode = tokenizer.decode
+  record = lambda ids, **options: decoded.append(len(ids)) or decode(ids, **options)
+  monkeypatch.setattr(tokenizer, "decode", record)
+  stream = text_stream.TextStream(tokenizer)
+  text = "naïve 😀 " * 20
+  for token in tokenizer.encode(text):
+    stream.add(token)
+  assert stream.text == text
+  assert max(decoded) <= 8
+
+
 def test_prompt_becomes_a_user_turn_unless_raw():
   tokenizer = tokenizer_lib.byte_tokenizer()
   text = lambda raw, system: tokenizer.decode(
@@ -242,6 +312,81 @@ def test_variables_of_the_template_reach_the_prompt(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [*arguments, *more])
     skipalign_jax_generate.main()
   assert seen[0].endswith("assistant\n") and seen[1] == seen[0] + "glad"
+
+
+@pytest.mark.parametrize(
+  "given, flags, noted",
+  [
+    (
+      {"repetition_penalty": 1.05, "top_k": 20},
+      [],
+      "for repetition_penalty 1.05; this",
+    ),
+    ({"min_p": 0.1, "top_k": 20}, ["--temperature=1"], "for top_k 20, min_p 0.1; this"),
+    (
+      {"stop_strings": ["\n\n"], "num_beams": 4},
+      [],
+      r"num_beams 4, stop_strings ['\n",
+    ),
+    ({"repetition_penalty": 1.0, "bad_words_ids": [], "num_beams": 1}, [], ""),
+    ({"temperature": 0.6, "top_p": 0.9, "do_sample": True, "min_length": 0}, [], ""),
+  ],
+)
+def test_what_generation_config_asks_for_in_vain_is_noted(
+  given, flags, noted, tmp_path, monkeypatch, capsys
+):
+  folder = tiny_subject.folder(tmp_path / "model")
+  files.write_json(folder / "generation_config.json", given)
+  monkeypatch.setattr(inference.Engine, "generate", lambda *_: [])
+  monkeypatch.setattr(
+    sys, "argv", ["generate", f"--model={folder}", "--prompt=hi", *flags]
+  )
+  assert skipalign_jax_generate.main() == 0
+  printed = capsys.readouterr().err
+  assert noted in printed and (noted or "generation_config" not in printed)
+
+
+def test_a_long_raw_prompt_has_the_window_noted_and_nothing_else(
+  tmp_path, monkeypatch, capsys
+):
+  folder = tiny_subject.folder(tmp_path / "model", window=64)
+  config = files.read_json(folder / "tokenizer_config.json")
+  files.write_json(folder / "tokenizer_config.json", config | {"model_max_length": 64})
+  warned = []
+  handler = logging.Handler()
+  handler.emit = warned.append
+  logger = logging.getLogger("transformers")
+  monkeypatch.setattr(logger, "handlers", [*logger.handlers, handler])
+  monkeypatch.setattr(inference.Engine, "generate", lambda *_: [])
+  flags = [f"--model={folder}", "--raw", "--prompt=" + 80 * "a", "--max_new_tokens=1"]
+  monkeypatch.setattr(sys, "argv", ["generate", *flags])
+  assert skipalign_jax_generate.main() == 0
+  assert capsys.readouterr().err == (
+    "note: 81 tokens are more than the model's window of 64\n"
+  )
+  assert not warned
+
+
+def test_weights_are_in_memory_once(tmp_path, monkeypatch):
+  folder = tiny_subject.folder(tmp_path / "model")
+  load, read, alive = reference.load_params, [], []
+
+  def loaded(*arguments):
+    params = load(*arguments)
+    read.extend(map(weakref.ref, jax.tree.leaves(params["layers"])))
+    return params
+
+  def record(*_):
+    gc.collect()
+    alive.extend(one for one in read if one() is not None)
+    return []
+
+  monkeypatch.setattr(reference, "load_params", loaded)
+  monkeypatch.setattr(inference.Engine, "generate", record)
+  flags = [f"--model={folder}", "--prompt=hi", "--dtype=bfloat16"]
+  monkeypatch.setattr(sys, "argv", ["generate", *flags])
+  assert skipalign_jax_generate.main() == 0
+  assert read and not alive  # the engine has its own, as bits
 
 
 def test_help_says_what_names_of_tokens_are(capsys, monkeypatch):

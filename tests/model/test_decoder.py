@@ -216,6 +216,22 @@ def test_prompt_and_decoding_equal_the_whole_sample_alone(kind, parts, block):
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_logits_of_the_next_token_are_not_rounded_to_bf16(rows):
+  """Rounded, the likeliest of 150,000 tokens is often one of several equal ones."""
+  tokens_BL = np.random.default_rng(0).integers(0, 40, (rows, 4))
+  args = tokens_BL, np.arange(4)[None].repeat(rows, 0), np.ones_like(tokens_BL)
+  cache = decoder.empty_cache(CONFIG, rows, 4, jnp.bfloat16)
+  rest = cache, CONFIG, "bfloat16", decoder.BLOCKWISE
+  hidden_BLD, _ = decoder.read(PARAMS, *args, *rest)
+  logits_BV, _ = decoder.extend(PARAMS, *args, *rest)
+  wide = lambda x: np.asarray(x, "bfloat16").astype(np.float32)
+  expected_BV = wide(hidden_BLD[:, -1]) @ wide(PARAMS["lm_head"]["weight"]).T
+  assert logits_BV.dtype == np.float32
+  np.testing.assert_allclose(logits_BV, expected_BV, rtol=1e-5, atol=1e-5)
+  assert np.abs(wide(expected_BV) - expected_BV).max() > 1e-3
+
+
 @pytest.mark.parametrize("kind", [*KINDS, "qwen2"])
 def test_the_parameters_are_those_of_the_table_and_the_count(kind):
   config = (KINDS | {"qwen2": tiny.config(family="qwen2", attention_bias=True)})[kind]
