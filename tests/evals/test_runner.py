@@ -65,6 +65,8 @@ def test_results_are_complete(whole):
   assert protocol["options"] == dataclasses.asdict(OPTIONS)
   assert protocol["parameters"] == tiny_subject.CONFIG.num_params()
   assert protocol["window"] == 256 and protocol["rope"]["kind"] == "none"
+  made = results["made_with"]
+  assert {"commit", "versions", "hardware"} == made.keys() and made["versions"]["jax"]
   assert [r["id"] for r in results["items"]] == [
     f"{n}/{d}/0" for n in (300, 400, 500) for d in (0.25, 0.75)
   ]
