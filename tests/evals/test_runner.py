@@ -243,3 +243,6 @@ def test_intervals():
   assert values["high"] - 2 == pytest.approx(4.302653 / 3**0.5)  # Student's, 2 degrees
   assert values["low"] == 2 * 2 - values["high"]
   assert intervals.of_values([4.0])["low"] is None
+  assert intervals.of_shares([0.0] * 8) == intervals.of_scores([0.0] * 8)
+  assert intervals.of_shares([0.0] * 8)["high"] > 0.3  # no text with a hit, of eight
+  assert intervals.of_shares([0.25, 0.75])["low"] == 0
