@@ -14,6 +14,7 @@ import numpy as np
 from skipalign_jax.analysis import dialogues, distances
 from skipalign_jax.method import positions
 from skipalign_jax.runtime import errors
+from skipalign_jax.training import unread
 
 ROWS = 8  # per batch that positions are drawn for
 WIDE_BINS, NEAR_BINS, PARTS = 200, 64, 10
@@ -32,20 +33,27 @@ def recipes(
       contiguous positions and the config's strategy.
 
   Raises:
-    UserError: an unknown strategy or gap law, or a cue that samples do not have.
+    UserError: an unknown strategy or gap law, a gap law that the strategy does not
+      read, or a cue that samples do not have.
   """
   names = [name.strip() for name in spec.split(",")] if spec else []
   names = names or dict.fromkeys(["contiguous", base.strategy])
   found = {}
   for name in names:
-    strategy, _, gaps = name.partition("/")
+    strategy, slash, gaps = name.partition("/")
     if strategy == "endprompt" and base.terminal == "cue":
       raise errors.UserError(
         "positions.terminal=cue appends a text to training samples, which the samples "
         "here do not have; choose turn or response, or other --strategies"
       )
-    change = {"strategy": strategy} | ({"gaps": gaps} if gaps else {})
+    change = {"strategy": strategy} | ({"gaps": gaps} if slash else {})
     found[name] = dataclasses.replace(base, **change)
+    if slash and "gaps" in unread.of_positions(
+      dataclasses.replace(base, strategy=strategy, gaps="uniform")
+    ):
+      raise errors.UserError(
+        f"--strategies={spec}: {strategy} has no law of gaps; write {strategy} alone"
+      )
   return found
 
 

@@ -3,8 +3,9 @@
 Every picture has a white background, so it can be read on light and dark pages.
 """
 
+import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from skipalign_jax.evals import curves
@@ -46,6 +47,17 @@ def _style(i: int) -> dict[str, Any]:
   }
 
 
+def _line(axes, x: Sequence[float], y: Sequence[float], label: str, i: int) -> None:
+  """Line number i; a value between two that are missing is a dot."""
+  (line,) = axes.plot(x, y, label=label, **_style(i))
+  missing = [True, *(math.isnan(value) for value in y), True]
+  alone = [
+    n for n in range(len(y)) if missing[n] and not missing[n + 1] and missing[n + 2]
+  ]
+  at = lambda values: [values[n] for n in alone]
+  axes.scatter(at(x), at(y), s=6, color=line.get_color())
+
+
 def _distances(figure, record: Record) -> None:
   """Left: distances within the length of a sample. Right: all distances."""
   figure.set_size_inches(11, 6.4)
@@ -65,7 +77,7 @@ def _distances(figure, record: Record) -> None:
         y = [100 * n / whole or float("nan") for n in found[part][kind]]
         width = found[part]["width"]
         x = [(j + 0.5) * width for j in range(len(y))]
-        axes[row, column].plot(x, y, label=name, **_style(i))
+        _line(axes[row, column], x, y, name, i)
   for row, label in enumerate(labels.values()):
     axes[row, 0].set_ylabel(label)
     for column in (0, 1):
@@ -93,7 +105,7 @@ def _coverage(figure, record: Record) -> None:
     wide = found["wide"]
     y = [1e6 * n / found["tokens"] or float("nan") for n in wide["tokens"]]
     x = [(j + 0.5) * wide["width"] for j in range(len(y))]
-    left.plot(x, y, **_style(i))
+    _line(left, x, y, names[i], i)
     counts = found["gaps_per_sample"]
     shown = (
       counts[:max_gaps] + [sum(counts[max_gaps:])] + [0] * (max_gaps + 1 - len(counts))

@@ -100,7 +100,13 @@ def draw_training(workdirs: Sequence[str], out: str) -> None:
 
 
 def redraw_all(names: Sequence[str]) -> None:
-  """Draws the pictures of JSON files again; see `redraw`."""
+  """Draws the pictures of JSON files again; see `redraw`.
+
+  Raises:
+    UserError: as `redraw`, or no file is named.
+  """
+  if not names:
+    raise errors.UserError("draw needs JSON files that `analyze` wrote")
   extras.need("matplotlib", "analyze draw")
   for name in names:
     terminal.Console().print(f"written: {redraw(paths.given(name, name))}")

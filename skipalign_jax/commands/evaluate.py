@@ -270,6 +270,8 @@ def report(summary: dict[str, Any], indent: str = "") -> list[str]:
       lines += [f"{indent}{name}", *report(value, indent + "  ")]
     else:
       shown = f"{value:.4f}" if isinstance(value, float) else value
+      if isinstance(value, list):
+        shown = "; ".join(map(str, value)) or "nothing"
       lines.append(f"{indent}{name}: {shown}")
   return lines
 

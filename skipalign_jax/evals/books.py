@@ -13,6 +13,7 @@ _END = re.compile(r"[.!?][\"'”’)\]_*]*$")
 _SHORT = frozenset(
   "mr mrs ms dr st messrs esq jr sr prof rev col capt lieut vs".split()
 )
+_MAX_MEAN = 1000  # characters per sentence; novels have about 100
 _INITIAL = re.compile(r"[A-Z]\.$")
 
 
@@ -44,11 +45,19 @@ def read(files: str) -> Books:
   """The sentences of .txt or .txt.gz files, commas between them.
 
   Raises:
-    UserError: as `haystack.read`, or no files are named.
+    UserError: as `haystack.read`, no files are named, or a text without sentences,
+      between which nothing can be put.
   """
   if not files:
     raise errors.UserError("--haystack=FILES is needed: books as .txt or .txt.gz")
-  return Books(tuple(split(haystack.read(files))))
+  text = haystack.read(files)
+  found = split(text)
+  if len(text) > _MAX_MEAN * len(found):
+    raise errors.UserError(
+      f"--haystack={files}: {len(found):,} sentences in {len(text):,} characters; this "
+      "task needs sentences that end with a full stop and a space; name other books"
+    )
+  return Books(tuple(found))
 
 
 def split(text: str) -> list[str]:

@@ -65,7 +65,17 @@ def run(folders: Sequence[str], out: str, console: terminal.Console) -> dict[str
   console.print_markdown(text)
   content = {"tables": [compare_table.as_json(table) for table in found]}
   if out:
-    panels = [_panel(one) for one in results if one.task in MAPS]
+    names = {
+      one.folder: row.name
+      for table in found
+      for row in table.rows
+      for one in row.results
+    }
+    panels = [
+      _panel(one, names.get(one.folder, one.protocol["model"]))
+      for one in results
+      if one.task in MAPS
+    ]
     folder = paths.output(out, f"--out={out}")
     picture, written = folder / "needle.png", "compare.html, .md, .json"
     try:
@@ -289,11 +299,13 @@ def _limited(one: compare_table.Results) -> str:
   return "; ".join(parts)
 
 
-def _panel(one: compare_table.Results) -> dict[str, Any]:
+def _panel(one: compare_table.Results, name: str) -> dict[str, Any]:
+  """The heat map of results, with the name of their table row."""
   try:
     panel = MAPS[one.task].panel(
       {"protocol": one.protocol, "summary": one.summary, "items": one.items}
     )
+    panel["title"] = name + panel["title"].removeprefix(one.protocol["model"])
     _check_number("window", panel["window"])
     for cell in panel["cells"]:
       for key in ("length", "depth", "score"):

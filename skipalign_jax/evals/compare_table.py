@@ -142,6 +142,7 @@ def _notes(
       by_kind.setdefault(kind, []).append(one)
   for kind, results in by_kind.items():
     notes += [f"{kind}: protocols differ, {text}" for text in differences(results)]
+    notes += [f"{kind}: items differ {text}" for text in other_items(results)]
   return list(dict.fromkeys(notes))
 
 
@@ -158,6 +159,26 @@ def differences(results: Sequence[Results]) -> list[str]:
       parts = [f"{value} in {' and '.join(at)}" for value, at in folders.items()]
       texts.append(f"{key} is {', '.join(parts)}")
   return texts
+
+
+def other_items(results: Sequence[Results]) -> list[str]:
+  """Results that should have the same items, as far as their protocols say, and do not.
+
+  What is asked depends on the tokenizer, and what lm_eval cuts off on the window.
+  """
+  alike: dict[str, dict[str, list[str]]] = {}
+  for one in results:
+    if "items_sha256" in one.protocol:
+      keys = ["options", "tokenizer_sha256", *["window"] * (one.task == "lm_eval")]
+      same = [_protocol(one), *(one.protocol.get(key) for key in keys)]
+      folders = alike.setdefault(json.dumps(same), {})
+      folders.setdefault(one.protocol["items_sha256"], []).append(str(one.folder))
+  return [
+    f"in {' and in '.join(map(' and '.join, folders.values()))}; files have "
+    "changed, or the models end replies with other tokens"
+    for folders in alike.values()
+    if len(folders) > 1
+  ]
 
 
 def _protocol(one: Results) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from skipalign_jax.runtime import plotting
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 LINES = ("-", ":")
+TICKS = 18  # of an axis of lengths, at most
 
 Point = tuple[float, float]
 
@@ -50,14 +51,19 @@ def draw(
     axes.plot(x, y, label=name, linewidth=1.4, markersize=4.5, **style)
   axes.set_xscale("log", base=2)
   found = sorted({x for points in lines.values() for x, _ in points})
-  shown = found if len(found) <= 12 else [x for x in found if x & (x - 1) == 0]
+  shown = ticks(found)
   axes.set_xticks(shown, [f"{x:,}" for x in shown], rotation=45, ha="right")
   axes.minorticks_off()
   if window and found[0] <= window < found[-1]:
-    axes.axvline(window, color="black", linestyle="--", linewidth=1)
+    axes.axvline(
+      window, color="black", linestyle="--", linewidth=1, label="the model's window"
+    )
   if highest is None:
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_ylim()
+    wide = high > 10 * low  # 1, 2 and 5 would leave a narrow axis without a number
+    some = ticker.LogLocator(subs=(1, 2, 5)) if wide else ticker.MaxNLocator(6)
+    axes.yaxis.set_major_locator(some)
     axes.yaxis.set_major_formatter("{x:,g}")
     axes.yaxis.set_minor_locator(ticker.NullLocator())
   else:
@@ -65,10 +71,24 @@ def draw(
   axes.set(xlabel=xlabel, ylabel=ylabel)
   axes.set_title(title, fontsize=9)
   axes.grid(color="#DDDDDD", linewidth=0.6)
-  if len(lines) > 1:
+  if len(axes.lines) > 1:
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
   plotting.save(figure, path, dpi=130, bbox_inches="tight")
   return path
+
+
+def ticks(values: Sequence[float]) -> list[float]:
+  """Those of ascending positive values whose labels fit on a logarithmic axis.
+
+  The last one is among them; each is so much smaller than the next that there are
+  about `TICKS` at most.
+  """
+  shown: list[float] = []
+  least = (values[-1] / values[0]) ** (1 / TICKS)
+  for value in reversed(values):
+    if not shown or value * least <= shown[0]:
+      shown.insert(0, value)
+  return shown
 
 
 def draw_table(

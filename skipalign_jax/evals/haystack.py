@@ -55,6 +55,9 @@ PARTS = (
 )  # fmt: skip
 
 MAX_MORE = 64  # characters after the last whole token of a haystack
+MAX_BACK = 512  # tokens from the depth of a needle back to a full stop
+# Full stops without white space after them: Chinese and Japanese, Hindi, Urdu, Amharic.
+STOPS = "。｡।۔።"
 
 
 def sentences(count: int, seed: int | Sequence[int]) -> str:
@@ -143,7 +146,7 @@ class Haystack:
     self._text = text = read(files) if files else ""
     if text and begin:
       at = int(begin * len(text))
-      stop = re.compile(r"\.\s+").search(text, at)
+      stop = re.compile(rf"\.\s+|[{STOPS}]\s*").search(text, at)
       at = stop.end() if stop else at
       self._text = f"{text[at:]}\n\n{text[:at]}"
 
@@ -168,13 +171,21 @@ class Haystack:
         depth · tokens and from there back to the last full stop; at depth 1 it is put
         at the end.
       more: characters of the haystack after these tokens.
+
+    Raises:
+      UserError: there is no full stop in the `MAX_BACK` tokens before a depth.
     """
     text, ends, stops = self._tokenized(1 << (tokens - 1).bit_length())
     last = ends[tokens] + more
     found, done = "", 0
     for depth, needle in needles:
-      reached = bisect.bisect_right(stops, ends[int(depth * tokens)])
-      at = last if depth == 1 else stops[reached - 1]
+      place = int(depth * tokens)
+      at = last if depth == 1 else stops[bisect.bisect_right(stops, ends[place]) - 1]
+      if depth < 1 and place - bisect.bisect_left(ends, at) > MAX_BACK:
+        raise errors.UserError(
+          f"--haystack: the text has no full stop in the {MAX_BACK} tokens before "
+          f"depth {depth:g}, and needles go back to one; name a text with sentences"
+        )
       found += text[done:at]
       # A text that ends with a space needs no other one before the needle.
       found += needle.lstrip() if depth == 1 and found[-1:].isspace() else needle
@@ -204,7 +215,7 @@ class Haystack:
       several tokens).
 
     Raises:
-      UserError: the prompt is too long without any other text.
+      UserError: the prompt is too long without any other text, or as `with_needles`.
     """
     found: dict[tuple[int, int], tuple[str, list[int]]] = {}
 
@@ -248,7 +259,11 @@ class Haystack:
         break
       characters *= 2
     ends = [0, *found.places[:, 1].tolist()]
-    stops = [n for n in ends if n and text[n - 1] == "." and text[n].isspace()]
+    stops = [
+      n
+      for n in ends
+      if n and (text[n - 1] in STOPS or (text[n - 1] == "." and text[n].isspace()))
+    ]
     return text, ends, [0, *stops]
 
 

@@ -1,6 +1,7 @@
 """Heat maps of a score over prompt length and depth."""
 
 import pathlib
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,17 +34,18 @@ def draw(panels: Sequence[dict[str, Any]], path: pathlib.Path) -> pathlib.Path:
   width = max(3.4, 1.4 + 0.55 * columns)
   across = min(ACROSS, len(panels))
   down = -(-len(panels) // across)
-  figure = figure_lib.Figure(figsize=(width * across + 0.9, 3.4 * down))
-  axes = figure.subplots(down, across, squeeze=False, gridspec_kw={"hspace": 0.65})
+  size = (width * across + 0.9, 3.4 * down)
+  figure = figure_lib.Figure(figsize=size, layout="constrained")
+  axes = figure.subplots(down, across, squeeze=False)
   for place, panel in zip(axes.flat, panels, strict=False):
-    image = _panel(place, panel)
+    image = _panel(place, panel, int(12 * width))
   for place in axes.flat[len(panels) :]:
     place.set_visible(False)
   for place in axes[:, 0]:
     place.set_ylabel("depth of the needle, %")
   percent = ticker.PercentFormatter(1, symbol="")
   figure.colorbar(
-    image, ax=axes, label="score, %", fraction=0.05 / down, pad=0.02, format=percent
+    image, ax=axes, label="score, %", aspect=20 * down, pad=0.02, format=percent
   )
   plotting.save(figure, path, dpi=130, bbox_inches="tight")
   return path
@@ -64,7 +66,8 @@ def grid(cells: Sequence[Mapping[str, Any]]) -> tuple[list, list, np.ndarray]:
   return lengths, depths, score_DL
 
 
-def _panel(axes, panel):
+def _panel(axes, panel, characters: int):
+  """A map, with so many characters in a line of its title."""
   lengths, depths, score_DL = grid(panel["cells"])
   image = axes.imshow(score_DL, cmap=COLORS, vmin=0, vmax=1, aspect="auto")
   for (d, n), score in np.ndenumerate(score_DL):
@@ -72,15 +75,17 @@ def _panel(axes, panel):
       dark = score > 0.85 or score < 0.2
       axes.text(n, d, f"{100 * score:.0f}", ha="center", va="center", fontsize=8,
                 color="white" if dark else "black")  # fmt: skip
-  within = sum(length <= panel["window"] for length in lengths)
+  within, xlabel = sum(length <= panel["window"] for length in lengths), ""
   if 0 < within < len(lengths):
     axes.axvline(within - 0.5, color="black", linestyle="--", linewidth=1.2)
+    xlabel = "\n(dashed: the model's window)"
   axes.set(
     xticks=range(len(lengths)),
     yticks=range(len(depths)),
     yticklabels=[f"{100 * depth:.3g}" for depth in depths],
-    xlabel="prompt, tokens",
+    xlabel=f"prompt, tokens{xlabel}",
   )
   axes.set_xticklabels([f"{length:,}" for length in lengths], rotation=45, ha="right")
-  axes.set_title(panel["title"], fontsize=9)
+  lines = [textwrap.fill(line, characters) for line in panel["title"].split("\n")]
+  axes.set_title("\n".join(lines), fontsize=9)
   return image

@@ -35,7 +35,13 @@ def of_values(values: Sequence[float]) -> dict[str, Any]:
 
 
 def of_shares(values: Sequence[float]) -> dict[str, Any]:
-  """Mean of values in [0, 1] and Student's interval, which is cut off at 0 and 1."""
+  """Mean of values in [0, 1] and Student's interval, which is cut off at 0 and 1.
+
+  Several values that are all equal have Wilson's: Student's has no width, as if the
+  next one were known.
+  """
+  if len(values) > 1 and len(set(values)) == 1:
+    return of_scores(values)
   return within_shares(of_values(values))
 
 

@@ -3,8 +3,9 @@
 folder/
   protocol.json  task, options, model: what makes two evaluations the same
   records.jsonl  the records of one batch per line
-  results.json   protocol, notes, summary, items and, of the command `evaluate`, model:
-                 flags of its template, config of its training; written at the end
+  results.json   protocol, notes, summary, items, made_with (commit, libraries, hardware
+                 of the last start) and, of the command `evaluate`, model: flags of its
+                 template, config of its training; written at the end
   *.png          if the task draws
   .lock          held by the process that writes here
 
@@ -26,7 +27,7 @@ from typing import Any
 from skipalign_jax.evals import items as items_lib
 from skipalign_jax.evals import option_values
 from skipalign_jax.evals import subject as subject_lib
-from skipalign_jax.hf import template_dates
+from skipalign_jax.hf import environment, template_dates
 from skipalign_jax.model import digest
 from skipalign_jax.runtime import (
   distributed,
@@ -289,6 +290,7 @@ def run(
       "notes": evaluation.notes,
       "summary": summary,
       "items": records,
+      "made_with": environment.describe(),
       **({"model": subject.described} if subject.described else {}),
     }
     with distributed.together():

@@ -37,11 +37,14 @@ def run(plan: plan_lib.Plan, stem: str, console: terminal.Console) -> None:
     text += "\n\n" + retrieval_tables.markdown(keys)
   if missing:
     text += "\n\nMissing: " + "; ".join(map(escape.markdown, missing))
+  if others := other_options(plan, names):
+    text += "\n\nNot as the sweep says: " + "; ".join(map(escape.markdown, others))
   console.print_markdown(text)
   content = {
     "title": plan.sweep.title,
     "tables": [compare_table.as_json(table) for table in tables],
     "missing": missing,
+    "other_options": others,
     "points": points(plan, names),
     **({"keys": retrieval.without_items(keys)} if keys else {}),
   }
@@ -133,6 +136,18 @@ def overrides(plan: plan_lib.Plan, names: Sequence[str]) -> list[str]:
   if len(set(map(tuple, found.values()))) < 2:
     return []
   return [f"{name}: {'; '.join(lines)}" for name, lines in found.items() if lines]
+
+
+def other_options(plan: plan_lib.Plan, names: Sequence[str]) -> list[str]:
+  """Options of evaluations that are not those of the sweep, and the runs with them."""
+  found: dict[str, list[str]] = {}
+  for name in names:
+    for evaluation in plan.sweep.evaluations:
+      if plan.is_evaluated(name, evaluation):
+        for key, before, now in plan.other_options(name, evaluation):
+          what = f"{evaluation} with --{key}={before}, not {now}"
+          found.setdefault(what, []).append(name)
+  return [f"{what} ({', '.join(runs)})" for what, runs in found.items()]
 
 
 def _results(plan: plan_lib.Plan, name: str, evaluation: str) -> compare_table.Results:

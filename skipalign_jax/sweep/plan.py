@@ -258,20 +258,41 @@ class Plan:
     names = {evaluation: None for evaluation in self.sweep.evaluations}
     names |= {f"{runs.CHOOSE}@{target}": target for target in self.targets(name)}
     for evaluation, target in names.items():
-      now = self._wanted(name, evaluation)
-      path = self.evaluation(name, evaluation) / "results.json"
-      if not path.exists():
+      self._wanted(name, evaluation)
+      folder = self.evaluation(name, evaluation)
+      if not self.is_evaluated(name, evaluation):
         continue
+      if changed := self.other_options(name, evaluation, target):
+        key, before, value = changed[0]
+        raise errors.UserError(
+          f"{folder}: evaluated with --{key}={before}, now {value}. Give the "
+          f"same --eval.{evaluation}.{key}, remove it or use another --out"
+        )
+      path = folder / "results.json"
       found = files.read_json(path, json_limits.MAX_RESULT_VALUES)
-      there = _known(found)
-      for key, value in (now | self._rope(name, target)).items():
-        before = there.get(key)  # None: an older version did not write it
-        if before not in (None, value) and key not in PLACES:
-          raise errors.UserError(
-            f"{path.parent}: evaluated with --{key}={before}, now {value}. Give the "
-            f"same --eval.{evaluation}.{key}, remove it or use another --out"
-          )
-      self._check_subject(name, config, path.parent, found)
+      self._check_subject(name, config, folder, found)
+
+  def other_options(
+    self, name: str, evaluation: str, target: int | None = None
+  ) -> list[tuple[str, Any, Any]]:
+    """Options, with their values then and now, that results were not made with.
+
+    Args:
+      name: of the run.
+      evaluation: that has ended.
+      target: NTK target of the evaluation, if it is not the run's.
+
+    Raises:
+      UserError: `evaluate` has no such option.
+    """
+    path = self.evaluation(name, evaluation) / "results.json"
+    there = _known(files.read_json(path, json_limits.MAX_RESULT_VALUES))
+    now = self._wanted(name, evaluation) | self._rope(name, target)
+    return [
+      (key, there[key], value)
+      for key, value in now.items()  # None: an older version did not write it
+      if there.get(key) not in (None, value) and key not in PLACES
+    ]
 
   def _wanted(self, name: str, evaluation: str) -> dict[str, Any]:
     """Options and `FLAGS` of an evaluation of a run, in their types."""

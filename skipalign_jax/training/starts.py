@@ -7,15 +7,12 @@ it; one whose data has changed is refused, because it would be another run.
 import datetime
 import json
 import pathlib
-import platform
-import subprocess
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import ml_collections
 
-from skipalign_jax.hf import card
+from skipalign_jax.hf import environment
 from skipalign_jax.runtime import distributed, errors, files
 from skipalign_jax.training import same_run
 
@@ -28,19 +25,10 @@ def describe(
   config: ml_collections.ConfigDict, data_fingerprint: str, step: int
 ) -> dict[str, Any]:
   """This start; `step` is the one after which it continues."""
-  devices = jax.devices()
   return {
     "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "step": step,
-    "commit": _commit(),
-    "versions": {"python": platform.python_version()} | card.library_versions(),
-    "hardware": {
-      "device": devices[0].device_kind,
-      "devices": len(devices),
-      "processes": jax.process_count(),
-      "machine": platform.machine(),
-      "host": platform.node(),
-    },
+    **environment.describe(),
     "data": data_fingerprint,
     "config": config.to_dict(),
   }
@@ -60,7 +48,11 @@ def check_processes(
       the latest checkpoint of a workdir in which another run trains may not be the
       same for all.
   """
-  code = {"data fingerprint": data_fingerprint, "commit": _commit(), "model": model}
+  code = {
+    "data fingerprint": data_fingerprint,
+    "commit": environment.commit(),
+    "model": model,
+  }
   this = {"config": config.to_dict(), _CODE: code}
   first, *others = map(json.loads, distributed.exchange(json.dumps(this)))
   different = []
@@ -143,19 +135,3 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     for name in sorted(old.keys() | new.keys())
     if old.get(name) != new.get(name)
   ]
-
-
-def _commit() -> str | None:
-  """Of the repository that this code is in, with "+" for local changes; or None."""
-  here = pathlib.Path(__file__).parents[1]
-  git = lambda *arguments: subprocess.run(
-    ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10
-  )
-  try:
-    head = git("rev-parse", "--short=12", "HEAD")
-    if head.returncode:
-      return None
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", str(here))
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
-  except (OSError, subprocess.SubprocessError):
-    return None

@@ -183,3 +183,8 @@ def test_recipes():
   assert found["skip_all/uniform"] == recipe("skip_all", "uniform")
   with pytest.raises(errors.UserError, match=r"strategy='skip_al'.*skip_all"):
     measure.recipes(base, "skip_al")
+  for spec in ("contiguous/uniform", "pose/sequential"):
+    with pytest.raises(errors.UserError, match=f"{spec}: .* no law of gaps"):
+      measure.recipes(base, spec)
+  with pytest.raises(errors.UserError, match="gaps=''"):
+    measure.recipes(base, "skip_outer/")

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import tiny
+from matplotlib import figure as figure_lib
 
 from skipalign_jax import analyze, config
 from skipalign_jax.analysis import pictures, reach, training
@@ -168,6 +169,14 @@ def test_a_record_in_the_home_folder_is_drawn(flags, tmp_path, monkeypatch):
   assert (tmp_path / "rope.png").read_bytes().startswith(PNG)
 
 
+def test_a_value_between_missing_ones_is_a_dot():
+  """EndPrompt's last positions, one bin at L, were not in the picture."""
+  axes = figure_lib.Figure().subplots()
+  nan = float("nan")
+  pictures._line(axes, range(7), [1, nan, 2, 3, nan, nan, 4], "name", 0)
+  assert axes.collections[0].get_offsets().tolist() == [[0, 1], [6, 4]]
+
+
 def test_running_mean():
   assert pictures._running_mean([1.0, 3.0] * 20)[-1] == 2
   assert pictures._running_mean([1.0, 3.0, 8.0]) == [1, 2, 4]
@@ -195,6 +204,7 @@ def test_running_mean():
     (["training", "nowhere"], "nowhere/metrics.jsonl does not exist"),
     (["training", "a", "--steps=3"], "unexpected argument '--steps=3'"),
     (["draw", "pyproject.toml"], "cannot be drawn"),
+    (["draw"], "draw needs JSON files"),
   ],
 )
 def test_mistakes_are_errors(args, message):

@@ -132,6 +132,11 @@ def test_default_folder_and_report():
     {"x": 0.5, "by": {"1": {"mean": 0.25, "low": 0.0, "high": 1.0, "n": 4}}}
   )
   assert lines == ["x: 0.5000", "by", "  1: 0.2500 (0.0000 to 1.0000, n 4)"]
+  lacks = {"lacks": ["a: 1 of 2 records", "b"], "also": []}
+  assert commands_evaluate.report(lacks) == [
+    "lacks: a: 1 of 2 records; b",
+    "also: nothing",
+  ]
 
 
 def test_compare_shows_folders_side_by_side(model, tmp_path, capsys):

@@ -54,3 +54,13 @@ def test_a_missing_or_empty_book_is_refused(tmp_path):
       books.read(str(tmp_path / name))
   with pytest.raises(errors.UserError, match="--haystack=FILES is needed"):
     books.read("")
+
+
+@pytest.mark.parametrize(
+  "text", ["def f(x):\n  return x + 1\n", "天气很好。我们去公园。"]
+)
+def test_a_text_without_sentences_is_refused(text, tmp_path):
+  """Nothing could be put between them but at both ends."""
+  (tmp_path / "a.txt").write_text(text * 200, "utf-8")
+  with pytest.raises(errors.UserError, match=r"a\.txt: 1 sentences in .*full stop"):
+    books.read(str(tmp_path / "a.txt"))

@@ -4,7 +4,7 @@ import io
 import json
 
 import pytest
-from saved_results import OPTIONS, WHOLE, long_summary, save
+from saved_results import OPTIONS, ROPE, WHOLE, long_summary, save
 
 from skipalign_jax.evals import compare, needle
 from skipalign_jax.evals.longbench import task as longbench_task
@@ -236,6 +236,35 @@ def test_prompts_are_compared_by_content(tmp_path):
   )
 
 
+def test_other_items_of_the_same_protocol_are_noted(tmp_path):
+  """A book that was edited between two evaluations leaves no other trace."""
+
+  def of(name, items, tokenizer="one", task="perplexity", **more):
+    same = dict(items_sha256=items, tokenizer_sha256=tokenizer)
+    options = {"files": "book.txt"}
+    return save(tmp_path / name, task, {task: 2.5}, name, options, **same, **more)
+
+  a, b, c = of("a", "x"), of("b", "y"), of("c", "z", tokenizer="two")
+  (note,) = run(a, b, c)[1][OTHERS]["notes"]
+  assert note.startswith(f"perplexity: items differ in {a} and in {b}; files have")
+  assert run(a, c, of("d", "x"))[1][OTHERS]["notes"] == []
+  limited = run(a, of("e", "y", limit=3))[1][OTHERS]["notes"]  # for this reason
+  assert not any("items differ" in note for note in limited)
+
+
+def test_heat_maps_of_one_model_are_told_apart(tmp_path, monkeypatch):
+  maps = []
+  monkeypatch.setattr(compare.heatmap, "draw", lambda panels, path: maps.extend(panels))
+  a = needle_results(tmp_path / "a")
+  b = needle_results(tmp_path / "b", rope={"kind": "none", "factor": 1.0})
+  c = needle_results(tmp_path / "c")
+  run(a, b, c, out=str(tmp_path / "out"))
+  assert [one["title"].split("\n")[0] for one in maps] == [
+    "llama, rope ntk × 8.0", "llama, rope none × 1.0", f"llama, rope ntk × 8.0 [{c}]",
+  ]  # fmt: skip
+  assert all("passkey" in one["title"].split("\n")[1] for one in maps)
+
+
 def test_a_second_result_of_a_model_has_its_own_table_row(tmp_path):
   summary = long_summary(WHOLE)
   a = save(tmp_path / "a", "longbench", summary, "base", OPTIONS)
@@ -284,7 +313,7 @@ def test_longbench_e_has_a_table_by_length(tmp_path):
   assert values(tables["LongBench-E"]) == {"llama": {"Avg.": 30.0, "4-8k": 30.0}}
 
 
-def needle_results(folder, variant="passkey", model="llama", **changes):
+def needle_results(folder, variant="passkey", model="llama", rope=ROPE, **changes):
   options = needle.Options(variant=variant)
   items = [
     {"id": f"{n}/{d}", "length": n, "depth": d, "score": float(n < 2000)}
@@ -293,7 +322,7 @@ def needle_results(folder, variant="passkey", model="llama", **changes):
   ]
   summary = needle.summarize(options, items)
   given = {"variant": variant, "lengths": "1024,2048"} | changes
-  return save(folder, "needle", summary, model, given, items)
+  return save(folder, "needle", summary, model, given, items, rope=rope)
 
 
 def test_a_mean_of_a_part_of_the_tasks_is_marked(tmp_path):

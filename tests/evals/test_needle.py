@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_subject
 
-from skipalign_jax.evals import haystack, needle, option_values
+from skipalign_jax.evals import facts, haystack, keys, needle, option_values
 from skipalign_jax.runtime import errors
 
 SUBJECT = tiny_subject.make(window=256)
@@ -96,6 +96,34 @@ def test_samples_can_begin_at_their_own_pages(tmp_path):
   (tmp_path / "b.txt").write_text("no stop anywhere here at all")
   other = haystack.of_samples(SUBJECT, str(tmp_path / "b.txt"), 0, 2, own_pages=True)[1]
   assert other.cut(8)[0].startswith("re here")
+
+
+def test_needles_go_back_to_full_stops_of_other_scripts(tmp_path):
+  (tmp_path / "a.txt").write_text("天气很好。我们去公园，看花！" * 200, "utf-8")
+  file = str(tmp_path / "a.txt")
+  options = needle.Options(haystack=file, lengths="1500", depths="0.3,0.6,0.9")
+  before = [
+    text_of(i).partition(" The secret")[0] for i in needle.items(options, SUBJECT)
+  ]
+  assert all(text.endswith("天气很好。") for text in before)
+  at = [len(text.partition(needle.BEFORE)[2].encode()) / 1500 for text in before]
+  assert at == sorted(at) and 0.15 < at[0] < 0.3 < at[1] < 0.6 < at[2]
+  other = haystack.of_samples(SUBJECT, file, 0, 2, own_pages=True)[1]
+  assert other.cut(20)[0].startswith("我们")
+
+
+@pytest.mark.parametrize("task", [needle, keys, facts])
+def test_a_text_without_full_stops_is_refused_where_needles_would_be_far_off(
+  task, tmp_path
+):
+  """They were all at the beginning, whatever their depths."""
+  (tmp_path / "a.py").write_text("def f(x):\n  return x + 1\n" * 100)
+  options = task.Options(haystack=str(tmp_path / "a.py"), lengths="2500", chat=False)
+  with pytest.raises(errors.UserError, match=r"--haystack.* no full stop .*depth 0"):
+    task.items(options, SUBJECT)
+  if task is needle:  # here there is nothing to go back for
+    options = dataclasses.replace(options, depths="0,1")
+    assert len(needle.items(options, SUBJECT)) == 2
 
 
 @pytest.mark.parametrize(

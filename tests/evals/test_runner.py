@@ -65,6 +65,8 @@ def test_results_are_complete(whole):
   assert protocol["options"] == dataclasses.asdict(OPTIONS)
   assert protocol["parameters"] == tiny_subject.CONFIG.num_params()
   assert protocol["window"] == 256 and protocol["rope"]["kind"] == "none"
+  made = results["made_with"]
+  assert {"commit", "versions", "hardware"} == made.keys() and made["versions"]["jax"]
   assert [r["id"] for r in results["items"]] == [
     f"{n}/{d}/0" for n in (300, 400, 500) for d in (0.25, 0.75)
   ]
@@ -241,3 +243,6 @@ def test_intervals():
   assert values["high"] - 2 == pytest.approx(4.302653 / 3**0.5)  # Student's, 2 degrees
   assert values["low"] == 2 * 2 - values["high"]
   assert intervals.of_values([4.0])["low"] is None
+  assert intervals.of_shares([0.0] * 8) == intervals.of_scores([0.0] * 8)
+  assert intervals.of_shares([0.0] * 8)["high"] > 0.3  # no text with a hit, of eight
+  assert intervals.of_shares([0.25, 0.75])["low"] == 0

@@ -288,8 +288,14 @@ def test_an_evaluation_with_other_options_is_refused(plan):
   plan.options["keys"]["depths"] = "3"
   with pytest.raises(errors.UserError, match="evaluated with --depths=2, now 3"):
     plan.check("base")
+  console = quiet()
+  collect.run(plan, "table", console)  # shows it, and says so
+  line = "keys with --depths=2, not 3 (base)"
+  assert "Not as the sweep says" in console.file.getvalue()
+  assert json.loads((plan.out / "table.json").read_text())["other_options"] == [line]
   plan.options["keys"] = {"depths": "2", "haystack": "elsewhere.txt"}
   plan.check("base")
+  assert collect.other_options(plan, ["base"]) == []
   plan.options["keys"] = {"depths": "2", "limit": "3"}
   with pytest.raises(errors.UserError, match="evaluated with --limit=0, now 3"):
     plan.check("base")

@@ -200,7 +200,7 @@ def test_a_process_without_git_is_not_one_of_other_code(monkeypatch):
   """Git may also take too long where many processes ask it on a network disk."""
   config = config_lib.tiny(config_lib.default())
   said, commits = [], ["1234", None, "5678"]
-  monkeypatch.setattr(starts, "_commit", lambda: commits[len(said)])
+  monkeypatch.setattr(starts.environment, "commit", lambda: commits[len(said)])
   monkeypatch.setattr(starts.distributed, "exchange", lambda t: said.append(t) or said)
   starts.check_processes(config, "data", {})
   starts.check_processes(config, "data", {})
