@@ -72,9 +72,8 @@ def is_terminal_start(
   sample_N = jnp.cumsum((blocks.index == 0) & used_N)  # number in the row
   of_sample_N = jnp.bincount(sample_N, 1 * responses_N, length=N + 1)[sample_N]
   last_N = responses_N & (_count(blocks, responses_N) == of_sample_N)
-  last_N &= blocks.index > 0
   if terminal == "turn":  # the instruction that the last response answers
-    last_N = jnp.append(last_N[1:], False) & ~responses_N
+    last_N = jnp.append(last_N[1:], False)
   return last_N & (blocks.index > 0)
 
 

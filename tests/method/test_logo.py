@@ -69,6 +69,14 @@ def test_little_room(m):
   assert (np.diff(here) > 0).all() and here[-1] == max(L, m) - 1
 
 
+def test_a_pair_of_one_turn_stays_contiguous():
+  """Also its shorter reply, which has fewer tokens than the pair counts for."""
+  one = row([(1, [4, 2]), (1, [4, 5])])
+  one["sample_sizes"] = np.full_like(one["segment_ids"], 9)
+  here = synthesize(config("logo", L, terminal="turn"), stack([one]))[0]
+  np.testing.assert_array_equal(here[:15], [*range(6), *range(9)])
+
+
 def test_large_limits_do_not_overflow():
   recipe = config("logo", 2**24 - 1, terminal="response", chunks=4)
   here = synthesize(recipe, stack([row([(i, [4, 2])], 8) for i in range(50)]))[:, :6]
