@@ -78,6 +78,20 @@ def test_hf_folder(tmp_path, shards, dtype):
       np.testing.assert_array_equal(ours, expected[names.hf_name(path, i)])
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+def test_layers_that_are_stored_in_two_types_lose_nothing(tmp_path, layer):
+  """Norms of some layers in fp32: the parameter has fp32 for all of them."""
+  folder, stored = tiny.hf_folder(tmp_path / "m"), tiny.tensors()
+  name = names.hf_name("layers/attn_norm/weight", layer)
+  fine = stored[name].astype(np.float32) + np.float32(1e-4)  # bf16 would round it
+  safetensors.numpy.save_file(stored | {name: fine}, folder / "model.safetensors")
+  parameter = reference.open_model(str(folder)).weights["layers/attn_norm/weight"]
+  assert parameter.dtype == parameter.read().dtype == np.float32
+  np.testing.assert_array_equal(parameter.layer(layer), fine)
+  other = names.hf_name("layers/attn_norm/weight", 1 - layer)
+  np.testing.assert_array_equal(parameter.layer(1 - layer), stored[other])
+
+
 def test_any_block_equals_the_slice_of_the_whole(tmp_path):
   opened = reference.open_model(str(tiny.hf_folder(tmp_path / "m", shards=2)))
   for path in ("embed/weight", "layers/mlp/down/weight", "layers/attn_norm/weight"):
@@ -511,6 +525,9 @@ def test_a_tied_model_whose_head_is_another_matrix_is_refused(tmp_path, monkeypa
   refused(folder, "lm_head.weight is not a copy", "tie_word_embeddings to false")
   save(head[:-1])
   refused(folder, "lm_head.weight is not a copy")
+  stored["model.embed_tokens.weight"][0, 0] = np.nan
+  save(stored["model.embed_tokens.weight"].copy())  # a copy; what is read says NaN
+  reference.open_model(str(folder))
 
 
 def test_pickles_are_never_opened(tmp_path):
