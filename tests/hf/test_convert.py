@@ -85,6 +85,8 @@ def test_import_is_a_checkpoint_that_orbax_reads(tmp_path):
   )
   opened = reference.open_model(str(tmp_path / "native"))
   assert opened.weights["layers/mlp/up/weight"].chunk_layers == 1
+  embed = opened.weights["embed/weight"]
+  assert embed.chunk_layers == embed.shape[0]  # a chunk is no larger than its array
   described = native.read_config(tmp_path / "native")
   assert described.base == str(source)
   assert described.versions["jax"]
