@@ -1,5 +1,6 @@
 """Model references: HF folders, workdirs, what is refused and how it says so."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -194,6 +195,9 @@ def test_workdir_mistakes(tmp_path):
   refused(tmp_path / "run", "config.json says")
   native.write_config(tmp_path / "run", native.Description(tiny.config("biases")))
   refused(tmp_path / "run", "arrays are not those of")
+  tied = dataclasses.replace(tiny.config(), tie_embeddings=True)
+  native.write_config(tmp_path / "run", native.Description(tied))  # one array too many
+  refused(tmp_path / "run", "arrays are not those of", "lm_head/weight")
 
 
 def test_a_damaged_checkpoint_is_not_read(tmp_path, monkeypatch):
