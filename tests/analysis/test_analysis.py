@@ -105,6 +105,13 @@ def test_counts_are_those_of_token_pairs(strategy, gaps, monkeypatch):
   assert counter.unmoved == wanted["gaps_in_sample"][0]
 
 
+def test_the_longest_distance_of_a_sample_does_not_hide_the_shortest_of_the_next():
+  counter, ends = distances.Counter(10), np.array([0, 9, 0, 9])
+  is_query = np.array([False, True, False, True])
+  counter.add(distances.Runs(np.array([0, 0, 1, 1]), ends, np.ones(4, int), is_query))
+  assert counter.sets().tolist() == [2, *[0] * 8, 2]
+
+
 def test_batches_are_rows_of_training():
   some = piece()
   plan = packing.plan_rows(some.length, SEQ_LEN, SEQ_LEN)

@@ -206,6 +206,7 @@ def test_weights(cache):
   for epoch in (rows[:20], rows[20:]):
     ids, counts = np.unique(ids_of(epoch), return_counts=True)
     assert len(ids) == 8 and sorted(counts) == [2] * 4 + [3] * 4
+  assert "the run trains on 40 of builtin:recall:8" in data.report
   assert sorted(ids_of(rows[:20])) != sorted(ids_of(rows[20:]))
 
 
@@ -376,6 +377,18 @@ def test_eval_can_be_a_source_or_nothing(cache):
   taken = {"holdout": True, "holdout:4": True, "holdout.jsonl": False, "": False}
   for spec, expected in taken.items():
     assert holdout.is_taken_out(make_config(cache, eval=spec).data) == expected
+
+
+def test_samples_that_are_cut_elsewhere_are_other_data(cache, tmp_path):
+  """Their ids, of the messages, are the same."""
+  train = write(tmp_path / "long.jsonl", [turns(f"q{i}", "a" * 300) for i in range(4)])
+  one, other = (
+    build(make_config(cache, train=train, eval="", seq_len=n)) for n in (100, 101)
+  )
+  assert sorted(one.first_rows(4)["sample_ids"].max(axis=1)) == sorted(
+    other.first_rows(4)["sample_ids"].max(axis=1)
+  )
+  assert one.fingerprint != other.fingerprint
 
 
 def test_held_out_samples_that_are_trained_on_are_noted(cache, tmp_path):
