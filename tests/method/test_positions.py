@@ -222,14 +222,16 @@ def test_order_of_rows_and_jit_do_not_matter():
   assert (np.diff(whole[:, :10]) > 1).any()
 
 
-@pytest.mark.parametrize("gaps", ["sequential", "uniform"])
-def test_a_full_row_draws_as_one_with_padding(gaps):
-  recipe = config("skip_all", 1000, skip_prob=1.0, gaps=gaps)
+def test_a_full_row_draws_as_each_sample_alone():
+  """Without padding there is no block after the last one."""
+  recipe = config("skip_inner", 100_000, gaps="uniform")
   samples = [(7, [4, 4, 4]), (8, [20, 12, 10, 10])]
-  full = synthesize(recipe, stack([row(samples)]))[0]
-  padded = synthesize(recipe, stack([row(samples, L + 1)]))[0]
-  np.testing.assert_array_equal(full, padded[:L])
-  assert (np.diff(full[:12]) >= 1).all() and (np.diff(full[12:]) >= 1).all()
+  for seed in range(4):
+    full = synthesize(recipe, stack([row(samples)]), seed)[0]
+    parts = [
+      synthesize(recipe, stack([row([one])]), seed)[0, : sum(one[1])] for one in samples
+    ]
+    np.testing.assert_array_equal(full, np.concatenate(parts))
 
 
 def test_contiguous_counts_from_zero_in_each_segment():
