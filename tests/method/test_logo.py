@@ -22,6 +22,7 @@ def starts(slot, c):
 
 
 @pytest.mark.parametrize("terminal", ["turn", "response"])
+@hypothesis.example(samples=[(1, [9] * 4), (2, [7] * 4)])  # no padding
 @hypothesis.given(samples=SAMPLES)
 @hypothesis.settings(deadline=None, max_examples=40)
 def test_chunks_are_in_their_slots_and_the_last_part_is_at_the_end(samples, terminal):
