@@ -180,6 +180,7 @@ def test_coverage_reports_what_never_occurs():
   assert found["positions"] == dict(share=0.15, longest=54, longest_unmet_stretch=45)
   assert found["gap_quantiles"] == [40] * 3 and found["last_quantiles"] == [54] * 3
   assert found["unmoved"] == 0 and found["gaps_per_sample"] == [0, 1]
+  assert measure._met(np.array([0, 0, 0, 1, 0, 0]))["longest_unmet_stretch"] == 3
 
 
 def test_recipes():

@@ -176,8 +176,11 @@ def test_workdir_latest_and_given_step(tmp_path):
   )
   assert len(reference.load_tokenizer(ref)) == len(tiny.tokenizer())
   # Not complete, so never chosen.
-  (tmp_path / "run/checkpoints/99/params").mkdir(parents=True)
-  assert reference.open_model(ref).location.step == 20
+  for step, file in ((99, "params/_METADATA"), (98, "_CHECKPOINT_METADATA")):
+    (tmp_path / f"run/checkpoints/{step}/params").mkdir(parents=True)
+    assert reference.open_model(ref).location.step == 20
+    (tmp_path / f"run/checkpoints/{step}" / file).write_text("{}")
+    assert reference.open_model(ref).location.step == 20
 
 
 def test_workdir_mistakes(tmp_path):
