@@ -311,8 +311,7 @@ class Encoder:
     target_L = (reply_L >= 0) & (starts_L < end_R[reply_L]) & learned_R[reply_L]
 
     ends = np.flatnonzero(target_L & ~np.append(target_L[1:], False))
-    stopped = ends[np.isin(tokens_L[ends], self._special)]
-    if len(np.unique(reply_L[stopped])) < learned_R.sum():
+    if np.isin(tokens_L[ends], self._special).sum() < learned_R.sum():
       raise spans.NoStopError()
     return _Encoded(text, tokens_L, starts_L, block_L, target_L, split)
 

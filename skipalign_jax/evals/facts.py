@@ -195,12 +195,7 @@ def summarize(options: Options, records: Sequence[items_lib.Record]) -> dict[str
 
 def panel(results: dict[str, Any]) -> dict[str, Any]:
   """The heat map of results; see `heatmap.draw`."""
-  protocol, summary = results["protocol"], results["summary"]
-  return {
-    "title": f"{protocol['model']}\nfacts found: {100 * summary['average']:.1f}",
-    "window": protocol["window"],
-    "cells": cells(results["items"]),
-  }
+  return heatmap.panel(results, "facts found", cells(results["items"]))
 
 
 def draw(

@@ -51,6 +51,24 @@ def draw(panels: Sequence[dict[str, Any]], path: pathlib.Path) -> pathlib.Path:
   return path
 
 
+def panel(
+  results: Mapping[str, Any], title: str, cells: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+  """A panel of `draw`.
+
+  Args:
+    results: of an evaluation, with `protocol` and `summary`.
+    title: of the mean of its scores, after the model.
+    cells: as in `draw`.
+  """
+  protocol, average = results["protocol"], results["summary"]["average"]
+  return {
+    "title": f"{protocol['model']}\n{title}: {100 * average:.1f}",
+    "window": protocol["window"],
+    "cells": cells,
+  }
+
+
 def grid(cells: Sequence[Mapping[str, Any]]) -> tuple[list, list, np.ndarray]:
   """Lengths and depths of a map, and score_DL: the means of its cells, NaN for none."""
   lengths = sorted({cell["length"] for cell in cells})

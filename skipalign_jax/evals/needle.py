@@ -174,13 +174,9 @@ def summarize(options: Options, records: Sequence[items_lib.Record]) -> dict[str
 
 def panel(results: dict[str, Any]) -> dict[str, Any]:
   """The heat map of results; see `heatmap.draw`."""
-  protocol, summary = results["protocol"], results["summary"]
-  return {
-    "title": f"{protocol['model']}\n{protocol['options']['variant']}, "
-    f"{summary['score']}: {100 * summary['average']:.1f}",
-    "window": protocol["window"],
-    "cells": results["items"],
-  }
+  variant = results["protocol"]["options"]["variant"]
+  title = f"{variant}, {results['summary']['score']}"
+  return heatmap.panel(results, title, results["items"])
 
 
 def draw(

@@ -200,7 +200,7 @@ class Evaluation:
       identity: more that makes two evaluations the same; JSON.
 
     Returns:
-      One record per item: its id, `item.record` and what was measured.
+      One record per item: its id, `Item.record` and what was measured.
 
     Raises:
       UserError: no items, a folder that cannot be used, or a model whose output is NaN

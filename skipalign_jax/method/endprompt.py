@@ -66,15 +66,14 @@ def is_terminal_start(
   used_N = jnp.arange(len(blocks.index)) < blocks.count
   if terminal == "cue":
     goes_on_N = jnp.append(used_N[1:] & (blocks.index[1:] > 0), False)
-    return used_N & ~goes_on_N & (blocks.index > 0)
+    return ~goes_on_N & (blocks.index > 0)
   responses_N = is_response_N & used_N
   N = len(blocks.index)
-  sample_N = jnp.cumsum((blocks.index == 0) & used_N)  # number in the row
+  sample_N = jnp.cumsum(blocks.index == 0)  # number in the row
   of_sample_N = jnp.bincount(sample_N, 1 * responses_N, length=N + 1)[sample_N]
   last_N = responses_N & (_count(blocks, responses_N) == of_sample_N)
-  last_N &= blocks.index > 0
   if terminal == "turn":  # the instruction that the last response answers
-    last_N = jnp.append(last_N[1:], False) & ~responses_N
+    last_N = jnp.append(last_N[1:], False)
   return last_N & (blocks.index > 0)
 
 

@@ -39,7 +39,7 @@ class Config:
     rank: R, at least 1.
     alpha: the adapters' product is scaled by alpha / rank.
     targets: names of the linear layers that have adapters.
-    base: how frozen matrices are stored, one of `quantized.STORAGE`.
+    base: how frozen matrices are stored, see `quantized.store`.
   """
 
   rank: int

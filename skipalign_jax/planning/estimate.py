@@ -183,7 +183,7 @@ def min_memory_traffic(job: Job) -> int:
   (8 bytes per trained parameter that it holds); in each microbatch the weights of its
   layers in compute dtype (a base under adapters as it is stored) once forward, once
   backward and, with remat, once more; the inputs of all layers written and read. The
-  microbatch is read as often as `recipe.reads` says.
+  microbatch is read as often as `Recipe.reads` says.
   Decoding: weights and cache read once. Attention, norms and the loss move more: this
   is a lower bound.
   """

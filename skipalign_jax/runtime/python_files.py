@@ -1,4 +1,4 @@
-"""Python files of the user: `--config=FILE.py[:variant]` of a training or a sweep.
+"""Python files of the user: --config=FILE.py[:variant] of a training or a sweep.
 
 Such a file is trusted and runs. Mistakes in it, and other files in its place, end in
 one message.

@@ -6,7 +6,6 @@ is loaded or written.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -234,7 +233,7 @@ def check_mesh(
 def check_heads(shape: model_config.ModelConfig, mesh: Mapping[str, int]) -> None:
   """Checks that the heads of attention can be split; see `check_mesh`."""
   devices = mesh["tensor"] * mesh["context"]
-  if shape.num_heads % math.lcm(shape.num_kv_heads, devices):
+  if shape.num_heads % devices:
     raise errors.UserError(
       f"attention splits heads over mesh.tensor x mesh.context = {devices} devices, "
       f"but the model has {shape.num_heads} query and {shape.num_kv_heads} kv heads; "

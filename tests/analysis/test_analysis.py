@@ -105,6 +105,13 @@ def test_counts_are_those_of_token_pairs(strategy, gaps, monkeypatch):
   assert counter.unmoved == wanted["gaps_in_sample"][0]
 
 
+def test_the_longest_distance_of_a_sample_does_not_hide_the_shortest_of_the_next():
+  counter, ends = distances.Counter(10), np.array([0, 9, 0, 9])
+  is_query = np.array([False, True, False, True])
+  counter.add(distances.Runs(np.array([0, 0, 1, 1]), ends, np.ones(4, int), is_query))
+  assert counter.sets().tolist() == [2, *[0] * 8, 2]
+
+
 def test_batches_are_rows_of_training():
   some = piece()
   plan = packing.plan_rows(some.length, SEQ_LEN, SEQ_LEN)
@@ -173,6 +180,7 @@ def test_coverage_reports_what_never_occurs():
   assert found["positions"] == dict(share=0.15, longest=54, longest_unmet_stretch=45)
   assert found["gap_quantiles"] == [40] * 3 and found["last_quantiles"] == [54] * 3
   assert found["unmoved"] == 0 and found["gaps_per_sample"] == [0, 1]
+  assert measure._met(np.array([0, 0, 0, 1, 0, 0]))["longest_unmet_stretch"] == 3
 
 
 def test_recipes():

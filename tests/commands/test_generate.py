@@ -92,6 +92,14 @@ def test_sampling_is_reproducible_by_seed():
   assert sample(seed=3) == sample(seed=3) != sample(seed=4)
 
 
+def test_each_step_and_each_row_has_its_own_draw(monkeypatch):
+  nothing = jax.tree.map(jnp.zeros_like, ENGINE.params)  # all tokens equally likely
+  monkeypatch.setattr(ENGINE, "params", nothing)
+  rows = list(zip(*replies(PROMPTS, temperature=1.0, top_p=0.9), strict=True))
+  assert min(len(set(row)) for row in rows) > NEW // 2
+  assert len(set(rows)) == len(PROMPTS)
+
+
 def drawn(probabilities_V, temperature, top_p, count=4000):
   """The share of draws that chose each token."""
   logits_BV = jnp.log(jnp.asarray(probabilities_V))[None] + 3.0

@@ -65,6 +65,15 @@ def test_what_is_lost_is_what_is_not_kept(mode, long, seq_len):
       assert count / 3 - 20 <= about <= 3 * count + 20
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_exchanges_that_fill_a_row_to_its_end_share_it(count):
+  full = len(whole_of("chatml", dialogues.Dialogue((*PAIR * count,))).tokens)
+  for seq_len, shared in ((full, count), (full - 1, max(1, count - 1))):
+    split = encoder("chatml", seq_len=seq_len, overlong="split")
+    (found,) = split.samples([dialogues.Dialogue((*PAIR * 12,))])
+    assert [one.turns for one in found] == [shared] * (12 // shared)
+
+
 def test_what_is_not_rendered_is_counted(monkeypatch):
   long = dialogues.Dialogue((message("system", "Be kind"), *PAIR * 1000))
   whole = whole_of("chatml", long)

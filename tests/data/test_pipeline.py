@@ -206,6 +206,7 @@ def test_weights(cache):
   for epoch in (rows[:20], rows[20:]):
     ids, counts = np.unique(ids_of(epoch), return_counts=True)
     assert len(ids) == 8 and sorted(counts) == [2] * 4 + [3] * 4
+  assert "the run trains on 40 of builtin:recall:8" in data.report
   assert sorted(ids_of(rows[:20])) != sorted(ids_of(rows[20:]))
 
 
@@ -373,6 +374,21 @@ def test_eval_can_be_a_source_or_nothing(cache):
   assert build(make_config(cache, eval="")).eval_batches == []
   data = build(make_config(cache, eval="builtin:recall:3"))
   assert len(ids_of(data.eval_batches)) == 3
+  taken = {"holdout": True, "holdout:4": True, "holdout.jsonl": False, "": False}
+  for spec, expected in taken.items():
+    assert holdout.is_taken_out(make_config(cache, eval=spec).data) == expected
+
+
+def test_samples_that_are_cut_elsewhere_are_other_data(cache, tmp_path):
+  """Their ids, of the messages, are the same."""
+  train = write(tmp_path / "long.jsonl", [turns(f"q{i}", "a" * 300) for i in range(4)])
+  one, other = (
+    build(make_config(cache, train=train, eval="", seq_len=n)) for n in (100, 101)
+  )
+  assert sorted(one.first_rows(4)["sample_ids"].max(axis=1)) == sorted(
+    other.first_rows(4)["sample_ids"].max(axis=1)
+  )
+  assert one.fingerprint != other.fingerprint
 
 
 def test_held_out_samples_that_are_trained_on_are_noted(cache, tmp_path):
@@ -401,8 +417,15 @@ def test_samples_that_share_only_their_id_are_no_copies():
     sample_ids=np.array([7, 7, 7, 2**32 - 1], np.uint32),
     lengths=np.array([20, 30, 20, 30], np.int32),
     usable=np.arange(4),
+    rows=types.SimpleNamespace(
+      rejected_start=np.zeros(4, int),
+      column={"held_id": np.array([7, 7, 7, 2**32 - 1], np.uint32)}.get,
+    ),
   )
   assert holdout.copies([prepared]) == 1
+  other = dict(vars(prepared), usable=np.array([0]))
+  held_out = [(prepared, np.array([1])), (prepared, np.array([2]))]
+  assert holdout.trained_on([types.SimpleNamespace(**other)], held_out) == 1
 
 
 @pytest.mark.parametrize(

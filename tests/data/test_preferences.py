@@ -186,6 +186,8 @@ def test_what_is_not_kept_of_pairs_is_reported_as_lost(mode, cache_dir, tmp_path
     for options in ({"seq_len": 2048}, {"overlong": mode})
   )
   numbers = lambda form, text: np.array(re.search(form, text).groups(), int)
+  assert "(0 with several turns)" in whole and "(0 with several turns)" in kept
+  assert ("1 truncated" in kept) == (mode == "truncate")  # of one reply only
   counts = r"(\d+) tokens (\d+) targets"
   lost = numbers(r"about (\d+) tokens .* (\d+) of them targets", kept)
   assert (numbers(counts, whole) == numbers(counts, kept) + lost).all()

@@ -523,20 +523,29 @@ def test_a_system_prompt_that_only_prompts_have():
   tokenizer = make("chatml")
   template = MISTRAL.replace("MOVED", "loop.last")
   tokenizer.chat_template = template.replace("[/INST]", "<|endoftext|>")
-  messages = [("system", "Be kind"), *PLAIN]
+  messages = [("system", "Be kind to all of them"), *PLAIN]
   (sample,) = chat.Encoder(tokenizer, 4096)([messages])
   asked = tokenizer.apply_chat_template(turns(messages[:-1]), tokenize=False)
-  assert "Be kind" in asked
+  assert "Be kind to all of them" in asked
   assert tokenizer.decode(sample.tokens) == asked + " Two.<|im_end|>"
   assert replies(tokenizer, sample) == [None, " Two.<|im_end|>"]
   assert sample.rewritten == 1 and tokenizer.decode(
     sample.tokens[sample.block_ids == 2]
-  ) == ("<|im_start|>[INST] Be kind\n\nc<|endoftext|>")
+  ) == ("<|im_start|>[INST] Be kind to all of them\n\nc<|endoftext|>")
   each = chat.Encoder(tokenizer, 4096, rewritten="each").samples([messages])[0]
   assert [replies(tokenizer, one)[-1] for one in each] == [
     " Reply one<|im_end|>",
     " Two.<|im_end|>",
   ]
+
+
+def test_a_system_prompt_that_prompts_have_in_several_questions():
+  """The blocks of the text would not be those of the prompt."""
+  tokenizer = make("chatml")
+  template = MISTRAL.replace("MOVED", "messages[-1]['role'] == 'user'")
+  tokenizer.chat_template = template.replace("[/INST]", "<|endoftext|>")
+  (bad,) = chat.Encoder(tokenizer, 4096)([[("system", "Be kind"), *PLAIN]])
+  assert bad.reason == "changed by the chat template"
 
 
 @pytest.mark.parametrize("moved", ["loop.first", "loop.revindex <= 2"])

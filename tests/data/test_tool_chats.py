@@ -164,6 +164,14 @@ def test_calls_are_learned_if_that_is_asked_for(template, messages):
   assert tokenizer.decode(sample.tokens[:begin]) == asked
 
 
+def test_arguments_are_never_written_as_python_prints_them():
+  template = TEMPLATES["text"].replace(
+    "c.function.arguments + '</call>' }}", "'' }}{{ c.function.arguments }}</call>"
+  )
+  text = rendering.render(make(template), dialogue(CHAT))
+  assert WRITTEN["text"].replace("PLACE", "Rome") in text
+
+
 def test_tools_before_each_question_that_equals_the_last_one():
   """As Mistral Small 3.1 writes them. A reply is learned if its prompt is the text."""
   tokenizer = make(

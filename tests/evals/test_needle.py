@@ -83,6 +83,10 @@ def test_samples_can_begin_at_their_own_pages(tmp_path):
     texts = map(text_of, needle.items(changed, SUBJECT))
     return [text.partition(needle.BEFORE)[2][:28] for text in texts]
 
+  several = dataclasses.replace(OPTIONS, lengths="400", depths="2", samples=3)
+  answers = [item.record["answer"] for item in needle.items(several, SUBJECT)]
+  assert len(set(answers)) == 6  # each has its own key
+
   file = str(tmp_path / "a.txt")
   sentence = "Here is sentence number {}."
   assert begins(file) == [sentence.format("000")] * 4

@@ -188,6 +188,10 @@ def test_score_is_the_share_of_strings_found():
   assert ruler_task.recall("It is ABCD, bcde.", ["abcd", "BCDE", "xyz", "no"]) == 0.5
   assert ruler_task.recall("", ["a"]) == 0
   assert ruler_task.recall("12345678", ["2345"]) == 1
+  for task, expected in (("vt", 0.5), ("qa_1", 1.0), ("qa_2", 1.0)):  # one is enough
+    record = {"task": task, "expected": ["abcd", "xyz"]}
+    assert ruler_task.score(record, "abcd") == expected
+    assert ruler_task.score(record, "abc") == 0
 
 
 @pytest.mark.parametrize(

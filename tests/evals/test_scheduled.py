@@ -104,6 +104,20 @@ def test_a_task_that_fails_loses_no_step(
   assert scores[-1] in of_other  # as in a run that nothing stopped
 
 
+def test_a_step_that_is_evaluated_again_replaces_what_is_there(tmp_path, monkeypatch):
+  """Its weights may differ. Of the summary, numbers are recorded."""
+  summary = {"average": 0.5, "tokens": 7, "by_length": {}, "score": "exact"}
+  left = tmp_path / "evals/one/3/protocol.json"
+  left.parent.mkdir(parents=True)
+  left.write_text("{}")
+  monkeypatch.setattr(scheduled.Evaluator, "_subject", lambda *_: None)
+  monkeypatch.setattr(runner, "run", lambda *_: {"summary": summary})
+  evaluator = scheduled.Evaluator(None, "float32", None, (), None, tmp_path, None)
+  one = scheduled.Scheduled("one", "needle", 0, 0, 1, None)
+  assert evaluator.run(one, 3, {}) == {"one/average": 0.5, "one/tokens": 7}
+  assert not left.exists()
+
+
 def test_a_signal_leaves_the_other_tasks_to_the_next_start(
   cache_dir, tmp_path, monkeypatch
 ):

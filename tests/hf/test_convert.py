@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import gguf
 import huggingface_hub
@@ -85,6 +86,8 @@ def test_import_is_a_checkpoint_that_orbax_reads(tmp_path):
   )
   opened = reference.open_model(str(tmp_path / "native"))
   assert opened.weights["layers/mlp/up/weight"].chunk_layers == 1
+  embed = opened.weights["embed/weight"]
+  assert embed.chunk_layers == embed.shape[0]  # a chunk is no larger than its array
   described = native.read_config(tmp_path / "native")
   assert described.base == str(source)
   assert described.versions["jax"]
@@ -163,17 +166,23 @@ def test_export_of_training_writes_both_rope_spellings_and_stops(tmp_path):
   assert len(mode) == 1, "some files are private"
 
 
-def test_a_longer_window_is_named_everywhere(tmp_path):
-  """Readers take the smallest, or the first, of the names that a window has."""
+@pytest.mark.parametrize("are_window", [True, False])
+def test_a_longer_window_is_named_everywhere(tmp_path, are_window):
+  """Readers take the smallest, or the first, of the names that a window has.
+
+  Limits that are not the window stay: of the length of replies, of a tokenizer that
+  takes longer texts.
+  """
   source = tiny.hf_folder(tmp_path / "hf")
   before = tiny.config().window
-  for name, keys in (
-    ("config.json", ("max_length", "max_sequence_length", "model_max_length")),
-    ("generation_config.json", ("max_length",)),
-    ("tokenizer_config.json", ("model_max_length",)),
+  reply, texts = (before, before) if are_window else (20, 16 * before)
+  for name, keys, length in (
+    ("config.json", ("max_length", "max_sequence_length", "model_max_length"), before),
+    ("generation_config.json", ("max_length",), reply),
+    ("tokenizer_config.json", ("model_max_length",), texts),
   ):
     found = files.read_json(source / name)
-    files.write_json(source / name, found | dict.fromkeys(keys, before))
+    files.write_json(source / name, found | dict.fromkeys(keys, length))
   run("import", source, tmp_path / "run")
   run("export", tmp_path / "run", tmp_path / "same")
   described = native.read_config(tmp_path / "run")
@@ -186,9 +195,17 @@ def test_a_longer_window_is_named_everywhere(tmp_path):
     assert written["max_position_embeddings"] == window
     assert not {"max_length", "max_sequence_length", "model_max_length"} & set(written)
     generation = files.read_json(tmp_path / folder / "generation_config.json")
-    assert generation["max_length"] == window
+    assert generation["max_length"] == (window if are_window else reply)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / folder)
-    assert theirs.model_max_length == window
+    assert theirs.model_max_length == (window if are_window else texts)
+
+
+def test_ids_of_the_base_stay_where_the_tokenizer_has_none():
+  tokenizer = types.SimpleNamespace(bos_token_id=None, pad_token_id=7)
+  base = {"bos_token_id": 5, "pad_token_id": 6}
+  written = export.hf_config(tiny.config(), base, tokenizer, [], "float32")
+  names = ("bos_token_id", "pad_token_id", "eos_token_id")
+  assert [written[name] for name in names] == [5, 7, None]
 
 
 def test_the_model_card_has_the_recipe_and_nothing_else(tmp_path):

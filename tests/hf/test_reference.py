@@ -1,5 +1,6 @@
 """Model references: HF folders, workdirs, what is refused and how it says so."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -76,6 +77,20 @@ def test_hf_folder(tmp_path, shards, dtype):
     for i in range(len(whole) if names.is_stacked(path) else 1):
       ours = parameter.layer(i) if names.is_stacked(path) else whole
       np.testing.assert_array_equal(ours, expected[names.hf_name(path, i)])
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_layers_that_are_stored_in_two_types_lose_nothing(tmp_path, layer):
+  """Norms of some layers in fp32: the parameter has fp32 for all of them."""
+  folder, stored = tiny.hf_folder(tmp_path / "m"), tiny.tensors()
+  name = names.hf_name("layers/attn_norm/weight", layer)
+  fine = stored[name].astype(np.float32) + np.float32(1e-4)  # bf16 would round it
+  safetensors.numpy.save_file(stored | {name: fine}, folder / "model.safetensors")
+  parameter = reference.open_model(str(folder)).weights["layers/attn_norm/weight"]
+  assert parameter.dtype == parameter.read().dtype == np.float32
+  np.testing.assert_array_equal(parameter.layer(layer), fine)
+  other = names.hf_name("layers/attn_norm/weight", 1 - layer)
+  np.testing.assert_array_equal(parameter.layer(1 - layer), stored[other])
 
 
 def test_any_block_equals_the_slice_of_the_whole(tmp_path):
@@ -161,8 +176,11 @@ def test_workdir_latest_and_given_step(tmp_path):
   )
   assert len(reference.load_tokenizer(ref)) == len(tiny.tokenizer())
   # Not complete, so never chosen.
-  (tmp_path / "run/checkpoints/99/params").mkdir(parents=True)
-  assert reference.open_model(ref).location.step == 20
+  for step, file in ((99, "params/_METADATA"), (98, "_CHECKPOINT_METADATA")):
+    (tmp_path / f"run/checkpoints/{step}/params").mkdir(parents=True)
+    assert reference.open_model(ref).location.step == 20
+    (tmp_path / f"run/checkpoints/{step}" / file).write_text("{}")
+    assert reference.open_model(ref).location.step == 20
 
 
 def test_workdir_mistakes(tmp_path):
@@ -180,6 +198,9 @@ def test_workdir_mistakes(tmp_path):
   refused(tmp_path / "run", "config.json says")
   native.write_config(tmp_path / "run", native.Description(tiny.config("biases")))
   refused(tmp_path / "run", "arrays are not those of")
+  tied = dataclasses.replace(tiny.config(), tie_embeddings=True)
+  native.write_config(tmp_path / "run", native.Description(tied))  # one array too many
+  refused(tmp_path / "run", "arrays are not those of", "lm_head/weight")
 
 
 def test_a_damaged_checkpoint_is_not_read(tmp_path, monkeypatch):
@@ -511,6 +532,9 @@ def test_a_tied_model_whose_head_is_another_matrix_is_refused(tmp_path, monkeypa
   refused(folder, "lm_head.weight is not a copy", "tie_word_embeddings to false")
   save(head[:-1])
   refused(folder, "lm_head.weight is not a copy")
+  stored["model.embed_tokens.weight"][0, 0] = np.nan
+  save(stored["model.embed_tokens.weight"].copy())  # a copy; what is read says NaN
+  reference.open_model(str(folder))
 
 
 def test_pickles_are_never_opened(tmp_path):

@@ -184,6 +184,7 @@ def test_crop_takes_the_text_at_its_positions(name):
   assert (np.diff(content) >= 1).all() and (np.diff(content) > 1).any()
   assert content[:2].max() > N and content[2].max() < 25
   np.testing.assert_array_equal(cut["tokens"][3, :7], 100 + np.arange(7))
+  assert not any(x[3, 7:].any() for x in cut.values())  # padding, positions too
   if name == "cream":  # a text as long as L: its places are its positions
     np.testing.assert_array_equal(cut["positions"][:2], content[:2])
     near = jax.jit(lambda batch: positions.crop(config(name, 25), 0, batch, N))(batch)

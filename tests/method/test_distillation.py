@@ -56,6 +56,31 @@ def test_the_student_jumps_once_and_stays_below_the_limit(split, reach):
   assert len(seen) > len(list(samples(batch))) and (far > 0) == (reach == "limit")
 
 
+@pytest.mark.parametrize(
+  ("split", "reach", "firsts", "largest"),
+  [("block", "sample", [2, 3], 6), ("token", "limit", [1, 2, 3, 4, 5], 3)],
+)
+def test_all_jumps_are_equally_likely(split, reach, firsts, largest):
+  """s is a place or the start of a block, y ~ U{1 … Y}, both for themselves."""
+  count, m = 6000, 6
+  like = lambda x_L: np.tile(np.array(x_L, np.int32), (count, 1))
+  batch = {
+    "segment_ids": like([1] * m),
+    "block_ids": like([0, 0, 1, 2, 2, 2]),
+    "sample_ids": np.repeat(np.arange(count, dtype=np.uint32)[:, None], m, 1),
+    "positions": like(range(m)),
+  }
+  config = distillation.DistillConfig(1.0, split=split, reach=reach)
+  limit = 100 if reach == "sample" else m + 3
+  found = drawn_views(config, limit, 0, 0, batch, np.zeros((count, m)))
+  jump_BL = np.asarray(found["positions_2"] - found["positions"])
+  drawn = np.argmax(jump_BL > 0, axis=1), jump_BL[:, -1]
+  seen, counts = np.unique(np.stack(drawn), axis=1, return_counts=True)
+  expected = [(first, y) for first in firsts for y in range(1, largest + 1)]
+  assert list(map(tuple, seen.T.tolist())) == expected
+  assert np.abs(counts / count * len(expected) - 1).max() < 0.2
+
+
 def test_strategy_compares_with_contiguous_positions():
   batch = tiny.batch()
   found = views(batch, view="strategy")

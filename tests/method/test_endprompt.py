@@ -31,6 +31,8 @@ def naive(sizes, L, terminal):
 
 
 @pytest.mark.parametrize("terminal", ["turn", "response", "cue"])
+@hypothesis.example(samples=[(1, [9] * 4), (2, [7] * 4)])  # no padding
+@hypothesis.example(samples=[(1, [9] * 5), (2, [19])])
 @hypothesis.given(samples=SAMPLES)
 @hypothesis.settings(deadline=None, max_examples=40)
 def test_packed_samples_are_those_of_a_plain_transcription(samples, terminal):

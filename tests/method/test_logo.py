@@ -22,6 +22,7 @@ def starts(slot, c):
 
 
 @pytest.mark.parametrize("terminal", ["turn", "response"])
+@hypothesis.example(samples=[(1, [9] * 4), (2, [7] * 4)])  # no padding
 @hypothesis.given(samples=SAMPLES)
 @hypothesis.settings(deadline=None, max_examples=40)
 def test_chunks_are_in_their_slots_and_the_last_part_is_at_the_end(samples, terminal):
@@ -67,6 +68,14 @@ def test_little_room(m):
   recipe = config("logo", L, chunks=7)
   here = synthesize(recipe, stack([row([(1, [5, 5, 5, m - 15])], m)]))[0]
   assert (np.diff(here) > 0).all() and here[-1] == max(L, m) - 1
+
+
+def test_a_pair_of_one_turn_stays_contiguous():
+  """Also its shorter reply, which has fewer tokens than the pair counts for."""
+  one = row([(1, [4, 2]), (1, [4, 5])])
+  one["sample_sizes"] = np.full_like(one["segment_ids"], 9)
+  here = synthesize(config("logo", L, terminal="turn"), stack([one]))[0]
+  np.testing.assert_array_equal(here[:15], [*range(6), *range(9)])
 
 
 def test_large_limits_do_not_overflow():

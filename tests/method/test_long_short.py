@@ -7,6 +7,7 @@ import pytest
 import tiny
 from jaxprs import sizes
 
+from skipalign_jax.data import packing
 from skipalign_jax.method import long_short, positions, two_reads
 from skipalign_jax.model import losses
 from skipalign_jax.runtime import errors
@@ -62,6 +63,34 @@ def test_a_short_window_lacks_the_first_tokens_of_each_sample():
       expected_BL[row, used] = weight_BL[row, used]
     np.testing.assert_array_equal(found["pair_weight"], expected_BL)
   assert len(seen) > 1.5 * len(list(segments(batch)))  # each step draws its own
+
+
+def test_all_numbers_of_hidden_tokens_are_equally_likely():
+  """l_extra ~ U{1 … ⌊m/2⌋}, here of m = 9."""
+  count = 4000
+  ids_BL = np.repeat(np.arange(count, dtype=np.uint32)[:, None], 10, 1)
+  batch = {
+    "segment_ids": np.tile(1 * (np.arange(10) < 9), (count, 1)),
+    "sample_ids": ids_BL,
+  }
+  found = drawn_windows(CONFIG, 0, jnp.int32(0), batch, np.zeros((count, 10)))
+  extra, counts = np.unique(
+    np.sum(found["segment_ids_2"] == 1, axis=1), return_counts=True
+  )
+  assert extra.tolist() == [1, 2, 3, 4]
+  assert np.abs(counts / count - 0.25).max() < 0.03
+
+
+def test_pairs_weigh_alpha_where_weights_are_fractions():
+  """As with loss.reduction=sequence: all pairs together may weigh less than 1."""
+  row = packing.weigh_samples_equally({name: x[1] for name, x in tiny.batch().items()})
+  batch = {name: x[None] for name, x in row.items()}
+  config = long_short.LongShortConfig(0.3, "none", 5)
+  prepare = jax.jit(objective.prepare, static_argnums=0)
+  found, _, total = prepare(tiny.recipe(long_short=config), batch, jnp.int32(0))
+  assert total == pytest.approx(2)  # samples
+  assert 0 < windows(batch, config=config)[0]["pair_weight"].sum() < 1
+  np.testing.assert_allclose(found["pair_weight"].sum(), 0.3 * total, rtol=1e-6)
 
 
 def test_min_context():

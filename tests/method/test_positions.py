@@ -156,6 +156,14 @@ def test_first_gap_is_uniform_over_the_room():
   assert abs(counts[1:] / COUNT - 0.1).max() < 0.01
 
 
+def test_gaps_take_the_last_place_that_is_left():
+  """Two places of room: the second gap gets what the first one leaves, if it can."""
+  found = many(config("skip_all", 5, skip_prob=1.0), [1, 1, 1]) - np.arange(3)
+  layouts, counts = np.unique(found[:, 1:], axis=0, return_counts=True)
+  assert layouts.tolist() == [[1, 2], [2, 2]]
+  assert abs(counts / COUNT - 0.5).max() < 0.02
+
+
 def test_uniform_gaps_make_all_layouts_equally_likely():
   """Two gaps sharing 3 blanks: the 10 pairs (u_1 ≤ u_2) each a tenth."""
   recipe = config("skip_all", 6, skip_prob=1.0, gaps="uniform")
@@ -212,6 +220,18 @@ def test_order_of_rows_and_jit_do_not_matter():
     one = positions.synthesize(recipe, 0, {name: x[:1] for name, x in batch.items()})
   np.testing.assert_array_equal(whole[:1], one)
   assert (np.diff(whole[:, :10]) > 1).any()
+
+
+def test_a_full_row_draws_as_each_sample_alone():
+  """Without padding there is no block after the last one."""
+  recipe = config("skip_inner", 100_000, gaps="uniform")
+  samples = [(7, [4, 4, 4]), (8, [20, 12, 10, 10])]
+  for seed in range(4):
+    full = synthesize(recipe, stack([row(samples)]), seed)[0]
+    parts = [
+      synthesize(recipe, stack([row([one])]), seed)[0, : sum(one[1])] for one in samples
+    ]
+    np.testing.assert_array_equal(full, np.concatenate(parts))
 
 
 def test_contiguous_counts_from_zero_in_each_segment():

@@ -108,6 +108,35 @@ def batch():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_target_counts_for_nothing(batch, kind):
+  """Such as a prompt, of whose tokens log p may be NaN."""
+  weight_BL, segment_BL = batch["loss_weight"], batch["segment_ids"]
+  log_p_BL = -np.random.default_rng(0).uniform(1, 9, weight_BL.shape)
+  of_loss = jax.jit(
+    jax.value_and_grad(
+      lambda log_p_BL, weight_BL: preference.loss_sum(
+        KINDS[kind], log_p_BL, weight_BL, segment_BL, batch["reference"]
+      )[0]
+    )
+  )
+  (want, want_BL), (got, got_BL) = (
+    of_loss(np.where(weight_BL > 0, log_p_BL, other), weight_BL)
+    for other in (-1.0, np.nan)
+  )
+  assert got == want
+  np.testing.assert_array_equal(got_BL, want_BL)
+  # A reply without a target: its pair is none.
+  cut_BL = np.where((segment_BL == 2) & (np.arange(4) == 0)[:, None], 0, weight_BL)
+  count = lambda weight_BL: int(preference.count(weight_BL, segment_BL))
+  assert count(cut_BL) == count(weight_BL) - 1
+  empty = batch | {"loss_weight": 0 * weight_BL}
+  *_, total = objective.prepare(tiny.recipe(loss=KINDS[kind]), empty, jnp.int32(0))
+  assert total == 1  # nothing is divided by zero
+  less, less_BL = of_loss(log_p_BL, cut_BL)
+  assert less < want and not less_BL[0].any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_loss_rewards_and_gradients(batch, kind):
   """Against TRL's formulas, and against float64 autodiff through full logits."""
   config, params = KINDS[kind], tiny.params(tiny.config())

@@ -198,3 +198,13 @@ def test_cached_equals_plain(keys, start, padding):
   whole = [bool(jnp.all(seen(i) | ~used_BL[..., None])) for i in range(start // block)]
   assert all(whole[first:last])
   assert (first == last == start // block) or first == 0 or not whole[first - 1]
+
+
+def test_large_scores_of_a_cache_do_not_overflow():
+  (q_BSNH, k_BSKH, v_BSKH), *_ = inputs(24, heads=4, kv_heads=2)
+  q_BLNH, segments_BS = 1000 * q_BSNH[:, 17:], np.ones((2, 24), np.int32)
+  rest = segments_BS[:, 17:], segments_BS, 17, 0, 4
+  got_BLNH = cached(q_BLNH, k_BSKH[None], v_BSKH[None], *rest)
+  may_attend_BLS = np.tri(24, dtype=bool)[None, 17:]
+  want_BLNH = attention.plain(q_BLNH, k_BSKH, v_BSKH, may_attend_BLS)
+  np.testing.assert_allclose(got_BLNH, want_BLNH, atol=1e-4)

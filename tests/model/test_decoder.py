@@ -22,7 +22,9 @@ KINDS = {
   "untied": CONFIG,
   "biases": tiny.config(attention_bias=True, mlp_bias=True),
   "qk_norm": tiny.config(family="qwen3"),
-  "nope": tiny.config(family="smollm3", nope_layers=(1,), attention_bias=True),
+  "nope": tiny.config(
+    family="smollm3", num_layers=3, nope_layers=(0, 2), attention_bias=True
+  ),
 }
 
 logits = jax.jit(decoder.logits, static_argnums=(1, 5))

@@ -113,6 +113,19 @@ def test_hidden_states_end_at_the_right():
     np.testing.assert_allclose(got_LV, want_LV, rtol=1e-3, atol=1e-3)
 
 
+def test_what_follows_the_end_of_a_reply_may_be_anything(monkeypatch):
+  """Its row is computed as long as others go on."""
+  finite = [[True, True], [False, True], [False, False]]
+  steps = iter(zip([[9, 7], [3, 7], [3, 7]], finite, strict=True))
+  chosen = lambda *_: tuple(map(np.array, next(steps)))
+  engine = inference.Engine(PARAMS, CONFIG, "float32")
+  monkeypatch.setattr(inference, "choose", chosen)
+  replies = engine.generate(SEQUENCES[:2], 4, (9,))
+  assert [next(replies), next(replies)] == [[None, 7], [None, 7]]
+  with pytest.raises(errors.NotFiniteError):
+    next(replies)
+
+
 def test_min_new_tokens_delays_the_stop():
   engine = inference.Engine(PARAMS, CONFIG, "float32")
   prompt = SEQUENCES[0]
@@ -145,6 +158,16 @@ def test_lengths_are_rounded_to_few():
   lengths = {inference.bucket(n, 8) for n in range(1, 1025)}
   assert len(lengths) <= 24 and max(lengths) == 1024
   assert all(n <= inference.bucket(n, 1) <= 1.25 * n + 1 for n in range(1, 5000))
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_rows_divide_among_devices(rows, monkeypatch):
+  """Rows that are added repeat the last one: no row is without a token."""
+  monkeypatch.setattr(inference.Engine, "row_shards", 3)
+  batch = inference.Engine(PARAMS, CONFIG, "float32")._batch(SEQUENCES[:rows])
+  assert len(batch["tokens"]) == 3 * -(-rows // 3)
+  np.testing.assert_array_equal(batch["tokens"][rows - 1], batch["tokens"][-1])
+  assert batch["segment_ids"].any(axis=1).all()
 
 
 def test_empty_prompts_are_refused():

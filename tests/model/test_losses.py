@@ -165,6 +165,17 @@ def test_long_short_terms_never_have_all_logits():
   assert largest(64) == rows * 64 * vocab
 
 
+def test_a_logit_that_is_no_number_leaves_no_log_prob():
+  """Also −∞ of another token, with which the log p of a target would look right."""
+  hidden_BLD, head_VD, targets_BL, _ = arrays()
+  for bad in (-np.inf, np.nan):
+    broken_VD = head_VD.copy()
+    broken_VD[0, 0] = bad
+    score = jax.jit(losses.target_log_probs, static_argnums=3)
+    log_p_BL, _ = score(np.abs(hidden_BLD), broken_VD, targets_BL, 5)
+    assert np.isnan(log_p_BL).all()
+
+
 def test_target_log_probs_never_have_all_logits():
   rows, length, dim, vocab = 2, 64, 3, 50
 

@@ -70,6 +70,7 @@ def test_dynamic_is_refused():
     (("linear", 10_000.0, 0.5), "at least 1"),
     (("yarn", 10_000.0, 4.0), "original window"),
     (("llama3", 10_000.0, 4.0), "original window"),
+    (("llama3", 1e4, 4.0, 8192, 32.0, 1.0, None, 4.0, 4.0), "must be below"),
   ],
 )
 def test_bad_configs_are_refused(arguments, message):

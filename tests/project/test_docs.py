@@ -217,14 +217,21 @@ def test_links_lead_somewhere(hooks):
     hooks.linked(path.read_text(encoding="utf-8"), source, page)  # raises if not
 
 
+def name_of(member):
+  """Of a method or a field; "" for others."""
+  if isinstance(member, ast.AnnAssign):
+    return ast.unparse(member.target)
+  return getattr(member, "name", "")
+
+
 def defined(path):
   """Names that a file of Python defines: `f`, `Class`, `Class.f`, `CONSTANT`."""
   names = set()
   for node in ast.parse(path.read_text(encoding="utf-8")).body:
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
       names.add(node.name)
-      members = getattr(node, "body", []) if isinstance(node, ast.ClassDef) else []
-      names |= {f"{node.name}.{getattr(member, 'name', '')}" for member in members}
+      members = node.body if isinstance(node, ast.ClassDef) else []
+      names |= {f"{node.name}.{name}" for name in map(name_of, members)}
     elif isinstance(node, ast.Assign | ast.AnnAssign):
       targets = node.targets if isinstance(node, ast.Assign) else [node.target]
       names |= {ast.unparse(target) for target in targets}
@@ -254,7 +261,7 @@ FOREIGN = {
   "lm_head.weight", "general.type", "tokenizer.ggml.model", "tokenizer.ggml.pre",
   "tokenizer.ggml.scores", "attention.scale", "attention.value_length",
   "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_ext_factor",
-  "lru_cache.LRUCache.put", *gguf_keys.VALUES,
+  "lru_cache.LRUCache.put", "Figure.savefig", *gguf_keys.VALUES,
 }  # fmt: skip
 PACKAGES = set("jax torch transformers orbax lm_eval TemplateLM".split())
 FILE_NAME = r"[\w./*]+\.(?:py|sh|sbatch|yaml|ipynb)\b"
@@ -303,6 +310,17 @@ def test_files_and_functions_that_are_named_exist(sources):
     for path in {*TEXTS, *notes}
     if (names := stale(path.read_text(encoding="utf-8"), sources))
   }
+  assert not wrong
+
+
+def test_functions_that_docstrings_name_exist(sources):
+  has_docstring = ast.Module | ast.ClassDef | ast.FunctionDef
+  wrong = {}
+  for path in (ROOT / "skipalign_jax").glob("**/*.py"):
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    texts = [ast.get_docstring(one) for one in nodes if isinstance(one, has_docstring)]
+    if names := stale("\n".join(filter(None, texts)), sources):
+      wrong[path.name] = names
   assert not wrong
 
 

@@ -204,6 +204,12 @@ def test_a_proxy_is_not_asked_for_process_0(environ, expected):
   assert environ == before | ({"no_grpc_proxy": expected} if expected else {})
 
 
+def test_a_proxy_is_not_asked_for_an_address_in_brackets():
+  environ = {"http_proxy": "p:1"}
+  distributed._pass_proxies_by("[fe80::1]:99", environ)
+  assert environ["no_grpc_proxy"] == "fe80::1"
+
+
 @pytest.mark.parametrize(
   "environ",
   [
@@ -279,6 +285,20 @@ def test_a_single_process_does_not_communicate():
   assert distributed.Votes().cast(143) == 143
   with pytest.raises(errors.UserError, match="once"), distributed.together():
     raise errors.UserError("once")
+
+
+@pytest.mark.parametrize("mine", ["", "full"])
+def test_what_one_process_has_is_known_to_all(mine, monkeypatch):
+  """Whether it is an error of its own or of the other one."""
+  theirs = "" if mine else "gone"
+  monkeypatch.setattr(distributed, "exchange", lambda text: [text, theirs])
+  with pytest.raises(errors.UserError, match=mine or theirs), distributed.together():
+    if mine:
+      raise errors.UserError(mine)
+  with pytest.raises(errors.UserError), distributed.together():
+    raise errors.UserError("")  # an error without words is one, too
+  monkeypatch.setattr(distributed, "exchange", lambda text: [text, "143"])
+  assert [distributed.highest(status) for status in (0, 200)] == [143, 200]
 
 
 def cached(monkeypatch, folder):

@@ -24,7 +24,9 @@ def test_json_comes_back(tmp_path):
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
 def test_numbers_that_json_does_not_have_are_refused(tmp_path, number):
-  value = {"items": [{"score": 1.0}, {"score": number}]}
+  value = {"items": ({"score": 1.0}, {"score": number})}
+  assert files.not_finite(value) == "items.1.score"
+  value = {"items": list(value["items"])}
   assert files.not_finite(value) == "items.1.score"
   with pytest.raises(errors.UserError, match=r"x\.json.* items\.1\.score is NaN"):
     files.write_json(tmp_path / "x.json", value)
@@ -69,6 +71,38 @@ def test_what_a_kill_leaves_does_not_disturb_the_next_try(tmp_path):
     (new / "whole").write_text("x")
   assert names(tmp_path) == ["file", "folder"]
   assert names(tmp_path / "folder") == ["whole"]
+
+
+def test_a_link_is_replaced_and_what_it_names_stays(tmp_path):
+  (tmp_path / "folder").mkdir()
+  (tmp_path / "folder" / "file").write_text("x")
+  (tmp_path / files.unfinished("y")).symlink_to(tmp_path / "folder")
+  files.write_text(tmp_path / "y", "whole")
+  assert names(tmp_path) == ["folder", "y"] and names(tmp_path / "folder") == ["file"]
+
+
+def test_an_error_names_its_file(tmp_path):
+  """The one that it is of, or the one that is written if it names none."""
+  for error, named in (
+    (OSError(errno.ENOSPC, "full"), tmp_path / "x"),
+    (FileNotFoundError(errno.ENOENT, "gone", "other"), "other"),
+  ):
+    with pytest.raises(OSError) as raised, files.replacing(tmp_path / "x"):
+      raise error
+    assert raised.value.filename == str(named)
+
+
+def test_permissions_are_those_of_the_umask(tmp_path):
+  private = tmp_path / "private"
+  private.touch(mode=0o600)
+  before = os.umask(0o027)
+  try:
+    for path, mode in ((private, 0o640), (tmp_path, 0o750)):
+      files.set_usual_permissions(path)
+      assert path.stat().st_mode & 0o777 == mode
+    assert os.umask(0o027) == 0o027  # as it was
+  finally:
+    os.umask(before)
 
 
 def test_processes_that_write_the_same_file_do_not_meet(tmp_path):
@@ -117,11 +151,11 @@ def test_a_new_folder_is_whole_or_not_there(tmp_path):
   plain = tmp_path / "plain"
   plain.mkdir()
   assert (tmp_path / "x").stat().st_mode == plain.stat().st_mode
-  with (
-    pytest.raises(errors.UserError, match=r"x: .*--out"),
-    files.new_folder(tmp_path / "x"),
-  ):
-    pass
+  (tmp_path / "file").touch()
+  for there in ("x", "file"):
+    message = f"{there}: exists and is not an empty folder; choose another --out"
+    with pytest.raises(errors.UserError, match=message):
+      files.new_folder(tmp_path / there).__enter__()
 
 
 def half_written(path, suffix, kind):
@@ -157,6 +191,24 @@ def test_what_a_kill_left_is_removed_and_what_lives_is_not(tmp_path, name, suffi
     assert path.exists()
     raise RuntimeError
   assert names(tmp_path) == sorted([name, *(left.name for left in others)])
+
+
+def test_a_file_that_is_deleted_before_it_is_locked_is_made_again(
+  tmp_path, monkeypatch
+):
+  """By another process, which took it for one that a kill left."""
+  made, flock = [], files.fcntl.flock
+
+  def delete_first(descriptor, operation):
+    made.extend(names(tmp_path))
+    if len(made) == 1:
+      (tmp_path / made[0]).unlink()
+    flock(descriptor, operation)
+
+  monkeypatch.setattr(files.fcntl, "flock", delete_first)
+  with files.own_file(tmp_path / "x") as new:
+    assert new.exists() and len(made) == 2 and new.name == made[1] != made[0]
+    new.unlink()
 
 
 def test_where_there_are_no_locks_nothing_is_removed(tmp_path, monkeypatch):

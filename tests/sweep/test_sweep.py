@@ -340,6 +340,7 @@ def test_an_evaluation_of_another_rope_or_model_is_refused(plan):
       changed(evaluate=scaled | {key: value}).check("base")
   with pytest.raises(errors.UserError, match="--model=some/model, now other/one"):
     changed(model="other/one").check("base")
+  changed(model="elsewhere/model@7").check("base")  # it may be in another place
 
 
 def test_an_evaluation_after_another_training_is_refused(plan):
@@ -380,6 +381,7 @@ def test_a_damaged_run_does_not_stop_the_others(plan):
 
 
 def test_a_sweep_resumes_and_failures_do_not_stop_it(plan, monkeypatch):
+  trained(plan, "A & co", 4, 8)
   trained(plan, "B", 8, 8)
   evaluated(plan, "B", "long")
   called = []
@@ -396,7 +398,7 @@ def test_a_sweep_resumes_and_failures_do_not_stop_it(plan, monkeypatch):
   assert execute.run(plan, console) == 1
   p = pathlib.Path
   assert called == [
-    ("train", p("rows/a_co")),  # fails: nothing of it is evaluated
+    ("train", p("rows/a_co")),  # begun; fails: nothing of it is evaluated
     ("needle", p("evals/b/keys")),  # trained, and evaluated in part
     ("longbench", p("evals/base/long")),
     ("needle", p("evals/base/keys")),
@@ -432,6 +434,8 @@ def test_commands_are_those_of_run(plan):
     *("-m", "skipalign_jax.evaluate", "needle", f"--model={plan.out}/rows/b"),
     *(f"--out={plan.out}/evals/b/keys", "--depths=2"),
   ]
+  given = dataclasses.replace(plan, options={"keys": {"chat": "True"}})
+  assert given.evaluate_command("base", "keys")[-1] == "--chat=True"  # not the run's
   with pytest.raises(errors.UserError, match="run 'bad': config has no key"):
     execute.write_commands(plan, quiet())
   del plan.sweep.runs["bad"]
@@ -918,6 +922,12 @@ def test_losses_are_correlated_over_runs_of_the_same_data(choosing):
   assert ranks["symmetric KL"]["log_p"] == pytest.approx(every) and every < -0.7
   assert ranks["SCE"]["log_p"] == pytest.approx(-every)
   assert not retrieval._correlations(plan, {"base": found["base"]})
+
+
+def test_of_targets_that_do_as_well_the_smallest_is_chosen(choosing):
+  for target in (1024, 512):
+    chosen(choosing, target, -2.0)
+  assert choosing.target("A") == 512
 
 
 def test_a_run_can_have_a_given_target(choosing):

@@ -24,6 +24,21 @@ def test_keeps_the_latest_and_the_best(tmp_path):
   assert save_all(tmp_path, losses, keep=1, keep_best=True) == [2, 5]
 
 
+def test_of_equal_losses_the_latest_is_the_best(tmp_path):
+  losses = {1: 0.5, 2: 0.5, 3: 0.9}
+  assert save_all(tmp_path, losses, keep=1, keep_best=True) == [2, 3]
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(tmp_path):
+  """Nothing is below NaN, so that it would stay the lowest of those after it."""
+  losses = {1: math.nan, 2: 0.5, 3: 0.9}
+  assert save_all(tmp_path / "new", losses, keep=1, keep_best=True) == [2, 3]
+  assert save_all(tmp_path, losses, keep=3, keep_best=True) == [1, 2, 3]
+  records = [json.dumps({"step": at, "eval_loss": x}) for at, x in losses.items()]
+  (tmp_path / "metrics.jsonl").write_text("\n".join(records) + "\n")
+  assert save_all(tmp_path, {4: 0.8}, keep=1, keep_best=True) == [2, 4]
+
+
 def test_keeps_the_latest_only(tmp_path):
   losses = {1: 0.1, 2: 0.5, 3: 0.9}
   assert save_all(tmp_path, losses, keep=2, keep_best=False) == [2, 3]
@@ -109,6 +124,14 @@ def test_a_flipped_bit_or_a_cut_file_is_set_aside(tmp_path):
   assert {p.name for p in (tmp_path / "damaged").iterdir()} == {"2", "3"}
   found, iterator = restore(tmp_path, 1)
   assert iterator == {"next": 1} and float(found.step) == 1
+
+
+def test_a_step_that_is_damaged_again_is_kept_next_to_the_first(tmp_path):
+  for i in (1, 2):
+    save_all(tmp_path, {6: None, 7: None}, keep=2, keep_best=False)
+    arrays(tmp_path, 7).unlink()
+    assert f"now in {tmp_path}/damaged/7{'_' * (i - 1)}: " in set_aside(tmp_path)
+  assert {p.name for p in (tmp_path / "damaged").iterdir()} == {"7", "7_"}
 
 
 def test_without_a_whole_checkpoint_the_run_does_not_start_silently(tmp_path):

@@ -39,6 +39,21 @@ def test_spikes_are_those_of_the_rule():
   assert {60, 150} <= found.keys() and 5 not in found
 
 
+@pytest.mark.parametrize(
+  ("before", "loss", "sigmas"),
+  [
+    (20, 2.2, pytest.approx(10)),  # of 1 % of the mean: these do not differ
+    (20, 2.1, None),
+    (20, 1.0, None),  # no spike: below them
+    (19, 9.0, None),  # too few to know
+  ],
+)
+def test_spikes_after_a_loss_that_stays(before, loss, sigmas):
+  spikes = health.Spikes()
+  assert [spikes.sigmas(2.0) for _ in range(before)] == [None] * before
+  assert spikes.sigmas(loss) == sigmas
+
+
 def test_a_resumed_run_finds_spikes_as_an_uninterrupted_one(tmp_path):
   losses, whole = curve(), health.Spikes()
   expected = [whole.sigmas(loss) for loss in losses]
@@ -68,3 +83,6 @@ def test_bad_steps_are_kept_and_counted_up_to_the_limit(tmp_path):
   for step in range(20, 40):
     lenient.check(record(step, False), batch, reported.append)
   assert len(list((tmp_path / "nonfinite").iterdir())) == health.MAX_BATCHES
+  assert reported[-1].endswith("the update was skipped")  # step 39 is not kept
+  lenient.check(record(20, False), batch, reported.append)  # again, after a resume
+  assert reported[-1].endswith("step_20_process_1.npz")

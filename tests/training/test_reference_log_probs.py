@@ -159,7 +159,7 @@ def test_a_reference_of_other_weights_is_refused(finished, data, cache_dir, tmp_
       reference_log_probs.of_start(other)
 
 
-@pytest.mark.parametrize("what", ["data", "recipe", "adapters"])
+@pytest.mark.parametrize("what", ["data", "recipe", "loss", "adapters"])
 def test_a_reference_of_other_data_positions_or_adapters_is_refused(
   finished, tmp_path, what
 ):
@@ -167,13 +167,16 @@ def test_a_reference_of_other_data_positions_or_adapters_is_refused(
   shutil.copy(finished[1] / reference_log_probs.FILE, tmp_path)
   assert len(reference_log_probs.of_start(setup)) == 1
   positions = dataclasses.replace(setup.recipe.positions, skip_prob=0.25)
+  loss = dataclasses.replace(setup.recipe.loss, reference="contiguous")
   other = {
     "data": lambda: dataclasses.replace(setup.data, fingerprint="of other chats"),
     "recipe": lambda: dataclasses.replace(setup.recipe, positions=positions),
+    "loss": lambda: dataclasses.replace(setup.recipe, loss=loss),
     "adapters": lambda: reference.open_model(str(finished[1])).weights,
   }[what]()
   with pytest.raises(errors.UserError, match="another model or other data"):
-    reference_log_probs.of_start(dataclasses.replace(setup, **{what: other}))
+    changed = {"recipe" if what == "loss" else what: other}
+    reference_log_probs.of_start(dataclasses.replace(setup, **changed))
 
 
 def old_key(setup):

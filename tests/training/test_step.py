@@ -54,6 +54,13 @@ def test_microbatches_equal_one_batch(run):
     np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
 
 
+def test_a_microbatch_has_rows_of_every_device():
+  """Neighbouring rows are on one device; they are parts of different microbatches."""
+  rows = {"x": jnp.arange(8)}
+  sums = step.accumulate(lambda _, micro: micro["x"], None, rows, 2)
+  assert sums.tolist() == [0 + 1, 2 + 3, 4 + 5, 6 + 7]
+
+
 def test_loss_is_the_mean_over_all_targets(run, naive_sums):
   batch = tiny.batch()
   start = tiny.params(run.recipe.model)
@@ -142,7 +149,7 @@ def test_without_mask_a_row_is_one_long_sample(run, naive_sums):
 def test_metrics_by_hand():
   batch = {
     "segment_ids": jnp.array([[1, 1, 1, 2, 2, 2, 3, 0], [1, 1, 1, 1, 1, 1, 0, 0]]),
-    "positions": jnp.array([[0, 7, 8, 0, 1, 2, 0, 0], [0, 1, 5, 6, 90, 91, 0, 0]]),
+    "positions": jnp.array([[0, 2, 3, 0, 1, 2, 0, 0], [0, 1, 5, 6, 90, 91, 0, 0]]),
   }
   weight_BL = jnp.array([[1.0, 0, 0, 1, 0.5, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0, 0]])
   metrics = step.describe(batch, weight_BL)
@@ -152,6 +159,10 @@ def test_metrics_by_hand():
     "largest_position": 91,
     "skipped_fraction": 0.5,  # samples 1 and 4 of 4
   }
+  # Of two reads, those of the second one.
+  twice = batch | {"positions_2": batch["positions"].at[0, 5].set(92)}
+  metrics |= {"largest_position": 92, "skipped_fraction": 0.75}
+  assert step.describe(twice, weight_BL) == metrics
 
 
 def test_metrics_of_a_real_batch(run):

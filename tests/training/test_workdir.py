@@ -121,6 +121,7 @@ def test_checkpoints_that_are_gone_end_the_run(tmp_path):
     check()
   assert records.read_text()  # not emptied
   check(start=10)
+  check(start=20)  # complete
   with pytest.raises(errors.UserError, match="has step 25, but the run has 20 steps"):
     check(start=25)
   started(0)
