@@ -210,15 +210,12 @@ def test_draws_depend_only_on_seed_sample_and_epoch():
   assert here(static) != here(static, id_=8)
 
 
-def test_order_of_rows_and_jit_do_not_matter():
+def test_order_of_rows_does_not_matter():
   recipe = config("skip_all", 100_000)
   batch = stack([row([(i, [2, 3, 1, 4])]) for i in range(6)])
   whole = synthesize(recipe, batch)
   back = synthesize(recipe, {name: x[::-1] for name, x in batch.items()})
   np.testing.assert_array_equal(whole, back[::-1])
-  with jax.disable_jit():
-    one = positions.synthesize(recipe, 0, {name: x[:1] for name, x in batch.items()})
-  np.testing.assert_array_equal(whole[:1], one)
   assert (np.diff(whole[:, :10]) > 1).any()
 
 
