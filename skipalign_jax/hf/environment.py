@@ -21,7 +21,6 @@ def describe() -> dict[str, Any]:
       "devices": len(devices),
       "processes": jax.process_count(),
       "machine": platform.machine(),
-      "host": platform.node(),
     },
   }
 

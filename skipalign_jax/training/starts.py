@@ -7,6 +7,7 @@ it; one whose data has changed is refused, because it would be another run.
 import datetime
 import json
 import pathlib
+import platform
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,10 +26,12 @@ def describe(
   config: ml_collections.ConfigDict, data_fingerprint: str, step: int
 ) -> dict[str, Any]:
   """This start; `step` is the one after which it continues."""
+  made_with = environment.describe()
+  made_with["hardware"]["host"] = platform.node()  # not in results, which are published
   return {
     "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "step": step,
-    **environment.describe(),
+    **made_with,
     "data": data_fingerprint,
     "config": config.to_dict(),
   }
