@@ -219,7 +219,8 @@ def run(work: Callable[[], int]) -> int:
   except KeyboardInterrupt as error:
     if jax.distributed.is_initialized():
       terminal.print_to_stderr(signals.describe(error))
-      _all_end("stopped")  # the others may not have seen it
+      if _all_end("stopped"):  # otherwise the others have not seen it
+        jax.distributed.shutdown()  # process 0 ends after the others have left it
       _leave(signals.status_of(error))
     raise
   except Exception as error:

@@ -155,11 +155,21 @@ def pair_of(code, *environments):
 
 
 @pytest.mark.multidevice
-def test_sigterm_ends_processes_that_wait_for_one_that_works():
-  """JAX takes SIGTERM for its preemption service, and a wait is a call into C."""
+@pytest.mark.parametrize("slow", [0, 1])
+def test_sigterm_ends_processes_that_wait_for_one_that_works(slow):
+  """JAX takes SIGTERM for its preemption service, and a wait is a call into C.
+
+  It aborts a process that is slow to leave after process 0 has ended.
+  """
   code = (
     "import time\n"
     "from skipalign_jax.runtime import distributed, errors\n"
+    "all_end = distributed._all_end\n"
+    "def all_end_slowly(how):\n"
+    "  done = all_end(how)\n"
+    f"  time.sleep(INDEX == {slow})\n"
+    "  return done\n"
+    "distributed._all_end = all_end_slowly\n"
     "def work():\n"
     "  distributed.initialize('ADDRESS,2,INDEX', 'run', 60)\n"
     "  print('connected', flush=True)\n"

@@ -163,9 +163,9 @@ def test_contradictions_in_the_config(config, changes, message):
 def test_each_step_may_have_a_limit_of_its_own(config):
   config.positions.update(schedule="4096,8192,16384", max_position=16384)
   recipe = resolve.check(config)
-  resolve.check_schedule(recipe, 3)
+  resolve.check_steps(config, recipe, 3)
   with pytest.raises(errors.UserError, match="3 limits and the run 2 steps"):
-    resolve.check_schedule(recipe, 2)
+    resolve.check_steps(config, recipe, 2)
 
 
 def test_full_rows_may_have_no_room(config):
