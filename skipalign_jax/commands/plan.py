@@ -206,9 +206,9 @@ def _search(build, jobs, parts, show) -> tuple[plan_json.Record, list[str]]:
           f"({found.needed / hardware.GIB:.1f} GiB with the reserve, {how})"
         )
       else:
-        why = f"none of {len(more)} other settings does" if more else (
-          "no setting makes it smaller"
-        )  # fmt: skip
+        why = "no setting makes it smaller"
+        if more:
+          why = f"none of {len(more)} other settings does"
         advice.append(
           f"{part['program']} does not fit, and {why}; take more devices or larger ones"
         )

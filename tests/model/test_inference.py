@@ -114,7 +114,7 @@ def test_hidden_states_end_at_the_right():
 
 
 def test_what_follows_the_end_of_a_reply_may_be_anything(monkeypatch):
-  """Its row is computed as long as others go on."""
+  """Its row is computed until the others have ended."""
   finite = [[True, True], [False, True], [False, False]]
   steps = iter(zip([[9, 7], [3, 7], [3, 7]], finite, strict=True))
   chosen = lambda *_: tuple(map(np.array, next(steps)))
